@@ -1,0 +1,67 @@
+"""The CIFAR network of nutszebra/resnext, and the paper's."""
+from trainer.networks import layers
+from trainer.networks.base import Network
+from trainer.weights.registry import load
+
+__all__ = ['ResNext', 'load']
+
+
+class ResNext(Network):
+    """The 2017 program's CIFAR ResNeXt (its ``resnext.py``).
+
+    It differs from the paper's in its shortcuts (subsampling and zero channels
+    instead of projections), in where its ReLUs are (before the addition, none
+    after it) and in its head (batch normalisation and ReLU on the scores).
+
+    Args:
+        category_num (int): Number of classes.
+        block_num (tuple of int): Blocks in each stage.
+        C (int): Cardinality.
+        d (int): Width of one group in the first stage; it doubles from stage to stage.
+        multiplier (int): A block of stage i gives d x 2^(i-1) x multiplier channels.
+        initialize (bool): ``False`` leaves the weights zero, for loading a file.
+    """
+
+    kind = 'original-cifar'
+    preprocessing = 'DataAugmentationCifar10NormalizeSmall'
+
+    def __init__(self, category_num, block_num=(3, 3, 3), C=4, d=64, multiplier=4,
+                 initialize=True):
+        super().__init__()
+        self.multiplier = multiplier
+        stages = [layers.StageConfig(blocks, C * d * 2 ** i, C, d * 2 ** i * multiplier,
+                                     2 if i else 1, 'none')
+                  for i, blocks in enumerate(block_num)]
+        # Chainer v1's default, which its files were trained with.
+        eps = 2e-5
+        channels = self._build(category_num, stages, stem=(3, 1, 1), stem_width=d * multiplier,
+                               relu_after_add=False, eps=eps)
+        with self.init_scope():
+            self.fc = layers.ConvBN(channels, category_num, 1, eps=eps)
+        if initialize:
+            self.weight_initialization()
+
+    def classify(self, h):
+        return self.fc(h).reshape((len(h), self.category_num))
+
+    def architecture(self):
+        return {'network': self.kind, 'category_num': self.category_num,
+                'block_num': list(self.block_num), 'C': self.C, 'd': self.d,
+                'multiplier': self.multiplier, 'classes': self.classes}
+
+    def original_units(self):
+        def unit(here, names):
+            return (here + '/conv', [name + '/conv' for name in names],
+                    here + '/bn', [name + '/bn' for name in names])
+
+        units = [unit('stem', ['conv_bn_relu'])]
+        for i, blocks in enumerate(self.block_num, 1):
+            for j in range(1, blocks + 1):
+                here = 'stage{}/block{}/'.format(i, j)
+                there = 'resnext_block_{}_{}/conv_bn_relu'.format(i, j)
+                for part, number in (('reduce', 1), ('grouped', 2)):
+                    units.append(unit(here + part, [
+                        '{}{}_{}'.format(there, number, k) for k in range(1, self.C + 1)]))
+                units.append(unit(here + 'expand', [there + '3']))
+        units.append(unit('fc', ['linear']))
+        return units

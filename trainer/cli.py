@@ -1,0 +1,59 @@
+"""What the scripts share: arguments and errors of one line."""
+import argparse
+import os
+import sys
+
+from trainer.errors import InputError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are one line, without the usage above them."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault('formatter_class', argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        self.exit(2, '{}: error: {} ({} --help lists the flags)\n'.format(
+            self.prog, message, self.prog))
+
+
+def positive(kind):
+    """Return an argparse type: ``kind`` (int or float) above zero."""
+    def parse(text):
+        value = kind(text)
+        if not 0 < value < float('inf'):
+            raise argparse.ArgumentTypeError('{} is not above zero'.format(text))
+        return value
+    parse.__name__ = 'positive ' + kind.__name__
+    return parse
+
+
+def run(main):
+    """Run a script's ``main()`` and turn what a user can mend into one line.
+
+    Exit status: 2 after an error of the input or of the file system, 130 after
+    an interrupt, otherwise what ``main`` returns.
+    """
+    prog = os.path.basename(sys.argv[0])
+    try:
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
+    except InputError as e:
+        message = str(e)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print('\n{}: interrupted'.format(prog), file=sys.stderr)
+        sys.exit(130)
+    except OSError as e:
+        if e.errno is None:
+            raise
+        message = '{}{}'.format('{}: '.format(e.filename) if e.filename else '', e.strerror)
+    except MemoryError as e:
+        message = 'not enough memory{}; a smaller batch (-b) needs less'.format(
+            ' ({})'.format(e) if str(e) else '')
+    print('{}: error: {}'.format(prog, ' '.join(message.split())), file=sys.stderr)
+    sys.exit(2)

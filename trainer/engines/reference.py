@@ -1,0 +1,53 @@
+"""Plain Chainer functions, on any device and in any precision: what the layers mean.
+
+All feature maps are (batch, channels, height, width).
+"""
+import chainer.functions as F
+
+
+def conv_bn(x, conv, bn, relu, residual=None):
+    """relu(bn(conv(x)) + residual), the ReLU and the addition where asked for.
+
+    Args:
+        x (chainer.Variable): Input feature map.
+        conv (chainer.links.Convolution2D): The convolution, without a bias.
+        bn (chainer.links.BatchNormalization): Its batch normalisation; it
+            follows ``chainer.config.train``.
+        relu (bool): Whether a ReLU comes last.
+        residual (chainer.Variable): Added before the ReLU.
+    """
+    h = bn(conv(x))
+    if residual is not None:
+        h = h + residual
+    return F.relu(h) if relu else h
+
+
+def add(x, y):
+    """x + y, of one shape."""
+    return x + y
+
+
+def subsample_and_pad(x, stride, out_channels):
+    """Keep every ``stride``-th pixel and append zero channels up to ``out_channels``."""
+    if stride > 1:
+        x = F.average_pooling_2d(x, 1, stride, 0)
+    missing = out_channels - x.shape[1]
+    if missing:
+        zeros = x.xp.zeros((x.shape[0], missing) + x.shape[2:], x.dtype)
+        x = F.concat((x, zeros), axis=1)
+    return x
+
+
+def max_pooling(x, ksize, stride, pad, round_up):
+    """Max pooling; ``round_up`` counts a last window that is not full."""
+    return F.max_pooling_2d(x, ksize, stride, pad, cover_all=round_up)
+
+
+def global_average_pooling(x):
+    """Mean over height and width: (batch, channels, 1, 1)."""
+    return F.average_pooling_2d(x, x.shape[2:])
+
+
+def linear(x, fc):
+    """The classifier: (batch, channels, 1, 1) to (batch, classes)."""
+    return fc(x)

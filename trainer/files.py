@@ -1,0 +1,43 @@
+"""Files that appear whole or not at all."""
+import contextlib
+import os
+import shutil
+
+#: What files and folders are called before they are whole.
+UNFINISHED = 'tmp-'
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a path to write to; at the end it becomes ``path``, in one step.
+
+    The file is written beside its place and renamed, so that whoever reads
+    ``path`` finds the old file or the new one. After an exception the old one
+    stays and the unfinished one is removed.
+
+    Args:
+        path (str): The file to create or replace. Its folder must exist.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    # The suffix stays: Pillow and Matplotlib read the format from it.
+    unfinished = os.path.join(folder, '{}{}-{}'.format(UNFINISHED, os.getpid(), name))
+    try:
+        yield unfinished
+        with open(unfinished, 'rb') as f:
+            os.fsync(f.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(unfinished)
+        raise
+
+
+def remove_unfinished(folder):
+    """Remove what a killed process left in ``folder`` (not below it)."""
+    for entry in os.scandir(folder):
+        if entry.name.startswith(UNFINISHED):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.remove(entry.path)

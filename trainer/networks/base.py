@@ -1,0 +1,242 @@
+"""What both networks have in common: the original's ``nutszebra_chainer.Model``."""
+import collections
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+
+from trainer import devices, engines
+from trainer.networks import initialization, layers
+
+
+class Network(chainer.Chain):
+    """Stem, stages of :class:`~trainer.networks.layers.Bottleneck`, pooling, classifier.
+
+    A subclass calls :meth:`_build`, has a link ``fc`` and says how the parts
+    were called in 2017 (:meth:`original_units`).
+
+    Attributes:
+        category_num (int): Number of classes.
+        stages (tuple of StageConfig): The stages.
+        C (int): Cardinality. d (int): Base width, of one group in stage 1.
+        block_num (tuple of int): Blocks in each stage.
+        classes (list of str): Names of the classes, or ``None``. Kept in npz files.
+    """
+
+    #: The name that npz files know the network by (:mod:`trainer.weights.registry`).
+    kind = None
+    #: The class of ``data_augmentation`` that belongs to the network.
+    preprocessing = None
+
+    def _build(self, category_num, stages, stem, stem_width, relu_after_add, eps):
+        ksize, stride, pad = stem
+        layers.check_sizes(3 * stem_width * ksize ** 2, stem_width, stages)
+        self.category_num = category_num
+        self.stages = tuple(stages)
+        self.block_num = tuple(s.blocks for s in stages)
+        self.C = stages[0].groups
+        self.d = stages[0].width // stages[0].groups
+        self.eps = eps
+        self.classes = None
+        # Chainer names links after their attribute; the original's name is the run's.
+        self.name = 'ResNext_{}_{}'.format(category_num, self.C)
+        self.add_link('stem', layers.ConvBN(3, stem_width, ksize, stride, pad, eps=eps))
+        channels = stem_width
+        for i, config in enumerate(stages, 1):
+            self.add_link('stage{}'.format(i), layers.Stage(channels, config, relu_after_add, eps))
+            channels = config.out_channels
+        return channels
+
+    # What a network computes.
+
+    def activations(self, x):
+        """Yield (name, feature map) after the stem, the pooling and each stage, in order.
+
+        Args:
+            x (chainer.Variable): (batch, 3, height, width) float32, preprocessed.
+        """
+        h = self.stem(x)
+        yield 'stem', h
+        for i in range(1, len(self.stages) + 1):
+            h = self['stage{}'.format(i)](h)
+            yield 'stage{}'.format(i), h
+        yield 'features', engines.current().global_average_pooling(h)
+
+    def features(self, x):
+        """Compute what enters the classifier: (batch, channels, 1, 1)."""
+        for _, h in self.activations(x):
+            pass
+        return h
+
+    def classify(self, h):
+        """Compute (batch, classes) scores from :meth:`features`."""
+        raise NotImplementedError
+
+    def forward(self, x, train=None):
+        """Compute the scores of the classes, before softmax.
+
+        Args:
+            x (chainer.Variable): (batch, 3, height, width) float32, preprocessed.
+            train (bool): Whether batch normalisation uses the batch's statistics
+                and updates its own. ``None``: as ``chainer.config.train`` says.
+
+        Returns:
+            chainer.Variable: (batch, category_num).
+        """
+        if train is None:
+            return self.classify(self.features(x))
+        with chainer.using_config('train', train):
+            return self.classify(self.features(x))
+
+    @staticmethod
+    def calc_loss(y, t):
+        """Mean softmax cross entropy of scores (batch, classes) and int32 labels (batch,)."""
+        return F.softmax_cross_entropy(y, t)
+
+    @classmethod
+    def accuracy(cls, y, t, xp=np):
+        """Count what was recognised and what was mistaken.
+
+        Args:
+            y (chainer.Variable): Scores (batch, classes).
+            t (chainer.Variable): Labels (batch,).
+
+        Returns:
+            tuple of dict: label -> pictures recognised, and
+            (label, answer) -> pictures mistaken.
+        """
+        right, _, wrong = cls.accuracy_n(y, t, xp, 1)
+        return right, wrong
+
+    @staticmethod
+    def accuracy_n(y, t, xp=np, n=5):
+        """As :meth:`accuracy`, with label -> pictures whose label is among the ``n`` best
+        as the second of three."""
+        y = chainer.backends.cuda.to_cpu(getattr(y, 'array', y))
+        t = chainer.backends.cuda.to_cpu(getattr(t, 'array', t))
+        best = np.argsort(-y, axis=1, kind='stable')[:, :n]
+        right = collections.Counter(t[best[:, 0] == t].tolist())
+        right_n = collections.Counter(t[(best == t[:, None]).any(axis=1)].tolist())
+        mistaken = best[:, 0] != t
+        wrong = collections.Counter(zip(t[mistaken].tolist(), best[mistaken, 0].tolist()))
+        return right, right_n, wrong
+
+    # Weights.
+
+    def weight_initialization(self, seed=None):
+        """Fill the weights anew, as the original does (:mod:`trainer.networks.initialization`).
+
+        Biases and shifts become 0, scales 1, running means 0 and variances 1.
+
+        Args:
+            seed (int): The same seed gives the same weights; ``None`` gives others each time.
+        """
+        rng = np.random.default_rng(seed)
+        for link in self.links():
+            if isinstance(link, (L.Convolution2D, L.Linear)):
+                link.W.array[...] = self.xp.asarray(
+                    initialization.orthonormal_relu(link.W.shape, rng))
+                if link.b is not None:
+                    link.b.array[...] = 0
+            elif isinstance(link, L.BatchNormalization):
+                link.gamma.array[...] = 1
+                link.beta.array[...] = 0
+                link.avg_mean[...] = 0
+                link.avg_var[...] = 1
+                link.N = 0
+
+    def count_parameters(self):
+        """Count the weights of the convolutions and of the classifier (no biases, no BN).
+
+        ``count_params()``, Chainer's own, counts everything that is trained.
+        """
+        return sum(link.W.size for link in self.links()
+                   if isinstance(link, (L.Convolution2D, L.Linear)))
+
+    def architecture(self):
+        """Return what npz files record of the network, as JSON can hold it: the
+        constructor's arguments and the names of the classes."""
+        raise NotImplementedError
+
+    def original_units(self):
+        """Return how the 2017 program called the parts, in its order.
+
+        Returns:
+            list of tuple: (convolution here, names of the original's convolutions,
+            batch normalisation here or ``None``, names of the original's); where
+            there are several, they are the branches, along the output channels.
+
+        Raises:
+            trainer.errors.InputError: The 2017 program cannot hold this network.
+        """
+        raise NotImplementedError
+
+    def load_model(self, path):
+        """Load weights from an npz file of this project or of the original program.
+
+        Args:
+            path (str): The file. The original's branches become groups and its
+                convolution biases go into the running means, exactly.
+
+        Raises:
+            trainer.errors.InputError: The file is damaged or holds another network;
+                the network is then as it was.
+        """
+        from trainer.weights import npz
+        npz.load_into(path, self)
+
+    def save_model(self, path, gpu=None, layout=None):
+        """Save the weights as npz, float32; the file appears whole or not at all.
+
+        Args:
+            path (str): The file, any name.
+            gpu (int): Ignored; the original moved the model to and fro.
+            layout (str): ``None``: this project's. 'original': what the 2017
+                program reads (convolution biases are 0).
+
+        Raises:
+            trainer.errors.InputError: The 2017 program cannot hold this network.
+        """
+        from trainer.weights import npz
+        npz.save(path, self, layout)
+        return True
+
+    # The original's helpers.
+
+    def check_gpu(self, gpu):
+        """Move the network to the GPU ``gpu``, or to the CPU where it is below 0.
+
+        Returns:
+            bool: Whether it is on a GPU now.
+
+        Raises:
+            trainer.errors.InputError: There is no CuPy or no such GPU.
+        """
+        device = devices.get(gpu)
+        device.use()
+        self.to_device(device)
+        return gpu >= 0
+
+    def model_is_cpu_mode(self):
+        """Tell whether the parameters are on the CPU."""
+        return self.xp is np
+
+    def prepare_input(self, X, dtype=np.float32, volatile=False, xp=None, gpu=None):
+        """Make a variable on the network's device.
+
+        Args:
+            X (array-like): A batch, for example a list of (3, height, width) arrays.
+            dtype (numpy.dtype): Its type: float32 for pictures, int32 for labels.
+            volatile (bool): Accepted for the sake of code of Chainer v1; ``True``
+                means that no gradient of ``X`` itself is wanted.
+            xp (module): numpy or cupy, where not the network's own.
+            gpu (int): A GPU, where not the network's own.
+        """
+        if gpu is not None and gpu >= 0:
+            device = devices.get(gpu)
+        elif xp is not None:
+            device = chainer.get_device('@numpy' if xp is np else '@cupy:0')
+        else:
+            device = self.device
+        return chainer.Variable(device.send(np.asarray(X, dtype)), requires_grad=not volatile)

@@ -1,0 +1,165 @@
+"""The links that every network is made of.
+
+They hold the parameters and say what is computed; the engine computes it
+(:mod:`trainer.engines`). Weights start as zeros: a network fills them with
+:meth:`weight_initialization <trainer.networks.base.Network.weight_initialization>`
+or from a file.
+"""
+import collections
+
+import chainer
+import chainer.links as L
+
+from trainer import engines
+
+#: Batch normalisation keeps this share of its running statistics at each batch.
+BN_DECAY = 0.9
+
+
+class StageConfig(collections.namedtuple(
+        'StageConfig', 'blocks width groups out_channels stride projections')):
+    """One stage of a network: blocks that share their sizes.
+
+    Attributes:
+        blocks (int): Number of blocks.
+        width (int): Channels of the 3x3 convolution, over all groups.
+        groups (int): Cardinality: groups of the 3x3 convolution.
+        out_channels (int): Channels after each block.
+        stride (int): Stride of the first block's 3x3 convolution.
+        projections (str): Which shortcuts are a 1x1 convolution with batch
+            normalisation: 'first' (the paper's type B), 'all' (type C) or
+            'none' (type A). The others are identities, subsampled and padded
+            with zero channels where the sizes differ.
+    """
+
+
+#: A network with more weights than this is refused, where it is not ``None``: a
+#: file cannot make us build more than it holds.
+chainer.global_config.weight_limit = None
+
+
+def check_sizes(stem_weights, stem_width, stages):
+    """Check the sizes of a network before anything is allocated.
+
+    Raises:
+        ValueError: A size is not a positive integer, the groups do not divide
+            the width, or there are more than ``chainer.config.weight_limit`` weights.
+    """
+    sizes = [stem_weights, stem_width]
+    for stage in stages:
+        sizes += stage[:5]
+        if stage.projections not in ('first', 'all', 'none'):
+            raise ValueError('projections {!r}'.format(stage.projections))
+    if not stages or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise ValueError('its sizes are not positive integers')
+    weights, channels = stem_weights, stem_width
+    for stage in stages:
+        if stage.width % stage.groups:
+            raise ValueError('{} groups do not divide {} channels'.format(
+                stage.groups, stage.width))
+        weights += channels * stage.width
+        weights += (stage.blocks - 1) * stage.out_channels * stage.width
+        weights += stage.blocks * stage.width * (
+            9 * stage.width // stage.groups + stage.out_channels)
+        channels = stage.out_channels
+    limit = chainer.config.weight_limit
+    if limit is not None and weights > limit:
+        raise ValueError('it would have {} weights'.format(weights))
+
+
+class ConvBN(chainer.Chain):
+    """Convolution, batch normalisation and, if asked for, ReLU.
+
+    The convolution has no bias: batch normalisation would cancel it.
+
+    Args:
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output.
+        ksize (int): Filter size.
+        stride (int): Stride.
+        pad (int): Zero padding on each side.
+        groups (int): Groups of the convolution.
+        relu (bool): Whether a ReLU comes last.
+        eps (float): Added to the variance by batch normalisation.
+    """
+
+    def __init__(self, in_channels, out_channels, ksize, stride=1, pad=0,
+                 groups=1, relu=True, eps=1e-5):
+        super().__init__()
+        self.relu = relu
+        with self.init_scope():
+            self.conv = L.Convolution2D(in_channels, out_channels, ksize, stride, pad,
+                                        nobias=True, initialW=0, groups=groups)
+            self.bn = L.BatchNormalization(out_channels, decay=BN_DECAY, eps=eps)
+
+    def forward(self, x, residual=None):
+        """Compute the layer.
+
+        Args:
+            x (chainer.Variable): (batch, in_channels, height, width).
+            residual (chainer.Variable): Added before the ReLU.
+
+        Returns:
+            chainer.Variable: (batch, out_channels, out height, out width).
+        """
+        return engines.current().conv_bn(x, self.conv, self.bn, self.relu, residual)
+
+
+class Bottleneck(chainer.Chain):
+    """The block of the paper's figure 3(c): 1x1, grouped 3x3, 1x1, and a shortcut.
+
+    Args:
+        in_channels (int): Channels of the input.
+        config (StageConfig): Sizes.
+        stride (int): Stride of the 3x3 convolution.
+        projection (bool): Whether the shortcut is a 1x1 convolution.
+        relu_after_add (bool): ``True``: ReLU after the addition (the paper).
+            ``False``: ReLU before it and none after (the 2017 CIFAR program).
+        eps (float): See :class:`ConvBN`.
+    """
+
+    def __init__(self, in_channels, config, stride, projection, relu_after_add=True, eps=1e-5):
+        super().__init__()
+        self.stride = stride
+        self.out_channels = config.out_channels
+        self.relu_after_add = relu_after_add
+        with self.init_scope():
+            self.reduce = ConvBN(in_channels, config.width, 1, eps=eps)
+            self.grouped = ConvBN(config.width, config.width, 3, stride, 1,
+                                  groups=config.groups, eps=eps)
+            self.expand = ConvBN(config.width, config.out_channels, 1, eps=eps)
+            if projection:
+                self.shortcut = ConvBN(in_channels, config.out_channels, 1, stride,
+                                       relu=False, eps=eps)
+            else:
+                self.shortcut = None
+
+    def forward(self, x):
+        engine = engines.current()
+        h = self.grouped(self.reduce(x))
+        if self.shortcut is None:
+            residual = engine.subsample_and_pad(x, self.stride, self.out_channels)
+        else:
+            residual = self.shortcut(x)
+        if self.relu_after_add:
+            return self.expand(h, residual)
+        return engine.add(self.expand(h), residual)
+
+
+class Stage(chainer.Chain):
+    """Blocks ``block1``, ``block2``, ... of one :class:`StageConfig`."""
+
+    def __init__(self, in_channels, config, relu_after_add=True, eps=1e-5):
+        super().__init__()
+        for i in range(1, config.blocks + 1):
+            first = i == 1
+            projection = config.projections == 'all' or (first and config.projections == 'first')
+            self.add_link('block{}'.format(i), Bottleneck(
+                in_channels, config, config.stride if first else 1, projection,
+                relu_after_add, eps))
+            in_channels = config.out_channels
+
+    def forward(self, x):
+        for block in self.children():
+            x = block(x)
+        return x

@@ -1,0 +1,195 @@
+"""npz files: this project's layout, and the 2017 program's (:mod:`trainer.weights.original`).
+
+A file holds one array for each parameter and running statistic, under the path
+of its link (``stage1/block1/reduce/conv/W``), and a string ``architecture`` that
+says, as JSON, what network it is. Plain ``numpy.load`` and
+``chainer.serializers.load_npz`` read it too. Nothing in a file is unpickled.
+"""
+import contextlib
+import json
+import math
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+
+import chainer
+import numpy as np
+
+from trainer import files
+from trainer.errors import InputError
+from trainer.weights import original, registry
+
+ARCHITECTURE = 'architecture'
+
+# Weights hardly compress; what unpacks to far more than it takes on disk is
+# not weights, and is refused before it fills the memory.
+_MAX_EXPANSION = 50
+_SMALL = 16 << 20
+
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError,
+           NotImplementedError, RuntimeError, OverflowError, SyntaxError, TypeError,
+           AttributeError, IndexError, UnicodeError, tokenize.TokenError, MemoryError)
+
+
+@contextlib.contextmanager
+def _reading(path):
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as e:
+        raise InputError('{}: cannot be read ({})'.format(path, e.strerror or e))
+    except _DAMAGE as e:
+        detail = ' '.join(str(e).split())[:100]
+        raise InputError('{}: not a whole npz file ({}{}); fetch or convert it again'.format(
+            path, type(e).__name__, ': ' + detail if detail else ''))
+
+
+def _member(archive, info):
+    """Return (name, shape, dtype, fortran order, offset of the data) of one array."""
+    name = info.filename
+    if not name.endswith('.npy'):
+        raise ValueError('{} is not an array'.format(name))
+    with archive.open(info) as f:
+        version = np.lib.format.read_magic(f)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(f)
+        offset = f.tell()
+    if dtype.kind not in 'biufU':
+        raise ValueError('{} holds {}, not numbers'.format(name, dtype))
+    if math.prod(shape) * dtype.itemsize != info.file_size - offset:
+        raise ValueError('{} has not the size of {} {}'.format(name, shape, dtype))
+    return name[:-4], shape, dtype, fortran, offset
+
+
+def read_arrays(path):
+    """Read every array of an npz file, executing and unpickling nothing.
+
+    Args:
+        path (str): The file.
+
+    Returns:
+        dict of str to numpy.ndarray: In the file's order.
+
+    Raises:
+        trainer.errors.InputError: The file is missing, damaged, holds other things
+            than numbers and strings, or would fill far more memory than disk.
+    """
+    arrays = {}
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        size = sum(info.file_size for info in members)
+        on_disk = os.path.getsize(path)
+        if size > _SMALL and size > _MAX_EXPANSION * on_disk:
+            raise ValueError('{} bytes would become {}'.format(on_disk, size))
+        for info in members:
+            name, shape, dtype, fortran, offset = _member(archive, info)
+            data = archive.read(info)  # checks the CRC
+            array = np.frombuffer(data, dtype, offset=offset)
+            arrays[name] = array.reshape(shape, order='F' if fortran else 'C')
+    return arrays
+
+
+def _architecture(arrays, path):
+    """Return the description in a file, or ``None``; takes it out of ``arrays``."""
+    if ARCHITECTURE not in arrays:
+        return None
+    with _reading(path):
+        architecture = json.loads(str(arrays.pop(ARCHITECTURE)[()]))
+        if not isinstance(architecture, dict):
+            raise ValueError('architecture is not a JSON object')
+        return architecture
+
+
+def _state(network):
+    """Return path -> array of everything that files hold of a network (not copies)."""
+    state = {}
+    serializer = chainer.serializers.DictionarySerializer(state)
+    serializer.save(network)
+    return state
+
+
+def _fill(network, arrays, path):
+    """Copy arrays into a network after checking all of them."""
+    state = _state(network)
+    missing = [name for name in state if name not in arrays]
+    extra = [name for name in arrays if name not in state]
+    # Chainer's files keep BN's N, of no use after training; other tools leave it out.
+    missing = [name for name in missing if not name.endswith('/N')]
+    if missing or extra:
+        raise InputError('{}: does not fit {}: {} {}'.format(
+            path, describe(network), 'it has no' if missing else 'it also has',
+            (missing or extra)[0]))
+    for name, array in arrays.items():
+        if array.shape != np.shape(state[name]):
+            raise InputError('{}: does not fit {}: {} is {} there and {} here'.format(
+                path, describe(network), name, array.shape, np.shape(state[name])))
+        if array.dtype.kind not in 'iuf':
+            raise InputError('{}: {} holds {}, not numbers'.format(path, name, array.dtype))
+    arrays = dict({name: np.int64(0) for name in state if name.endswith('/N')}, **arrays)
+    chainer.serializers.NpzDeserializer(arrays).load(network)
+    return network
+
+
+def describe(network):
+    """Say in a few words which network it is."""
+    return '{} of {} classes, blocks {}, {}x{}d'.format(
+        type(network).__name__, network.category_num,
+        '-'.join(map(str, network.block_num)), network.C, network.d)
+
+
+def load_into(path, network):
+    """Load a file, of either layout, into a network that is there already.
+
+    Raises:
+        trainer.errors.InputError: The file is damaged or holds another network;
+            the network is then as it was.
+    """
+    arrays = read_arrays(path)
+    _architecture(arrays, path)
+    if original.is_original(arrays):
+        arrays = original.to_here(arrays, network.original_units(), path, describe(network))
+    _fill(network, arrays, path)
+
+
+def load(path):
+    """Build the network that a file holds, with its weights, on the CPU.
+
+    Raises:
+        trainer.errors.InputError: The file is damaged or not a network's.
+    """
+    arrays = read_arrays(path)
+    architecture = _architecture(arrays, path)
+    if architecture is None:
+        architecture = original.architecture(arrays)
+    if architecture is None:
+        raise InputError('{}: an npz file, but not of a network of this project or of the 2017 '
+                         'program; first array: {}'.format(path, next(iter(arrays), 'none')))
+    weights = sum(array.size for array in arrays.values())
+    network = registry.build(architecture, path, weight_limit=weights)
+    if original.is_original(arrays):
+        arrays = original.to_here(arrays, network.original_units(), path, describe(network))
+    return _fill(network, arrays, path)
+
+
+def save(path, network, layout=None):
+    """Save a network's weights as float32; see :meth:`Network.save_model`."""
+    def number(array):
+        array = chainer.backends.cuda.to_cpu(array) if np.ndim(array) else np.int64(array)
+        return np.asarray(array, np.float32 if np.ndim(array) else np.int64)
+
+    arrays = {name: number(array) for name, array in _state(network).items()}
+    if layout == 'original':
+        arrays = original.from_here(arrays, network.original_units())
+        write = np.savez_compressed
+    elif layout is None:
+        arrays[ARCHITECTURE] = np.array(json.dumps(network.architecture()))
+        write = np.savez
+    else:
+        raise InputError("layout {!r}: there are None and 'original'".format(layout))
+    with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
+        write(f, **arrays)

@@ -1,0 +1,144 @@
+"""The npz layout of the 2017 program: one link a branch, convolutions with biases.
+
+A bias in front of batch normalisation only shifts the running mean: without it
+the network computes the same once the bias is taken off ``avg_mean``. Only its
+share of weight decay is lost.
+"""
+import re
+
+import numpy as np
+
+from trainer.errors import InputError
+
+_BN = ('gamma', 'beta', 'avg_mean', 'avg_var')
+_FIRST = 'conv_bn_relu/conv/W'
+
+
+def is_original(arrays):
+    """Tell whether arrays have the 2017 program's names."""
+    return _FIRST in arrays
+
+
+def _pairs(convs, bns):
+    """Yield (convolution, batch normalisation) names in the order of the original's files."""
+    if len(convs) == len(bns):
+        for conv, bn in zip(convs, bns):
+            yield conv, bn
+    else:
+        for conv in convs:
+            yield conv, None
+        for bn in bns:
+            yield None, bn
+
+
+def keys(units):
+    """Return the names of the arrays in the original's file, in its order."""
+    names = []
+    for _, convs, _, bns in units:
+        for conv, bn in _pairs(convs, bns):
+            if conv is not None:
+                names += [conv + '/W', conv + '/b']
+            if bn is not None:
+                names += [bn + '/' + part for part in _BN + ('N',)]
+    return names
+
+
+def to_here(arrays, units, path, network, fold=True):
+    """Rename the original's arrays, join its branches, fold its biases.
+
+    Args:
+        arrays (dict): The original's arrays. Gradients or momentum do as well, with
+            ``fold=False``.
+        units (list): From :meth:`Network.original_units`.
+        path (str): The file, and ``network`` (str) what it should hold, for messages.
+        fold (bool): Whether the arrays are weights, whose biases are to be folded
+            into the running means.
+
+    Returns:
+        dict: Arrays by this project's names; running statistics only where given.
+    """
+    expected = keys(units)
+    extra = set(arrays) - set(expected)
+    missing = [name for name in expected if name not in arrays] if fold else []
+    if extra or missing:
+        raise InputError('{}: does not fit {}: {} {}'.format(
+            path, network, 'it has no' if missing else 'it also has',
+            missing[0] if missing else min(extra)))
+
+    def join(names, part):
+        parts = [arrays[name + '/' + part] for name in names]
+        if any(p.shape[1:] != parts[0].shape[1:] or p.ndim == 0 for p in parts):
+            raise InputError('{}: {}/{} and its sister branches differ in shape'.format(
+                path, names[0], part))
+        return np.concatenate(parts)
+
+    here = {}
+    for conv, convs, bn, bns in units:
+        here[conv + '/W'] = join(convs, 'W')
+        if bn is None:
+            here[conv + '/b'] = join(convs, 'b')
+            continue
+        for part in _BN:
+            if bns[0] + '/' + part in arrays:
+                here[bn + '/' + part] = join(bns, part)
+        if fold:
+            bias = join(convs, 'b')
+            if bias.shape != here[bn + '/avg_mean'].shape:
+                raise InputError('{}: {}/b has not the shape of {}/avg_mean'.format(
+                    path, convs[0], bns[0]))
+            here[bn + '/avg_mean'] = here[bn + '/avg_mean'] - bias
+            here[bn + '/N'] = arrays[bns[0] + '/N']
+    return here
+
+
+def from_here(arrays, units):
+    """The reverse of :func:`to_here`: split into branches, biases 0, in the original's order."""
+    there = {}
+    for conv, convs, bn, bns in units:
+        weights = np.split(arrays[conv + '/W'], len(convs))
+        biases = arrays.get(conv + '/b')
+        if biases is None:
+            biases = np.zeros(len(arrays[conv + '/W']), np.float32)
+        for name, weight, bias in zip(convs, weights, np.split(biases, len(convs))):
+            there[name + '/W'], there[name + '/b'] = weight, bias
+        for part in _BN if bn is not None else ():
+            for name, array in zip(bns, np.split(arrays[bn + '/' + part], len(bns))):
+                there[name + '/' + part] = array
+        for name in bns:
+            there[name + '/N'] = arrays[bn + '/N']
+    return {name: there[name] for name in keys(units)}
+
+
+def architecture(arrays):
+    """Read the network's sizes off the names and shapes of the original's arrays.
+
+    Returns:
+        dict: As :meth:`Network.architecture` gives, or ``None`` where the arrays
+        are not the original's.
+    """
+    if not is_original(arrays):
+        return None
+    blocks = {}
+    for name in arrays:
+        match = re.match(r'resnext_block_(\d{1,3})_(\d{1,3})/', name)
+        if match:
+            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+    block_num = [len(blocks[i]) for i in sorted(blocks)]
+    try:
+        if 'linear/conv/W' in arrays:
+            first = 'resnext_block_1_1/'
+            C = sum(1 for name in arrays
+                    if name.startswith(first + 'conv_bn_relu1_') and name.endswith('/conv/W'))
+            d = len(arrays[first + 'conv_bn_relu1_1/conv/W'])
+            return {'network': 'original-cifar', 'category_num': len(arrays['linear/conv/W']),
+                    'block_num': block_num, 'C': C, 'd': d,
+                    'multiplier': len(arrays[first + 'conv_bn_relu3/conv/W']) // d}
+        first = 'resnext_block_0_0/'
+        C = sum(1 for name in arrays
+                if name.startswith(first + 'conv_group_2/') and name.endswith('/conv/W'))
+        width = len(arrays[first + 'conv_bn_relu_1/conv/W'])
+        return {'network': 'ilsvrc', 'category_num': len(arrays['linear/linear/W']),
+                'block_num': block_num, 'C': C, 'd': width // C,
+                'multiplier': len(arrays[first + 'conv_bn_4/conv/W']) / width}
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None

@@ -1,0 +1,62 @@
+"""From what a file says of its network to the network."""
+import importlib
+
+import chainer
+
+from trainer.errors import InputError
+
+#: What npz files call a network -> (module at the top, class).
+NETWORKS = {
+    'original-cifar': ('resnext', 'ResNext'),
+    'ilsvrc': ('resnext_ilsvrc', 'ResNext'),
+}
+
+
+def build(architecture, path, weight_limit):
+    """Build the network that a file describes, its weights zero.
+
+    Args:
+        architecture (dict): From :meth:`Network.architecture`, or a stranger's file.
+        path (str): The file, for messages.
+        weight_limit (int): The network may not have more weights than this.
+
+    Raises:
+        trainer.errors.InputError: The description is not one of ours.
+    """
+    try:
+        arguments = dict(architecture)
+        module, name = NETWORKS[arguments.pop('network')]
+        classes = arguments.pop('classes', None)
+        if classes is not None:
+            classes = [str(c) for c in classes]
+            if len(classes) != arguments['category_num']:
+                raise ValueError('{} class names'.format(len(classes)))
+        with chainer.using_config('weight_limit', weight_limit):
+            network = getattr(importlib.import_module(module), name)(
+                initialize=False, **arguments)
+        network.classes = classes
+        return network
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError,
+            IndexError) as e:
+        raise InputError('{}: its description of the network cannot be understood ({}: {}); was '
+                         'it written by a later version?'.format(path, type(e).__name__, e))
+
+
+def load(path, gpu=-1):
+    """Load a network from an npz file, which says what network it holds.
+
+    Args:
+        path (str): A file of this project, or of the 2017 program (whose
+            architecture is read off its arrays).
+        gpu (int): Where to put it; below 0 is the CPU.
+
+    Returns:
+        trainer.networks.base.Network: The network with its weights.
+
+    Raises:
+        trainer.errors.InputError: The file is damaged or not such a file.
+    """
+    from trainer.weights import npz
+    network = npz.load(path)
+    network.check_gpu(gpu)
+    return network
