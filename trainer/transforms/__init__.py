@@ -1,0 +1,39 @@
+"""Preprocessing, one module a dataset family; ``data_augmentation.py`` names the classes.
+
+A class has ``train(img)`` and ``test(img)`` for one picture, ``train_batch`` and
+``test_batch`` for arrays of them, and ``draw(rng)``, which draws everything random
+that ``train`` does to one picture. Training draws from :func:`generator`.
+"""
+import collections
+
+import numpy as np
+from PIL import Image
+
+#: A preprocessed picture and what was done to it (a dict), as the original returned them.
+Sample = collections.namedtuple('Sample', 'x info')
+
+#: The original chooses one of these with equal chances: bicubic has two.
+INTERPOLATIONS = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR,
+                  Image.Resampling.BICUBIC, Image.Resampling.BICUBIC)
+
+
+def generator(seed, epoch, picture):
+    """Return the source of all that is random about one picture in one epoch.
+
+    It is a function of these three numbers alone, so that augmentation depends
+    neither on the number of workers nor on where a run was interrupted.
+
+    Args:
+        seed (int): The run's seed, 0 or more.
+        epoch (int): Epoch, from 1.
+        picture (int): Index of the picture in its dataset.
+
+    Returns:
+        numpy.random.Generator
+    """
+    return np.random.default_rng((seed, epoch, picture))
+
+
+def uniform_int(u, low, high):
+    """Map u, uniform in [0, 1), to an integer uniform in low..high inclusive."""
+    return low + int(u * (high - low + 1))

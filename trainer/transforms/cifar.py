@@ -1,0 +1,152 @@
+"""The original's preprocessing for CIFAR (``nutszebra_data_augmentation.py``)."""
+import collections
+
+import numpy as np
+from PIL import Image
+
+from trainer.transforms import INTERPOLATIONS, Sample, uniform_int
+from trainer.transforms.pictures import load_chw
+
+_SIDE = 32
+
+#: What was drawn for one picture: interpolation (PIL.Image.Resampling), side of the
+#: square it is resized to, offset of the crop, whether it is flipped.
+Drawn = collections.namedtuple('Drawn', 'interpolation side y x flip')
+
+
+def stretch(images):
+    """Stretch the contrast of each picture: its least value to 0, its greatest to 255.
+
+    Args:
+        images (numpy.ndarray): (batch, 3, height, width), uint8 or float.
+
+    Returns:
+        numpy.ndarray: uint8 of the same shape, rounded half up. A picture of one
+        value becomes 0.
+    """
+    n = len(images)
+    low = images.min(axis=(1, 2, 3)).astype(np.float32)
+    high = images.max(axis=(1, 2, 3)).astype(np.float32)
+    scale = np.float32(255) / np.where(high > low, high - low, np.float32(1))
+    if images.dtype == np.uint8:
+        values = np.arange(256, dtype=np.float32)
+        table = (values - low[:, None]).clip(0) * scale[:, None]
+        table = (table.clip(0, 255) + np.float32(.5)).astype(np.uint8)
+        return table[np.arange(n)[:, None], images.reshape(n, -1)].reshape(images.shape)
+    low, scale = low.reshape(n, 1, 1, 1), scale.reshape(n, 1, 1, 1)
+    return (((images - low) * scale).clip(0, 255) + np.float32(.5)).astype(np.uint8)
+
+
+def normalize(images):
+    """(x - mean) / sqrt(variance + 10), mean and variance over each whole picture.
+
+    Args:
+        images (numpy.ndarray): uint8 (batch, ...).
+
+    Returns:
+        numpy.ndarray: float32 of the same shape.
+    """
+    flat = images.reshape(len(images), -1)
+    mean = flat.mean(axis=1, dtype=np.float64)
+    square = np.square(flat, dtype=np.uint32).mean(axis=1, dtype=np.float64)
+    scale = 1 / np.sqrt(square - mean ** 2 + 10)
+    shape = (len(images),) + (1,) * (images.ndim - 1)
+    x = images.astype(np.float32)
+    x -= mean.astype(np.float32).reshape(shape)
+    x *= scale.astype(np.float32).reshape(shape)
+    return x
+
+
+def _resize(pixels, side, interpolation):
+    """Resize (height, width, 3) uint8 to a square."""
+    if pixels.shape[:2] == (side, side):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((side, side), interpolation))
+
+
+def _hwc(images):
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+
+
+class DataAugmentationCifar10NormalizeSmall:
+    """Contrast stretching, resizing, cropping, normalisation of each picture, flipping.
+
+    Pictures are RGB, (3, height, width), values 0..255, uint8 or float; a path or a
+    ``PIL.Image`` does as well. They become float32 (3, 32, 32).
+    """
+
+    @staticmethod
+    def draw(rng):
+        """Draw what happens to one picture in training.
+
+        Args:
+            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+
+        Returns:
+            Drawn: Interpolation uniform over nearest, bilinear, bicubic, bicubic;
+            side uniform in 32..36; offsets uniform; flip with probability 0.5.
+        """
+        u = rng.random(5)
+        side = uniform_int(u[1], _SIDE, _SIDE + 4)
+        return Drawn(INTERPOLATIONS[uniform_int(u[0], 0, 3)], side,
+                     uniform_int(u[2], 0, side - _SIDE), uniform_int(u[3], 0, side - _SIDE),
+                     bool(u[4] < .5))
+
+    @staticmethod
+    def train_batch(images, drawn):
+        """Preprocess pictures for training.
+
+        Args:
+            images (numpy.ndarray): (batch, 3, height, width), uint8 or float, 0..255.
+            drawn (sequence of Drawn): What to do to each.
+
+        Returns:
+            numpy.ndarray: float32 (batch, 3, 32, 32).
+        """
+        crops = np.empty((len(images), _SIDE, _SIDE, 3), np.uint8)
+        for crop, pixels, d in zip(crops, _hwc(stretch(images)), drawn):
+            resized = _resize(pixels, d.side, d.interpolation)
+            resized = resized[d.y:d.y + _SIDE, d.x:d.x + _SIDE]
+            crop[...] = resized[:, ::-1] if d.flip else resized
+        return normalize(crops.transpose(0, 3, 1, 2))
+
+    @staticmethod
+    def test_batch(images):
+        """Preprocess pictures for evaluation: stretch, resize to 32x32, normalise.
+
+        Args:
+            images (numpy.ndarray): (batch, 3, height, width), uint8 or float, 0..255.
+
+        Returns:
+            numpy.ndarray: float32 (batch, 3, 32, 32).
+        """
+        images = stretch(images)
+        if images.shape[2:] != (_SIDE, _SIDE):
+            images = np.stack([_resize(pixels, _SIDE, Image.Resampling.BILINEAR)
+                               for pixels in _hwc(images)]).transpose(0, 3, 1, 2)
+        return normalize(images)
+
+    @classmethod
+    def train(cls, img, rng=np.random, drawn=None):
+        """Preprocess one picture for training.
+
+        Args:
+            img: See the class.
+            rng: ``numpy.random`` or a Generator to draw from.
+            drawn (Drawn): What to do, where it was drawn already.
+
+        Returns:
+            Sample: ``x``, float32 (3, 32, 32), and ``info``, what was drawn.
+        """
+        d = cls.draw(rng) if drawn is None else drawn
+        x = cls.train_batch(load_chw(img)[None], [d])[0]
+        return Sample(x, {
+            'interpolation': d.interpolation.name.lower(), 'resized': [d.side, d.side],
+            'keypoints': [[d.y, d.y + _SIDE], [d.x, d.x + _SIDE]], 'flip': d.flip})
+
+    @classmethod
+    def test(cls, img):
+        """Preprocess one picture for evaluation; returns as :meth:`train`."""
+        x = cls.test_batch(load_chw(img)[None])[0]
+        return Sample(x, {'interpolation': 'bilinear', 'resized': [_SIDE, _SIDE],
+                          'keypoints': [[0, _SIDE], [0, _SIDE]], 'flip': False})
