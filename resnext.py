@@ -1,9 +1,9 @@
 """The CIFAR network of nutszebra/resnext, and the paper's."""
-from trainer.networks import layers
+from trainer.networks import layers, paper
 from trainer.networks.base import Network
 from trainer.weights.registry import load
 
-__all__ = ['ResNext', 'load']
+__all__ = ['ResNext', 'PaperResNext', 'load']
 
 
 class ResNext(Network):
@@ -65,3 +65,34 @@ class ResNext(Network):
                 units.append(unit(here + 'expand', [there + '3']))
         units.append(unit('fc', ['linear']))
         return units
+
+
+class PaperResNext(paper.PaperNetwork):
+    """The paper's CIFAR ResNeXt: projection shortcuts, ReLU after the addition, linear head.
+
+    Stage i (from 0) has C x d x 2^i channels inside its blocks and 64 x widen_factor x
+    2^i after them. Pictures: (batch, 3, height, width) float32.
+
+    Args:
+        category_num (int): Number of classes.
+        block_num (tuple of int): Blocks in each stage.
+        C (int): Cardinality.
+        d (int): Width of one group in the first stage.
+        widen_factor (int): See above; the paper's is 4.
+        stem_width (int): Channels of the stem.
+        stages (sequence): :class:`StageConfig <trainer.networks.layers.StageConfig>` of
+            each stage, for networks that block_num, C, d, widen_factor and shortcut cannot
+            describe; they are ignored then. Files hold this.
+        shortcut (str): 'A' (identities), 'B' (a projection in each stage's first block,
+            the paper's) or 'C' (projections everywhere).
+        eps (float): Added to the variance by batch normalisation.
+        initialize (bool): ``False`` leaves the weights zero, for loading a file.
+    """
+
+    kind = 'paper-cifar'
+
+    def __init__(self, category_num, block_num=(3, 3, 3), C=8, d=64, widen_factor=4, *,
+                 stem_width=64, stages=None, shortcut='B', eps=1e-5, initialize=True):
+        if stages is None:
+            stages = paper.stages(block_num, C, d, 64 * widen_factor / (C * d), shortcut)
+        super().__init__(category_num, stages, (3, 1, 1), stem_width, eps, initialize)

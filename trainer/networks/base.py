@@ -28,10 +28,12 @@ class Network(chainer.Chain):
     kind = None
     #: The class of ``data_augmentation`` that belongs to the network.
     preprocessing = None
+    #: Whether the 3x3/2 max pooling after the stem rounds sizes up; ``None``: no pooling.
+    round_up_pooling = None
 
     def _build(self, category_num, stages, stem, stem_width, relu_after_add, eps):
         ksize, stride, pad = stem
-        layers.check_sizes(3 * stem_width * ksize ** 2, stem_width, stages)
+        layers.check_sizes(category_num, 3 * stem_width * ksize ** 2, stem_width, stages)
         self.category_num = category_num
         self.stages = tuple(stages)
         self.block_num = tuple(s.blocks for s in stages)
@@ -48,6 +50,11 @@ class Network(chainer.Chain):
             channels = config.out_channels
         return channels
 
+    @property
+    def layers(self):
+        """int: Depth as the paper counts it: stem, three convolutions a block, classifier."""
+        return 3 * sum(self.block_num) + 2
+
     # What a network computes.
 
     def activations(self, x):
@@ -58,6 +65,9 @@ class Network(chainer.Chain):
         """
         h = self.stem(x)
         yield 'stem', h
+        if self.round_up_pooling is not None:
+            h = engines.current().max_pooling(h, 3, 2, 1, self.round_up_pooling)
+            yield 'pool', h
         for i in range(1, len(self.stages) + 1):
             h = self['stage{}'.format(i)](h)
             yield 'stage{}'.format(i), h

@@ -38,14 +38,18 @@ class StageConfig(collections.namedtuple(
 chainer.global_config.weight_limit = None
 
 
-def check_sizes(stem_weights, stem_width, stages):
+# Deeper than any network (6,002 layers): links cost far more memory than small weights.
+_MAX_BLOCKS = 2000
+
+
+def check_sizes(category_num, stem_weights, stem_width, stages):
     """Check the sizes of a network before anything is allocated.
 
     Raises:
         ValueError: A size is not a positive integer, the groups do not divide
             the width, or there are more than ``chainer.config.weight_limit`` weights.
     """
-    sizes = [stem_weights, stem_width]
+    sizes = [category_num, stem_weights, stem_width]
     for stage in stages:
         sizes += stage[:5]
         if stage.projections not in ('first', 'all', 'none'):
@@ -61,10 +65,17 @@ def check_sizes(stem_weights, stem_width, stages):
         weights += (stage.blocks - 1) * stage.out_channels * stage.width
         weights += stage.blocks * stage.width * (
             9 * stage.width // stage.groups + stage.out_channels)
+        if stage.projections != 'none':
+            weights += channels * stage.out_channels
+        if stage.projections == 'all':
+            weights += (stage.blocks - 1) * stage.out_channels ** 2
         channels = stage.out_channels
+    weights += channels * category_num
     limit = chainer.config.weight_limit
     if limit is not None and weights > limit:
         raise ValueError('it would have {} weights'.format(weights))
+    if limit is not None and sum(stage.blocks for stage in stages) > _MAX_BLOCKS:
+        raise ValueError('it would have over {} blocks'.format(_MAX_BLOCKS))
 
 
 class ConvBN(chainer.Chain):

@@ -8,8 +8,12 @@ from trainer.errors import InputError
 #: What npz files call a network -> (module at the top, class).
 NETWORKS = {
     'original-cifar': ('resnext', 'ResNext'),
+    'paper-cifar': ('resnext', 'PaperResNext'),
     'ilsvrc': ('resnext_ilsvrc', 'ResNext'),
 }
+
+# Widths double from stage to stage: after so many they are absurd, and soon huge numbers.
+_MAX_STAGES = 100
 
 
 def build(architecture, path, weight_limit):
@@ -26,6 +30,8 @@ def build(architecture, path, weight_limit):
     try:
         arguments = dict(architecture)
         module, name = NETWORKS[arguments.pop('network')]
+        if len(arguments.get('block_num', ())) > _MAX_STAGES:
+            raise ValueError('{} stages'.format(len(arguments['block_num'])))
         classes = arguments.pop('classes', None)
         if classes is not None:
             classes = [str(c) for c in classes]
@@ -42,12 +48,33 @@ def build(architecture, path, weight_limit):
                          'it written by a later version?'.format(path, type(e).__name__, e))
 
 
+def check_flags(network, path, C=None, d=None, layers=None):
+    """Refuse flags that contradict what a file holds.
+
+    Args:
+        network (trainer.networks.base.Network): What the file holds.
+        path (str): The file, for messages.
+        C (int): Cardinality (``-c``). d (int): Base width (``-d``).
+        layers (int): Depth as the paper counts it (``-l``). ``None``: the flag was left out.
+
+    Raises:
+        trainer.errors.InputError: A flag is not as in the file.
+    """
+    for flag, given, held in (('-c', C, network.C), ('-d', d, network.d),
+                              ('-l', layers, network.layers)):
+        if given is not None and given != held:
+            raise InputError('{} {}: {} holds a network of {} layers, {}x{}d; leave {} out'.format(
+                flag, given, path, network.layers, network.C, network.d, flag))
+
+
 def load(path, gpu=-1):
     """Load a network from an npz file, which says what network it holds.
 
     Args:
         path (str): A file of this project, or of the 2017 program (whose
-            architecture is read off its arrays).
+            architecture is read off its arrays; ILSVRC networks get Torch7's
+            pooling, which their weights were trained with: set
+            ``round_up_pooling`` to ``True`` for what that program computes).
         gpu (int): Where to put it; below 0 is the CPU.
 
     Returns:

@@ -1,0 +1,96 @@
+"""The paper's ImageNet networks, which the Torch7 files hold."""
+from trainer.errors import InputError
+from trainer.networks import paper
+from trainer.weights.registry import load
+
+__all__ = ['ResNext', 'resnext50', 'resnext101', 'resnext152', 'load']
+
+
+class ResNext(paper.PaperNetwork):
+    """The paper's ImageNet ResNeXt: 7x7 stem, 3x3 max pooling, stages of bottlenecks.
+
+    Stage i (from 0) has C x d x 2^i channels inside its blocks and C x d x 2^i x
+    multiplier after them. Pictures: (batch, 3, height, width) float32, as
+    ``data_augmentation.DataAugmentationNormalizeBigger`` makes them.
+
+    Args:
+        category_num (int): Number of classes.
+        block_num (tuple of int): Blocks in each stage.
+        C (int): Cardinality.
+        d (int): Width of one group in the first stage.
+        multiplier (float): Channels after a block for each channel inside: 256 / (C x d)
+            in the paper, so 1 for 64x4d and 2 for 32x4d.
+        stem_width (int): Channels of the stem.
+        stages (sequence): :class:`StageConfig <trainer.networks.layers.StageConfig>` of
+            each stage, for networks that block_num, C, d, multiplier and shortcut cannot
+            describe; they are ignored then. Files hold this.
+        shortcut (str): 'A' (identities), 'B' (a projection in each stage's first block,
+            the paper's) or 'C' (projections everywhere).
+        round_up_pooling (bool): ``False``: the max pooling takes 112 to 56 pixels, as
+            Torch7 does, where the published weights were trained. ``True``: to 57, as
+            the 2017 program does, whose converted weights therefore saw other inputs
+            than they were trained on and lost about one point of top-1 accuracy; for
+            comparing with that program.
+        eps (float): Added to the variance by batch normalisation.
+        initialize (bool): ``False`` leaves the weights zero, for loading a file.
+    """
+
+    kind = 'ilsvrc'
+    preprocessing = 'DataAugmentationNormalizeBigger'
+
+    def __init__(self, category_num, block_num=(3, 4, 23, 3), C=64, d=4, multiplier=1, *,
+                 stem_width=64, stages=None, shortcut='B', round_up_pooling=False, eps=1e-5,
+                 initialize=True):
+        if stages is None:
+            stages = paper.stages(block_num, C, d, multiplier, shortcut)
+        self.round_up_pooling = bool(round_up_pooling)
+        super().__init__(category_num, stages, (7, 2, 3), stem_width, eps, initialize)
+
+    def original_units(self):
+        block_num, C, d = self.block_num, self.C, self.d
+        if (self.stages != paper.stages(block_num, C, d, self.multiplier)
+                or self.multiplier != int(self.multiplier)
+                or self.stem_width != 64 or self.eps != 1e-5):
+            raise InputError(
+                'the 2017 program cannot hold this network: it has a stem of 64 channels, a '
+                'projection in each stage\'s first block, widths that double from stage to stage '
+                'and a whole multiplier, and eps 1e-5; save it in this project\'s layout')
+
+        def unit(here, convs, bn=None):
+            return (here + '/conv', [conv + '/conv' for conv in convs],
+                    here + '/bn', [(bn or convs[0]) + '/bn'])
+
+        units = [unit('stem', ['conv_bn_relu'])]
+        for i, blocks in enumerate(block_num):
+            stage = 'stage{}/'.format(i + 1)
+            units.append(unit(stage + 'block1/shortcut', ['skip_connection_{}'.format(i)]))
+            for j in range(blocks):
+                here = '{}block{}/'.format(stage, j + 1)
+                there = 'resnext_block_{}_{}/'.format(i, j)
+                units += [
+                    unit(here + 'reduce', [there + 'conv_bn_relu_1']),
+                    unit(here + 'grouped', ['{}conv_group_2/conv_group_{}'.format(there, k)
+                                            for k in range(C)], there + 'bn_relu_3'),
+                    unit(here + 'expand', [there + 'conv_bn_4']),
+                ]
+        units.append(('fc', ['linear/linear'], None, []))
+        return units
+
+
+def _paper(block_num, category_num, C, d, arguments):
+    return ResNext(category_num, block_num, C, d, 256 / (C * d), **arguments)
+
+
+def resnext50(category_num=1000, C=32, d=4, **arguments):
+    """Build ResNeXt-50; ``arguments`` are further ones of :class:`ResNext`."""
+    return _paper((3, 4, 6, 3), category_num, C, d, arguments)
+
+
+def resnext101(category_num=1000, C=32, d=4, **arguments):
+    """Build ResNeXt-101; ``arguments`` are further ones of :class:`ResNext`."""
+    return _paper((3, 4, 23, 3), category_num, C, d, arguments)
+
+
+def resnext152(category_num=1000, C=32, d=4, **arguments):
+    """Build ResNeXt-152; ``arguments`` are further ones of :class:`ResNext`."""
+    return _paper((3, 8, 36, 3), category_num, C, d, arguments)

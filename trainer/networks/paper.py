@@ -1,0 +1,75 @@
+"""The paper's networks (arXiv 1611.05431), which facebookresearch/ResNeXt trained in Torch7."""
+import chainer.links as L
+
+from trainer import engines
+from trainer.networks import layers
+from trainer.networks.base import Network
+
+#: What shortcut types are called there -> :class:`StageConfig <trainer.networks.layers>`.
+SHORTCUTS = {'A': 'none', 'B': 'first', 'C': 'all'}
+
+
+def stages(block_num, C, d, multiplier, shortcut='B'):
+    """Lay out stages whose widths double and whose sizes halve from stage to stage.
+
+    Args:
+        block_num (tuple of int): Blocks in each stage.
+        C (int): Cardinality.
+        d (int): Width of one group in the first stage.
+        multiplier (float): A stage's output channels for each of its C x d x 2^i
+            channels inside; rounded to whole channels.
+        shortcut (str): 'A' (identities), 'B' (projections in each stage's first
+            block) or 'C' (projections everywhere).
+
+    Returns:
+        tuple of trainer.networks.layers.StageConfig: The stages.
+    """
+    if shortcut not in SHORTCUTS:
+        raise ValueError('shortcut {!r}: there are A, B and C'.format(shortcut))
+    return tuple(
+        layers.StageConfig(blocks, C * d * 2 ** i, C, round(C * d * 2 ** i * multiplier),
+                           2 if i else 1, SHORTCUTS[shortcut])
+        for i, blocks in enumerate(block_num))
+
+
+class PaperNetwork(Network):
+    """Stem, stages, global average pooling and a fully connected layer.
+
+    Args:
+        category_num (int): Number of classes.
+        stages (sequence): :class:`StageConfig <trainer.networks.layers.StageConfig>`
+            of each stage, or the same as lists.
+        stem (tuple of int): Filter size, stride and padding of the first convolution.
+        stem_width (int): Its channels.
+        eps (float): Added to the variance by batch normalisation.
+        initialize (bool): ``False`` leaves the weights zero, for loading a file.
+
+    Raises:
+        ValueError: A size is not a positive integer, groups do not divide a width, or
+            eps is not between 0 and 1.
+    """
+
+    def __init__(self, category_num, stages, stem, stem_width, eps, initialize):
+        super().__init__()
+        if not 0 < eps < 1:
+            raise ValueError('eps {}'.format(eps))
+        stages = [layers.StageConfig(*stage) for stage in stages]
+        self.stem_width = stem_width
+        channels = self._build(category_num, stages, stem, stem_width, relu_after_add=True,
+                               eps=eps)
+        self.multiplier = stages[0].out_channels / stages[0].width
+        with self.init_scope():
+            self.fc = L.Linear(channels, category_num, initialW=0)
+        if initialize:
+            self.weight_initialization()
+
+    def classify(self, h):
+        return engines.current().linear(h, self.fc)
+
+    def architecture(self):
+        architecture = {'network': self.kind, 'category_num': self.category_num,
+                        'stages': [list(stage) for stage in self.stages],
+                        'stem_width': self.stem_width, 'eps': self.eps, 'classes': self.classes}
+        if self.round_up_pooling is not None:
+            architecture['round_up_pooling'] = self.round_up_pooling
+        return architecture
