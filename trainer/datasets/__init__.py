@@ -1,1 +1,39 @@
-"""Where pictures come from, one module a dataset; and how batches of them are made."""
+"""Where pictures come from, one module a dataset; and how batches of them are made.
+
+A dataset's module has ``load(data)``, which returns a :class:`Dataset`; ``data`` is
+what ``--data`` gives, or ``None``.
+"""
+import collections
+import importlib
+import pkgutil
+
+#: Pictures in memory: images, uint8 (pictures, 3, height, width), RGB; labels, int32 (pictures,).
+Pictures = collections.namedtuple('Pictures', 'images labels')
+
+#: name (str), classes (list of str), train and test (Pictures).
+Dataset = collections.namedtuple('Dataset', 'name classes train test')
+
+
+def available():
+    """Return the names of the datasets: the modules here that have ``load``."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if hasattr(_module(m.name), 'load'))
+
+
+def load(name, data=None):
+    """Load a dataset.
+
+    Args:
+        name (str): One of :func:`available`.
+        data (str): A folder or file to read it from; ``None``: the dataset's own way.
+
+    Returns:
+        Dataset
+
+    Raises:
+        trainer.errors.InputError: It cannot be read or fetched.
+    """
+    return _module(name).load(data)
+
+
+def _module(name):
+    return importlib.import_module('{}.{}'.format(__name__, name))

@@ -1,0 +1,171 @@
+"""The files of CIFAR-10 and CIFAR-100 (https://www.cs.toronto.edu/~kriz/cifar.html).
+
+Both versions are read, as folders or as archives: the binary one (records of
+label bytes and 3072 pixel bytes) and the Python one, whose pickles are read
+without executing anything (:mod:`trainer.pickled`).
+"""
+import collections
+import os
+import tarfile
+import zlib
+
+import numpy as np
+
+from trainer import pickled
+from trainer.datasets import Dataset, Pictures, download
+from trainer.errors import InputError
+
+#: One of the two datasets. url and md5: of the binary archive; folders and archives:
+#: (binary, Python); train and test: names of the files, the binary ones with '.bin';
+#: pictures: name -> pictures in the published file; label_bytes: in a binary record,
+#: the last one counts; labels: key in the pickles.
+Spec = collections.namedtuple(
+    'Spec', 'name classes url md5 folders archives train test pictures label_bytes labels')
+
+_PIXELS = 3 * 32 * 32
+
+
+class _Folder:
+    def __init__(self, path):
+        self.path = path
+
+    def names(self):
+        return {e.name for e in os.scandir(self.path) if e.is_file()}
+
+    def read(self, name):
+        path = os.path.join(self.path, name)
+        try:
+            with open(path, 'rb') as f:
+                return f.read()
+        except OSError as e:
+            raise InputError('{}: cannot be read ({})'.format(path, e.strerror))
+
+    def where(self, name):
+        return os.path.join(self.path, name)
+
+
+class _Archive:
+    """The regular files of a tar archive, by their last name; nothing is unpacked to disk."""
+
+    def __init__(self, path, wanted):
+        self.path = path
+        self.contents = {}
+        try:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    name = os.path.basename(member.name)
+                    # The largest published file has 184 MB.
+                    if member.isreg() and name in wanted and member.size < 1 << 28:
+                        self.contents[name] = tar.extractfile(member).read()
+        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as e:
+            raise InputError('{}: not a whole tar archive ({}); fetch it again'.format(path, e))
+
+    def names(self):
+        return set(self.contents)
+
+    def read(self, name):
+        return self.contents.pop(name)
+
+    def where(self, name):
+        return '{} ({})'.format(self.path, name)
+
+
+def read(spec, data):
+    """Load one of the two datasets.
+
+    Args:
+        spec (Spec): Which.
+        data (str): Folder or archive, or a folder that has one of them in it;
+            ``None`` downloads the binary archive once.
+
+    Returns:
+        trainer.datasets.Dataset
+
+    Raises:
+        trainer.errors.InputError: It cannot be had, or a file is missing, damaged
+            or cut short.
+    """
+    if data is None:
+        data = download.fetch(spec.url, spec.md5)
+    source, binary = _find(spec, data)
+    whole, counts = [], {}
+    parts = {}
+    for name in spec.train + spec.test:
+        file = name + '.bin' if binary else name
+        read = _read_binary if binary else _read_pickle
+        parts[name] = read(spec, source.read(file), source.where(file))
+        counts[name] = len(parts[name].labels)
+        whole.append(counts[name] == spec.pictures[name])
+    # A smaller dataset of the same form is welcome; a whole one of which a part is
+    # missing has been cut.
+    if any(whole) and not all(whole):
+        name = next(n for n in counts if counts[n] != spec.pictures[n])
+        raise InputError('{}: {} pictures where the published file has {}; it is cut short or '
+                         'changed: fetch it again'.format(
+                             source.where(name), counts[name], spec.pictures[name]))
+
+    def join(names):
+        return Pictures(np.concatenate([parts[n].images for n in names]),
+                        np.concatenate([parts[n].labels for n in names]))
+
+    return Dataset(spec.name, list(spec.classes), join(spec.train), join(spec.test))
+
+
+def _find(spec, data):
+    """Return (source of files, whether they are the binary version)."""
+    wanted = {True: {n + '.bin' for n in spec.train + spec.test},
+              False: set(spec.train + spec.test)}
+    candidates = [data]
+    if os.path.isdir(data):
+        candidates += [os.path.join(data, name) for name in spec.folders + spec.archives]
+    elif not os.path.exists(data):
+        raise InputError('--data {}: no such file or folder'.format(data))
+    partly = None
+    for path in candidates:
+        if os.path.isdir(path):
+            source = _Folder(path)
+        elif os.path.isfile(path):
+            source = _Archive(path, wanted[True] | wanted[False])
+        else:
+            continue
+        for binary in (True, False):
+            missing = wanted[binary] - source.names()
+            if not missing:
+                return source, binary
+            if len(missing) < len(wanted[binary]):
+                partly = partly or '{} is missing'.format(source.where(min(missing)))
+    raise InputError('--data {}: {}; wanted is {} or {}, as a folder or as the published '
+                     'archive'.format(data, partly or 'no {} there'.format(spec.name),
+                                      *spec.folders))
+
+
+def _read_binary(spec, raw, where):
+    record = spec.label_bytes + _PIXELS
+    if not raw or len(raw) % record:
+        raise InputError('{}: {} bytes are no whole number of records of {}; it is cut short: '
+                         'fetch it again'.format(where, len(raw), record))
+    records = np.frombuffer(raw, np.uint8).reshape(-1, record)
+    return _pictures(spec, records[:, spec.label_bytes:], records[:, spec.label_bytes - 1], where)
+
+
+def _read_pickle(spec, raw, where):
+    try:
+        table = pickled.read(raw)
+        table = {k.decode() if isinstance(k, bytes) else k: v for k, v in table.items()}
+        pixels = pickled.array(table['data'])
+        labels = np.array(table[spec.labels])
+        if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
+            raise ValueError('data is {} {}'.format(pixels.dtype, pixels.shape))
+        if labels.shape != pixels.shape[:1] or labels.dtype.kind not in 'iu':
+            raise ValueError('{} labels for {} pictures'.format(labels.shape, len(pixels)))
+    except (pickled.PickleError, KeyError, ValueError, TypeError, AttributeError) as e:
+        raise InputError('{}: not a whole file of the Python version ({}); fetch it again'.format(
+            where, e))
+    return _pictures(spec, pixels, labels, where)
+
+
+def _pictures(spec, pixels, labels, where):
+    if labels.size and not 0 <= labels.min() <= labels.max() < len(spec.classes):
+        raise InputError('{}: labels {} to {}, but {} has {} classes'.format(
+            where, labels.min(), labels.max(), spec.name, len(spec.classes)))
+    return Pictures(np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32), labels.astype(np.int32))

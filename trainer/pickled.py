@@ -1,0 +1,175 @@
+"""Pickles read as data: nothing in them is executed, imported or called.
+
+Python's own reader calls what a pickle names. This one follows the opcodes and
+leaves each name and each call standing as a :class:`Global` or a :class:`Call`,
+for the caller to recognise.
+"""
+import collections
+import pickletools
+
+import numpy as np
+
+#: A name that a pickle refers to.
+Global = collections.namedtuple('Global', 'module name')
+
+
+class Call:
+    """A call that a pickle asks for: ``function(*arguments)``, then ``state``."""
+
+    def __init__(self, function, arguments):
+        self.function = function
+        self.arguments = arguments
+        self.state = None
+
+
+class PickleError(ValueError):
+    """The pickle is damaged or holds what this reader does not know."""
+
+
+_MARK = object()
+_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
+# Python 2's str comes as text in Latin-1.
+_OLD_STRINGS = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}
+_VALUES = _OLD_STRINGS | {
+    'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT',
+    'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8',
+    'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'}
+_EMPTY = {'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_TUPLE': tuple, 'EMPTY_SET': set}
+_TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
+
+
+def read(data):
+    """Read one pickle.
+
+    Args:
+        data (bytes or file): The pickle.
+
+    Returns:
+        The object: numbers, strings (``bytes`` for Python 2's ``str``), lists,
+        tuples, dicts, :class:`Global` and :class:`Call`.
+
+    Raises:
+        PickleError: It is damaged or holds what this reader does not know.
+    """
+    try:
+        return _read(data)
+    except PickleError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
+            MemoryError, UnicodeError) as e:
+        raise PickleError('{}: {}'.format(type(e).__name__, e))
+
+
+def _read(data):
+    stack, memo = [], {}
+
+    def pop_to_mark():
+        items = []
+        while stack[-1] is not _MARK:
+            items.append(stack.pop())
+        stack.pop()
+        return items[::-1]
+
+    def update(target, items):
+        for key, value in zip(items[::2], items[1::2]):
+            target[key] = value
+
+    for opcode, argument, _ in pickletools.genops(data):
+        op = opcode.name
+        if op in _VALUES:
+            stack.append(argument.encode('latin-1') if op in _OLD_STRINGS else argument)
+        elif op in _CONSTANTS:
+            stack.append(_CONSTANTS[op])
+        elif op in _EMPTY:
+            stack.append(_EMPTY[op]())
+        elif op == 'MARK':
+            stack.append(_MARK)
+        elif op == 'POP':
+            stack.pop()
+        elif op == 'POP_MARK':
+            pop_to_mark()
+        elif op == 'DUP':
+            stack.append(stack[-1])
+        elif op in ('PUT', 'BINPUT', 'LONG_BINPUT'):
+            memo[argument] = stack[-1]
+        elif op == 'MEMOIZE':
+            memo[len(memo)] = stack[-1]
+        elif op in ('GET', 'BINGET', 'LONG_BINGET'):
+            stack.append(memo[argument])
+        elif op == 'APPEND':
+            value = stack.pop()
+            stack[-1].append(value)
+        elif op == 'APPENDS':
+            items = pop_to_mark()
+            stack[-1].extend(items)
+        elif op == 'SETITEM':
+            value, key = stack.pop(), stack.pop()
+            stack[-1][key] = value
+        elif op == 'SETITEMS':
+            items = pop_to_mark()
+            update(stack[-1], items)
+        elif op == 'LIST':
+            stack.append(pop_to_mark())
+        elif op == 'TUPLE':
+            stack.append(tuple(pop_to_mark()))
+        elif op == 'DICT':
+            items = pop_to_mark()
+            stack.append({})
+            update(stack[-1], items)
+        elif op in _TUPLES:
+            n = _TUPLES[op]
+            stack[-n:] = [tuple(stack[-n:])]
+        elif op == 'GLOBAL':
+            stack.append(Global(*argument.split(' ', 1)))
+        elif op == 'STACK_GLOBAL':
+            name, module = stack.pop(), stack.pop()
+            stack.append(Global(module, name))
+        elif op in ('REDUCE', 'NEWOBJ'):
+            arguments, function = stack.pop(), stack.pop()
+            stack.append(Call(function, arguments))
+        elif op == 'BUILD':
+            state = stack.pop()
+            if not isinstance(stack[-1], Call):
+                raise PickleError('state for something that was not built')
+            stack[-1].state = state
+        elif op == 'BINPERSID':
+            stack.append(Call(Global('pickle', 'persistent_load'), (stack.pop(),)))
+        elif op == 'STOP':
+            if stack[0] is _MARK:
+                raise PickleError('nothing in it')
+            return stack.pop()
+        elif op not in ('PROTO', 'FRAME'):
+            raise PickleError('holds {}, which data does not need'.format(op))
+    raise PickleError('no end')
+
+
+def array(obj):
+    """Return the NumPy array that a pickle describes.
+
+    Args:
+        obj (Call): What :func:`read` gives for an ``numpy.ndarray``.
+
+    Raises:
+        PickleError: It is not an array of numbers.
+    """
+    names = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct')}
+    try:
+        if tuple(obj.function) not in names:
+            raise PickleError('a call of {} where an array was expected'.format(obj.function))
+        _, shape, dtype, fortran, raw = obj.state
+        if tuple(dtype.function) != ('numpy', 'dtype'):
+            raise PickleError('an array of {}'.format(dtype.function))
+        code = dtype.arguments[0]
+        code = code.decode('ascii') if isinstance(code, bytes) else code
+        kind = np.dtype(code)
+        if kind.kind not in 'biuf':
+            raise PickleError('an array of {}, not of numbers'.format(kind))
+        if dtype.state is not None and dtype.state[1] in ('>', b'>'):
+            kind = kind.newbyteorder('>')
+        if isinstance(raw, Call):  # Python 3 writes bytes as text where the protocol is old
+            if tuple(raw.function) != ('_codecs', 'encode'):
+                raise PickleError('a call of {} where bytes were expected'.format(raw.function))
+            raw = raw.arguments[0].encode('latin-1')
+        return np.frombuffer(raw, kind).reshape(shape, order='F' if fortran else 'C')
+    except (TypeError, ValueError, AttributeError, IndexError) as e:
+        raise PickleError('not an array: {}'.format(e))
