@@ -1,10 +1,25 @@
 """Pictures as they come: decoding to RGB."""
 import os
+import stat
+import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from trainer.errors import InputError
+
+#: What is read. Pillow knows more, some of which start other programs.
+FORMATS = ('JPEG', 'MPO', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
+
+#: The files of those formats in a folder, in small letters.
+SUFFIXES = ('.jpeg', '.jpg', '.jpe', '.jfif', '.png', '.gif', '.bmp', '.tif', '.tiff', '.webp',
+            '.avif', '.ppm', '.pgm', '.pbm', '.pnm')
+
+#: Pictures of more pixels are refused: a small file may claim any size.
+MAX_PIXELS = 1 << 27
+
+# A progressive JPEG goes over the picture once a scan; usual are ten.
+_MAX_SCANNED = 1 << 31
 
 
 def load_chw(source):
@@ -16,10 +31,8 @@ def load_chw(source):
     Raises:
         trainer.errors.InputError: It is not such an array, or the file cannot be read.
     """
-    if isinstance(source, (str, os.PathLike)):
-        source = load(source)
-    if isinstance(source, Image.Image):
-        return np.asarray(source.convert('RGB')).transpose(2, 0, 1)
+    if isinstance(source, (str, os.PathLike, Image.Image)):
+        return np.asarray(load_rgb(source)).transpose(2, 0, 1)
     array = np.asarray(source)
     if array.ndim != 3 or array.shape[0] != 3 or not array.size:
         raise InputError('a picture of shape {}; (3, height, width), RGB, 0..255 is wanted'.format(
@@ -27,17 +40,102 @@ def load_chw(source):
     return array
 
 
-def load(path):
-    """Decode a picture file to RGB.
+def load_rgb(source):
+    """Return a picture of any size and kind in RGB.
+
+    Grey is replicated, alpha dropped, 16 bits are cut to the upper 8, of an animation
+    the first picture is taken. The orientation in EXIF is ignored, as the original
+    and Torch7 ignored it.
+
+    Args:
+        source: A path, a ``PIL.Image``, or an array, uint8 or uint16, (height, width)
+            or (height, width, 1, 2, 3 or 4 channels): grey, grey and alpha, RGB, RGBA.
 
     Returns:
         PIL.Image.Image: Mode RGB.
 
     Raises:
-        trainer.errors.InputError: The file is missing, damaged or no picture.
+        trainer.errors.InputError: The file is missing, damaged or no picture, or the
+            array has another form.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return load(source)
+    if isinstance(source, Image.Image):
+        return _rgb(source)
+    array = np.asarray(source)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or not 1 <= array.shape[2] <= 4 or not array.size or (
+            array.dtype not in (np.uint8, np.uint16)):
+        raise InputError('a picture of {} {}; uint8 or uint16 (height, width, channels) is '
+                         'wanted, or (height, width)'.format(array.dtype, np.shape(source)))
+    if array.dtype == np.uint16:
+        array = _upper_byte(array)
+    colours = 1 if array.shape[2] <= 2 else 3
+    return Image.fromarray(np.broadcast_to(
+        array[:, :, :colours], array.shape[:2] + (3,)).copy())
+
+
+def load(path):
+    """Decode a picture file to RGB; see :func:`load_rgb`.
+
+    Returns:
+        PIL.Image.Image: Mode RGB.
+
+    Raises:
+        trainer.errors.InputError: The file is missing, damaged, no picture of
+            :data:`FORMATS`, or has more than :data:`MAX_PIXELS` pixels.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert('RGB')
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise InputError('{}: cannot be read as a picture ({})'.format(path, e))
+        # A pipe or a device would be waited for.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError('{}: not a picture file'.format(path))
+        with warnings.catch_warnings():
+            # Of odd metadata, and of sizes that are refused below.
+            warnings.simplefilter('ignore')
+            with Image.open(path, formats=FORMATS) as image:
+                _check_size(image, path)
+                return _rgb(image)
+    except InputError as e:
+        raise e if str(path) in str(e) else InputError('{}: {}'.format(path, e))
+    except UnidentifiedImageError:
+        raise InputError('{}: not a picture, or none that can be read ({})'.format(
+            path, ', '.join(FORMATS)))
+    except OSError as e:
+        raise InputError('{}: cannot be read as a picture ({})'.format(
+            path, (e.strerror or str(e)).strip()))
+    # Decoders raise nearly anything over damaged files.
+    except Exception as e:
+        raise InputError('{}: cannot be read as a picture ({}: {})'.format(
+            path, type(e).__name__, ' '.join(str(e).split())[:100]))
+
+
+def _check_size(image, path):
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise InputError('{}: {} x {} pixels; at most {:,} can be read'.format(
+            path, image.width, image.height, MAX_PIXELS))
+    if 'progressive' in image.info and pixels > _MAX_SCANNED >> 16:
+        with open(path, 'rb') as f:
+            scans = sum(part.count(b'\xff\xda') for part in iter(lambda: f.read(1 << 20), b''))
+        if scans * pixels > _MAX_SCANNED:
+            raise InputError('{}: a JPEG of {} x {} pixels in {} scans; save it anew'.format(
+                path, image.width, image.height, scans))
+
+
+def _rgb(image):
+    if image.mode == 'RGB':
+        image.load()  # convert() would copy
+        return image
+    if image.mode.startswith('I'):  # 16 bits, of which Pillow would keep those below 256
+        array = np.asarray(image)
+        if array.min() < 0 or array.max() > 0xffff:
+            raise InputError('a picture of 32 bits a channel; save it with 8 or 16')
+        return Image.fromarray(_upper_byte(array)).convert('RGB')
+    if image.mode == 'F':
+        raise InputError('a picture of floating-point numbers; save it with 8 or 16 bits a channel')
+    return image.convert('RGB')
+
+
+def _upper_byte(array):
+    return (array >> 8).astype(np.uint8)

@@ -1,0 +1,211 @@
+"""The original's preprocessing for ImageNet, which is Torch7's in evaluation."""
+import collections
+
+import numpy as np
+from PIL import Image
+
+from trainer.errors import InputError
+from trainer.transforms import INTERPOLATIONS, Sample, uniform_int
+from trainer.transforms.pictures import load_rgb
+
+_SIDE = 224
+_TEST_SHORT_SIDE = 256
+
+#: Longer and narrower pictures are refused: resizing would make a small file huge.
+MAX_LONG_SIDE = 1 << 16
+
+#: Of the three channels of ImageNet's pictures, in 0..1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+# Pixel value 0..255 of each channel -> what the network gets, rounded as the original did.
+_TABLE = ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
+           - np.float32(MEAN)) / np.float32(STD)).T.copy()
+
+#: What was drawn for one picture: interpolation (PIL.Image.Resampling); length of the
+#: short side it is resized to; where the crop is, 0 <= y, x < 1, of what the resized
+#: picture allows; whether it is flipped.
+Drawn = collections.namedtuple('Drawn', 'interpolation short_side y x flip')
+
+
+def resized_size(height, width, short_side):
+    """Return (height, width) after resizing: the aspect ratio is kept, the long side truncated.
+
+    Rounding makes it one pixel less than the short one for some square pictures, as in
+    the original; where it would then be less than a crop of 224, it is 224.
+
+    Raises:
+        trainer.errors.InputError: The long side would be over :data:`MAX_LONG_SIDE`.
+    """
+    def long_side(short, long):
+        return max(_SIDE, int(float(short_side) / short * long))
+
+    size = (short_side, long_side(height, width)) if height <= width else (
+        long_side(width, height), short_side)
+    if max(size) > MAX_LONG_SIDE:
+        raise InputError('a picture of {} x {} pixels is too long and narrow'.format(
+            width, height))
+    return size
+
+
+def _centre(n):
+    return n // 2 - _SIDE // 2
+
+
+def _resize_and_crop(image, size, interpolation, y, x):
+    """Resize to ``size`` (height, width) and cut out (224, 224, 3) uint8.
+
+    It equals ``image.resize`` and cropping: Pillow resizes the columns first, then
+    the rows, and nothing needs the other columns in between.
+    """
+    box = (x, y, x + _SIDE, y + _SIDE)
+    height, width = size
+    if interpolation == Image.Resampling.NEAREST or image.size == (width, height):
+        return np.asarray(image.resize((width, height), interpolation).crop(box))
+    image = image.resize((width, image.height), interpolation)
+    image = image.crop((x, 0, x + _SIDE, image.height))
+    return np.asarray(image.resize((_SIDE, height), interpolation).crop((0, y, _SIDE, y + _SIDE)))
+
+
+def normalize(pixels, out=None):
+    """(x / 255 - mean) / std with :data:`MEAN` and :data:`STD`.
+
+    Args:
+        pixels (numpy.ndarray): uint8 (height, width, 3).
+        out (numpy.ndarray): float32 (3, height, width) to write to.
+
+    Returns:
+        numpy.ndarray: float32 (3, height, width).
+    """
+    if out is None:
+        out = np.empty((3,) + pixels.shape[:2], np.float32)
+    for channel, table in enumerate(_TABLE):
+        # 'clip' spares the check of what uint8 cannot exceed.
+        table.take(pixels[:, :, channel], out=out[channel], mode='clip')
+    return out
+
+
+def _info(interpolation, size, y, x, flip):
+    return {'interpolation': interpolation.name.lower(), 'resized': list(size),
+            'keypoints': [[y, y + _SIDE], [x, x + _SIDE]], 'flip': flip}
+
+
+class DataAugmentationNormalizeBigger:
+    """Resizing that keeps the aspect ratio, a 224x224 crop, ImageNet's mean and deviation.
+
+    Pictures are given as :func:`trainer.transforms.pictures.load_rgb` takes them: a
+    path, a ``PIL.Image`` or an array (height, width, channels). They become float32
+    (3, 224, 224), RGB.
+    """
+
+    #: Shape of what comes out.
+    shape = (3, _SIDE, _SIDE)
+
+    @staticmethod
+    def draw(rng):
+        """Draw what happens to one picture in training.
+
+        Args:
+            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+
+        Returns:
+            Drawn: Interpolation uniform over nearest, bilinear, bicubic, bicubic; short
+            side uniform in 224..288; place uniform; flip with probability 0.5.
+        """
+        u = rng.random(5)
+        return Drawn(INTERPOLATIONS[uniform_int(u[0], 0, 3)],
+                     uniform_int(u[1], _SIDE, 288), float(u[2]), float(u[3]), bool(u[4] < .5))
+
+    @classmethod
+    def train(cls, img, rng=np.random, drawn=None, out=None):
+        """Preprocess one picture for training.
+
+        Args:
+            img: See the class.
+            rng: ``numpy.random`` or a Generator to draw from.
+            drawn (Drawn): What to do, where it was drawn already.
+            out (numpy.ndarray): float32 (3, 224, 224) to write to.
+
+        Returns:
+            Sample: ``x``, float32 (3, 224, 224), and ``info``, what was drawn.
+
+        Raises:
+            trainer.errors.InputError: The picture cannot be read.
+        """
+        d = cls.draw(rng) if drawn is None else drawn
+        image = load_rgb(img)
+        size = resized_size(image.height, image.width, d.short_side)
+        y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
+        pixels = _resize_and_crop(image, size, d.interpolation, y, x)
+        return Sample(normalize(pixels[:, ::-1] if d.flip else pixels, out),
+                      _info(d.interpolation, size, y, x, d.flip))
+
+    @classmethod
+    def test(cls, img, out=None):
+        """Preprocess one picture for evaluation: short side 256, bicubic, centre crop.
+
+        Arguments, result and errors are those of :meth:`train`.
+        """
+        image = load_rgb(img)
+        size = resized_size(image.height, image.width, _TEST_SHORT_SIDE)
+        y, x = map(_centre, size)
+        pixels = _resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
+        return Sample(normalize(pixels, out),
+                      _info(Image.Resampling.BICUBIC, size, y, x, False))
+
+    @classmethod
+    def ten_crop(cls, img, out=None):
+        """Preprocess one picture for ten-crop evaluation.
+
+        The picture is resized as for :meth:`test`; its four corners and its centre are
+        cut out (Krizhevsky et al. 2012): upper left, upper right, lower left, lower
+        right, centre, then the same five mirrored.
+
+        Args:
+            img: See the class.
+            out (numpy.ndarray): float32 (10, 3, 224, 224) to write to.
+
+        Returns:
+            Sample: ``x``, float32 (10, 3, 224, 224), and ``info``, a list of ten.
+
+        Raises:
+            trainer.errors.InputError: The picture cannot be read.
+        """
+        image = load_rgb(img)
+        size = height, width = resized_size(image.height, image.width, _TEST_SHORT_SIDE)
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        if out is None:
+            out = np.empty((10,) + cls.shape, np.float32)
+        bottom, right = height - _SIDE, width - _SIDE
+        places = [(0, 0), (0, right), (bottom, 0), (bottom, right),
+                  (_centre(height), _centre(width))]
+        info = []
+        for i, (y, x) in enumerate(places):
+            normalize(pixels[y:y + _SIDE, x:x + _SIDE], out[i])
+            info.append(_info(Image.Resampling.BICUBIC, size, y, x, False))
+        out[5:] = out[:5, :, :, ::-1]
+        return Sample(out, info + [dict(i, flip=True) for i in info])
+
+    @classmethod
+    def train_batch(cls, images, drawn):
+        """Preprocess pictures for training.
+
+        Args:
+            images (sequence): Pictures; see the class.
+            drawn (sequence of Drawn): What to do to each.
+
+        Returns:
+            numpy.ndarray: float32 (batch, 3, 224, 224).
+        """
+        x = np.empty((len(images),) + cls.shape, np.float32)
+        for out, img, d in zip(x, images, drawn):
+            cls.train(img, drawn=d, out=out)
+        return x
+
+    @classmethod
+    def test_batch(cls, images):
+        """Preprocess pictures for evaluation; returns as :meth:`train_batch`."""
+        x = np.empty((len(images),) + cls.shape, np.float32)
+        for out, img in zip(x, images):
+            cls.test(img, out=out)
+        return x
