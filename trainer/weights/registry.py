@@ -44,8 +44,8 @@ def build(architecture, path, weight_limit):
         return network
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError,
             IndexError) as e:
-        raise InputError('{}: its description of the network cannot be understood ({}: {}); was '
-                         'it written by a later version?'.format(path, type(e).__name__, e))
+        raise InputError('{}: describes a network that cannot be built ({}: {}); it is damaged, '
+                         'or was written by a later version'.format(path, type(e).__name__, e))
 
 
 def check_flags(network, path, C=None, d=None, layers=None):
