@@ -92,17 +92,18 @@ class Pieces(chainer.dataset.DatasetMixin):
         return len(self.plan) * self.pieces
 
     def get_example(self, i):
-        _end_with_parent()
+        _end_with_parent(os.getpid())
         epoch, i = divmod(i, len(self))
         batch, piece = divmod(i, self.pieces)
         return self.load(np.array_split(self.plan(epoch)[batch], self.pieces)[piece], epoch)
 
 
-@functools.lru_cache(maxsize=1)
-def _end_with_parent():
+@functools.lru_cache(maxsize=None)
+def _end_with_parent(process):
     """Where this is a worker: end it when the main process is killed.
 
-    Chainer's workers would wait for their next task for ever.
+    Chainer's workers would wait for their next task for ever. ``process`` is the
+    worker's number: once for each.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -115,22 +116,20 @@ def _end_with_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 
-class _Consecutive:
-    """Chainer's order sampler for :class:`Pieces`: epoch after epoch, in order."""
+def _next_epoch(order, position):
+    """Chainer's order sampler for :class:`Pieces`: epoch after epoch, each in order.
 
-    def __init__(self, first_epoch):
-        self.first_epoch = first_epoch
-        self.begun = False
-
-    def __call__(self, order, position):
-        n = len(order)
-        epoch = order[0] // n + 1 if self.begun else self.first_epoch
-        self.begun = True
-        return np.arange(epoch * n, (epoch + 1) * n)
+    The order that Chainer begins with is 0, 1, 2, ..., so that epochs count from 1.
+    """
+    return order_of(order[0] // len(order) + 1, len(order))
 
 
-def iterator(load, plan, pieces=MIN_PIECES, workers=0, repeat=True, shared_mem=None,
-             first_epoch=1):
+def order_of(epoch, pieces):
+    """Return the items of :class:`Pieces` that make up an epoch of so many pieces."""
+    return np.arange(epoch * pieces, (epoch + 1) * pieces)
+
+
+def iterator(load, plan, pieces=MIN_PIECES, workers=0, repeat=True, shared_mem=None):
     """Return a Chainer iterator whose batches are lists of what ``load`` gives.
 
     Args:
@@ -140,16 +139,30 @@ def iterator(load, plan, pieces=MIN_PIECES, workers=0, repeat=True, shared_mem=N
         workers (int): Processes that load; 0 loads in this one.
         repeat (bool): Whether to go on after an epoch.
         shared_mem (int): Bytes of the largest piece; ``None`` measures the first.
-        first_epoch (int): Number of the first epoch.
 
     Returns:
         chainer.dataset.Iterator
     """
     dataset = Pieces(load, plan, pieces)
-    order_sampler = _Consecutive(first_epoch)
     if workers:
         return chainer.iterators.MultiprocessIterator(
             dataset, pieces, repeat=repeat, n_processes=workers, n_prefetch=2,
-            shared_mem=shared_mem, order_sampler=order_sampler, dataset_timeout=None)
+            shared_mem=shared_mem, order_sampler=_next_epoch)
     return chainer.iterators.SerialIterator(
-        dataset, pieces, repeat=repeat, order_sampler=order_sampler)
+        dataset, pieces, repeat=repeat, order_sampler=_next_epoch)
+
+
+def skip_epochs(iterator, epochs):
+    """Make a new iterator begin after so many epochs."""
+    pieces = len(iterator.dataset)
+    iterator.serialize(chainer.serializers.NpzDeserializer({
+        name: np.asarray(value) for name, value in {
+            'current_position': 0, 'epoch': epochs, 'is_new_epoch': False,
+            'order': order_of(epochs + 1, pieces), 'previous_epoch_detail': float(epochs),
+        }.items()}))
+
+
+def join(pieces):
+    """Join the pieces of a batch: a tuple of arrays, as ``load`` gives them."""
+    pieces = [piece for piece in pieces if len(piece[0])]
+    return tuple(np.concatenate(parts) for parts in zip(*pieces))

@@ -1,0 +1,78 @@
+"""The console: a line for each epoch, and a progress bar with the time left."""
+import datetime
+import sys
+
+import tqdm
+from chainer.training import extension
+
+from trainer.training.extensions import ACCURACY
+
+_HEAD = 'epoch  train loss  test loss  accuracy    top-5        lr     time      left'
+_ROW = '{:5d}  {:10.4f}  {:9.4f}  {:7.2f}%  {:6.2f}%  {:8.2g}  {:>7s}  {:>8s}'
+
+
+class Console(extension.Extension):
+    """Print a table row after each epoch; on a terminal, show a bar between.
+
+    Args:
+        log (trainer.reports.log.Log): Where the numbers are.
+        epochs (int): Epochs of the whole run.
+        iterations (int): Updates in an epoch.
+    """
+
+    trigger = 1, 'iteration'
+    priority = extension.PRIORITY_READER - 5
+
+    def __init__(self, log, epochs, iterations):
+        self._log = log
+        self._epochs = epochs
+        self._iterations = iterations
+        self._bar = None
+
+    def initialize(self, trainer):
+        updater = trainer.updater
+        self._begun = updater.iteration, trainer.elapsed_time
+        self._printed = len(self._log.log)
+        print(_HEAD, flush=True)
+        self._open(updater)
+
+    def _open(self, updater):
+        if updater.epoch < self._epochs:
+            self._bar = tqdm.tqdm(
+                total=self._iterations, initial=updater.iteration % self._iterations, leave=False,
+                desc='epoch {}/{}'.format(updater.epoch + 1, self._epochs), unit='batch',
+                disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def _close(self):
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _left(self, trainer):
+        iteration, elapsed = self._begun
+        done = trainer.updater.iteration - iteration
+        ahead = self._epochs * self._iterations - trainer.updater.iteration
+        return _clock((trainer.elapsed_time - elapsed) / done * ahead)
+
+    def __call__(self, trainer):
+        if self._bar is not None:
+            loss = trainer.observation['main/loss'][0]
+            self._bar.set_postfix_str('loss {:.3f}, run left {}'.format(
+                loss, self._left(trainer)), refresh=False)
+            self._bar.update()
+        if len(self._log.log) > self._printed:
+            self._printed = len(self._log.log)
+            self._close()
+            row = self._log.log[-1]
+            print(_ROW.format(
+                row['epoch'], row['main/loss'], row['validation/main/loss'], 100 * row[ACCURACY],
+                100 * row['validation/main/top5_accuracy'], row['lr'],
+                _clock(trainer.elapsed_time), self._left(trainer)), flush=True)
+            self._open(trainer.updater)
+
+    def finalize(self):
+        self._close()
+
+
+def _clock(seconds):
+    return str(datetime.timedelta(seconds=round(seconds)))

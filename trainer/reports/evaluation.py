@@ -1,0 +1,162 @@
+"""What an evaluation tells: progress, a table, ``log.json``."""
+import datetime
+import os
+import sys
+import time
+
+import tqdm
+
+from trainer.datasets import class_names
+
+_BAR = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left{postfix}]'
+
+# Unreadable pictures and hard classes that the table names.
+_NAMED = 5
+
+
+class Progress:
+    """Tell how far an evaluation is: a bar on a terminal, otherwise a line now and then.
+
+    Args:
+        total (int): Pictures in all.
+    """
+
+    #: Seconds after which there is a line even if less than a tenth has been done.
+    interval = 60
+
+    def __init__(self, total):
+        self._total = total
+        self._done = 0
+        self._begun = self._told = time.perf_counter()
+        self._due = total / 10
+        self._bar = tqdm.tqdm(total=total, unit='image', bar_format=_BAR, leave=False,
+                              disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.close()
+
+    def __call__(self, pictures, tally=None):
+        """Count pictures; tell the errors of ``tally``."""
+        self._done += pictures
+        errors = ''
+        if tally is not None and tally.pictures:
+            errors = 'error {:.2f}% top-1 {:.2f}% top-5'.format(*errors_of(tally))
+        if not self._bar.disable:
+            self._bar.set_postfix_str(errors, refresh=False)
+            self._bar.update(pictures)
+            return
+        now = time.perf_counter()
+        if self._done >= self._due or now - self._told > self.interval:
+            rate = self._done / (now - self._begun)
+            print('{}/{} [{:.0f} images/s, {} left{}]'.format(
+                self._done, self._total, rate, _clock((self._total - self._done) / rate),
+                ', ' + errors if errors else ''), flush=True)
+            self._told = now
+            while self._due <= self._done:
+                self._due += self._total / 10
+
+
+def _clock(seconds):
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def errors_of(tally):
+    """Return top-1 and top-5 error in percent."""
+    return 100 * (1 - tally.accuracy), 100 * (1 - tally.top5_accuracy)
+
+
+def table(evaluation, models, network, ten_crop=False):
+    """Return what an evaluation found as lines of at most 79 characters, where names allow.
+
+    Args:
+        evaluation (trainer.evaluation.Evaluation): What it found.
+        models (list of str): What the networks are called.
+        network (trainer.networks.base.Network): Gives the names of the classes.
+        ten_crop (bool): Whether there were ten crops of each picture.
+    """
+    tally, unreadable, seconds = evaluation
+    n = tally.pictures
+    top1, top5 = errors_of(tally)
+    rows = [('model' if i == 0 else '', model) for i, model in enumerate(models)]
+    if len(models) > 1:
+        rows.append(('', 'their posteriors averaged'))
+    rows.append(('pictures', '{:6,}{}'.format(n, ', ten crops of each' * ten_crop)))
+    if unreadable:
+        rows.append(('', '{:6,} more could not be read and are not counted'.format(
+            len(unreadable))))
+    rows += [
+        ('top-1 error', '{:6.2f} %  ({:,} wrong)'.format(top1, n - int(tally.confusion.trace()))),
+        ('top-5 error', '{:6.2f} %  ({:,} wrong)'.format(top5, n - int(tally.top5.sum()))),
+        ('loss', '{:6.2f}'.format(tally.loss)),
+        ('speed', '{:6.0f} images/s, {}'.format((n + len(unreadable)) / seconds, _clock(seconds))),
+    ]
+    lines = ['{:<12s} {}'.format(*row) for row in rows]
+    accuracy = tally.class_accuracy
+    hard = [i for i in (1 - accuracy).argsort(kind='stable')[::-1].tolist() if accuracy[i] < 1]
+    if len(hard) > 1 and (accuracy == accuracy).sum() > _NAMED:
+        names = class_names.of(network)
+        lines += ['', 'hardest classes, by top-1 error']
+        lines += ['{:6.2f} %  {}'.format(100 * (1 - accuracy[i]), names[i][:68])
+                  for i in hard[:_NAMED]]
+    return '\n'.join(lines + _unreadable_lines(unreadable, 'log.json'))
+
+
+def features_table(path, pictures, unreadable):
+    """Return what was written by :func:`trainer.evaluation.save_features`, as lines."""
+    rows = ['{}: {:,} rows, {:,} of them nan'.format(path, len(pictures), len(unreadable))]
+    return '\n'.join(rows + _unreadable_lines(unreadable, os.path.splitext(path)[0] + '.json'))
+
+
+def _unreadable_lines(unreadable, where):
+    if not unreadable:
+        return []
+    lines = ['', 'could not be read'] + ['  ' + error for _, error in unreadable[:_NAMED]]
+    if len(unreadable) > _NAMED:
+        lines.append('  and {:,} more, all of them in {}'.format(len(unreadable) - _NAMED, where))
+    return lines
+
+
+def log(evaluation, models, pictures, network, ten_crop=False):
+    """Return what ``log.json`` says of an evaluation: a list of dicts with ``_id``.
+
+    As in the original: ``categories`` (are), ``test_parameter`` and
+    ``test_parameter_<label>`` (parameter: pictures), ``test_loss`` (loss: mean times
+    pictures), ``test_accuracy``, ``test_accuracy_<label>``, ``test_5_accuracy`` and
+    ``test_5_accuracy_<label>`` (accuracy: pictures that are right), and, where there
+    are any, ``test_accuracy_<label>_<answer>`` (accuracy: pictures mistaken).
+    ``test_parameter`` counts what could be read. New: ``test_error`` (top1, top5:
+    percent), ``test_unreadable`` (pictures: path and error of each), ``model``
+    (paths, and what they hold) and ``crops``.
+
+    Args:
+        pictures (trainer.datasets.folder.PictureFiles): What was evaluated.
+        evaluation, models, network, ten_crop: See :func:`table`.
+    """
+    tally, unreadable, _ = evaluation
+    top1, top5 = errors_of(tally)
+    entries = [
+        {'_id': 'categories', 'are': pictures.categories},
+        {'_id': 'model', 'model': models, 'network': network.architecture()},
+        {'_id': 'crops', 'crops': 10 if ten_crop else 1},
+        {'_id': 'test_parameter', 'parameter': tally.pictures},
+        {'_id': 'test_unreadable', 'pictures': [
+            {'path': path, 'error': error} for path, error in unreadable]},
+        {'_id': 'test_loss', 'loss': tally.loss_sum},
+        {'_id': 'test_error', 'top1': top1, 'top5': top5},
+        {'_id': 'test_accuracy', 'accuracy': int(tally.confusion.trace())},
+        {'_id': 'test_5_accuracy', 'accuracy': int(tally.top5.sum())},
+    ]
+    labels = zip(tally.confusion.sum(axis=1).tolist(), tally.confusion.diagonal().tolist(),
+                 tally.top5.tolist())
+    for label, (n, right, right5) in enumerate(labels):
+        entries += [{'_id': 'test_parameter_{}'.format(label), 'parameter': n},
+                    {'_id': 'test_accuracy_{}'.format(label), 'accuracy': right},
+                    {'_id': 'test_5_accuracy_{}'.format(label), 'accuracy': right5}]
+    for label, answer in zip(*tally.confusion.nonzero()):
+        if label != answer:
+            entries.append({'_id': 'test_accuracy_{}_{}'.format(label, answer),
+                            'accuracy': int(tally.confusion[label, answer])})
+    return entries

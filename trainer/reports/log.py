@@ -1,0 +1,95 @@
+"""``log.json`` in the original's form (``nutszebra_log2.py``)."""
+import json
+import os
+
+from chainer.training import extensions
+
+from trainer import files
+from trainer.errors import InputError
+
+
+class Log(extensions.LogReport):
+    """Chainer's LogReport, written as the original's list of dicts with ``_id``.
+
+    First come ``categories`` (are), ``train_parameter``, ``test_parameter`` and
+    ``test_parameter_<label>`` (parameter: number of pictures); then, for each
+    epoch, ``train_loss`` and ``test_loss`` (loss: mean times number of pictures),
+    ``test_accuracy``, ``test_accuracy_<label>`` and ``test_5_accuracy`` (accuracy:
+    number of pictures), and, new here, ``train_accuracy`` and ``lr``. Each has its
+    ``epoch``. Nothing in it depends on the clock: the same run gives the same file.
+
+    Args:
+        dataset (trainer.datasets.Dataset): What is trained on.
+        earlier (list of dict): Epochs that came before (:func:`load`).
+    """
+
+    def __init__(self, dataset, earlier=()):
+        super().__init__(trigger=(1, 'epoch'), postprocess=lambda s: s.pop('elapsed_time'))
+        self._log_name = None  # Chainer's own file is not written
+        self._log = list(earlier)
+        labels = dataset.test.labels.tolist()
+        self._train, self._test = len(dataset.train.labels), len(labels)
+        self._of_class = [labels.count(i) for i in range(len(dataset.classes))]
+        self._header = [{'_id': 'categories', 'are': dataset.classes},
+                        {'_id': 'train_parameter', 'parameter': self._train},
+                        {'_id': 'test_parameter', 'parameter': self._test}]
+        self._header += [{'_id': 'test_parameter_{}'.format(i), 'parameter': n}
+                         for i, n in enumerate(self._of_class)]
+
+    def __call__(self, trainer):
+        epochs = len(self.log)
+        super().__call__(trainer)
+        if len(self.log) > epochs:
+            with files.replacing(os.path.join(trainer.out, 'log.json')) as path:
+                with open(path, 'w') as f:
+                    json.dump(self.entries(), f, indent=0)
+
+    def entries(self):
+        """Return the list that ``log.json`` holds."""
+        entries = list(self._header)
+        for epoch in self.log:
+            for _id, key, name, total in self._kinds():
+                if key in epoch and epoch[key] == epoch[key]:  # not nan: a class without pictures
+                    value = epoch[key] * total
+                    value = round(value) if name == 'accuracy' else value
+                    entries.append({'_id': _id, 'epoch': epoch['epoch'], name: value})
+        return entries
+
+    def _kinds(self):
+        yield 'train_loss', 'main/loss', 'loss', self._train
+        yield 'train_accuracy', 'main/accuracy', 'accuracy', self._train
+        yield 'test_loss', 'validation/main/loss', 'loss', self._test
+        yield 'test_accuracy', 'validation/main/accuracy', 'accuracy', self._test
+        yield 'test_5_accuracy', 'validation/main/top5_accuracy', 'accuracy', self._test
+        for i, total in enumerate(self._of_class):
+            yield ('test_accuracy_{}'.format(i), 'validation/main/accuracy/{}'.format(i),
+                   'accuracy', total)
+        yield 'lr', 'lr', 'lr', 1
+
+    def load(self, path, epochs):
+        """Take over the first ``epochs`` epochs of a ``log.json``, this project's or the original's.
+
+        Raises:
+            trainer.errors.InputError: The file is no such log or has fewer epochs.
+        """
+        try:
+            with open(path) as f:
+                entries = json.load(f)
+            values = {}
+            for entry in entries:
+                values.setdefault(entry['_id'], []).append(entry)
+            # The original's entries carry no epoch: the n-th of a kind is of epoch n.
+            found = min(len(values.get(_id, ())) for _id in ('train_loss', 'test_accuracy'))
+            if found < epochs:
+                raise InputError('-l {}: a log of {} epochs, but {} came before -s {}'.format(
+                    path, found, epochs, epochs + 1))
+            log = [{'epoch': i + 1} for i in range(epochs)]
+            for _id, key, name, total in self._kinds():
+                for epoch, entry in zip(log, values.get(_id, ())):
+                    epoch[key] = entry[name] / max(total, 1)
+            self._log = log
+        except OSError as e:
+            raise InputError('-l {}: cannot be read ({})'.format(path, e.strerror))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            raise InputError('-l {}: not a log.json of a run ({}: {})'.format(
+                path, type(e).__name__, e))

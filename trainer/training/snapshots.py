@@ -1,0 +1,98 @@
+"""Snapshots: everything that a run needs to go on as if it had never stopped."""
+import os
+import re
+
+import chainer
+from chainer.training import extensions, triggers
+
+from trainer import files
+from trainer.errors import InputError
+from trainer.weights import npz
+
+_NAME = 'snapshot_iter_{.updater.iteration}'
+_PATTERN = re.compile(r'snapshot_iter_(\d+)$')
+
+#: Two, so that there is one to fall back on where the newest is damaged.
+RETAINED = 2
+
+
+class Trigger(triggers.IntervalTrigger):
+    """At the end of each epoch, and when ``stopping()`` says that the run is to stop."""
+
+    def __init__(self, stopping):
+        super().__init__(1, 'epoch')
+        self.stopping = stopping
+
+    def __call__(self, trainer):
+        return super().__call__(trainer) or self.stopping()
+
+
+class _Writer(extensions.snapshot_writers.Writer):
+    """Uncompressed: weights hardly compress, and compressing takes seconds."""
+
+    def __call__(self, filename, outdir, target):
+        with files.replacing(os.path.join(outdir, filename)) as unfinished:
+            chainer.serializers.save_npz(unfinished, target, compression=False)
+        self._post_save()
+
+
+def extension():
+    """Return Chainer's snapshot extension, keeping the two newest."""
+    return extensions.snapshot(filename=_NAME, n_retains=RETAINED, writer=_Writer())
+
+
+def find(folder):
+    """Return the snapshots in a folder, newest first."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    found = [(int(match[1]), name) for name in names if (match := _PATTERN.match(name))]
+    return [os.path.join(folder, name) for _, name in sorted(found, reverse=True)]
+
+
+def restore(trainer, folder, say=print):
+    """Put a trainer in the state of the newest snapshot that is whole.
+
+    Args:
+        trainer (chainer.training.Trainer): Built as the run's was.
+        folder (str): The run's folder.
+        say (callable): Told about snapshots that are passed over.
+
+    Returns:
+        str: The snapshot used, or ``None`` where there is none yet.
+
+    Raises:
+        trainer.errors.InputError: There are snapshots, but none is whole.
+    """
+    found = find(folder)
+    for path in found:
+        try:
+            arrays = npz.read_arrays(path)
+        except InputError as e:
+            say('{}; passing over it'.format(e))
+            continue
+        try:
+            chainer.serializers.NpzDeserializer(arrays).load(trainer)
+        except (KeyError, ValueError, TypeError) as e:
+            raise InputError('{}: not of this run: it does not fit the network or the options '
+                             '({})'.format(path, e))
+        return path
+    if found:
+        raise InputError('{}: none of the {} snapshots is whole; start anew without --resume '
+                         '(what is there is moved aside)'.format(folder, len(found)))
+    return None
+
+
+def optimizer_arrays(path):
+    """Read an optimizer's state from a snapshot or from a file of Chainer's ``save_npz``.
+
+    Returns:
+        dict: Name -> array, as ``NpzDeserializer`` takes it for the optimizer.
+    """
+    arrays = npz.read_arrays(path)
+    prefix = 'updater/optimizer:main/'
+    inside = {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
+    if not inside and not ({'t', 'epoch'} <= set(arrays)):
+        raise InputError('-o {}: neither a snapshot nor an optimizer saved by Chainer'.format(path))
+    return inside or arrays

@@ -1,0 +1,51 @@
+"""One update from one batch, in chunks."""
+import chainer
+import numpy as np
+
+from trainer.datasets import loading
+
+
+class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
+    """Chainer's updater with the original's gradient accumulation.
+
+    A batch is computed in chunks: batch normalisation sees one chunk at a time
+    and updates its running statistics at each; the gradients of the mean loss
+    over the batch are added up, then the optimizer updates once.
+
+    Args:
+        iterator (chainer.dataset.Iterator): From :func:`trainer.datasets.loading.iterator`.
+        optimizer (chainer.Optimizer): Its target is a network.
+        device (chainer.backend.Device): Where to compute.
+        divide (int): Number of chunks (``train_batch_divide``).
+    """
+
+    def __init__(self, iterator, optimizer, device, divide=1):
+        super().__init__(iterator, optimizer, device=device)
+        self.divide = divide
+
+    def update_core(self):
+        x, t = loading.join(self.get_iterator('main').next())
+        self.update_with(x, t)
+
+    def update_with(self, x, t):
+        """Update from a batch: x (batch, 3, height, width) and t int32 (batch,), NumPy arrays.
+
+        Reports ``main/loss``, the mean softmax cross entropy, and ``main/accuracy``,
+        weighted by the number of pictures.
+        """
+        optimizer = self.get_optimizer('main')
+        network = optimizer.target
+        network.cleargrads()
+        loss_sum = correct = 0
+        chunks = min(self.divide, len(t))
+        for x_chunk, t_chunk in zip(np.array_split(x, chunks), np.array_split(t, chunks)):
+            t_chunk = self.device.send(t_chunk)
+            y = network(chainer.Variable(self.device.send(x_chunk)))
+            loss = network.calc_loss(y, t_chunk)
+            (loss * (len(t_chunk) / len(t))).backward()
+            loss_sum += float(loss.array) * len(t_chunk)
+            correct += int((y.array.argmax(axis=1) == t_chunk).sum())
+            loss.unchain_backward()
+        optimizer.update()
+        chainer.report({'loss': (loss_sum / len(t), len(t)),
+                        'accuracy': (correct / len(t), len(t))}, network)
