@@ -86,7 +86,7 @@ def to_here(arrays, units, path, network, fold=True):
             if bias.shape != here[bn + '/avg_mean'].shape:
                 raise InputError('{}: {}/b has not the shape of {}/avg_mean'.format(
                     path, convs[0], bns[0]))
-            here[bn + '/avg_mean'] = here[bn + '/avg_mean'] - bias
+            here[bn + '/avg_mean'] = np.subtract(here[bn + '/avg_mean'], bias, dtype=np.float64)
             here[bn + '/N'] = arrays[bns[0] + '/N']
     return here
 
