@@ -1,5 +1,17 @@
-"""How well scores fit labels, counted batch by batch."""
+"""How well scores fit labels, and how well networks recognise the pictures in files."""
+import collections
+import os
+import time
+
 import numpy as np
+
+from trainer import files, prediction
+from trainer.datasets import loading, parallel
+from trainer.errors import InputError
+
+#: What :func:`evaluate` finds. tally (Tally): of the pictures that could be read;
+#: unreadable: list of (path, what is wrong with it); seconds (float): what it took.
+Evaluation = collections.namedtuple('Evaluation', 'tally unreadable seconds')
 
 
 class Tally:
@@ -62,3 +74,127 @@ class Tally:
         """Accuracy of each class, float64 (classes,); nan where it has no pictures."""
         with np.errstate(invalid='ignore'):
             return self.confusion.diagonal() / self.confusion.sum(axis=1)
+
+
+def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=None,
+             progress=None):
+    """Count how many pictures networks recognise.
+
+    A picture that cannot be read is neither right nor wrong: it is not counted, but named.
+
+    Args:
+        networks (sequence of trainer.networks.base.Network): One, or several whose
+            posteriors are averaged.
+        pictures (trainer.datasets.folder.PictureFiles): The pictures.
+        batch (int): Pictures that are loaded together.
+        divide (int): Each batch is computed in so many chunks.
+        ten_crop (bool): Whether to average over ten crops of each picture.
+        workers (int): Processes that load; ``None``: one for each core; 0: this one.
+        progress (callable): Called with (number of pictures, Tally) after each batch.
+
+    Returns:
+        Evaluation
+
+    Raises:
+        trainer.errors.InputError: The networks cannot be used together, the labels do
+            not fit them, or no picture could be read.
+    """
+    prediction.check_classes(networks)
+    labels = pictures.labels_for(networks[0])
+    tally = Tally(networks[0].category_num)
+
+    def count(x, read, items):
+        if len(read):
+            tally.add(prediction.scores(networks, x, _chunk(batch, divide)), labels[items[read]])
+
+    begun = time.perf_counter()
+    unreadable = _each_batch(networks, pictures, batch, ten_crop, workers, count,
+                             progress and (lambda n: progress(n, tally)))
+    return Evaluation(tally, unreadable, time.perf_counter() - begun)
+
+
+def features(network, pictures, write, batch=64, divide=1, ten_crop=False, workers=None,
+             progress=None):
+    """Compute what enters the classifier; averaged where there are ten crops.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        write (callable): Called with float32 (pictures of a batch, channels), in the
+            order of ``pictures``; rows of those that could not be read are nan.
+        progress (callable): Called with (number of pictures) after each batch.
+        pictures, batch, divide, ten_crop, workers: See :func:`evaluate`.
+
+    Returns:
+        list: (path, what is wrong with it) of the pictures that could not be read.
+
+    Raises:
+        trainer.errors.InputError: No picture could be read.
+    """
+    def keep(x, read, items):
+        rows = np.full((len(items), network.stages[-1].out_channels), np.nan, np.float32)
+        if len(read):
+            h = prediction.compute(network.features, x, network.device, _chunk(batch, divide))
+            rows[read] = (h.mean(axis=1) if ten_crop else h)[..., 0, 0]
+        write(rows)
+
+    return _each_batch([network], pictures, batch, ten_crop, workers, keep, progress)
+
+
+def save_features(path, network, pictures, **kwargs):
+    """Write :func:`features` as an npy file, float32 (pictures, channels).
+
+    Beside it, ``.json`` for ``.npy``, a file tells what the rows are: ``pictures``
+    (paths), ``labels`` and ``categories``, and ``unreadable`` (path and error of each).
+    Both appear whole or not at all.
+
+    Args:
+        path (str): The npy file.
+        network, pictures, kwargs: See :func:`features`.
+
+    Returns:
+        list: As :func:`features`.
+
+    Raises:
+        trainer.errors.InputError: The name does not end in ``.npy``, or no picture
+            could be read.
+    """
+    name, suffix = os.path.splitext(path)
+    if suffix != '.npy':
+        raise InputError('--features {}: a name that ends in .npy is wanted'.format(path))
+    with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
+        np.lib.format.write_array_header_1_0(f, {
+            'descr': '<f4', 'fortran_order': False,
+            'shape': (len(pictures), network.stages[-1].out_channels)})
+        unreadable = features(network, pictures, lambda rows: f.write(rows.astype('<f4').data),
+                              **kwargs)
+        f.flush()
+        files.save_json(name + '.json', {
+            'pictures': pictures.paths, 'labels': pictures.labels.tolist(),
+            'categories': pictures.categories,
+            'unreadable': [{'path': path, 'error': error} for path, error in unreadable]})
+    return unreadable
+
+
+def _chunk(batch, divide):
+    return max(1, batch // divide)
+
+
+def _each_batch(networks, pictures, batch, ten_crop, workers, use, progress):
+    """Call ``use(x of what could be read, its places in the batch, indices of the batch)``.
+
+    Returns:
+        list: (path, what is wrong with it) of the pictures that could not be read.
+    """
+    load = prediction.Load(prediction.preprocessing(networks), pictures.paths, ten_crop)
+    plan = loading.InOrder(len(pictures), batch)(0)
+    unreadable = []
+    for items, x, errors in parallel.batches(load, plan, batch, load.shape, workers):
+        unreadable += [(pictures.paths[items[i]], errors[i]) for i in sorted(errors)]
+        read = np.array([i for i in range(len(items)) if i not in errors], int)
+        use(x[read] if errors else x, read, items)
+        if progress is not None:
+            progress(len(items))
+    if len(unreadable) == len(pictures):
+        raise InputError('none of the {} pictures could be read; the first: {}: {}'.format(
+            len(pictures), *unreadable[0]))
+    return unreadable

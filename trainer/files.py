@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 import contextlib
+import json
 import os
 import shutil
 
@@ -30,6 +31,12 @@ def replacing(path):
         with contextlib.suppress(OSError):
             os.remove(unfinished)
         raise
+
+
+def save_json(path, content):
+    """Write JSON to a file that appears whole or not at all."""
+    with replacing(path) as unfinished, open(unfinished, 'w') as f:
+        json.dump(content, f, indent=0)
 
 
 def remove_unfinished(folder):

@@ -90,12 +90,12 @@ def table(evaluation, models, network, ten_crop=False):
     rows += [
         ('top-1 error', '{:6.2f} %  ({:,} wrong)'.format(top1, n - int(tally.confusion.trace()))),
         ('top-5 error', '{:6.2f} %  ({:,} wrong)'.format(top5, n - int(tally.top5.sum()))),
-        ('loss', '{:6.2f}'.format(tally.loss)),
+        ('loss', '{:8.4f}'.format(tally.loss)),
         ('speed', '{:6.0f} images/s, {}'.format((n + len(unreadable)) / seconds, _clock(seconds))),
     ]
     lines = ['{:<12s} {}'.format(*row) for row in rows]
     accuracy = tally.class_accuracy
-    hard = [i for i in (1 - accuracy).argsort(kind='stable')[::-1].tolist() if accuracy[i] < 1]
+    hard = [i for i in accuracy.argsort(kind='stable').tolist() if accuracy[i] < 1]
     if len(hard) > 1 and (accuracy == accuracy).sum() > _NAMED:
         names = class_names.of(network)
         lines += ['', 'hardest classes, by top-1 error']
@@ -113,7 +113,7 @@ def features_table(path, pictures, unreadable):
 def _unreadable_lines(unreadable, where):
     if not unreadable:
         return []
-    lines = ['', 'could not be read'] + ['  ' + error for _, error in unreadable[:_NAMED]]
+    lines = ['', 'could not be read'] + ['  {}: {}'.format(*u) for u in unreadable[:_NAMED]]
     if len(unreadable) > _NAMED:
         lines.append('  and {:,} more, all of them in {}'.format(len(unreadable) - _NAMED, where))
     return lines
@@ -137,8 +137,9 @@ def log(evaluation, models, pictures, network, ten_crop=False):
     """
     tally, unreadable, _ = evaluation
     top1, top5 = errors_of(tally)
+    categories = class_names.synsets(network) or network.classes or pictures.categories
     entries = [
-        {'_id': 'categories', 'are': pictures.categories},
+        {'_id': 'categories', 'are': categories},
         {'_id': 'model', 'model': models, 'network': network.architecture()},
         {'_id': 'crops', 'crops': 10 if ten_crop else 1},
         {'_id': 'test_parameter', 'parameter': tally.pictures},

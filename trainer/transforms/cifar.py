@@ -75,6 +75,9 @@ class DataAugmentationCifar10NormalizeSmall:
     ``PIL.Image`` does as well. They become float32 (3, 32, 32).
     """
 
+    #: Shape of what comes out.
+    shape = (3, _SIDE, _SIDE)
+
     @staticmethod
     def draw(rng):
         """Draw what happens to one picture in training.
@@ -145,8 +148,19 @@ class DataAugmentationCifar10NormalizeSmall:
             'keypoints': [[d.y, d.y + _SIDE], [d.x, d.x + _SIDE]], 'flip': d.flip})
 
     @classmethod
-    def test(cls, img):
-        """Preprocess one picture for evaluation; returns as :meth:`train`."""
+    def test(cls, img, out=None):
+        """Preprocess one picture for evaluation.
+
+        Args:
+            img: See the class.
+            out (numpy.ndarray): float32 (3, 32, 32) to write to.
+
+        Returns:
+            Sample: As :meth:`train`.
+        """
         x = cls.test_batch(load_chw(img)[None])[0]
+        if out is not None:
+            out[...] = x
+            x = out
         return Sample(x, {'interpolation': 'bilinear', 'resized': [_SIDE, _SIDE],
                           'keypoints': [[0, _SIDE], [0, _SIDE]], 'flip': False})

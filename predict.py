@@ -1,0 +1,60 @@
+"""Say what pictures show: ``python predict.py photo.jpg -m model``."""
+import argparse
+import json
+import sys
+
+from trainer import cli, prediction
+from trainer.datasets import folder
+from trainer.reports import prediction as report
+from trainer.weights import registry
+
+
+def parser():
+    """Return the parser of the flags."""
+    p = cli.ArgumentParser(description='Say what pictures show: the likeliest classes.',
+                           formatter_class=argparse.HelpFormatter)
+    natural = cli.positive(int)
+    p.add_argument('pictures', nargs='+', metavar='PICTURE',
+                   help='a picture, or a folder: all pictures in it and below it')
+    p.add_argument('--load_model', '-m', metavar='FILE', action='append', required=True,
+                   help='npz file of the model; repeated: the posteriors of all are averaged')
+    p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
+                   help='GPU number, -1 for the CPU (default: %(default)s)')
+    p.add_argument('-k', type=natural, default=5, metavar='N',
+                   help='classes for each picture (default: %(default)s)')
+    p.add_argument('--batch', '-b', type=natural, default=16, metavar='N',
+                   help='pictures that are computed at a time (default: %(default)s)')
+    p.add_argument('--ten-crop', action='store_true',
+                   help='average the posteriors of ten crops: corners, centre, and mirrored')
+    p.add_argument('--json', action='store_true', help='print JSON')
+    p.add_argument('--draw', metavar='FILE.png',
+                   help='draw each picture with the probabilities of its classes')
+    return p
+
+
+def main():
+    p = parser()
+    args = p.parse_args()
+    sources = folder.expand(args.pictures)
+    if args.draw:
+        report.check_drawing(args.draw, len(sources))
+    networks = [registry.load(path, args.gpu) for path in args.load_model]
+    sys.stdout.reconfigure(errors='backslashreplace')  # file names may be no text
+    found = []
+    for said in prediction.predict(networks, sources, args.k, args.batch,
+                                   ten_crop=args.ten_crop):
+        found.append(said)
+        if said.error is not None:
+            print('{}: error: {}: {}'.format(p.prog, said.source, said.error), file=sys.stderr)
+        elif not args.json:
+            print(report.text(said), flush=True)
+    if args.json:
+        print(json.dumps([report.as_json(said) for said in found], indent=1))
+    readable = [said for said in found if said.error is None]
+    if args.draw and readable:
+        report.draw(readable, args.draw)
+    return 0 if len(readable) == len(found) else 2
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))

@@ -1,0 +1,80 @@
+"""Measure the error of ImageNet models: ``python test_ilsvrc.py --help``."""
+import argparse
+import os
+import sys
+
+from trainer import cli, evaluation, files
+from trainer.datasets import ilsvrc
+from trainer.errors import InputError
+from trainer.reports import evaluation as report
+from trainer.weights import registry
+
+
+def parser():
+    """Return the parser of the flags."""
+    p = cli.ArgumentParser(
+        description='Measure the top-1 and top-5 error of an ImageNet model, or of several '
+                    'together, and write log.json.', formatter_class=argparse.HelpFormatter)
+    natural = cli.positive(int)
+    p.add_argument('--load_model', '-m', metavar='FILE', action='append', required=True,
+                   help='npz file of the model; repeated: the posteriors of all are averaged')
+    p.add_argument('--load_data', '-ld', metavar='DIR',
+                   help='the ILSVRC tree (ImageSets, Annotations, Data), or a folder of class '
+                        'folders, DIR/val/n01440764/*.JPEG (default: {})'.format(ilsvrc.DEFAULT))
+    p.add_argument('--save_path', '-p', metavar='DIR', default='./',
+                   help='folder for log.json (default: %(default)s)')
+    p.add_argument('--batch', '-b', type=natural, default=64, metavar='N',
+                   help='pictures in a batch (default: %(default)s)')
+    p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
+                   help='GPU number, -1 for the CPU (default: %(default)s)')
+    p.add_argument('--test_batch_divide', '-teb', type=natural, default=1, metavar='N',
+                   help='compute each batch in so many chunks (default: %(default)s)')
+    for flags, what in ((('--C', '-c'), 'cardinality'), (('--d', '-d'), 'base width'),
+                        (('--layers', '-l'), 'number of layers')):
+        p.add_argument(*flags, type=natural, metavar='N',
+                       help='{}; the file knows it, another is an error'.format(what))
+    p.add_argument('--ten-crop', action='store_true',
+                   help='average the posteriors of ten crops: corners, centre, and mirrored')
+    p.add_argument('--features', metavar='FILE.npy',
+                   help='write what enters the classifier instead, one row for each picture, '
+                        'and the list of the pictures to FILE.json')
+    p.add_argument('--workers', type=int, metavar='N',
+                   help='processes that load pictures; 0 loads in the main one (default: one '
+                        'for each core)')
+    return p
+
+
+def main():
+    p = parser()
+    args = p.parse_args()
+    models = args.load_model
+    if (args.workers or 0) < 0:
+        p.error('--workers takes 0 or more')
+    if args.features and len(models) > 1:
+        p.error('--features takes one model')
+    pictures = ilsvrc.find(args.load_data)
+    networks = []
+    for path in models:
+        networks.append(registry.load(path, args.gpu))
+        registry.check_flags(networks[-1], path, args.C, args.d, args.layers)
+    options = {'batch': args.batch, 'divide': args.test_batch_divide,
+               'ten_crop': args.ten_crop, 'workers': args.workers}
+    if args.features:
+        with report.Progress(len(pictures)) as progress:
+            unreadable = evaluation.save_features(
+                args.features, networks[0], pictures, progress=progress, **options)
+        print(report.features_table(args.features, pictures, unreadable))
+        return 0
+    os.makedirs(args.save_path, exist_ok=True)
+    if not os.access(args.save_path, os.W_OK):
+        raise InputError('-p {}: log.json cannot be written there'.format(args.save_path))
+    with report.Progress(len(pictures)) as progress:
+        found = evaluation.evaluate(networks, pictures, progress=progress, **options)
+    files.save_json(os.path.join(args.save_path, 'log.json'), report.log(
+        found, models, pictures, networks[0], args.ten_crop))
+    print(report.table(found, models, networks[0], args.ten_crop))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))

@@ -1,0 +1,55 @@
+"""What classes are called."""
+import functools
+import importlib.resources
+
+from trainer.datasets import cifar10, cifar100
+
+
+@functools.lru_cache(maxsize=None)
+def imagenet():
+    """Return ImageNet's 1000 classes, in the order of their synset numbers: Torch7's labels.
+
+    Returns:
+        dict of str to str: Synset ('n01440764') -> its WordNet names ('tench, Tinca tinca').
+    """
+    lines = importlib.resources.files(__package__).joinpath('imagenet.txt').read_text(
+        'utf-8').splitlines()
+    return dict(line.split(' ', 1) for line in lines)
+
+
+def named(categories):
+    """Replace synsets by their names.
+
+    Args:
+        categories (list of str): Synsets, or names of other kinds, which stay.
+    """
+    return [imagenet().get(category, category) for category in categories]
+
+
+def of(network):
+    """Return the names of a network's classes.
+
+    They are those in its file; a network of 1000, 10 or 100 classes without them is
+    taken for one of ImageNet, CIFAR-10 or CIFAR-100.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+
+    Returns:
+        list of str: One for each class; 'class 0', 'class 1', ... where nothing is known.
+    """
+    if network.classes is not None:
+        return named(network.classes)
+    for names in (list(imagenet().values()), cifar10.SPEC.classes, cifar100.SPEC.classes):
+        if len(names) == network.category_num:
+            return list(names)
+    return ['class {}'.format(i) for i in range(network.category_num)]
+
+
+def synsets(network):
+    """Return the synsets of a network's classes, or ``None`` where they are not ImageNet's."""
+    if network.classes is None and network.category_num == len(imagenet()):
+        return list(imagenet())
+    if network.classes is not None and all(c in imagenet() for c in network.classes):
+        return list(network.classes)
+    return None

@@ -1,0 +1,110 @@
+"""ILSVRC 2012: the tree of its published archive, or plain class folders."""
+import os
+from xml.parsers import expat
+
+from trainer.datasets import folder
+from trainer.datasets.folder import PictureFiles
+from trainer.errors import InputError
+
+#: Where it is looked for.
+DEFAULT = './ILSVRC'
+
+# The published annotations have about 1 KB.
+_MAX_ANNOTATION = 1 << 20
+
+
+def find(path=None, split='val'):
+    """Find the pictures of ILSVRC.
+
+    Args:
+        path (str): Either the published tree (``ImageSets/CLS-LOC/val.txt``,
+            ``Annotations/CLS-LOC/val/*.xml`` and ``Data/CLS-LOC/val/*.JPEG``;
+            ``Data/CLS-LOC/train/n01440764/*.JPEG``), or a folder with a folder
+            ``val`` or ``train`` of class folders, or such a folder itself.
+            ``None``: :data:`DEFAULT`.
+        split (str): 'val' or 'train'.
+
+    Returns:
+        trainer.datasets.folder.PictureFiles: Its categories are the synsets, sorted.
+
+    Raises:
+        trainer.errors.InputError: They are not there.
+    """
+    root = DEFAULT if path is None else path
+    if not os.path.isdir(root):
+        raise InputError('-ld {}: {}; wanted is the ILSVRC tree (ImageSets, Annotations, Data) '
+                         'or a folder with class folders, {}/n01440764/*.JPEG'.format(
+                             root, 'not a folder' if os.path.exists(root) else 'no such folder',
+                             split))
+    if any(os.path.isdir(os.path.join(root, part)) for part in ('ImageSets', 'Data')):
+        if split == 'val':
+            return _published_val(root)
+        return folder.class_folders(_wanted(os.path.join(root, 'Data', 'CLS-LOC', split), root))
+    below = os.path.join(root, split)
+    return folder.class_folders(below if os.path.isdir(below) else root)
+
+
+def _wanted(path, root):
+    if not os.path.exists(path):
+        raise InputError('-ld {}: {} is missing from the ILSVRC tree'.format(root, path))
+    return path
+
+
+def _published_val(root):
+    pictures, annotations = (_wanted(os.path.join(root, part, 'CLS-LOC', 'val'), root)
+                             for part in ('Data', 'Annotations'))
+    listing = _wanted(os.path.join(root, 'ImageSets', 'CLS-LOC', 'val.txt'), root)
+    try:
+        with open(listing, encoding='utf-8') as f:
+            names = [line.split()[0] for line in f if line.strip()]
+    except UnicodeDecodeError:
+        raise InputError('{}: not a list of pictures'.format(listing))
+    if not names:
+        raise InputError('{}: an empty list of pictures'.format(listing))
+    synsets = [_synset(os.path.join(annotations, name + '.xml')) for name in names]
+    categories = sorted(set(synsets))
+    number = {synset: i for i, synset in enumerate(categories)}
+    return PictureFiles([os.path.join(pictures, name + '.JPEG') for name in names],
+                        [number[synset] for synset in synsets], categories)
+
+
+def _synset(path):
+    """Return the name of the first object in an annotation.
+
+    Raises:
+        trainer.errors.InputError: The file is missing, too large, no XML, has
+            a document type (which could define entities that grow), or no object.
+    """
+    try:
+        with open(path, 'rb') as f:
+            xml = f.read(_MAX_ANNOTATION + 1)
+    except OSError as e:
+        raise InputError('{}: cannot be read ({})'.format(path, e.strerror))
+    if len(xml) > _MAX_ANNOTATION:
+        raise InputError('{}: too large for an annotation'.format(path))
+    here, names = [], []
+
+    def refuse(*doctype):
+        raise ValueError('a document type declaration')
+
+    def text(data):
+        if here[1:] == ['object', 'name']:
+            names[-1] += data
+
+    def start(name, attributes):
+        here.append(name)
+        if here[1:] == ['object', 'name']:
+            names.append('')
+
+    parser = expat.ParserCreate()
+    parser.buffer_text = True  # a piece of text a line would be joined again and again
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda name: here.pop()
+    parser.CharacterDataHandler = text
+    try:
+        parser.Parse(xml, True)
+        return names[0].strip()
+    except (expat.ExpatError, ValueError, LookupError) as e:
+        raise InputError('{}: not an annotation that names an object ({})'.format(
+            path, 'no object' if isinstance(e, IndexError) else e))

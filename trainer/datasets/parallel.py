@@ -1,0 +1,117 @@
+"""Pictures from files to batches by several processes that never wait for each other.
+
+Chainer's MultiprocessIterator begins a batch when the one before is done, and copies
+it twice; with files to decode that costs. Here several batches are under way at a
+time, and each process writes its pictures where the batch is.
+"""
+import collections
+import concurrent.futures
+import itertools
+import math
+import os
+import signal
+from multiprocessing import sharedctypes
+
+import numpy as np
+
+from trainer.datasets import loading
+from trainer.errors import InputError
+
+#: A batch. items: what it was made from; x: float32 (items, ...); errors: a dict,
+#: place in the batch -> what was wrong with a picture there, whose x is undefined.
+Batch = collections.namedtuple('Batch', 'items x errors')
+
+
+def cores():
+    """Return how many CPU cores this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def batches(load, plan, size, shape, workers=None):
+    """Load batches ahead of their use, in order.
+
+    Args:
+        load (callable): ``load(item, out)`` writes one preprocessed picture to ``out``,
+            float32 of ``shape``, or raises :class:`~trainer.errors.InputError`; picklable.
+        plan (iterable): The batches, each a sequence of items. Only those that are
+            under way are drawn from it.
+        size (int): Items in the largest batch.
+        shape (tuple of int): Shape of one preprocessed picture.
+        workers (int): Processes; ``None``: as many as there are cores; 0: this one loads.
+
+    Yields:
+        Batch: Its ``x`` is overwritten after the next has been asked for.
+
+    Raises:
+        trainer.errors.InputError: A process was killed from outside.
+    """
+    if workers is None:
+        workers = cores()
+    if not workers:
+        x = np.empty((size,) + tuple(shape), np.float32)
+        for items in plan:
+            yield Batch(items, x[:len(items)], _load_piece(load, items, x))
+        return
+    # Small enough that the last pieces of a batch end together, large enough that
+    # handing them out costs nothing; and always something to do for everyone.
+    piece = max(1, min(8, size // (2 * workers)))
+    ahead = 2 + math.ceil(2 * workers * piece / size)
+    places = (ahead + 1, size) + tuple(shape)
+    shared = sharedctypes.RawArray('B', 4 * math.prod(places))
+    memory = _as_array(shared, places)
+    executor = concurrent.futures.ProcessPoolExecutor(
+        workers, initializer=_begin, initargs=(load, shared, places))
+    under_way = collections.deque()
+    free = collections.deque(range(ahead + 1))
+    plan = iter(plan)
+    try:
+        while True:
+            for items in itertools.islice(plan, ahead - len(under_way)):
+                place = free.popleft()
+                under_way.append((items, place, [
+                    (at, executor.submit(_load_at, place, at, items[at:at + piece]))
+                    for at in range(0, len(items), piece)]))
+            if not under_way:
+                break
+            items, place, pieces = under_way.popleft()
+            errors = {at + i: error for at, future in pieces
+                      for i, error in future.result().items()}
+            yield Batch(items, memory[place, :len(items)], errors)
+            free.append(place)
+    except concurrent.futures.process.BrokenProcessPool:
+        raise InputError('a process that loads pictures was killed, perhaps for want of memory; '
+                         'fewer --workers or a smaller batch (-b) need less')
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _load_piece(load, items, out):
+    errors = {}
+    for i, item in enumerate(items):
+        try:
+            load(item, out[i])
+        except InputError as e:
+            errors[i] = str(e)
+    return errors
+
+
+def _as_array(shared, places):
+    return np.frombuffer(shared, np.float32).reshape(places)
+
+
+# In a worker: what it loads with, and where to.
+_load = _memory = None
+
+
+def _begin(load, shared, places):
+    global _load, _memory
+    # An interrupt is the main process's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    loading._end_with_parent(os.getpid())
+    _load, _memory = load, _as_array(shared, places)
+
+
+def _load_at(place, at, items):
+    return _load_piece(_load, items, _memory[place, at:])

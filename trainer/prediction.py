@@ -1,0 +1,180 @@
+"""What networks say about pictures."""
+import collections
+
+import chainer
+import numpy as np
+
+from trainer.datasets import class_names, parallel
+from trainer.errors import InputError
+
+#: One of the likeliest classes. number: index of the class; synset (str): of ImageNet,
+#: or ``None``; name (str); probability (float): 0..1.
+Answer = collections.namedtuple('Answer', 'number synset name probability')
+
+#: What :func:`predict` says about one picture. source: the picture as it was given;
+#: answers (list of Answer): the likeliest first, or none where error (str, or ``None``)
+#: says why the picture could not be read.
+Prediction = collections.namedtuple('Prediction', 'source answers error')
+
+
+def preprocessing(networks):
+    """Return the preprocessing that networks share: a class of ``data_augmentation``.
+
+    Args:
+        networks (sequence of trainer.networks.base.Network): One or more.
+
+    Raises:
+        trainer.errors.InputError: They have different ones, or one has none.
+    """
+    import data_augmentation
+    names = sorted({str(network.preprocessing) for network in networks})
+    if names[1:]:
+        raise InputError('-m: the models want pictures preprocessed differently: {}'.format(
+            ', '.join(names)))
+    if not hasattr(data_augmentation, names[0]):
+        raise InputError('-m: no preprocessing of pictures belongs to this network; from Python, '
+                         'call it with arrays')
+    return getattr(data_augmentation, names[0])
+
+
+class Load:
+    """Loads pictures for evaluation, as :func:`trainer.datasets.parallel.batches` wants it.
+
+    Args:
+        transform (type): A class of ``data_augmentation``.
+        sources (list): Paths, or whatever the class takes; items are indices into it.
+        ten_crop (bool): Whether to take ten crops of each.
+
+    Attributes:
+        shape (tuple of int): (3, height, width), or (10, 3, height, width).
+
+    Raises:
+        trainer.errors.InputError: The class makes no ten crops.
+    """
+
+    def __init__(self, transform, sources, ten_crop=False):
+        if ten_crop and not hasattr(transform, 'ten_crop'):
+            raise InputError('--ten-crop: there is none in {}'.format(transform.__name__))
+        self.sources = sources
+        self.shape = (10,) * ten_crop + transform.shape
+        self._transform = transform.ten_crop if ten_crop else transform.test
+
+    def __call__(self, i, out):
+        source = self.sources[i]
+        try:
+            self._transform(source, out=out)
+        except InputError as e:
+            # Whoever asked knows which picture it is.
+            raise InputError(str(e).removeprefix('{}: '.format(source)))
+
+
+def compute(function, x, device, chunk=None):
+    """Compute in evaluation mode, without a graph.
+
+    Args:
+        function (callable): A network, or one of its methods.
+        x (numpy.ndarray): float32 (pictures, 3, height, width), or with crops of each,
+            (pictures, crops, 3, height, width).
+        device (chainer.backend.Device): Where the network is.
+        chunk (int): Pictures or crops that are computed at a time; ``None``: all.
+
+    Returns:
+        numpy.ndarray: (pictures, ...), or (pictures, crops, ...), on the CPU.
+
+    Raises:
+        trainer.errors.InputError: It is not finite.
+    """
+    flat = x.reshape((-1,) + x.shape[-3:])
+    parts = []
+    with chainer.no_backprop_mode(), chainer.using_config('train', False):
+        for i in range(0, len(flat), chunk or len(flat)):
+            y = function(chainer.Variable(device.send(flat[i:i + (chunk or len(flat))])))
+            parts.append(chainer.backends.cuda.to_cpu(y.array))
+    y = np.concatenate(parts)
+    if not np.isfinite(y).all():
+        raise InputError('-m: the network computes numbers that are not finite; its weights are '
+                         'damaged')
+    return y.reshape(x.shape[:-3] + y.shape[1:])
+
+
+def log_posteriors(y):
+    """Return the logarithm of the softmax of scores (..., classes), float64."""
+    y = np.subtract(y, y.max(axis=-1, keepdims=True), dtype=np.float64)
+    return y - np.log(np.exp(y).sum(axis=-1, keepdims=True))
+
+
+def scores(networks, x, chunk=None):
+    """Compute the scores of pictures, by one network or several together.
+
+    The posteriors (softmax) of all networks for all crops of a picture are averaged.
+
+    Args:
+        networks (sequence of trainer.networks.base.Network): Of the same classes.
+        x, chunk: See :func:`compute`.
+
+    Returns:
+        numpy.ndarray: (pictures, classes): the scores before softmax of one network for
+        one crop, otherwise the logarithms of the averaged posteriors, float64.
+    """
+    if len(networks) == 1 and x.ndim == 4:
+        return compute(networks[0], x, networks[0].device, chunk)
+    each = []
+    for network in networks:
+        p = log_posteriors(compute(network, x, network.device, chunk))
+        each += [p] if p.ndim == 2 else list(p.swapaxes(0, 1))
+    return np.logaddexp.reduce(each) - np.log(len(each))
+
+
+def check_classes(networks):
+    """Check that networks can be averaged.
+
+    Raises:
+        trainer.errors.InputError: Their classes are not the same.
+    """
+    for network in networks[1:]:
+        if (network.category_num != networks[0].category_num
+                or class_names.of(network) != class_names.of(networks[0])):
+            raise InputError('-m: the models know different classes ({} and {}); their average '
+                             'means nothing'.format(networks[0].category_num,
+                                                    network.category_num))
+
+
+def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
+    """Say what pictures show.
+
+    Args:
+        networks (sequence of trainer.networks.base.Network): One, or several whose
+            posteriors are averaged.
+        sources (sequence): Paths, or pictures as the network's preprocessing takes
+            them (:mod:`data_augmentation`).
+        k (int): Classes for each.
+        batch (int): Pictures that are computed at a time.
+        workers (int): Processes that load; 0: this one loads; ``None``: it does where
+            there is but one batch, otherwise one process for each core.
+        ten_crop (bool): Whether to average over ten crops.
+
+    Yields:
+        Prediction: In the order of ``sources``.
+
+    Raises:
+        trainer.errors.InputError: The networks cannot be used together, or with pictures.
+    """
+    check_classes(networks)
+    load = Load(preprocessing(networks), sources, ten_crop)
+    names, synsets = class_names.of(networks[0]), class_names.synsets(networks[0])
+    if workers is None and len(sources) <= batch:
+        workers = 0
+    plan = (range(i, min(i + batch, len(sources))) for i in range(0, len(sources), batch))
+    for items, x, errors in parallel.batches(load, plan, batch, load.shape, workers):
+        read = [i for i in range(len(items)) if i not in errors]
+        if read:
+            p = np.exp(log_posteriors(scores(networks, x[read], batch)))
+            best = np.argsort(-p, axis=1, kind='stable')[:, :k]
+        for i, item in enumerate(items):
+            if i in errors:
+                yield Prediction(sources[item], [], errors[i])
+                continue
+            row = read.index(i)
+            yield Prediction(sources[item], [
+                Answer(j, synsets[j] if synsets else None, names[j], float(p[row, j]))
+                for j in best[row].tolist()], None)

@@ -1,0 +1,114 @@
+"""Predictions as text, as JSON and as a drawing."""
+import os
+import shutil
+import sys
+import textwrap
+import warnings
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from trainer.errors import InputError
+from trainer.reports import figures
+from trainer.transforms import pictures
+
+#: Pictures that one drawing holds, and classes for each.
+MOST = 60
+MOST_CLASSES = 10
+
+_BAR, _BEST, _INK, _FAINT = '#9ecae1', '#2171b5', '#222222', '#eeeeee'
+
+
+def text(prediction):
+    """Return a prediction as lines: the picture's name, then a class in each.
+
+    On a terminal, names are cut to its width.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10 ** 6
+    lines = [str(prediction.source)]
+    for answer in prediction.answers:
+        line = '{:7.2f} %  {}'.format(100 * answer.probability, answer.name)
+        lines.append(line if len(line) < width else line[:width - 2] + '…')
+    return '\n'.join(lines)
+
+
+def as_json(prediction):
+    """Return a prediction as JSON can hold it.
+
+    Returns:
+        dict: ``picture``, and either ``error`` or ``classes``, a list of dicts:
+        ``class`` (number), ``synset`` (or ``None``), ``name``, ``probability`` (0..1).
+    """
+    said = {'picture': str(prediction.source)}
+    if prediction.error is not None:
+        return dict(said, error=prediction.error)
+    return dict(said, classes=[
+        {'class': a.number, 'synset': a.synset, 'name': a.name, 'probability': a.probability}
+        for a in prediction.answers])
+
+
+def check_drawing(path, number):
+    """Check that :func:`draw` can write ``path`` with so many pictures.
+
+    Raises:
+        trainer.errors.InputError: It cannot.
+    """
+    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if os.path.splitext(path)[1][1:].lower() not in known:
+        raise InputError('--draw {}: a name that ends in one of these is wanted: {}'.format(
+            path, ', '.join('.' + suffix for suffix in known)))
+    if number > MOST:
+        raise InputError('--draw {}: {} pictures do not fit one drawing, at most {} do'.format(
+            path, number, MOST))
+    if not os.path.isdir(os.path.dirname(path) or '.'):
+        raise InputError('--draw {}: there is no such folder'.format(path))
+
+
+def draw(predictions, path):
+    """Draw pictures with bars for the probabilities of their classes.
+
+    Args:
+        predictions (sequence of trainer.prediction.Prediction): Up to :data:`MOST`,
+            without errors.
+        path (str): The picture to write; its suffix is the format.
+    """
+    check_drawing(path, len(predictions))
+    columns = 1 + (len(predictions) > 3) + (len(predictions) > 16)
+    rows = -(-len(predictions) // columns)
+    classes = min(MOST_CLASSES, max(5, *(len(p.answers) for p in predictions)))
+    height = .5 + .42 * classes
+    figure = Figure(figsize=(8 * columns, height * rows), layout='constrained')
+    figure.get_layout_engine().set(w_pad=.12, h_pad=.12)
+    axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[3, 5] * columns)
+    for axis in axes.flat:
+        axis.axis('off')
+    for i, prediction in enumerate(predictions):
+        _draw_one(prediction, classes, *axes[i // columns][2 * (i % columns):][:2])
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing', UserWarning)
+        figures._save(figure, path)
+
+
+def _plain(name, width):
+    """What Matplotlib can draw of a name, shortened."""
+    name = ''.join(c if c.isprintable() else '?' for c in name)
+    return textwrap.shorten(name, width, placeholder=' …') if ' ' in name else (
+        name if len(name) <= width else '…' + name[1 - width:])
+
+
+def _draw_one(prediction, classes, picture, bars):
+    image = pictures.load_rgb(prediction.source).copy()
+    image.thumbnail((640, 640))
+    picture.imshow(image)
+    source = prediction.source
+    if isinstance(source, (str, os.PathLike)):
+        picture.set_title(_plain(os.path.basename(os.fspath(source)), 40), fontsize=9, color=_INK,
+                          parse_math=False)
+    bars.set(xlim=(0, 1), ylim=(classes - .6, -.6))
+    for i, answer in enumerate(prediction.answers[:classes]):
+        bars.barh(i + .12, 1, .3, color=_FAINT)
+        bars.barh(i + .12, answer.probability, .3, color=_BAR if i else _BEST)
+        bars.text(0, i - .1, _plain(answer.name, 52), va='bottom', fontsize=9, color=_INK,
+                  fontweight='normal' if i else 'bold', parse_math=False)
+        bars.text(1, i - .1, '{:.2f} %'.format(100 * answer.probability), va='bottom', ha='right',
+                  fontsize=9, color=_INK, fontweight='normal' if i else 'bold')
