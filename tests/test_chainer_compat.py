@@ -1,0 +1,154 @@
+"""Chainer 7.8.1, unmodified, on this Python and NumPy: what we use of it runs."""
+import subprocess
+import sys
+
+import chainer
+import chainer.functions as F
+import chainer.links as L
+import numpy as np
+import pytest
+from chainer import training
+from chainer.training import extensions
+
+from conftest import ROOT
+from trainer import chainer_compat
+
+
+def python(code):
+    return subprocess.run([sys.executable, '-W', 'error::ImportWarning', '-c', code], cwd=ROOT,
+                          capture_output=True, text=True, check=True).stdout
+
+
+def test_only_what_is_missing_is_supplied():
+    import numpy
+    for name, why in chainer_compat.supplied.items():
+        assert name in ('numpy.sctypes', 'numpy.distutils.system_info', 'pkg_resources')
+        assert 'since' in why
+    # Whoever has the names keeps his own: a second process brings them along.
+    out = python('''
+import sys, types, numpy
+numpy.sctypes = mine = {'int': [numpy.int32], 'float': [numpy.float32]}
+sys.modules['pkg_resources'] = own = types.ModuleType('pkg_resources')
+own.__spec__ = __import__('importlib.machinery').machinery.ModuleSpec('pkg_resources', None)
+import trainer
+print(numpy.sctypes is mine, sys.modules['pkg_resources'] is own,
+      sorted(set(trainer.chainer_compat.supplied) - {'numpy.distutils.system_info'}))
+''')
+    assert out.split() == ['True', 'True', '[]']
+    assert set(numpy.sctypes) >= {'int', 'float'}
+
+
+@pytest.mark.parametrize('module', ['resnext', 'resnext_ilsvrc', 'data_augmentation', 'main',
+                                    'trainer.datasets.loading', 'trainer.evaluation'])
+def test_any_module_may_come_first(module):
+    assert python('import {}, chainer; print(chainer.__version__)'.format(module)) == '7.8.1\n'
+
+
+def test_it_says_what_it_supplied():
+    out = subprocess.run([sys.executable, '-m', 'trainer'], cwd=ROOT, capture_output=True,
+                         text=True, check=True).stdout
+    assert 'Chainer 7.8.1' in out
+    for name in chainer_compat.supplied or ['nothing']:
+        assert 'supplied to Chainer: {}'.format(name) in out
+
+
+def test_autograd_against_differences():
+    rng = np.random.default_rng(0)
+    x = chainer.Parameter(rng.standard_normal((2, 4, 5, 5)))
+    W = chainer.Parameter(rng.standard_normal((6, 2, 3, 3)))
+
+    def f(x, W):
+        h = F.convolution_2d(x, W, stride=2, pad=1, groups=2)
+        h = F.relu(F.batch_normalization(h, np.full(6, 1.5), np.full(6, .1)))
+        return F.sum(F.average_pooling_2d(F.max_pooling_2d(h, 2, 1), 2) ** 2)
+
+    f(x, W).backward()
+    for p in (x, W):
+        direction = rng.standard_normal(p.shape)
+        before, step = p.array.copy(), 1e-6
+        values = []
+        for sign in (1, -1):
+            p.array[...] = before + sign * step * direction
+            values.append(float(f(x, W).array))
+        p.array[...] = before
+        slope = (values[0] - values[1]) / (2 * step)
+        assert abs((p.grad * direction).sum() - slope) < 1e-5 * abs(slope)
+
+
+def test_as_strided_uses_the_supplied_names():
+    x = chainer.Variable(np.arange(6, dtype=np.float32))
+    y = F.as_strided(x, (2, 3), (3, 1), 0)
+    F.sum(y * y).backward()
+    np.testing.assert_array_equal(x.grad, 2 * x.array)
+
+
+def test_momentum_sgd_with_weight_decay():
+    link = L.Linear(1, 1, nobias=True, initialW=np.array([[2.]], np.float32))
+    optimizer = chainer.optimizers.MomentumSGD(.1, .9).setup(link)
+    optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(.5))
+    w, v = 2., 0.
+    for _ in range(3):
+        link.cleargrads()
+        link(np.ones((1, 1), np.float32)).backward()
+        optimizer.update()
+        v = .9 * v - .1 * (1 + .5 * w)
+        w += v
+    assert abs(float(link.W.array[0, 0]) - w) < 1e-6
+
+
+class Squares(chainer.dataset.DatasetMixin):
+    def __len__(self):
+        return 10
+
+    def get_example(self, i):
+        return np.float32([i]), np.float32([i * i])
+
+
+def test_trainer_with_its_extensions(tmp_path):
+    def build():
+        np.random.seed(0)
+        link = L.Classifier(L.Linear(1, 1), F.mean_squared_error)
+        link.compute_accuracy = False
+        optimizer = chainer.optimizers.MomentumSGD(1e-4).setup(link)
+        iterator = chainer.iterators.SerialIterator(Squares(), 4)
+        trainer = training.Trainer(training.updaters.StandardUpdater(iterator, optimizer),
+                                   (4, 'epoch'), str(tmp_path))
+        test = chainer.iterators.SerialIterator(Squares(), 4, repeat=False, shuffle=False)
+        trainer.extend(extensions.Evaluator(test, link))
+        trainer.extend(extensions.LogReport())
+        trainer.extend(extensions.PlotReport(['main/loss'], 'epoch', filename='loss.png'))
+        trainer.extend(extensions.ProgressBar(update_interval=5, out=open('/dev/null', 'w')))
+        trainer.extend(extensions.snapshot(filename='snapshot'))
+        return trainer
+
+    first = build()
+    first.run()
+    assert (tmp_path / 'loss.png').stat().st_size > 1000
+    second = build()
+    chainer.serializers.load_npz(tmp_path / 'snapshot', second)
+    a, b = (t.updater.get_optimizer('main').target.predictor.W.array for t in (first, second))
+    np.testing.assert_array_equal(a, b)
+    assert second.updater.epoch == 4
+
+
+def test_multiprocess_iterator():
+    iterator = chainer.iterators.MultiprocessIterator(
+        Squares(), 4, repeat=False, shuffle=False, n_processes=2)
+    found = [float(y[0]) for batch in iterator for _, y in batch]
+    iterator.finalize()
+    assert found == [float(i * i) for i in range(10)]
+
+
+def test_workers_from_a_fork_server():
+    # Python 3.14 begins to start workers so; they import Chainer before anything of ours.
+    out = python('''
+import multiprocessing
+multiprocessing.set_start_method('forkserver')
+import trainer
+import chainer
+iterator = chainer.iterators.MultiprocessIterator(list(range(8)), 4, repeat=False,
+                                                  shuffle=False, n_processes=2)
+print([i for batch in iterator for i in batch])
+iterator.finalize()
+''')
+    assert out == '[0, 1, 2, 3, 4, 5, 6, 7]\n'
