@@ -1,5 +1,6 @@
 """The original's preprocessing for ImageNet, which is Torch7's in evaluation."""
 import collections
+import os
 
 import numpy as np
 from PIL import Image
@@ -46,6 +47,16 @@ def resized_size(height, width, short_side):
         raise InputError('a picture of {} x {} pixels is too long and narrow'.format(
             width, height))
     return size
+
+
+def _load(source, short_side):
+    """Return a picture in RGB and the (height, width) that it is to have."""
+    image = load_rgb(source)
+    try:
+        return image, resized_size(image.height, image.width, short_side)
+    except InputError as e:
+        raise InputError('{}: {}'.format(source, e)) if isinstance(
+            source, (str, os.PathLike)) else e
 
 
 def _centre(n):
@@ -133,8 +144,7 @@ class DataAugmentationNormalizeBigger:
             trainer.errors.InputError: The picture cannot be read.
         """
         d = cls.draw(rng) if drawn is None else drawn
-        image = load_rgb(img)
-        size = resized_size(image.height, image.width, d.short_side)
+        image, size = _load(img, d.short_side)
         y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
         pixels = _resize_and_crop(image, size, d.interpolation, y, x)
         return Sample(normalize(pixels[:, ::-1] if d.flip else pixels, out),
@@ -146,8 +156,7 @@ class DataAugmentationNormalizeBigger:
 
         Arguments, result and errors are those of :meth:`train`.
         """
-        image = load_rgb(img)
-        size = resized_size(image.height, image.width, _TEST_SHORT_SIDE)
+        image, size = _load(img, _TEST_SHORT_SIDE)
         y, x = map(_centre, size)
         pixels = _resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         return Sample(normalize(pixels, out),
@@ -171,8 +180,7 @@ class DataAugmentationNormalizeBigger:
         Raises:
             trainer.errors.InputError: The picture cannot be read.
         """
-        image = load_rgb(img)
-        size = height, width = resized_size(image.height, image.width, _TEST_SHORT_SIDE)
+        image, (height, width) = _load(img, _TEST_SHORT_SIDE)
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
         if out is None:
             out = np.empty((10,) + cls.shape, np.float32)
@@ -182,7 +190,7 @@ class DataAugmentationNormalizeBigger:
         info = []
         for i, (y, x) in enumerate(places):
             normalize(pixels[y:y + _SIDE, x:x + _SIDE], out[i])
-            info.append(_info(Image.Resampling.BICUBIC, size, y, x, False))
+            info.append(_info(Image.Resampling.BICUBIC, (height, width), y, x, False))
         out[5:] = out[:5, :, :, ::-1]
         return Sample(out, info + [dict(i, flip=True) for i in info])
 

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from trainer.errors import InputError
 
 #: What is read. Pillow knows more, some of which start other programs.
-FORMATS = ('JPEG', 'MPO', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
+FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
 
 #: The files of those formats in a folder, in small letters.
 SUFFIXES = ('.jpeg', '.jpg', '.jpe', '.jfif', '.png', '.gif', '.bmp', '.tif', '.tiff', '.webp',
