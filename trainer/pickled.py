@@ -147,29 +147,44 @@ def array(obj):
     """Return the NumPy array that a pickle describes.
 
     Args:
-        obj (Call): What :func:`read` gives for an ``numpy.ndarray``.
+        obj (Call): What :func:`read` gives for an ``numpy.ndarray``, of NumPy 1 or 2.
 
     Raises:
         PickleError: It is not an array of numbers.
     """
-    names = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct')}
     try:
-        if tuple(obj.function) not in names:
-            raise PickleError('a call of {} where an array was expected'.format(obj.function))
-        _, shape, dtype, fortran, raw = obj.state
-        if tuple(dtype.function) != ('numpy', 'dtype'):
-            raise PickleError('an array of {}'.format(dtype.function))
-        code = dtype.arguments[0]
-        code = code.decode('ascii') if isinstance(code, bytes) else code
-        kind = np.dtype(code)
-        if kind.kind not in 'biuf':
-            raise PickleError('an array of {}, not of numbers'.format(kind))
-        if dtype.state is not None and dtype.state[1] in ('>', b'>'):
-            kind = kind.newbyteorder('>')
-        if isinstance(raw, Call):  # Python 3 writes bytes as text where the protocol is old
-            if tuple(raw.function) != ('_codecs', 'encode'):
-                raise PickleError('a call of {} where bytes were expected'.format(raw.function))
-            raw = raw.arguments[0].encode('latin-1')
-        return np.frombuffer(raw, kind).reshape(shape, order='F' if fortran else 'C')
+        module, name = obj.function
+        module = module.replace('numpy._core.', 'numpy.core.')
+        if (module, name) == ('numpy.core.multiarray', '_reconstruct'):
+            _, shape, dtype, fortran, raw = obj.state
+            order = 'F' if fortran else 'C'
+        elif (module, name) == ('numpy.core.numeric', '_frombuffer'):  # pickle protocol 5
+            raw, dtype, shape, order = obj.arguments
+        else:
+            raise PickleError('a call of {}.{} where an array was expected'.format(module, name))
+        if order not in ('C', 'F'):
+            raise PickleError('an array in order {!r}'.format(order))
+        return np.frombuffer(_bytes(raw), _dtype(dtype)).reshape(shape, order=order)
     except (TypeError, ValueError, AttributeError, IndexError) as e:
         raise PickleError('not an array: {}'.format(e))
+
+
+def _dtype(obj):
+    if tuple(obj.function) != ('numpy', 'dtype'):
+        raise PickleError('an array of {}'.format(obj.function))
+    code = obj.arguments[0]
+    dtype = np.dtype(code.decode('ascii') if isinstance(code, bytes) else code)
+    if dtype.kind not in 'biuf':
+        raise PickleError('an array of {}, not of numbers'.format(dtype))
+    if obj.state is not None and obj.state[1] in ('>', b'>'):
+        dtype = dtype.newbyteorder('>')
+    return dtype
+
+
+def _bytes(raw):
+    # Python 3 writes bytes as text where the protocol is old.
+    if isinstance(raw, Call):
+        if tuple(raw.function) != ('_codecs', 'encode'):
+            raise PickleError('a call of {} where bytes were expected'.format(raw.function))
+        raw = raw.arguments[0].encode('latin-1')
+    return raw

@@ -88,21 +88,18 @@ def read(spec, data):
     if data is None:
         data = download.fetch(spec.url, spec.md5)
     source, binary = _find(spec, data)
-    whole, counts = [], {}
-    parts = {}
-    for name in spec.train + spec.test:
-        file = name + '.bin' if binary else name
-        read = _read_binary if binary else _read_pickle
-        parts[name] = read(spec, source.read(file), source.where(file))
-        counts[name] = len(parts[name].labels)
-        whole.append(counts[name] == spec.pictures[name])
+    suffix, read_file = ('.bin', _read_binary) if binary else ('', _read_pickle)
+    parts = {name: read_file(spec, source.read(name + suffix), source.where(name + suffix))
+             for name in spec.train + spec.test}
+    counts = {name: len(part.labels) for name, part in parts.items()}
+    whole = [counts[name] == spec.pictures[name] for name in counts]
     # A smaller dataset of the same form is welcome; a whole one of which a part is
     # missing has been cut.
     if any(whole) and not all(whole):
         name = next(n for n in counts if counts[n] != spec.pictures[n])
         raise InputError('{}: {} pictures where the published file has {}; it is cut short or '
                          'changed: fetch it again'.format(
-                             source.where(name), counts[name], spec.pictures[name]))
+                             source.where(name + suffix), counts[name], spec.pictures[name]))
 
     def join(names):
         return Pictures(np.concatenate([parts[n].images for n in names]),

@@ -29,7 +29,8 @@ class LearningRate(extension.Extension):
         self._optimizer.lr = self.schedule(trainer.updater.epoch)
 
     def __call__(self, trainer):
-        chainer.report({'lr': self._optimizer.lr})
+        if trainer.updater.is_new_epoch:  # once, so that no mean of it is logged
+            chainer.report({'lr': self._optimizer.lr})
         self._optimizer.lr = self.schedule(trainer.updater.epoch)
 
 
