@@ -1,4 +1,5 @@
 """Pictures as they come: decoding to RGB."""
+import contextlib
 import os
 import stat
 import warnings
@@ -95,7 +96,8 @@ def load(path):
             warnings.simplefilter('ignore')
             with Image.open(path, formats=FORMATS) as image:
                 _check_size(image, path)
-                return _rgb(image)
+                with _quiet_libtiff() if image.format == 'TIFF' else contextlib.nullcontext():
+                    return _rgb(image)
     except InputError as e:
         raise e if str(path) in str(e) else InputError('{}: {}'.format(path, e))
     except UnidentifiedImageError:
@@ -108,6 +110,23 @@ def load(path):
     except Exception as e:
         raise InputError('{}: cannot be read as a picture ({}: {})'.format(
             path, type(e).__name__, ' '.join(str(e).split())[:100]))
+
+
+@contextlib.contextmanager
+def _quiet_libtiff():
+    """Keep libtiff from writing about damaged files to the standard error, as Pillow lets it."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        with open(os.devnull, 'wb') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _check_size(image, path):
