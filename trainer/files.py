@@ -1,8 +1,10 @@
 """Files that appear whole or not at all."""
 import contextlib
+import errno
 import json
 import os
 import shutil
+import stat
 
 #: What files and folders are called before they are whole.
 UNFINISHED = 'tmp-'
@@ -31,6 +33,17 @@ def replacing(path):
         with contextlib.suppress(OSError):
             os.remove(unfinished)
         raise
+
+
+def open_regular(path):
+    """Open a file to read bytes; folders, pipes and devices, which may never end, are errors.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, 'it is not a file', path)
+    return open(path, 'rb')
 
 
 def save_json(path, content):

@@ -73,7 +73,7 @@ def check_sizes(category_num, stem_weights, stem_width, stages):
     weights += channels * category_num
     limit = chainer.config.weight_limit
     if limit is not None and weights > limit:
-        raise ValueError('it would have {} weights'.format(weights))
+        raise ValueError('it would have more weights than the file has numbers')
     if limit is not None and sum(stage.blocks for stage in stages) > _MAX_BLOCKS:
         raise ValueError('it would have over {} blocks'.format(_MAX_BLOCKS))
 

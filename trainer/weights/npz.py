@@ -25,8 +25,11 @@ ARCHITECTURE = 'architecture'
 
 # Weights hardly compress; what unpacks to far more than it takes on disk is
 # not weights, and is refused before it fills the memory.
-_MAX_EXPANSION = 50
+_MAX_EXPANSION = 10
 _SMALL = 16 << 20
+
+# The 2017 program's 101 64x4d has 4,888 arrays.
+_MAX_ARRAYS = 100_000
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError,
            NotImplementedError, RuntimeError, OverflowError, SyntaxError, TypeError,
@@ -52,6 +55,9 @@ def _member(archive, info):
     name = info.filename
     if not name.endswith('.npy'):
         raise ValueError('{} is not an array'.format(name))
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # NumPy writes no other, and zipfile unpacks others without bounds.
+        raise ValueError('{} is compressed by method {}'.format(name, info.compress_type))
     with archive.open(info) as f:
         version = np.lib.format.read_magic(f)
         if version == (1, 0):
@@ -80,15 +86,18 @@ def read_arrays(path):
             than numbers and strings, or would fill far more memory than disk.
     """
     arrays = {}
-    with _reading(path), zipfile.ZipFile(path) as archive:
+    with _reading(path), files.open_regular(path) as f, zipfile.ZipFile(f) as archive:
         members = archive.infolist()
         size = sum(info.file_size for info in members)
-        on_disk = os.path.getsize(path)
+        on_disk = os.fstat(f.fileno()).st_size
+        if len(members) > _MAX_ARRAYS:
+            raise ValueError('{} arrays'.format(len(members)))
         if size > _SMALL and size > _MAX_EXPANSION * on_disk:
             raise ValueError('{} bytes would become {}'.format(on_disk, size))
         for info in members:
             name, shape, dtype, fortran, offset = _member(archive, info)
-            data = archive.read(info)  # checks the CRC
+            with archive.open(info) as member:
+                data = member.read(info.file_size)  # no more than was said; checks the CRC
             array = np.frombuffer(data, dtype, offset=offset)
             arrays[name] = array.reshape(shape, order='F' if fortran else 'C')
     return arrays
@@ -105,19 +114,18 @@ def _architecture(arrays, path):
         return architecture
 
 
-def _state(network):
+def state(network):
     """Return path -> array of everything that files hold of a network (not copies)."""
-    state = {}
-    serializer = chainer.serializers.DictionarySerializer(state)
-    serializer.save(network)
-    return state
+    arrays = {}
+    chainer.serializers.DictionarySerializer(arrays).save(network)
+    return arrays
 
 
 def _fill(network, arrays, path):
     """Copy arrays into a network after checking all of them."""
-    state = _state(network)
-    missing = [name for name in state if name not in arrays]
-    extra = [name for name in arrays if name not in state]
+    held = state(network)
+    missing = [name for name in held if name not in arrays]
+    extra = [name for name in arrays if name not in held]
     # Chainer's files keep BN's N, of no use after training; other tools leave it out.
     missing = [name for name in missing if not name.endswith('/N')]
     if missing or extra:
@@ -125,12 +133,12 @@ def _fill(network, arrays, path):
             path, describe(network), 'it has no' if missing else 'it also has',
             (missing or extra)[0]))
     for name, array in arrays.items():
-        if array.shape != np.shape(state[name]):
+        if array.shape != np.shape(held[name]):
             raise InputError('{}: does not fit {}: {} is {} there and {} here'.format(
-                path, describe(network), name, array.shape, np.shape(state[name])))
+                path, describe(network), name, array.shape, np.shape(held[name])))
         if array.dtype.kind not in 'iuf':
             raise InputError('{}: {} holds {}, not numbers'.format(path, name, array.dtype))
-    arrays = dict({name: np.int64(0) for name in state if name.endswith('/N')}, **arrays)
+    arrays = dict({name: np.int64(0) for name in held if name.endswith('/N')}, **arrays)
     chainer.serializers.NpzDeserializer(arrays).load(network)
     return network
 
@@ -182,7 +190,7 @@ def save(path, network, layout=None):
         array = chainer.backends.cuda.to_cpu(array) if np.ndim(array) else np.int64(array)
         return np.asarray(array, np.float32 if np.ndim(array) else np.int64)
 
-    arrays = {name: number(array) for name, array in _state(network).items()}
+    arrays = {name: number(array) for name, array in state(network).items()}
     if layout == 'original':
         arrays = original.from_here(arrays, network.original_units())
         write = np.savez_compressed

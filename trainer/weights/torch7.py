@@ -1,35 +1,19 @@
 """Torch7's files (.t7) of the networks of facebookresearch/ResNeXt.
 
-torchfile reads them. It believes every length that a file states and loads every
-tensor, gradients and buffers too; so tensors and storages go through readers of our
-own, which note where the numbers are, and only the network's numbers are loaded. The
-architecture comes from the modules, whatever the file is called: modules nested in
+The architecture comes from the modules, whatever the file is called. Modules nested in
 ``nn.Sequential`` are read depth first, which makes the published files and that code's
-alike. Nothing in a file is executed: torchfile keeps Lua functions as bytes.
+alike. What a network here cannot represent is refused, with the module's place.
 """
 import collections
 import itertools
-import math
-import os
-import stat
-import struct
 
 import numpy as np
 import torchfile
 
+from trainer import files
 from trainer.errors import InputError
 from trainer.networks.layers import StageConfig
-from trainer.weights import registry
-
-# Longer strings than this are damage; so are more objects (101 layers 64x4d with its
-# branches apart, bottleneck type resnext_B, have 1.2 million) and dimensions.
-_MAX_STRING = 1 << 20
-_MAX_OBJECTS = 2_000_000
-_MAX_DIMENSIONS = 8
-
-_DAMAGE = (struct.error, torchfile.T7ReaderException, ValueError, TypeError, KeyError,
-           IndexError, AttributeError, OverflowError, RecursionError)
-
+from trainer.weights import registry, t7
 
 class Found(collections.namedtuple('Found', 'tensors picture_size shortcut')):
     """What a file says beside the network.
@@ -41,148 +25,8 @@ class Found(collections.namedtuple('Found', 'tensors picture_size shortcut')):
     """
 
 
-class _Damaged(Exception):
-    """The file is not what Torch7 writes."""
-
-
 class _Refused(Exception):
     """The file holds something that is not a network of ours."""
-
-
-# Reading the file.
-
-class _File:
-    """What torchfile reads from: never more than is asked for and there."""
-
-    def __init__(self, f):
-        self.f = f
-        self.size = os.fstat(f.fileno()).st_size
-
-    def read(self, length):
-        if not 0 <= length <= _MAX_STRING:
-            raise _Damaged('it states a length of {} at byte {}'.format(length, self.f.tell()))
-        data = self.f.read(length)
-        if len(data) < length:
-            raise _Damaged('it ends too soon')
-        return data
-
-
-class _Storage(collections.namedtuple('_Storage', 'kind dtype position size')):
-    """Numbers in the file: Torch7's name of their type, dtype, first byte, count."""
-
-
-class _Tensor(collections.namedtuple('_Tensor', 'kind storage offset shape strides')):
-    """A strided view of a storage; offset and strides count numbers."""
-
-    def __hash__(self):
-        return id(self)
-
-    def extent(self):
-        """Return (first, last + 1) of its numbers in the storage; checks all that it states.
-
-        Its numbers must be distinct: no view of a few can pass for many weights.
-        """
-        if not isinstance(self.storage, _Storage) or self.storage.kind != self.kind:
-            raise _Damaged('a tensor has no storage of its type')
-        last = self.offset
-        for length, stride in sorted(zip(self.shape, self.strides), key=lambda axis: axis[1]):
-            if length < 1 or (length > 1 and stride <= last - self.offset):
-                raise _Damaged('a tensor of shape {} has strides {}'.format(
-                    self.shape, self.strides))
-            last += (length - 1) * stride
-        if not self.shape or not 0 <= self.offset <= last < self.storage.size:
-            raise _Damaged('a tensor of shape {} runs past its storage'.format(self.shape))
-        return self.offset, last + 1
-
-    def load(self, f):
-        """Read its numbers, in the file's precision."""
-        first, end = self.extent()
-        dtype = self.storage.dtype
-        numbers = np.empty(end - first, dtype)
-        f.seek(self.storage.position + first * dtype.itemsize)
-        if f.readinto(memoryview(numbers).cast('B')) < numbers.nbytes:
-            raise _Damaged('it ends too soon')
-        return np.lib.stride_tricks.as_strided(
-            numbers, self.shape, [stride * dtype.itemsize for stride in self.strides])
-
-
-_DTYPES = {'Byte': 'u1', 'Char': 'i1', 'Short': '<i2', 'Int': '<i4', 'Long': '<i8',
-           'Half': '<f2', 'Float': '<f4', 'Double': '<f8'}
-
-# torchfile keeps one table of readers in the process: ours go by names of their own, so
-# that torchfile.load stays as it was for others.
-_OURS = b'trainer '
-_ours = set()
-
-
-def _register(kind, dtype):
-    def read_tensor(reader, version):
-        dimensions = reader.read_int()
-        if not 0 <= dimensions <= _MAX_DIMENSIONS:
-            raise _Damaged('a tensor has {} dimensions'.format(dimensions))
-        shape = tuple(reader.read_long_array(dimensions))
-        strides = tuple(reader.read_long_array(dimensions))
-        offset = reader.read_long() - 1
-        return _Tensor(kind, reader.read_obj(), offset, shape, strides)
-
-    def read_storage(reader, version):
-        size = reader.read_long()
-        position = reader.f.f.tell()
-        if not 0 <= size <= (reader.f.size - position) // dtype.itemsize:
-            raise _Damaged('{} numbers should follow byte {}'.format(size, position))
-        reader.f.f.seek(position + size * dtype.itemsize)
-        reader.numbers += size
-        return _Storage(kind, dtype, position, size)
-
-    for name, read in (('Tensor', read_tensor), ('Storage', read_storage)):
-        name = (kind + name).encode()
-        _ours.add(name)
-        torchfile.register_handler(_OURS + name)(read)
-
-
-for _name, _dtype in _DTYPES.items():
-    _register('torch.' + _name, np.dtype(_dtype))
-    # CUDA's float tensors are plain torch.CudaTensor.
-    _register('torch.Cuda' + _name.replace('Float', ''), np.dtype(_dtype))
-
-
-class _Reader(torchfile.T7Reader):
-    """torchfile's reader, for 8-byte longs on any system, with bounds."""
-
-    def __init__(self, f):
-        # With its heuristic for lists, a list of tensors is an error in torchfile.
-        super().__init__(_File(f), use_list_heuristic=False, force_8bytes_long=True)
-        self.numbers = 0
-        self._objects_left = _MAX_OBJECTS
-
-    def read_obj(self):
-        self._objects_left -= 1
-        if self._objects_left < 0:
-            raise _Damaged('it has more than {:,} objects'.format(_MAX_OBJECTS))
-        return super().read_obj()
-
-    def read_long_array(self, n):
-        return [self.read_long() for _ in range(n)]  # torchfile's needs Python 2
-
-    def read_string(self, disable_utf8=False):
-        string = super().read_string(disable_utf8)
-        # disable_utf8 marks the names of classes.
-        return _OURS + string if disable_utf8 and string in _ours else string
-
-
-def _parse(f):
-    """Return (what the file holds, how many numbers are in all its storages)."""
-    first = f.read(4)
-    if first[:2] in (b'3\n', b'4\n'):
-        raise _Refused("it is in Torch7's text format; save it in Torch7 as 'binary'")
-    if first[1:] != b'\0\0\0' or first[0] not in (torchfile.TYPE_TABLE, torchfile.TYPE_TORCH):
-        raise _Refused('it is not a Torch7 file')
-    f.seek(0)
-    reader = _Reader(f)
-    root = reader.read_obj()
-    if f.tell() != reader.f.size:
-        raise _Damaged('{} bytes follow its end'.format(reader.f.size - f.tell()))
-    return root, reader.numbers
 
 
 # Reading the modules.
@@ -245,7 +89,7 @@ class _Module:
 
     def tensor(self, key, optional=False):
         value = self.fields.get(key.encode())
-        if not isinstance(value, _Tensor) and not (optional and value is None):
+        if not isinstance(value, t7.Tensor) and not (optional and value is None):
             raise self.refuse('has no tensor {}'.format(key))
         return value
 
@@ -505,10 +349,10 @@ class _Numbers:
         if tensor.shape not in shapes:
             raise module.refuse('has {} of shape {} where {} belongs'.format(
                 key, tensor.shape, shapes[0]))
-        if tensor.storage is not None and tensor.storage.dtype.kind != 'f':
-            raise module.refuse('has {} in {}Tensor'.format(key, tensor.kind))
         self._note(module, key, tensor, False)
-        if isinstance(gradient, _Tensor) and gradient.shape:
+        if tensor.storage.dtype.kind != 'f':
+            raise module.refuse('has {} in {}Tensor'.format(key, tensor.kind))
+        if isinstance(gradient, t7.Tensor) and gradient.shape:
             self._note(module, key, gradient, True)
         numbers = tensor.load(self._f)
         if not np.isfinite(numbers.astype(np.float32, copy=False)).all():
@@ -556,7 +400,7 @@ def _fill(numbers, link, parts):
 
 
 def _build(f, path):
-    root, limit = _parse(f)
+    root, limit = t7.parse(f)
     held = _network(_root(root))
     eps = None
     links = [('stem', [held.stem])]
@@ -610,14 +454,11 @@ def read(path):
             it: ``(5)(1)`` is the first module in the fifth.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError('{}: is not a file'.format(path))
-        with open(path, 'rb') as f:
+        with files.open_regular(path) as f:
             return _build(f, path)
     except OSError as e:
         raise InputError('{}: cannot be read ({})'.format(path, e.strerror or e))
     except _Refused as e:
         raise InputError('{}: cannot be converted: {}'.format(path, e))
-    except (_Damaged,) + _DAMAGE as e:
-        raise InputError('{}: not a whole Torch7 file ({}); fetch it again'.format(
-            path, e if isinstance(e, _Damaged) else type(e).__name__))
+    except t7.Damaged as e:
+        raise InputError('{}: not a whole Torch7 file ({}); fetch it again'.format(path, e))

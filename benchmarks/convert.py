@@ -1,0 +1,122 @@
+"""Time and memory of conversion and loading, and what damaged files do.
+
+``python benchmarks/convert.py``: a Torch7 file of ResNeXt-101 64x4d's size with random
+weights is converted on one core; a 50-layer npz is loaded; then 1,000 damaged Torch7 files
+and 1,000 damaged npz files are read. Each must end in the whole file's arrays or in one
+line; in a Torch7 file, which has no checksums, damaged numbers are read as they are.
+"""
+import argparse
+import collections
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+
+import damage  # noqa: E402
+import t7_files  # noqa: E402
+import resnext_ilsvrc  # noqa: E402
+from trainer.errors import InputError  # noqa: E402
+from trainer.weights import npz, torch7  # noqa: E402
+import numpy as np  # noqa: E402
+
+
+def measured(command, folder):
+    """Run a command on one core: (CPU seconds, peak resident bytes)."""
+    environment = dict(os.environ, OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1')
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+            after.ru_maxrss * 1024)
+
+
+def big_file(folder):
+    t7 = os.path.join(folder, 'resnext_101_64x4d.t7')
+    subprocess.run([sys.executable, __file__, '--write', t7], check=True)
+    size = os.path.getsize(t7)
+    cpu, peak = measured(
+        [sys.executable, str(ROOT / 'ilsvrc_converter.py'), '-t', t7], folder)
+    print('convert {:.0f} MB: {:.2f} s of CPU, peak {:.0f} MB = {:.2f} x the file'.format(
+        size / 1e6, cpu, peak / 1e6, peak / size))
+
+
+def write_big_file(path):
+    builder = t7_files.Builder(modules='cudnn')
+    tree = builder.network('imagenet', (3, 4, 23, 3), 64, 4, 64, 256, 1000)
+    t7_files.share_storage(tree)
+    t7_files.write(path, tree)
+
+
+def load_time(folder):
+    path = os.path.join(folder, 'resnext_50_32x4d.npz')
+    network = resnext_ilsvrc.resnext50()
+    network.save_model(path)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        resnext_ilsvrc.load(path)
+        times.append(time.perf_counter() - start)
+    print('load a 50-layer npz of {:.0f} MB: {:.2f} s (best {:.2f})'.format(
+        os.path.getsize(path) / 1e6, times[0], min(times)))
+
+
+def campaign(what, folder, read, data, numbers, count, seed):
+    """Read ``count`` damaged files; exits where one is read wrongly, or in other errors."""
+    path = os.path.join(folder, 'damaged')
+
+    def arrays():
+        return {name: np.array(array) for name, array in npz.state(read(path)).items()}
+
+    with open(path, 'wb') as f:
+        f.write(data)
+    whole = arrays()
+    outcomes, slowest = collections.Counter(), 0
+    damages = damage.damaged(data, np.random.default_rng(seed), numbers)
+    for _, (how, damaged) in zip(range(count), damages):
+        with open(path, 'wb') as f:
+            f.write(damaged)
+        start = time.perf_counter()
+        try:
+            outcome = damage.compare(whole, arrays(), data, damaged, numbers)
+            if outcome is None:
+                sys.exit('{} was read, wrongly: {}'.format(what, how))
+        except InputError as e:
+            if '\n' in str(e):
+                sys.exit('{}, {}: not one line'.format(what, how))
+            outcome = 'one line'
+        slowest = max(slowest, time.perf_counter() - start)
+        outcomes[outcome] += 1
+    print('{} damaged {} files: {}; slowest {:.2f} s, peak {:.0f} MB'.format(
+        count, what, ', '.join('{} {}'.format(n, o) for o, n in outcomes.most_common()), slowest,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--damaged', type=int, default=1000, help='files of each kind')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--no-big-file', action='store_true')
+    parser.add_argument('--write', metavar='T7', help='only write the big file')
+    args = parser.parse_args()
+    if args.write:
+        return write_big_file(args.write)
+    with tempfile.TemporaryDirectory() as folder:
+        t7, numbers = damage.small_t7()
+        campaign('Torch7', folder, lambda path: torch7.read(path)[0], t7, numbers, args.damaged,
+                 args.seed)
+        campaign('npz', folder, resnext_ilsvrc.load, damage.small_npz(), [], args.damaged,
+                 args.seed)
+        if not args.no_big_file:
+            load_time(folder)
+            big_file(folder)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,178 @@
+"""Torch7's binary files (.t7), read with torchfile, within bounds.
+
+torchfile believes every length that a file states and loads every tensor, gradients and
+buffers too. Tensors and storages here go through readers of our own, which note where
+the numbers are, and check that they are there; what is wanted is loaded later. Nothing
+in a file is executed: torchfile keeps Lua functions as bytes.
+"""
+import collections
+import os
+import struct
+
+import numpy as np
+import torchfile
+
+# Longer strings than this are damage; so are more objects (152 layers 64x4d with all
+# branches apart, bottleneck type resnext_B, have 1.2 million) and dimensions.
+_MAX_STRING = 1 << 20
+_MAX_OBJECTS = 2_000_000
+_MAX_DIMENSIONS = 8
+
+# What torchfile raises over damaged files.
+_DAMAGE = (struct.error, torchfile.T7ReaderException, ValueError, TypeError, KeyError,
+           IndexError, AttributeError, OverflowError, RecursionError)
+
+
+class Damaged(Exception):
+    """The file is not what Torch7 writes."""
+
+
+class _File:
+    """What torchfile reads from: never more than is asked for and there."""
+
+    def __init__(self, f):
+        self.f = f
+        self.size = os.fstat(f.fileno()).st_size
+
+    def read(self, length):
+        if not 0 <= length <= _MAX_STRING:
+            raise Damaged('it states a length of {} at byte {}'.format(length, self.f.tell()))
+        data = self.f.read(length)
+        if len(data) < length:
+            raise Damaged('it ends too soon')
+        return data
+
+
+class Storage(collections.namedtuple('Storage', 'kind dtype position size')):
+    """Numbers in the file: Torch7's name of their type, dtype, first byte, count."""
+
+
+class Tensor(collections.namedtuple('Tensor', 'kind storage offset shape strides')):
+    """A strided view of a storage; offset and strides count numbers."""
+
+    def __hash__(self):
+        return id(self)
+
+    def extent(self):
+        """Return (first, last + 1) of its numbers in the storage; checks all that it states.
+
+        Its numbers must be distinct: no view of a few can pass for many weights.
+        """
+        if not isinstance(self.storage, Storage) or self.storage.kind != self.kind:
+            raise Damaged('a tensor has no storage of its type')
+        last = self.offset
+        for length, stride in sorted(zip(self.shape, self.strides), key=lambda axis: axis[1]):
+            if length < 1 or (length > 1 and stride <= last - self.offset):
+                raise Damaged('a tensor of shape {} has strides {}'.format(
+                    self.shape, self.strides))
+            last += (length - 1) * stride
+        if not self.shape or not 0 <= self.offset <= last < self.storage.size:
+            raise Damaged('a tensor of shape {} runs past its storage'.format(self.shape))
+        return self.offset, last + 1
+
+    def load(self, f):
+        """Read its numbers, in the file's precision."""
+        first, end = self.extent()
+        dtype = self.storage.dtype
+        numbers = np.empty(end - first, dtype)
+        f.seek(self.storage.position + first * dtype.itemsize)
+        if f.readinto(memoryview(numbers).cast('B')) < numbers.nbytes:
+            raise Damaged('it ends too soon')
+        # The stride of a single number means nothing, and could be anything.
+        return np.lib.stride_tricks.as_strided(
+            numbers, self.shape, [stride * dtype.itemsize if length > 1 else 0
+                                  for length, stride in zip(self.shape, self.strides)])
+
+
+_DTYPES = {'Byte': 'u1', 'Char': 'i1', 'Short': '<i2', 'Int': '<i4', 'Long': '<i8',
+           'Half': '<f2', 'Float': '<f4', 'Double': '<f8'}
+
+# torchfile keeps one table of readers in the process: ours go by names of their own, so
+# that torchfile.load stays as it was for others.
+_OURS = b'trainer '
+_ours = set()
+
+
+def _register(kind, dtype):
+    def read_tensor(reader, version):
+        dimensions = reader.read_int()
+        if not 0 <= dimensions <= _MAX_DIMENSIONS:
+            raise Damaged('a tensor has {} dimensions'.format(dimensions))
+        shape = reader.read_long_array(dimensions)
+        strides = reader.read_long_array(dimensions)
+        offset = reader.read_long() - 1
+        return Tensor(kind, reader.read_obj(), offset, shape, strides)
+
+    def read_storage(reader, version):
+        size = reader.read_long()
+        position = reader.f.f.tell()
+        if not 0 <= size <= (reader.f.size - position) // dtype.itemsize:
+            raise Damaged('{} numbers should follow byte {}'.format(size, position))
+        reader.f.f.seek(position + size * dtype.itemsize)
+        reader.numbers += size
+        return Storage(kind, dtype, position, size)
+
+    for name, read in (('Tensor', read_tensor), ('Storage', read_storage)):
+        name = (kind + name).encode()
+        _ours.add(name)
+        torchfile.register_handler(_OURS + name)(read)
+
+
+for _name, _dtype in _DTYPES.items():
+    _register('torch.' + _name, np.dtype(_dtype))
+    # CUDA's float tensors are plain torch.CudaTensor.
+    _register('torch.Cuda' + _name.replace('Float', ''), np.dtype(_dtype))
+
+
+class _Reader(torchfile.T7Reader):
+    """torchfile's reader, for 8-byte longs on any system, with bounds."""
+
+    def __init__(self, f):
+        # With its heuristic for lists, a list of tensors is an error in torchfile.
+        super().__init__(_File(f), use_list_heuristic=False, force_8bytes_long=True)
+        self.numbers = 0
+        self._objects_left = _MAX_OBJECTS
+
+    def read_obj(self):
+        self._objects_left -= 1
+        if self._objects_left < 0:
+            raise Damaged('it has more than {:,} objects'.format(_MAX_OBJECTS))
+        return super().read_obj()
+
+    def read_long_array(self, n):
+        return self._read('<{}q'.format(n))  # torchfile's needs Python 2 for 8-byte longs
+
+    def read_string(self, disable_utf8=False):
+        string = super().read_string(disable_utf8)
+        # disable_utf8 marks the names of classes.
+        return _OURS + string if disable_utf8 and string in _ours else string
+
+
+def parse(f):
+    """Read a file, but for the numbers of its tensors.
+
+    Args:
+        f (io.BufferedReader): The file, open.
+
+    Returns:
+        tuple: What it holds, as torchfile gives it, but with :class:`Tensor` and
+        :class:`Storage` for arrays and tables as dicts; and how many numbers are in all
+        its storages.
+
+    Raises:
+        Damaged: The file is not what Torch7 writes.
+    """
+    first = f.read(4)
+    if first[:2] in (b'3\n', b'4\n'):
+        raise Damaged("it is in Torch7's text format; save it there as 'binary'")
+    if first[1:] != b'\0\0\0' or first[0] not in (torchfile.TYPE_TABLE, torchfile.TYPE_TORCH):
+        raise Damaged('it does not begin as one')
+    f.seek(0)
+    reader = _Reader(f)
+    try:
+        root = reader.read_obj()
+    except _DAMAGE as e:
+        raise Damaged(e if isinstance(e, torchfile.T7ReaderException) else type(e).__name__)
+    if f.tell() != reader.f.size:
+        raise Damaged('{} bytes follow its end'.format(reader.f.size - f.tell()))
+    return root, reader.numbers
