@@ -42,3 +42,19 @@ def original():
 def starting_with(arrays, prefix):
     """Return the arrays whose names start with ``prefix``, without it."""
     return {name[len(prefix):]: a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def write_cifar10(folder, per_file=40):
+    """Write a small dataset in the form of CIFAR-10's binary version, of real pictures."""
+    from trainer.datasets import quick
+    pictures = quick.load()
+    order = np.random.default_rng(0).permutation(len(pictures.train.labels))
+    folder.mkdir()
+    names = ['data_batch_{}.bin'.format(i) for i in range(1, 6)] + ['test_batch.bin']
+    for i, name in enumerate(names):
+        source = pictures.test if name == 'test_batch.bin' else pictures.train
+        chosen = order[i * per_file:(i + 1) * per_file] % len(source.labels)
+        records = np.concatenate([source.labels[chosen, None].astype(np.uint8),
+                                  source.images[chosen].reshape(per_file, -1)], axis=1)
+        (folder / name).write_bytes(records.tobytes())
+    return folder

@@ -3,6 +3,7 @@ import os
 import re
 
 import chainer
+import numpy as np
 from chainer.training import extensions, triggers
 
 from trainer import files
@@ -68,7 +69,7 @@ def restore(trainer, folder, say=print):
     found = find(folder)
     for path in found:
         try:
-            arrays = npz.read_arrays(path)
+            arrays = _writable(path)
         except InputError as e:
             say('{}; passing over it'.format(e))
             continue
@@ -90,9 +91,14 @@ def optimizer_arrays(path):
     Returns:
         dict: Name -> array, as ``NpzDeserializer`` takes it for the optimizer.
     """
-    arrays = npz.read_arrays(path)
+    arrays = _writable(path)
     prefix = 'updater/optimizer:main/'
     inside = {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
     if not inside and not ({'t', 'epoch'} <= set(arrays)):
         raise InputError('-o {}: neither a snapshot nor an optimizer saved by Chainer'.format(path))
     return inside or arrays
+
+
+def _writable(path):
+    # Chainer takes the arrays of an optimizer over as they are.
+    return {name: np.array(array) for name, array in npz.read_arrays(path).items()}

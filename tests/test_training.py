@@ -1,0 +1,482 @@
+"""Training: what each flag does, and that nothing is ever lost."""
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import chainer
+import numpy as np
+import pytest
+
+import main
+import resnext
+from conftest import ROOT, write_cifar10
+from trainer import files, recipes
+from trainer.datasets import loading
+from trainer.errors import InputError
+from trainer.training import extensions, run, snapshots
+from trainer.weights import npz
+
+FORK = multiprocessing.get_context('fork')
+#: A network that trains in moments; 200 pictures, four batches an epoch.
+TINY = dict(C=2, d=2, multi=2, block_num=(1, 1, 1), batch=60, train_batch_divide=2, epoch=4,
+            lr=.05, lr_steps=(2, 3), seed=7)
+
+
+@pytest.fixture(scope='session')
+def cifar(tmp_path_factory):
+    return str(write_cifar10(tmp_path_factory.mktemp('data') / 'cifar-10-batches-bin'))
+
+
+@pytest.fixture(scope='session')
+def uninterrupted(cifar, tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    folder = str(tmp_path_factory.mktemp('uninterrupted'))
+    assert train(folder, cifar)
+    return folder
+
+
+def train(folder, data, resume=False, **options):
+    return run.train(resume=resume, say=lambda text: None, save_path=str(folder), data=data,
+                     **dict({} if resume else TINY, **options))
+
+
+def resume(folder, data, **options):
+    """Go on as often as it takes, as a user would, here with all the options."""
+    return run.train(resume=True, say=lambda text: None, save_path=str(folder), data=data,
+                     **dict(TINY, **options))
+
+
+def in_child(function, *args, **kwargs):
+    """Start ``function`` in a process that may be killed."""
+    def child():
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        function(*args, **kwargs)
+    process = FORK.Process(target=child)
+    process.start()
+    return process
+
+
+def final_state(folder):
+    """Everything that a run leaves behind, but for the clock."""
+    newest = snapshots.find(folder)[0]
+    arrays = npz.read_arrays(newest)
+    arrays.pop('_snapshot_elapsed_time')
+    state = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}
+    state['snapshot'] = os.path.basename(newest)
+    state['log'] = open(os.path.join(folder, 'log.json')).read()
+    models = os.path.join(folder, 'model')
+    for name in sorted(os.listdir(models)):
+        state[name] = open(os.path.join(models, name), 'rb').read()
+    state['names'] = sorted(set(os.listdir(folder)) - {'earlier'})
+    return state
+
+
+def assert_same_end(folder, golden):
+    a, b = final_state(folder), final_state(golden)
+    assert sorted(a) == sorted(b)
+    for name in a:
+        assert a[name] == b[name], name
+
+
+class TestOutputs:
+    def test_folder(self, uninterrupted):
+        assert sorted(os.listdir(uninterrupted)) == [
+            '.lock', 'accuracy.jpg', 'confusion.jpg', 'log.json', 'loss.jpg', 'model', 'run.json',
+            'snapshot_iter_12', 'snapshot_iter_16']
+        assert sorted(os.listdir(os.path.join(uninterrupted, 'model'))) == [
+            'ResNext_10_2_{}.model'.format(n) for n in (1, 2, 3, 4, 'best')]
+
+    def test_log(self, uninterrupted):
+        with open(os.path.join(uninterrupted, 'log.json')) as f:
+            log = json.load(f)
+        kinds = {}
+        for entry in log:
+            kinds.setdefault(entry['_id'], []).append(entry)
+        assert kinds['train_parameter'][0]['parameter'] == 200
+        assert [e['epoch'] for e in kinds['train_loss']] == [1, 2, 3, 4]
+        np.testing.assert_allclose([e['lr'] for e in kinds['lr']], [.05, .05, .005, .0005],
+                                   rtol=1e-15)
+        for name in ('train_loss', 'test_loss'):
+            total = kinds[name.replace('loss', 'parameter')][0]['parameter']
+            assert all(.5 < e['loss'] / total < 5 for e in kinds[name])
+        for epoch in range(4):
+            by_class = sum(kinds['test_accuracy_{}'.format(i)][epoch]['accuracy']
+                           for i in range(10))
+            assert kinds['test_accuracy'][epoch]['accuracy'] == by_class
+
+    def test_best_model_is_the_best(self, uninterrupted):
+        with open(os.path.join(uninterrupted, 'log.json')) as f:
+            right = [e['accuracy'] for e in json.load(f) if e['_id'] == 'test_accuracy']
+        models = os.path.join(uninterrupted, 'model', 'ResNext_10_2_{}.model')
+        best, named = (open(models.format(n), 'rb').read()
+                       for n in (1 + int(np.argmax(right)), 'best'))
+        assert best == named
+
+    def test_logged_accuracy_is_the_model_s(self, uninterrupted, cifar):
+        from data_augmentation import DataAugmentationCifar10NormalizeSmall as preprocess
+        from trainer import datasets
+        test = datasets.load('cifar10', cifar).test
+        network = resnext.load(os.path.join(uninterrupted, 'model', 'ResNext_10_2_4.model'))
+        y = network(preprocess.test_batch(test.images), train=False).array
+        with open(os.path.join(uninterrupted, 'log.json')) as f:
+            logged = [e['accuracy'] for e in json.load(f) if e['_id'] == 'test_accuracy'][-1]
+        assert (y.argmax(axis=1) == test.labels).sum() == logged
+        assert network.classes[3] == 'cat'
+
+    def test_learning_rate(self):
+        schedule = extensions.steps(.1, (150, 225))
+        assert [schedule(e) for e in (0, 149, 150, 224, 225, 299)] == [
+            .1, .1, .01, .01, .001, .001]
+
+
+class TestNothingLost:
+    def test_twenty_kills_at_random_moments(self, uninterrupted, cifar, tmp_path):
+        rng = random.Random(0)
+        killed = 0
+        for attempt in range(20):
+            process = in_child(resume, tmp_path, cifar, workers=attempt % 3)
+            process.join(rng.uniform(.05, 1.))
+            killed += process.is_alive()
+            process.kill()
+            process.join()
+        assert killed >= 10
+        resume(tmp_path, cifar)
+        assert_same_end(tmp_path, uninterrupted)
+
+    def test_killed_at_each_write(self, uninterrupted, cifar, tmp_path):
+        """Just before and just after each file takes its place, in the second epoch."""
+        train(tmp_path, cifar, epoch=1)
+
+        def die(at, after):
+            real, count = os.replace, 0
+
+            def replace(*args):
+                nonlocal count
+                count += 1
+                if count == at and not after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                real(*args)
+                if count == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            files.os.replace = replace
+            resume(tmp_path, cifar)
+
+        for at in range(1, 8):
+            for after in (False, True):
+                process = in_child(die, at, after)
+                process.join()
+                assert process.exitcode == -signal.SIGKILL
+        resume(tmp_path, cifar)
+        assert_same_end(tmp_path, uninterrupted)
+
+    def test_ctrl_c(self, uninterrupted, cifar, tmp_path):
+        options = ['--{}={}'.format(k, v) for k, v in TINY.items() if not isinstance(v, tuple)]
+        options += ['--block_num', '1', '1', '1', '--lr_steps', '2', '3']
+        process = subprocess.Popen(
+            [sys.executable, 'main.py', '-p', str(tmp_path), '--data', cifar, *options,
+             '--workers', '2'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True)
+        for line in process.stdout:
+            if line.startswith('epoch'):
+                break
+        time.sleep(.3)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers too
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130 and 'Traceback' not in err
+        assert 'nothing is lost: python main.py --resume' in out
+        assert len(snapshots.find(tmp_path)) > 0
+        assert train(tmp_path, cifar, resume=True)
+        assert_same_end(tmp_path, uninterrupted)
+
+    @pytest.mark.parametrize('update', [1, 2, 5])
+    def test_interrupted_inside_an_epoch(self, uninterrupted, cifar, tmp_path, update):
+        def stop():
+            real = run.ChunkedUpdater.update_core
+
+            def update_core(self):
+                real(self)
+                if self.iteration == update - 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+            run.ChunkedUpdater.update_core = update_core
+            sys.exit(0 if train(tmp_path, cifar) else 130)
+
+        process = in_child(stop)
+        process.join()
+        assert process.exitcode == 130
+        assert snapshots.find(tmp_path)[0].endswith('snapshot_iter_{}'.format(update))
+        assert train(tmp_path, cifar, resume=True, workers=1)
+        assert_same_end(tmp_path, uninterrupted)
+
+    @pytest.mark.parametrize('damage', ['cut', 'flip', 'empty'])
+    def test_damaged_snapshot(self, uninterrupted, cifar, tmp_path, damage):
+        train(tmp_path, cifar, epoch=3)
+        newest = snapshots.find(tmp_path)[0]
+        raw = bytearray(open(newest, 'rb').read())
+        if damage == 'cut':
+            raw = raw[:len(raw) // 2]
+        elif damage == 'flip':  # one bit of one weight
+            weights = npz.read_arrays(newest)['updater/model:main/fc/conv/W']
+            raw[raw.index(weights.tobytes()) + 5] ^= 1
+        else:
+            raw = b''
+        with open(newest, 'wb') as f:
+            f.write(raw)
+        said = []
+        run.train(resume=True, say=said.append, save_path=str(tmp_path), data=cifar, epoch=4)
+        assert any(newest in text and 'passing over it' in text for text in said)
+        assert any('snapshot_iter_8: going on after epoch 2' in text for text in said)
+        assert_same_end(tmp_path, uninterrupted)
+
+    def test_no_whole_snapshot(self, cifar, tmp_path):
+        train(tmp_path, cifar, epoch=1)
+        for path in snapshots.find(tmp_path):
+            open(path, 'wb').close()
+        with pytest.raises(InputError, match='none of the 1 snapshots is whole'):
+            train(tmp_path, cifar, resume=True, epoch=2)
+
+    def test_full_disk(self, uninterrupted, cifar, tmp_path):
+        def full():
+            # The kernel refuses to let a file grow further, as a full disk does.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60000, resource.RLIM_INFINITY))
+            try:
+                train(tmp_path, cifar)
+            except InputError as e:
+                with open(tmp_path / 'said', 'w') as f:
+                    f.write(str(e))
+
+        in_child(full).join()
+        said = (tmp_path / 'said').read_text()
+        assert 'cannot be written' in said and '--resume' in said and '\n' not in said
+        (tmp_path / 'said').unlink()
+        resume(tmp_path, cifar)
+        assert_same_end(tmp_path, uninterrupted)
+
+    def test_no_worker_outlives_a_kill(self, cifar, tmp_path):
+        process = in_child(resume, tmp_path, cifar, workers=2, epoch=50)
+        deadline = time.time() + 30
+        while len(children(process.pid)) < 2 and time.time() < deadline:
+            time.sleep(.05)
+        workers = children(process.pid)
+        assert len(workers) >= 2
+        time.sleep(.5)
+        process.kill()
+        process.join()
+        deadline = time.time() + 10
+        while any(alive(pid) for pid in workers) and time.time() < deadline:
+            time.sleep(.05)
+        assert not any(alive(pid) for pid in workers)
+
+    def test_an_earlier_run_is_moved_aside(self, cifar, tmp_path):
+        train(tmp_path, cifar, epoch=1)
+        before = (tmp_path / 'model' / 'ResNext_10_2_1.model').read_bytes()
+        train(tmp_path, cifar, epoch=1, seed=8)
+        kept = tmp_path / 'earlier' / '1'
+        assert (kept / 'model' / 'ResNext_10_2_1.model').read_bytes() == before
+        assert (tmp_path / 'model' / 'ResNext_10_2_1.model').read_bytes() != before
+        assert run.train(resume=True, say=print, save_path=str(kept), data=cifar, epoch=2)
+
+    def test_two_runs_in_one_folder(self, cifar, tmp_path):
+        process = in_child(resume, tmp_path, cifar, epoch=50)
+        deadline = time.time() + 30
+        while not (tmp_path / 'run.json').exists() and time.time() < deadline:
+            time.sleep(.05)
+        with pytest.raises(InputError, match='another run is writing there'):
+            train(tmp_path, cifar)
+        process.kill()
+        process.join()
+
+
+def children(pid):
+    try:
+        with open('/proc/{0}/task/{0}/children'.format(pid)) as f:
+            return [int(n) for n in f.read().split()]
+    except OSError:
+        return []
+
+
+def alive(pid):
+    try:
+        with open('/proc/{}/stat'.format(pid)) as f:
+            return f.read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+class TestFlags:
+    def test_the_original_s(self):
+        given = vars(main.parser().parse_args(
+            '-m a -o b -l c -p d -e 1 -b 2 -g -1 -s 3 -trb 4 -teb 5 -lr 0.5 -C 6 -d 7 -multi 8'
+            .split()))
+        assert given == {
+            'load_model': 'a', 'load_optimizer': 'b', 'load_log': 'c', 'save_path': 'd',
+            'epoch': 1, 'batch': 2, 'gpu': -1, 'start_epoch': 3, 'train_batch_divide': 4,
+            'test_batch_divide': 5, 'lr': .5, 'C': 6, 'd': 7, 'multi': 8}
+
+    def test_the_original_s_defaults(self):
+        options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
+        golden = dict(save_path='./', epoch=300, batch=256, gpu=-1, start_epoch=1,
+                      train_batch_divide=4, test_batch_divide=4, lr=.1, C=2, d=64, multi=4,
+                      momentum=.9, weight_decay=5e-4, lr_steps=(150, 225), load_model=None)
+        assert {k: options[k] for k in golden} == golden
+
+    def test_going_on_by_hand_as_in_2017(self, uninterrupted, cifar, tmp_path):
+        """-m -o -l -s take up a run where its files say, learning rate and all."""
+        first = tmp_path / 'first'
+        train(first, cifar, epoch=2)
+        second = tmp_path / 'second'
+        train(second, cifar, load_model=str(first / 'model' / 'ResNext_10_2_2.model'),
+              load_optimizer=str(first / 'snapshot_iter_8'), load_log=str(first / 'log.json'),
+              start_epoch=3)
+        golden = resnext.load(os.path.join(uninterrupted, 'model', 'ResNext_10_2_4.model'))
+        found = resnext.load(str(second / 'model' / 'ResNext_10_2_4.model'))
+        for (name, a), b in zip(npz.state(found).items(), npz.state(golden).values()):
+            np.testing.assert_array_equal(a, b, name)
+        with open(os.path.join(uninterrupted, 'log.json')) as f, open(second / 'log.json') as g:
+            a, b = json.load(f), json.load(g)
+        assert [e['_id'] for e in a] == [e['_id'] for e in b]
+        for x, y in zip(a, b):
+            value = next(k for k in x if k not in ('_id', 'epoch'))
+            assert x == y or abs(x[value] - y[value]) < 1e-12 * abs(x[value])
+
+    def test_optimizer_file_of_chainer(self, cifar, tmp_path):
+        network = resnext.ResNext(10, (1, 1, 1), 2, 2, 2)
+        optimizer = chainer.optimizers.MomentumSGD().setup(network)
+        for p in network.params():
+            p.grad = np.ones_like(p.array)
+        optimizer.update()
+        chainer.serializers.save_npz(str(tmp_path / 'opt'), optimizer)
+        assert snapshots.optimizer_arrays(str(tmp_path / 'opt'))['t'] == 1
+        network.save_model(str(tmp_path / 'm'))
+        train(tmp_path / 'run', cifar, epoch=1, load_model=str(tmp_path / 'm'),
+              load_optimizer=str(tmp_path / 'opt'))
+        with pytest.raises(InputError, match='-o .*neither a snapshot nor an optimizer'):
+            train(tmp_path / 'run', cifar, load_optimizer=str(tmp_path / 'm'))
+
+    def test_model_brings_its_sizes(self, cifar, tmp_path):
+        network = resnext.ResNext(10, (1, 1, 1), 4, 2, 2)
+        network.save_model(str(tmp_path / 'm'))
+        options = {k: v for k, v in TINY.items() if k not in ('C', 'd', 'multi', 'block_num')}
+        run.train(say=print, save_path=str(tmp_path / 'run'), data=cifar,
+                  load_model=str(tmp_path / 'm'), **dict(options, epoch=1))
+        assert (tmp_path / 'run' / 'model' / 'ResNext_10_4_1.model').exists()
+        with pytest.raises(InputError, match='--C 2: .* holds .*4x2d'):
+            train(tmp_path / 'run', cifar, load_model=str(tmp_path / 'm'))
+
+    def test_options_of_a_run_are_its_own(self, cifar, tmp_path):
+        train(tmp_path, cifar, epoch=1)
+        with pytest.raises(InputError, match='--batch 50: the run in .* has 60'):
+            train(tmp_path, cifar, resume=True, batch=50)
+        said = []
+        assert run.train(resume=True, say=said.append, save_path=str(tmp_path), data=cifar)
+        assert 'all 1 epochs are done' in said[-1]
+
+    def test_class_count(self, cifar, tmp_path):
+        resnext.ResNext(100, (1, 1, 1), 2, 2, 2).save_model(str(tmp_path / 'm'))
+        with pytest.raises(InputError, match='a network of 100 classes, but cifar10 has 10'):
+            train(tmp_path / 'run', cifar, load_model=str(tmp_path / 'm'))
+        assert os.listdir(tmp_path / 'run') == ['.lock']
+
+    @pytest.mark.parametrize('log', ['{', '[1]', '{"a": 1}', '[]', '[{"_id": "train_loss"}]'])
+    def test_bad_log(self, cifar, tmp_path, log):
+        (tmp_path / 'log').write_text(log)
+        with pytest.raises(InputError, match='-l '):
+            train(tmp_path / 'run', cifar, load_log=str(tmp_path / 'log'), start_epoch=2)
+
+    def test_original_log(self, cifar, tmp_path):
+        """A log of the 2017 program: no epochs in it, sums in float."""
+        entries = [{'_id': 'categories', 'are': list(range(10))},
+                   {'_id': 'train_parameter', 'parameter': 200}]
+        for i in range(3):
+            entries += [{'_id': 'train_loss', 'loss': 200. - i}, {'_id': 'test_loss', 'loss': 50.},
+                        {'_id': 'test_accuracy', 'accuracy': 20 + i}]
+        (tmp_path / 'log').write_text(json.dumps(entries))
+        train(tmp_path / 'run', cifar, load_log=str(tmp_path / 'log'), start_epoch=4)
+        with open(tmp_path / 'run' / 'log.json') as f:
+            log = json.load(f)
+        assert [e['accuracy'] for e in log if e['_id'] == 'test_accuracy'][:3] == [20, 21, 22]
+        assert [e['epoch'] for e in log if e['_id'] == 'test_accuracy'] == [1, 2, 3, 4]
+
+
+def test_workers_change_nothing(cifar):
+    from data_augmentation import DataAugmentationCifar10NormalizeSmall as preprocess
+    from trainer import datasets
+    dataset = datasets.load('cifar10', cifar)
+    seen = []
+    for workers in (0, 1, 3):
+        options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
+        options.update(batch=60, workers=workers)
+        iterator, _ = run.data_path(dataset, options, preprocess)
+        seen.append([loading.join(iterator.next()) for _ in range(9)])  # into the third epoch
+        iterator.finalize()
+    for other in seen[1:]:
+        for (x, t), (x2, t2) in zip(seen[0], other):
+            np.testing.assert_array_equal(x, x2)
+            np.testing.assert_array_equal(t, t2)
+    assert [len(t) for _, t in seen[0][:4]] == [60, 60, 60, 20]
+
+
+class TestPlans:
+    def test_every_picture_once(self):
+        plan = loading.EveryPictureOnce(103, 10, seed=1)
+        for epoch in (1, 2):
+            batches = plan(epoch)
+            assert len(batches) == len(plan) == 11 and len(batches[-1]) == 3
+            assert sorted(np.concatenate(batches)) == list(range(103))
+        assert (np.concatenate(plan(1)) != np.concatenate(plan(2))).any()
+        np.testing.assert_array_equal(
+            np.concatenate(plan(1)), np.concatenate(loading.EveryPictureOnce(103, 10, 1)(1)))
+        assert (np.concatenate(plan(1))
+                != np.concatenate(loading.EveryPictureOnce(103, 10, 2)(1))).any()
+
+    def test_original_sampling(self):
+        plan = loading.OriginalSampling(50000, 256, seed=0)
+        batches = plan(1)
+        assert len(batches) == len(plan) == 195
+        assert all(len(set(b.tolist())) == 256 for b in batches)
+        share = len(np.unique(np.concatenate(batches))) / 50000
+        assert abs(share - (1 - (1 - 256 / 50000) ** 195)) < .01  # 63 %
+
+
+class TestCommandLine:
+    def line(self, capsys, *argv):
+        from trainer import cli
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(sys, 'argv', ['main.py', *map(str, argv)])
+            with pytest.raises(SystemExit) as end:
+                cli.run(main.main)
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and err.count('\n') == 1 and 'Traceback' not in err, err
+        return err
+
+    def test_errors_are_one_line(self, capsys, tmp_path, cifar):
+        from chainer.backends import cuda
+        (tmp_path / 'file').write_text('x')
+        p = ('-p', tmp_path / 'run')
+        for argv, words in [
+                (('-b', '0'), 'argument --batch/-b'),
+                (('-e', 'many'), 'argument --epoch/-e'),
+                (('--dataset', 'svhn'), 'cifar100'),
+                (('--nonsense',), '--nonsense'),
+                (('--seed', '-1'), '--seed'),
+                (('-lr', 'nan'), 'argument --lr/-lr'),
+                (('-p', tmp_path / 'file' / 'x'), 'cannot be written'),
+                (('--data', tmp_path / 'nowhere', *p), 'no such file or folder'),
+                (('--data', tmp_path / 'file', *p), 'not a whole tar archive'),
+                (('--quick', '--data', cifar, *p), '--quick'),
+                (('--quick', '-m', tmp_path / 'nowhere', *p), 'nowhere: cannot be read'),
+                (('--quick', '-m', tmp_path / 'file', *p), 'not a whole npz file'),
+                (('--quick', '-b', '2501', '--sampling', 'original', *p), '-b 2501'),
+                (('--resume', tmp_path / 'none', '-p', tmp_path), 'name two folders'),
+        ] + ([] if cuda.available else [(('--quick', '-g', '0', *p), '-g 0: ')]):
+            assert words in self.line(capsys, *argv), argv
+        assert not (tmp_path / 'run' / 'run.json').exists()
