@@ -24,7 +24,6 @@ from trainer.transforms import generator, pictures
 from trainer.transforms.ilsvrc import Drawn, resized_size
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-GOLDEN = ROOT.parent / 'shared' / 'golden' / 'original'
 MEAN, STD = (.485, .456, .406), (.229, .224, .225)
 
 
@@ -53,11 +52,11 @@ def by_hand(pixels, short_side, interpolation, y=None, x=None, flip=False):
 
 # ---- preprocessing
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason='the golden pictures are not beside the project')
-def test_preprocessing_equals_the_original_program():
-    decoded, test, train = (np.load(GOLDEN / 'da_ilsvrc_{}.npz'.format(name))
+def test_preprocessing_equals_the_original_program(shared):
+    golden = shared / 'golden' / 'original'
+    decoded, test, train = (np.load(golden / 'da_ilsvrc_{}.npz'.format(name))
                             for name in ('decoded', 'test', 'train'))
-    info = json.loads((GOLDEN / 'da_ilsvrc_info.json').read_text())
+    info = json.loads((golden / 'da_ilsvrc_info.json').read_text())
     assert len(info) == 6
     for name, said in info.items():
         picture = decoded[name + '__decoded']
