@@ -1,12 +1,16 @@
 """Damaged files for the tests and for benchmarks/convert.py."""
+import collections
 import io
 import pathlib
 import tempfile
+import time
 
 import numpy as np
 
 import t7_files
 import resnext_ilsvrc
+from trainer.errors import InputError
+from trainer.weights import npz
 
 # Lengths and counts as they stand in files, made absurd.
 _HUGE = [(-1).to_bytes(4, 'little', signed=True), (2 ** 31 - 1).to_bytes(4, 'little'),
@@ -113,3 +117,37 @@ def small_npz():
         path = pathlib.Path(folder, 'small.npz')
         network.save_model(path)
         return path.read_bytes()
+
+
+def campaign(path, read, data, numbers, count, seed):
+    """Read damaged files, each of which must end in the whole one's arrays or in one line.
+
+    Args:
+        path (pathlib.Path): Where to write them.
+        read (callable): path -> network.
+        data (bytes): The whole file.
+        numbers (list): See :func:`compare`.
+        count (int): How many. seed (int): Which.
+
+    Returns:
+        tuple: Counter of outcomes, and the longest time in s.
+    """
+    def arrays():
+        return {name: np.array(array) for name, array in npz.state(read(path)).items()}
+
+    path.write_bytes(data)
+    whole = arrays()
+    outcomes, slowest = collections.Counter(), 0
+    damages = damaged(data, np.random.default_rng(seed), numbers)
+    for _, (how, damage) in zip(range(count), damages):
+        path.write_bytes(damage)
+        start = time.perf_counter()
+        try:
+            outcome = compare(whole, arrays(), data, damage, numbers)
+            assert outcome, 'read wrongly: {}'.format(how)
+        except InputError as e:
+            assert '\n' not in str(e) and str(path) in str(e), how
+            outcome = 'one line'
+        slowest = max(slowest, time.perf_counter() - start)
+        outcomes[outcome] += 1
+    return outcomes, slowest
