@@ -315,7 +315,7 @@ def test_long_and_narrow_pictures(tmp_path):
 
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / 'pipe.jpg')
-    for name, message in (('pipe.jpg', 'not a picture file'), ('', 'not a picture file'),
+    for name, message in (('pipe.jpg', 'it is not a file'), ('', 'it is not a file'),
                           ('none.jpg', 'No such file')):
         with pytest.raises(InputError, match=message):
             pictures.load(tmp_path / name)

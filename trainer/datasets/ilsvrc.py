@@ -2,6 +2,7 @@
 import os
 from xml.parsers import expat
 
+from trainer import files
 from trainer.datasets import folder
 from trainer.datasets.folder import PictureFiles
 from trainer.errors import InputError
@@ -76,7 +77,7 @@ def _synset(path):
             a document type (which could define entities that grow), or no object.
     """
     try:
-        with open(path, 'rb') as f:
+        with files.open_regular(path) as f:
             xml = f.read(_MAX_ANNOTATION + 1)
     except OSError as e:
         raise InputError('{}: cannot be read ({})'.format(path, e.strerror))

@@ -1,12 +1,12 @@
 """Pictures as they come: decoding to RGB."""
 import contextlib
 import os
-import stat
 import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from trainer import files
 from trainer.errors import InputError
 
 #: What is read. Pillow knows more, some of which start other programs.
@@ -88,13 +88,10 @@ def load(path):
             :data:`FORMATS`, or has more than :data:`MAX_PIXELS` pixels.
     """
     try:
-        # A pipe or a device would be waited for.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError('{}: not a picture file'.format(path))
-        with warnings.catch_warnings():
+        with files.open_regular(path) as f, warnings.catch_warnings():
             # Of odd metadata, and of sizes that are refused below.
             warnings.simplefilter('ignore')
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(f, formats=FORMATS) as image:
                 _check_size(image, path)
                 with _quiet_libtiff() if image.format == 'TIFF' else contextlib.nullcontext():
                     return _rgb(image)
