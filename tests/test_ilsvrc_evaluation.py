@@ -165,10 +165,10 @@ def test_errors_equal_those_by_hand(tree, layout, tmp_path, monkeypatch, capsys)
     # The last line of the progress tells the same, and the ones before what was known then.
     told = [line for line in out.splitlines() if 'images/s' in line and '/{} ['.format(N) in line]
     assert [int(line.split('/')[0]) for line in told] == [7, 14, 20]
-    assert told[-1].endswith('error {:.2f}% top-1 {:.2f}% top-5]'.format(*errors))
+    assert told[-1].endswith('error {:.2f}% (top-5 {:.2f}%)]'.format(*errors))
     if layout == 'published':
         seen = [100 * (1 - top / 7) for top in by_hand(p[:7], tree.labels[:7])[:2]]
-        assert told[0].endswith('error {:.2f}% top-1 {:.2f}% top-5]'.format(*seen))
+        assert told[0].endswith('error {:.2f}% (top-5 {:.2f}%)]'.format(*seen))
     assert all(len(line) < 80 for line in out.splitlines() if not line.startswith('model'))
 
 

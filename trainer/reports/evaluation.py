@@ -29,7 +29,7 @@ class Progress:
         self._done = 0
         self._begun = self._told = time.perf_counter()
         self._due = total / 10
-        self._bar = tqdm.tqdm(total=total, unit='image', bar_format=_BAR, leave=False,
+        self._bar = tqdm.tqdm(total=total, unit='img', bar_format=_BAR, leave=False,
                               disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def __enter__(self):
@@ -43,7 +43,7 @@ class Progress:
         self._done += pictures
         errors = ''
         if tally is not None and tally.pictures:
-            errors = 'error {:.2f}% top-1 {:.2f}% top-5'.format(*errors_of(tally))
+            errors = 'error {:.2f}% (top-5 {:.2f}%)'.format(*errors_of(tally))
         if not self._bar.disable:
             self._bar.set_postfix_str(errors, refresh=False)
             self._bar.update(pictures)
