@@ -182,6 +182,12 @@ def test_original_layout_refuses_what_it_cannot_hold(arguments, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_original_layout_refuses_the_papers_cifar_network(tmp_path):
+    with pytest.raises(InputError, match='2017 program cannot hold'):
+        resnext.PaperResNext(3, (1,), 1, 2).save_model(tmp_path / 'x.npz', layout='original')
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_network_is_refused_and_left_alone(tmp_path):
     small().save_model(tmp_path / 'x.npz')
     network = small(shortcut='C')

@@ -2,6 +2,7 @@
 import chainer.links as L
 
 from trainer import engines
+from trainer.errors import InputError
 from trainer.networks import layers
 from trainer.networks.base import Network
 
@@ -65,6 +66,10 @@ class PaperNetwork(Network):
 
     def classify(self, h):
         return engines.current().linear(h, self.fc)
+
+    def original_units(self):
+        raise InputError("layout 'original': the 2017 program cannot hold this network: its CIFAR "
+                         'network has other shortcuts and another head; leave the layout out')
 
     def architecture(self):
         architecture = {'network': self.kind, 'category_num': self.category_num,

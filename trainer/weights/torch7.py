@@ -355,7 +355,9 @@ class _Numbers:
         if isinstance(gradient, t7.Tensor) and gradient.shape:
             self._note(module, key, gradient, True)
         numbers = tensor.load(self._f)
-        if not np.isfinite(numbers.astype(np.float32, copy=False)).all():
+        with np.errstate(over='ignore'):
+            finite = np.isfinite(numbers.astype(np.float32, copy=False)).all()
+        if not finite:
             raise module.refuse('has {} with numbers that are not finite in float32'.format(key))
         self.kinds[tensor.kind + 'Tensor'] += numbers.size
         return numbers.reshape(shapes[0])
@@ -391,10 +393,11 @@ def _fill(numbers, link, parts):
         eps = bn.number('eps')
         if b'running_std' in bn.fields and b'running_var' not in bn.fields:
             # Before 2016: 1 / sqrt(variance + eps).
-            variance = numbers.load(bn, 'running_std', (out,)).astype(np.float64) ** -2 - eps
+            with np.errstate(divide='ignore'):
+                variance = numbers.load(bn, 'running_std', (out,)).astype(float) ** -2 - eps
         else:
             variance = numbers.load(bn, 'running_var', (out,))
-        if not (variance + eps > 0).all():
+        if not (np.isfinite(variance) & (variance + eps > 0)).all():
             raise bn.refuse('has variances below 0')
         link.bn.avg_var[here] = variance
 
@@ -420,9 +423,8 @@ def _build(f, path):
     network = registry.build(architecture, path, weight_limit=limit)
     here = dict(network.namedlinks())
     numbers = _Numbers(f)
-    with np.errstate(all='ignore'):
-        for name, parts in links:
-            _fill(numbers, here['/' + name], parts)
+    for name, parts in links:
+        _fill(numbers, here['/' + name], parts)
     network.fc.W.array[...] = numbers.load(held.fc, 'weight', network.fc.W.shape)
     network.fc.b.array[...] = numbers.load(held.fc, 'bias', network.fc.b.shape, absent=0)
     numbers.check_distinct()
