@@ -14,7 +14,8 @@ def parser():
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Measure the top-1 and top-5 error of an ImageNet model, or of several '
-                    'together, and write log.json.', formatter_class=argparse.HelpFormatter)
+                    'together, and write log.json. A picture that cannot be read is named, and '
+                    'counts as neither right nor wrong.', formatter_class=argparse.HelpFormatter)
     natural = cli.positive(int)
     p.add_argument('--load_model', '-m', metavar='FILE', action='append', required=True,
                    help='npz file of the model; repeated: the posteriors of all are averaged')

@@ -115,14 +115,12 @@ def main():
 
     sys.path.insert(0, str(ROOT))
     from data_augmentation import DataAugmentationNormalizeBigger as transform
-    from trainer.datasets import loading, parallel
+    from trainer.datasets import loading
     from trainer.prediction import Load
 
     def ours():
-        load = Load(transform, paths)
         begun, first = time.perf_counter(), None
-        for batch in parallel.batches(load, loading.InOrder(len(paths), BATCH)(0), BATCH,
-                                      load.shape, arguments.workers):
+        for batch in Load(transform, paths).batches(BATCH, arguments.workers):
             first = batch.x.copy() if first is None else first
         return time.perf_counter() - begun, first
 

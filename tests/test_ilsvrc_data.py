@@ -449,6 +449,9 @@ def test_trees_and_folders_that_are_wrong(tmp_path, monkeypatch):
     for name in ('empty', 'flat'):
         with pytest.raises(InputError, match='no pictures in class folders; wanted is .*n01440764'):
             ilsvrc.find(name)
+    _touch(tmp_path, 'half', 'train', 'n01440764', 'x.jpg')
+    with pytest.raises(InputError, match='-ld half: half/val is missing'):
+        ilsvrc.find('half')
     root = tmp_path / 'ILSVRC'
     names = make_tree(root, ['n01', 'n02'], lambda i, path: path.touch())
     annotation = root / 'Annotations' / 'CLS-LOC' / 'val' / (names[0] + '.xml')
@@ -473,7 +476,7 @@ def test_trees_and_folders_that_are_wrong(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='val.txt: an empty list'):
         ilsvrc.find()
     listing.unlink()
-    with pytest.raises(InputError, match='val.txt is missing from the ILSVRC tree'):
+    with pytest.raises(InputError, match='-ld ./ILSVRC: .*val.txt is missing'):
         ilsvrc.find()
 
 

@@ -6,7 +6,6 @@ import time
 import numpy as np
 
 from trainer import files, prediction
-from trainer.datasets import loading, parallel
 from trainer.errors import InputError
 
 #: What :func:`evaluate` finds. tally (Tally): of the pictures that could be read;
@@ -86,7 +85,7 @@ def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=Non
         networks (sequence of trainer.networks.base.Network): One, or several whose
             posteriors are averaged.
         pictures (trainer.datasets.folder.PictureFiles): The pictures.
-        batch (int): Pictures that are loaded together.
+        batch (int): Pictures, or crops, in a batch.
         divide (int): Each batch is computed in so many chunks.
         ten_crop (bool): Whether to average over ten crops of each picture.
         workers (int): Processes that load; ``None``: one for each core; 0: this one.
@@ -186,9 +185,8 @@ def _each_batch(networks, pictures, batch, ten_crop, workers, use, progress):
         list: (path, what is wrong with it) of the pictures that could not be read.
     """
     load = prediction.Load(prediction.preprocessing(networks), pictures.paths, ten_crop)
-    plan = loading.InOrder(len(pictures), batch)(0)
     unreadable = []
-    for items, x, errors in parallel.batches(load, plan, batch, load.shape, workers):
+    for items, x, errors in load.batches(batch, workers):
         unreadable += [(pictures.paths[items[i]], errors[i]) for i in sorted(errors)]
         read = np.array([i for i in range(len(items)) if i not in errors], int)
         use(x[read] if errors else x, read, items)

@@ -4,7 +4,7 @@ import collections
 import chainer
 import numpy as np
 
-from trainer.datasets import class_names, parallel
+from trainer.datasets import class_names, loading, parallel
 from trainer.errors import InputError
 
 #: One of the likeliest classes. number: index of the class; synset (str): of ImageNet,
@@ -46,6 +46,7 @@ class Load:
         ten_crop (bool): Whether to take ten crops of each.
 
     Attributes:
+        crops (int): Crops of each picture: 1 or 10.
         shape (tuple of int): (3, height, width), or (10, 3, height, width).
 
     Raises:
@@ -56,8 +57,20 @@ class Load:
         if ten_crop and not hasattr(transform, 'ten_crop'):
             raise InputError('--ten-crop: there is none in {}'.format(transform.__name__))
         self.sources = sources
+        self.crops = 10 if ten_crop else 1
         self.shape = (10,) * ten_crop + transform.shape
         self._transform = transform.ten_crop if ten_crop else transform.test
+
+    def batches(self, batch, workers):
+        """Load all pictures in order; see :func:`trainer.datasets.parallel.batches`.
+
+        Args:
+            batch (int): Pictures in a batch; of several crops, so many fewer.
+            workers (int): Processes.
+        """
+        size = max(1, batch // self.crops)
+        plan = loading.InOrder(len(self.sources), size)(0)
+        return parallel.batches(self, plan, size, self.shape, workers)
 
     def __call__(self, i, out):
         source = self.sources[i]
@@ -148,7 +161,7 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
         sources (sequence): Paths, or pictures as the network's preprocessing takes
             them (:mod:`data_augmentation`).
         k (int): Classes for each.
-        batch (int): Pictures that are computed at a time.
+        batch (int): Pictures, or crops, that are computed at a time.
         workers (int): Processes that load; 0: this one loads; ``None``: it does where
             there is but one batch, otherwise one process for each core.
         ten_crop (bool): Whether to average over ten crops.
@@ -164,8 +177,7 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
     names, synsets = class_names.of(networks[0]), class_names.synsets(networks[0])
     if workers is None and len(sources) <= batch:
         workers = 0
-    plan = (range(i, min(i + batch, len(sources))) for i in range(0, len(sources), batch))
-    for items, x, errors in parallel.batches(load, plan, batch, load.shape, workers):
+    for items, x, errors in load.batches(batch, workers):
         read = [i for i in range(len(items)) if i not in errors]
         if read:
             p = np.exp(log_posteriors(scores(networks, x[read], batch)))

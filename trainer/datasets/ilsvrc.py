@@ -41,13 +41,15 @@ def find(path=None, split='val'):
         if split == 'val':
             return _published_val(root)
         return folder.class_folders(_wanted(os.path.join(root, 'Data', 'CLS-LOC', split), root))
-    below = os.path.join(root, split)
-    return folder.class_folders(below if os.path.isdir(below) else root)
+    here = {name for name in ('train', 'val') if os.path.isdir(os.path.join(root, name))}
+    if here - {split}:
+        _wanted(os.path.join(root, split), root)
+    return folder.class_folders(os.path.join(root, split) if here else root)
 
 
 def _wanted(path, root):
     if not os.path.exists(path):
-        raise InputError('-ld {}: {} is missing from the ILSVRC tree'.format(root, path))
+        raise InputError('-ld {}: {} is missing'.format(root, path))
     return path
 
 
