@@ -3,11 +3,10 @@ from trainer.recipes import original
 
 RECIPE = original.RECIPE._replace(
     epoch=6,
-    batch=32,
+    batch=20,
     train_batch_divide=1,
     lr=0.05,
     lr_steps=(4, 5),
     d=8,
-    multi=2,
     block_num=(1, 1, 1),
 )
