@@ -44,6 +44,18 @@ def test_any_module_may_come_first(module):
     assert python('import {}, chainer; print(chainer.__version__)'.format(module)) == '7.8.1\n'
 
 
+def test_after_an_import_of_chainer_that_failed():
+    out = python('''
+try:
+    import chainer
+except Exception:
+    pass
+import resnext, chainer
+print(type(resnext.ResNext(10, (1, 1, 1), 2, 2, 2)).__mro__[-5].__module__, chainer.__version__)
+''')
+    assert out.endswith(' 7.8.1\n')
+
+
 def test_it_says_what_it_supplied():
     out = subprocess.run([sys.executable, '-m', 'trainer'], cwd=ROOT, capture_output=True,
                          text=True, check=True).stdout

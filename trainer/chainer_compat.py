@@ -27,6 +27,9 @@ def install():
         where nothing is missing.
     """
     if 'chainer' not in sys.modules:
+        # Whoever tried to import Chainer before has left parts of it behind.
+        for name in [name for name in sys.modules if name.startswith('chainer.')]:
+            del sys.modules[name]
         _numpy_sctypes()
         _numpy_distutils()
         _pkg_resources()

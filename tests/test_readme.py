@@ -1,0 +1,87 @@
+"""What the README says holds."""
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnext
+from conftest import ROOT
+
+README = (ROOT / 'README.md').read_text()
+
+
+def blocks(language):
+    return re.findall(r'```{}\n(.*?)```'.format(language), README, re.S)
+
+
+def run(code, folder):
+    return subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True,
+                          env=dict(os.environ, PYTHONPATH=str(ROOT)))
+
+
+def test_pip_installs_what_uv_installs():
+    with open(ROOT / 'pyproject.toml', 'rb') as f:
+        project = tomllib.load(f)
+    pins = project['project']['dependencies'] + project['dependency-groups']['dev']
+    pins += project['project']['optional-dependencies']['cuda13']
+    assert len(pins) > 10
+    for pin in pins:
+        assert '==' in pin and re.search(r'\s{}\s'.format(re.escape(pin)), README), pin
+    for constraint in project['tool']['uv']['build-constraint-dependencies']:
+        assert '"{}"'.format(constraint) in README
+
+
+def test_a_cifar_model_in_python(tmp_path):
+    code, = [b for b in blocks('python') if 'copy_2017.model' in b]
+    (tmp_path / 'model').mkdir()
+    model = resnext.ResNext(10, (1, 1, 1), 2, 2, 2)
+    model.classes = list('abcdefghij')
+    model.fc.bn.beta.array[:] = np.arange(10)
+    model.fc.bn.gamma.array[:] = 0
+    model.save_model(tmp_path / 'model' / 'ResNext_10_2_best.model')
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / 'photo.png')
+    process = run(code, tmp_path)
+    assert (process.stdout, process.stderr) == ('j\n', '')
+    assert {'copy.model', 'copy_2017.model'} <= set(os.listdir(tmp_path))
+
+
+def test_training_from_python(tmp_path):
+    code, = [b for b in blocks('python') if 'run.train' in b]
+    # The same lines with a smaller network, so that they take seconds.
+    assert 'epoch=1,' in code
+    process = run(code.replace('epoch=1,', 'epoch=1, d=2, multi=2, batch=250,'), tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.rstrip().endswith("'frog', 'horse', 'ship', 'truck']")
+
+
+def commands():
+    for block in blocks('sh'):
+        for line in block.replace('\\\n', ' ').splitlines():
+            words = shlex.split(line, comments=True)
+            while words and words[0] in ('uv', 'run', '--extra', 'cuda13', 'python'):
+                words.pop(0)
+            if words and words[0].endswith('.py'):
+                yield words
+
+
+@pytest.mark.parametrize('words', commands(), ids=' '.join)
+def test_commands_are_understood(words):
+    script, *arguments = words
+    module = __import__(script[:-3])
+    module.parser().parse_args(arguments)
+
+
+def test_places_exist():
+    for line in README.splitlines():
+        if line.startswith('| `') and 'trainer' in line or 'resnext.py`' in line:
+            for place in re.findall(r'`([\w./]+)`', line.split('|')[1]):
+                assert (ROOT / place).exists(), place
+    for link in re.findall(r'\]\((?!http)([^)#]+)\)', README):
+        assert (ROOT / link).exists(), link
