@@ -52,9 +52,9 @@ class ResNext(paper.PaperNetwork):
                 or self.multiplier != int(self.multiplier)
                 or self.stem_width != 64 or self.eps != 1e-5):
             raise InputError(
-                "layout 'original': the 2017 program cannot hold this network: its own has a stem "
-                "of 64 channels, a projection in each stage's first block, widths that double "
-                'from stage to stage, a whole multiplier and eps 1e-5; leave the layout out')
+                'the 2017 program cannot hold this network: its own has a stem of 64 channels, a '
+                "projection in each stage's first block, widths that double from stage to stage, "
+                'a whole multiplier and eps 1e-5')
 
         def unit(here, convs, bn=None):
             return (here + '/conv', [conv + '/conv' for conv in convs],

@@ -229,7 +229,7 @@ class TestFiles:
 
     def test_other_class_count_is_refused(self, set_b, tmp_path):
         small(set_b).save_model(str(tmp_path / 'm'))
-        with pytest.raises(InputError, match=r'fc/conv/W is \(10, 128, 1, 1\) there'):
+        with pytest.raises(InputError, match=r'fc/bn/avg_mean is \(10,\) there'):
             resnext.ResNext(100, (1, 1, 1), C=4, d=8).load_model(str(tmp_path / 'm'))
 
 

@@ -198,6 +198,22 @@ def test_another_network_is_refused_and_left_alone(tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_a_file_for_other_strides_or_eps_is_refused(tmp_path):
+    stages = [[1, 4, 2, 8, 1, 'first'], [1, 4, 2, 8, 2, 'first']]
+    other = [[1, 4, 2, 8, 1, 'first'], [1, 4, 2, 8, 1, 'first']]
+    small(stages=stages).save_model(tmp_path / 'x.npz')
+    small(stages=stages, round_up_pooling=True).load_model(tmp_path / 'x.npz')
+    for arguments, message in (({'stages': other}, 'stages is'),
+                               ({'stages': stages, 'eps': 1e-3}, 'eps is 1e-05 there and 0.001')):
+        with pytest.raises(InputError, match='does not fit .*' + message):
+            small(**arguments).load_model(tmp_path / 'x.npz')
+
+
+def test_a_2017_file_for_another_network_is_refused():
+    with pytest.raises(InputError, match='tiny.model.npz: the 2017 program cannot hold'):
+        resnext.PaperResNext(10, (1, 1, 1, 1), 4, 4).load_model(TINY)
+
+
 def test_flags_that_contradict_a_file_are_an_error():
     network = small(initialize=False)
     registry.check_flags(network, 'x.npz')

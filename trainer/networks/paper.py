@@ -68,8 +68,8 @@ class PaperNetwork(Network):
         return engines.current().linear(h, self.fc)
 
     def original_units(self):
-        raise InputError("layout 'original': the 2017 program cannot hold this network: its CIFAR "
-                         'network has other shortcuts and another head; leave the layout out')
+        raise InputError('the 2017 program cannot hold this network: its CIFAR network has other '
+                         'shortcuts and another head')
 
     def architecture(self):
         architecture = {'network': self.kind, 'category_num': self.category_num,

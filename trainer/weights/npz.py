@@ -118,11 +118,17 @@ def state(network):
     """Return path -> array of everything that files hold of a network (not copies)."""
     arrays = {}
     chainer.serializers.DictionarySerializer(arrays).save(network)
-    return arrays
+    return dict(sorted(arrays.items()))  # Chainer's order changes from run to run
 
 
-def _fill(network, arrays, path):
-    """Copy arrays into a network after checking all of them."""
+def _fill(network, arrays, path, architecture):
+    """Copy arrays, of either layout, into a network after checking all of them."""
+    if original.is_original(arrays):
+        try:
+            units = network.original_units()
+        except InputError as e:
+            raise InputError('{}: {}'.format(path, e))
+        arrays = original.to_here(arrays, units, path, describe(network))
     held = state(network)
     missing = [name for name in held if name not in arrays]
     extra = [name for name in arrays if name not in held]
@@ -138,6 +144,11 @@ def _fill(network, arrays, path):
                 path, describe(network), name, array.shape, np.shape(held[name])))
         if array.dtype.kind not in 'iuf':
             raise InputError('{}: {} holds {}, not numbers'.format(path, name, array.dtype))
+    # Arrays of one shape may still be for other strides.
+    for key, here in network.architecture().items():
+        if key in ('stages', 'eps') and here != (architecture or {}).get(key, here):
+            raise InputError('{}: does not fit {}: {} is {} there and {} here'.format(
+                path, describe(network), key, architecture[key], here))
     arrays = dict({name: np.int64(0) for name in held if name.endswith('/N')}, **arrays)
     chainer.serializers.NpzDeserializer(arrays).load(network)
     return network
@@ -158,10 +169,8 @@ def load_into(path, network):
             the network is then as it was.
     """
     arrays = read_arrays(path)
-    _architecture(arrays, path)
-    if original.is_original(arrays):
-        arrays = original.to_here(arrays, network.original_units(), path, describe(network))
-    _fill(network, arrays, path)
+    architecture = _architecture(arrays, path)
+    _fill(network, arrays, path, architecture)
 
 
 def load(path):
@@ -179,9 +188,7 @@ def load(path):
                          'program; first array: {}'.format(path, next(iter(arrays), 'none')))
     weights = sum(array.size for array in arrays.values())
     network = registry.build(architecture, path, weight_limit=weights)
-    if original.is_original(arrays):
-        arrays = original.to_here(arrays, network.original_units(), path, describe(network))
-    return _fill(network, arrays, path)
+    return _fill(network, arrays, path, architecture)
 
 
 def save(path, network, layout=None):
@@ -192,7 +199,11 @@ def save(path, network, layout=None):
 
     arrays = {name: number(array) for name, array in state(network).items()}
     if layout == 'original':
-        arrays = original.from_here(arrays, network.original_units())
+        try:
+            units = network.original_units()
+        except InputError as e:
+            raise InputError("layout 'original': {}; leave the layout out".format(e))
+        arrays = original.from_here(arrays, units)
         write = np.savez_compressed
     elif layout is None:
         arrays[ARCHITECTURE] = np.array(json.dumps(network.architecture()))
