@@ -29,9 +29,11 @@ def replacing(path):
         with open(unfinished, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as e:
         with contextlib.suppress(OSError):
             os.remove(unfinished)
+        if isinstance(e, OSError):
+            e.filename = os.fspath(path)  # a full disk has none, others the unfinished file's
         raise
 
 
