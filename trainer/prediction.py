@@ -68,7 +68,7 @@ class Load:
             batch (int): Pictures in a batch; of several crops, so many fewer.
             workers (int): Processes.
         """
-        size = max(1, batch // self.crops)
+        size = max(1, min(batch // self.crops, len(self.sources)))
         plan = loading.InOrder(len(self.sources), size)(0)
         return parallel.batches(self, plan, size, self.shape, workers)
 

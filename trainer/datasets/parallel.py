@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import itertools
 import math
+import operator
 import os
 import signal
 from multiprocessing import sharedctypes
@@ -58,6 +59,7 @@ def batches(load, plan, size, shape, workers=None):
     # handing them out costs nothing; and always something to do for everyone.
     piece = max(1, min(8, size // (2 * workers)))
     ahead = 2 + math.ceil(2 * workers * piece / size)
+    ahead = min(ahead, operator.length_hint(plan, ahead))
     places = (ahead + 1, size) + tuple(shape)
     shared = sharedctypes.RawArray('B', 4 * math.prod(places))
     memory = _as_array(shared, places)
