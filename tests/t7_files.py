@@ -301,10 +301,9 @@ def evaluate(module, x):
                                 module.padW, groups=module.groups or 1).array
     if name == 'SpatialBatchNormalization':
         mean, var, weight, bias = (
-            1 if t is None else t.numpy()[:, None, None] for t in
-            (module.running_mean, module.running_var, module.weight, module.bias))
-        if module.weight is None:
-            weight, bias = 1, 0
+            absent if t is None else t.numpy()[:, None, None] for t, absent in
+            ((module.running_mean, None), (module.running_var, None), (module.weight, 1),
+             (module.bias, 0)))
         return (x - mean) / np.sqrt(var + module.eps) * weight + bias
     if name in ('SpatialMaxPooling', 'SpatialAveragePooling'):
         pool = F.max_pooling_2d if name == 'SpatialMaxPooling' else F.average_pooling_2d

@@ -150,7 +150,8 @@ def test_tensors_of_every_kind(kind, shared_storage, check, tmp_path):
 
 
 @pytest.mark.parametrize('stem, classes, C, d, blocks', [
-    (3, 1, 1, 5, (1, 1, 1)), (20, 1000, 3, 7, (1, 2, 3)), (1, 2, 8, 1, (3, 1)), (64, 10, 2, 4, (1,)),
+    (3, 1, 1, 5, (1, 1, 1)), (20, 1000, 3, 7, (1, 2, 3)), (1, 2, 8, 1, (3, 1)),
+    (64, 10, 2, 4, (1,)),
 ])
 def test_odd_sizes(stem, classes, C, d, blocks, check):
     tree = small(stem=stem, classes=classes, C=C, d=d, block_num=blocks, out=12)
@@ -253,8 +254,10 @@ def _append(name, *modules):
 
 
 @pytest.mark.parametrize('form, change, message', [
-    ('cifar', _set('SpatialConvolution', kW=5, kH=5), r'\(1\) cudnn.SpatialConvolution has kernel 5'),
-    ('cifar', _set('SpatialConvolution', 2, kH=1), r'\(4\)\(1\)\(1\)\(1\)\(1\)\(4\) .* not square'),
+    ('cifar', _set('SpatialConvolution', kW=5, kH=5),
+     r'\(1\) cudnn.SpatialConvolution has kernel 5'),
+    ('cifar', _set('SpatialConvolution', 2, kH=1),
+     r'\(4\)\(1\)\(1\)\(1\)\(1\)\(4\) .* not square'),
     ('cifar', _set('SpatialConvolution', 2, padW=0, padH=0), 'padding 0'),
     ('cifar', _set('SpatialConvolution', 1, dW=2, dH=2), 'stride 2'),
     ('cifar', _set('SpatialConvolution', 4, dW=2, dH=2), 'stride 2'),
@@ -270,6 +273,8 @@ def _append(name, *modules):
     ('cifar', _set('SpatialBatchNormalization', running_mean=None), 'no tensor running_mean'),
     ('cifar', _set('SpatialBatchNormalization', running_var=t7_files.tensor(
         'Float', np.full(16, -1))), 'below 0'),
+    ('cifar', _set('SpatialBatchNormalization', running_var=None, running_std=t7_files.tensor(
+        'Float', np.zeros(16))), 'infinite'),
     ('cifar', _set('SpatialBatchNormalization', weight=t7_files.tensor(
         'Float', np.full(16, np.nan))), 'not finite'),
     ('cifar', _set('Linear', bias=t7_files.tensor('Double', np.full(7, 1e300))), 'not finite'),

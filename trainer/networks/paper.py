@@ -6,7 +6,7 @@ from trainer.errors import InputError
 from trainer.networks import layers
 from trainer.networks.base import Network
 
-#: What shortcut types are called there -> :class:`StageConfig <trainer.networks.layers>`.
+#: Shortcut types by the paper's letters -> ``projections`` of a stage.
 SHORTCUTS = {'A': 'none', 'B': 'first', 'C': 'all'}
 
 

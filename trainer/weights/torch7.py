@@ -15,6 +15,7 @@ from trainer.errors import InputError
 from trainer.networks.layers import StageConfig
 from trainer.weights import registry, t7
 
+
 class Found(collections.namedtuple('Found', 'tensors picture_size shortcut')):
     """What a file says beside the network.
 
@@ -391,15 +392,16 @@ def _fill(numbers, link, parts):
         link.bn.avg_mean[here] = numbers.load(bn, 'running_mean', (out,)) - np.asarray(
             numbers.load(conv.module, 'bias', (out,), absent=0), np.float64)
         eps = bn.number('eps')
-        if b'running_std' in bn.fields and b'running_var' not in bn.fields:
-            # Before 2016: 1 / sqrt(variance + eps).
-            with np.errstate(divide='ignore'):
-                variance = numbers.load(bn, 'running_std', (out,)).astype(float) ** -2 - eps
-        else:
-            variance = numbers.load(bn, 'running_var', (out,))
+        with np.errstate(divide='ignore', over='ignore'):
+            if b'running_std' in bn.fields and b'running_var' not in bn.fields:
+                # Before 2016: 1 / sqrt(variance + eps).
+                std = numbers.load(bn, 'running_std', (out,)).astype(np.float64)
+                link.bn.avg_var[here] = std ** -2 - eps
+            else:
+                link.bn.avg_var[here] = numbers.load(bn, 'running_var', (out,))
+        variance = link.bn.avg_var[here]
         if not (np.isfinite(variance) & (variance + eps > 0)).all():
-            raise bn.refuse('has variances below 0')
-        link.bn.avg_var[here] = variance
+            raise bn.refuse('has variances that are infinite or below 0')
 
 
 def _build(f, path):
