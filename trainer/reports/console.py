@@ -40,7 +40,8 @@ class Console(extension.Extension):
         if updater.epoch < self._epochs:
             self._bar = tqdm.tqdm(
                 total=self._iterations, initial=updater.iteration % self._iterations, leave=False,
-                desc='epoch {}/{}'.format(updater.epoch + 1, self._epochs), unit='batch',
+                desc='epoch {}/{}'.format(updater.epoch + 1, self._epochs), unit=' batches',
+                bar_format='{desc} |{bar}| {n_fmt}/{total_fmt}, {rate_fmt}{postfix}',
                 disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
     def _close(self):
@@ -57,7 +58,7 @@ class Console(extension.Extension):
     def __call__(self, trainer):
         if self._bar is not None:
             loss = trainer.observation['main/loss'][0]
-            self._bar.set_postfix_str('loss {:.3f}, run left {}'.format(
+            self._bar.set_postfix_str('loss {:.3f}, {} left'.format(
                 loss, self._left(trainer)), refresh=False)
             self._bar.update()
         if len(self._log.log) > self._printed:
