@@ -7,7 +7,7 @@ import resnext
 import resnext_ilsvrc
 from conftest import FIXTURES, starting_with
 from trainer.errors import InputError
-from trainer.networks.layers import StageConfig
+from trainer.networks.layers import Stage, StageConfig
 from trainer.weights import npz, original, registry
 
 TINY = FIXTURES / 'original_ilsvrc_tiny.model.npz'
@@ -221,3 +221,14 @@ def test_flags_that_contradict_a_file_are_an_error():
     for flag, flags in (('-c 4', {'C': 4}), ('-d 3', {'d': 3}), ('-l 50', {'layers': 50})):
         with pytest.raises(InputError, match=r'^{}: x\.npz holds .* 11 layers, 2x2d'.format(flag)):
             registry.check_flags(network, 'x.npz', **flags)
+
+
+def test_blocks_are_computed_in_order_where_there_are_ten_or_more():
+    """Of blocks that keep sizes none can be told apart by shapes; by names, 10 is before 2."""
+    stage = Stage(4, StageConfig(12, 4, 2, 4, 1, 'first'))
+    seen = []
+    for i in range(1, 13):
+        block = stage['block{}'.format(i)]
+        block.forward = lambda x, i=i: seen.append(i) or x
+    stage(np.zeros((1, 4, 2, 2), np.float32))
+    assert seen == list(range(1, 13))

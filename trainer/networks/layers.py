@@ -170,6 +170,11 @@ class Stage(chainer.Chain):
                 relu_after_add, eps))
             in_channels = config.out_channels
 
+    def children(self):
+        # In order: Chainer's own would give block10 before block2.
+        for i in range(1, len(self._children) + 1):
+            yield self['block{}'.format(i)]
+
     def forward(self, x):
         for block in self.children():
             x = block(x)
