@@ -19,7 +19,7 @@ from conftest import ROOT, write_cifar10
 from trainer import files, recipes
 from trainer.datasets import loading
 from trainer.errors import InputError
-from trainer.training import extensions, run, snapshots
+from trainer.training import run, schedules, snapshots
 from trainer.weights import npz
 
 FORK = multiprocessing.get_context('fork')
@@ -132,7 +132,7 @@ class TestOutputs:
         assert network.classes[3] == 'cat'
 
     def test_learning_rate(self):
-        schedule = extensions.steps(.1, (150, 225))
+        schedule = schedules.steps(.1, (150, 225))
         assert [schedule(e) for e in (0, 149, 150, 224, 225, 299)] == [
             .1, .1, .01, .01, .001, .001]
 

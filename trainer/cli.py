@@ -29,6 +29,25 @@ def positive(kind):
     return parse
 
 
+def share(text):
+    """argparse type: a number from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError('{} is not from 0 to below 1'.format(text))
+    return value
+
+
+def epochs(text):
+    """argparse type: a whole number of epochs above zero, or a share of them below 1."""
+    value = float(text)
+    if 0 < value < 1:
+        return value
+    if not 0 < value < float('inf') or value != int(value):
+        raise argparse.ArgumentTypeError(
+            '{} is neither a number of epochs nor a share of them below 1'.format(text))
+    return int(value)
+
+
 def run(main):
     """Run a script's ``main()`` and turn what a user can mend into one line.
 

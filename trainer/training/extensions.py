@@ -1,7 +1,9 @@
-"""What happens between updates: learning rate, evaluation, models on disk."""
+"""What happens between updates: learning rate, averaging, evaluation, models on disk."""
 import os
 
 import chainer
+import numpy as np
+from chainer.backends import cuda
 from chainer.training import extension
 
 from trainer.datasets import loading
@@ -12,31 +14,83 @@ ACCURACY = 'validation/main/accuracy'
 
 
 class LearningRate(extension.Extension):
-    """Set the learning rate from the number of epochs done, and report it as ``lr``.
+    """Set the learning rate of each update, and report it as ``lr``.
 
     Args:
-        schedule (callable): ``schedule(epochs done)`` gives the learning rate.
+        schedule (callable): One of :mod:`trainer.training.schedules`.
+        iterations (int): Updates in an epoch.
     """
 
     trigger = 1, 'iteration'
     priority = extension.PRIORITY_EDITOR
 
-    def __init__(self, schedule):
+    def __init__(self, schedule, iterations):
         self.schedule = schedule
+        self.iterations = iterations
 
     def initialize(self, trainer):
-        self._optimizer = trainer.updater.get_optimizer('main')
-        self._optimizer.lr = self.schedule(trainer.updater.epoch)
+        self._set(trainer.updater)
 
     def __call__(self, trainer):
         if trainer.updater.is_new_epoch:  # once, so that no mean of it is logged
-            chainer.report({'lr': self._optimizer.lr})
-        self._optimizer.lr = self.schedule(trainer.updater.epoch)
+            chainer.report({'lr': trainer.updater.get_optimizer('main').lr})
+        self._set(trainer.updater)
+
+    def _set(self, updater):
+        part = (updater.iteration % self.iterations + 1) / self.iterations
+        updater.get_optimizer('main').lr = self.schedule(updater.epoch, part)
 
 
-def steps(lr, lr_steps):
-    """Return a schedule: ``lr``, divided by 10 after each of the epochs ``lr_steps``."""
-    return lambda epoch: lr / 10 ** sum(epoch >= step for step in lr_steps)
+class MovingAverage(extension.Extension):
+    """Keep an exponential moving average of a network, part of the run's snapshots.
+
+    Each update it becomes decay x average + (1 - decay) x weights; after the first, it is
+    the weights. The running statistics of batch normalisation belong to the weights that
+    made them and are averaged in the same way.
+
+    Args:
+        network (trainer.networks.base.Network): What is trained.
+        decay (float): Between 0 and 1.
+
+    Attributes:
+        network (trainer.networks.base.Network): The average, another network.
+    """
+
+    trigger = 1, 'iteration'
+    priority = extension.PRIORITY_WRITER + 50  # before the evaluation
+
+    def __init__(self, network, decay):
+        self.network = network.copy('copy')
+        self.network.cleargrads()
+        self.decay = decay
+        self._source = network
+        self._updates = 0
+
+    def __call__(self, trainer):
+        for link, source in zip(self.network.links(), self._source.links()):
+            for name in link._params:
+                self._blend(getattr(link, name).array, getattr(source, name).array)
+            for name in link._persistent:
+                if np.ndim(getattr(link, name)):
+                    self._blend(getattr(link, name), getattr(source, name))
+                else:  # how many batches made BN's statistics
+                    setattr(link, name, getattr(source, name))
+        self._updates += 1
+
+    def _blend(self, average, array):
+        rate = 1 - self.decay
+        if not self._updates:
+            average[...] = array
+        elif isinstance(average, np.ndarray):
+            average += rate * (array - average)
+        else:
+            cuda.elementwise('T array, T rate', 'T average',
+                             'average += rate * (array - average)', 'moving_average')(
+                                 array, rate, average)
+
+    def serialize(self, serializer):
+        self.network.serialize(serializer['network'])
+        self._updates = int(serializer('updates', self._updates))
 
 
 class Evaluator(chainer.training.extensions.Evaluator):
@@ -59,7 +113,7 @@ class Evaluator(chainer.training.extensions.Evaluator):
             for pieces in iterator:
                 x, t = loading.join(pieces)
                 y = network(chainer.Variable(self.device.send(x)))
-                self.tally.add(chainer.backends.cuda.to_cpu(y.array), t)
+                self.tally.add(cuda.to_cpu(y.array), t)
         observation = {}
         with chainer.reporter.report_scope(observation):
             chainer.report({'loss': self.tally.loss, 'accuracy': self.tally.accuracy,

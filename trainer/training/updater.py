@@ -17,11 +17,13 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
         optimizer (chainer.Optimizer): Its target is a network.
         device (chainer.backend.Device): Where to compute.
         divide (int): Number of chunks (``train_batch_divide``).
+        loss (callable): Mean loss from scores and labels; ``None``: the network's.
     """
 
-    def __init__(self, iterator, optimizer, device, divide=1):
+    def __init__(self, iterator, optimizer, device, divide=1, loss=None):
         super().__init__(iterator, optimizer, device=device)
         self.divide = divide
+        self.loss = loss or optimizer.target.calc_loss
 
     def update_core(self):
         x, t = loading.join(self.get_iterator('main').next())
@@ -30,7 +32,7 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
     def update_with(self, x, t):
         """Update from a batch: x (batch, 3, height, width) and t int32 (batch,), NumPy arrays.
 
-        Reports ``main/loss``, the mean softmax cross entropy, and ``main/accuracy``,
+        Reports ``main/loss``, the mean loss, and ``main/accuracy``,
         weighted by the number of pictures.
         """
         optimizer = self.get_optimizer('main')
@@ -41,7 +43,7 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
         for x_chunk, t_chunk in zip(np.array_split(x, chunks), np.array_split(t, chunks)):
             t_chunk = self.device.send(t_chunk)
             y = network(chainer.Variable(self.device.send(x_chunk)))
-            loss = network.calc_loss(y, t_chunk)
+            loss = self.loss(y, t_chunk)
             (loss * (len(t_chunk) / len(t))).backward()
             loss_sum += float(loss.array) * len(t_chunk)
             correct += int((y.array.argmax(axis=1) == t_chunk).sum())

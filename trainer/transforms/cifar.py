@@ -77,6 +77,8 @@ class DataAugmentationCifar10NormalizeSmall:
 
     #: Shape of what comes out.
     shape = (3, _SIDE, _SIDE)
+    #: ``train_batch`` and ``test_batch`` take arrays.
+    arrays = True
 
     @staticmethod
     def draw(rng):

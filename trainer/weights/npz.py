@@ -206,7 +206,7 @@ def save(path, network, layout=None):
         arrays = original.from_here(arrays, units)
         write = np.savez_compressed
     elif layout is None:
-        arrays[ARCHITECTURE] = np.array(json.dumps(network.architecture()))
+        arrays[ARCHITECTURE] = np.array(json.dumps(registry.architecture(network)))
         write = np.savez
     else:
         raise InputError("layout {!r}: there are None and 'original'".format(layout))

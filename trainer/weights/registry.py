@@ -3,6 +3,7 @@ import importlib
 
 import chainer
 
+import data_augmentation
 from trainer.errors import InputError
 
 #: What npz files call a network -> (module at the top, class).
@@ -14,6 +15,13 @@ NETWORKS = {
 
 # Widths double from stage to stage: after so many they are absurd, and soon huge numbers.
 _MAX_STAGES = 100
+
+
+def architecture(network):
+    """Return :meth:`Network.architecture`, and its preprocessing where it is not its class's."""
+    own = {'preprocessing': network.preprocessing}
+    return dict(network.architecture(), **(
+        {} if network.preprocessing == type(network).preprocessing else own))
 
 
 def build(architecture, path, weight_limit):
@@ -37,10 +45,15 @@ def build(architecture, path, weight_limit):
             classes = [str(c) for c in classes]
             if len(classes) != arguments['category_num']:
                 raise ValueError('{} class names'.format(len(classes)))
+        preprocessing = arguments.pop('preprocessing', None)
+        if preprocessing not in (None, *data_augmentation.__all__):
+            raise ValueError('preprocessing {!r}'.format(preprocessing))
         with chainer.using_config('weight_limit', weight_limit):
             network = getattr(importlib.import_module(module), name)(
                 initialize=False, **arguments)
         network.classes = classes
+        if preprocessing is not None:
+            network.preprocessing = preprocessing
         return network
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError,
             IndexError) as e:

@@ -1,0 +1,22 @@
+"""facebookresearch/ResNeXt on CIFAR: ``opts.lua``, ``train.lua``, ``datasets/cifar10.lua``.
+
+The network and the weight decay are those of its README's command for CIFAR-10; its
+README also halves the learning rate with the batch.
+"""
+from trainer.recipes import Recipe
+
+RECIPE = Recipe(
+    network='paper',
+    C=16,
+    d=64,
+    depth=29,
+    preprocessing='DataAugmentationCifarTorch7',
+    epoch=300,
+    batch=128,
+    batch_scaling='lr',
+    optimizer='torch-nesterov',
+    momentum=0.9,
+    weight_decay=5e-4,
+    lr=0.1,
+    lr_steps=(.49, .74),  # epoch / epochs > 0.49 and > 0.74 there: half and three quarters
+)

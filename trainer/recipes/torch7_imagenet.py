@@ -1,0 +1,22 @@
+"""facebookresearch/ResNeXt on ImageNet: ``opts.lua``, ``train.lua``, ``datasets/imagenet.lua``.
+
+The network and the batch are those of its README's command.
+"""
+from trainer.recipes import Recipe
+
+RECIPE = Recipe(
+    network='ilsvrc',
+    C=32,
+    d=4,
+    depth=50,
+    dataset='ilsvrc',
+    preprocessing='DataAugmentationImagenetTorch7',
+    epoch=100,
+    batch=256,
+    optimizer='torch-nesterov',
+    momentum=0.9,
+    weight_decay=1e-4,
+    lr=0.1,
+    lr_schedule='every',
+    lr_period=30,
+)

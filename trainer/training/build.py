@@ -1,0 +1,107 @@
+"""What a run is made of, built from its options."""
+import chainer
+import numpy as np
+
+import data_augmentation
+import resnext
+import resnext_ilsvrc
+from trainer.errors import InputError
+from trainer.networks import paper
+from trainer.training.losses import LabelSmoothing
+from trainer.training.options import RECORD, SIZES
+from trainer.training.optimizers import OPTIMIZERS
+from trainer.weights import npz, registry
+
+# What npz files call the networks -> what --network calls them.
+_NAMES = {'original-cifar': 'original', 'paper-cifar': 'paper', 'ilsvrc': 'ilsvrc'}
+
+
+def network(options, given, architecture, dataset):
+    """Build the network: from the run's record, from ``-m``, or new.
+
+    Args:
+        options (dict): The run's; sizes are set to those of a network from a file.
+        given (dict): Those that the user gave.
+        architecture (dict): What the record says of the network; ``None`` in a new run.
+        dataset (trainer.datasets.Dataset): Whose classes it is to tell apart.
+
+    Raises:
+        trainer.errors.InputError: There is no such network, or it does not fit.
+    """
+    model, classes = options['load_model'], dataset.classes
+    if architecture is not None:
+        built = registry.build(architecture, RECORD, None)
+    elif model is not None:
+        built = npz.load(model)
+        _take_sizes(options, given, built, model)
+    else:
+        built = _new(options, len(classes))
+        built.weight_initialization(options['seed'])
+    if built.category_num != len(classes):
+        raise InputError('{}: a network of {} classes, but {} has {}'.format(
+            '-m {}'.format(model) if model else RECORD, built.category_num, dataset.name,
+            len(classes)))
+    built.classes = classes
+    return built
+
+
+def _new(options, category_num):
+    C, d, block_num = options['C'], options['d'], tuple(options['block_num'])
+    if options['network'] == 'original':
+        return resnext.ResNext(category_num, block_num, C, d, options['multi'], initialize=False)
+    if options['network'] == 'paper':
+        return resnext.PaperResNext(category_num, block_num, C, d, options['widen_factor'],
+                                    shortcut=options['shortcut'], initialize=False)
+    return resnext_ilsvrc.ResNext(category_num, block_num, C, d,
+                                  options['multi'] or 256 / (C * d),
+                                  shortcut=options['shortcut'], initialize=False)
+
+
+def _take_sizes(options, given, built, model):
+    """Refuse flags that contradict what the file of ``-m`` holds; record what it holds."""
+    letters = {projections: letter for letter, projections in paper.SHORTCUTS.items()}
+    held = {'network': _NAMES[built.kind], 'C': built.C, 'd': built.d,
+            'block_num': built.block_num, 'depth': built.layers,
+            'multi': getattr(built, 'multiplier', None),
+            'widen_factor': built.stages[0].out_channels / 64,
+            'shortcut': letters[built.stages[0].projections]}
+    for name in ('network',) + SIZES:
+        value = given.get(name)
+        if value is not None and tuple(np.ravel(value)) != tuple(np.ravel(held[name])):
+            raise InputError('--{} {}: {} holds {}'.format(name, value, model, npz.describe(built)))
+        options[name] = held[name]
+
+
+def preprocessing(options, given, built):
+    """Choose the preprocessing: as given, as the file of ``-m`` says, or as the recipe says.
+
+    Args:
+        options (dict): The run's; the choice is written there.
+        given (dict): Those that the user gave.
+        built (trainer.networks.base.Network): The network, which is told as well.
+
+    Returns:
+        type: A class of :mod:`data_augmentation`.
+    """
+    name = options['preprocessing']
+    if options['load_model'] is not None and built.preprocessing is not None and not (
+            {'preprocessing', 'recipe'} & set(given)):
+        name = built.preprocessing
+    if 'preprocessing' not in given:  # some sources have other means for other datasets
+        chosen = getattr(data_augmentation, name)
+        name = getattr(chosen, 'of_dataset', {}).get(options['dataset'], name)
+    options['preprocessing'] = built.preprocessing = name
+    return getattr(data_augmentation, name)
+
+
+def optimizer(options, built):
+    """Return the optimizer, set up, with weight decay on all parameters, as every source has it."""
+    made = OPTIMIZERS[options['optimizer']](options['lr'], options['momentum'])
+    made.setup(built)
+    made.add_hook(chainer.optimizer_hooks.WeightDecay(options['weight_decay']))
+    return made
+
+
+def loss(options):
+    """Return the loss that training minimises; ``None``: the network's own."""
+    return LabelSmoothing(options['label_smoothing']) if options['label_smoothing'] else None

@@ -1,0 +1,72 @@
+"""SGD with momentum, as Torch and as Chainer have it."""
+import chainer
+from chainer import optimizer
+from chainer.backends import cuda
+
+
+class _Rule(optimizer.UpdateRule):
+    is_elementwise = True
+
+    def __init__(self, parent_hyperparam, nesterov):
+        super().__init__(parent_hyperparam)
+        self.nesterov = nesterov
+
+    def init_state(self, param):
+        with chainer.using_device(param.device):
+            self.state['buffer'] = param.device.xp.zeros_like(param.array)
+
+    def update_core_cpu(self, param):
+        if param.grad is None:
+            return
+        buffer, momentum = self.state['buffer'], self.hyperparam.momentum
+        buffer *= momentum
+        buffer += param.grad
+        step = param.grad + momentum * buffer if self.nesterov else buffer
+        param.array -= self.hyperparam.lr * step
+
+    def update_core_gpu(self, param):
+        if param.grad is None:
+            return
+        cuda.elementwise(
+            'T grad, T lr, T momentum, bool nesterov', 'T param, T buffer',
+            '''buffer = momentum * buffer + grad;
+               param -= lr * (nesterov ? grad + momentum * buffer : buffer);''', 'torch_sgd')(
+                   param.grad, self.hyperparam.lr, self.hyperparam.momentum, self.nesterov,
+                   param.array, self.state['buffer'])
+
+
+class TorchSGD(optimizer.GradientMethod):
+    """SGD with momentum as ``optim.sgd`` of Torch7 and ``torch.optim.SGD`` compute it.
+
+    buffer = momentum x buffer + gradient; then the parameter loses lr x buffer or, with
+    Nesterov's momentum, lr x (gradient + momentum x buffer). There is no dampening.
+
+    Chainer's ``MomentumSGD`` has the learning rate inside the buffer, where a new one
+    acts gradually. Its ``NesterovAG`` is another update: momentum^2 multiplies the
+    new buffer, where the formula that it follows (arXiv 1212.0901) has the old one.
+
+    Args:
+        lr (float): Learning rate.
+        momentum (float): Momentum.
+        nesterov (bool): Whether it is Nesterov's.
+    """
+
+    lr = optimizer.HyperparameterProxy('lr')
+    momentum = optimizer.HyperparameterProxy('momentum')
+
+    def __init__(self, lr, momentum=0.9, nesterov=False):
+        super().__init__()
+        self.hyperparam.lr = lr
+        self.hyperparam.momentum = momentum
+        self.nesterov = nesterov
+
+    def create_update_rule(self):
+        return _Rule(self.hyperparam, self.nesterov)
+
+
+#: What recipes call them -> how to make one from (lr, momentum).
+OPTIMIZERS = {
+    'momentum': chainer.optimizers.MomentumSGD,
+    'torch-momentum': TorchSGD,
+    'torch-nesterov': lambda lr, momentum: TorchSGD(lr, momentum, nesterov=True),
+}

@@ -1,0 +1,71 @@
+"""Learning rates as functions of where a run is, so that going on needs no state.
+
+A schedule is ``schedule(epoch, part)``: epochs done before an update, and the share of
+the next one that is done after it, 0 < part <= 1.
+"""
+import math
+
+
+def epochs_of(value, total):
+    """Return a number of epochs: ``value``, or where it is below 1 that share of ``total``."""
+    # Rounded, as 0.29 * 100 is 28.999999999999996.
+    return math.floor(round(value * total, 9)) if 0 < value < 1 else value
+
+
+def steps(lr, lr_steps):
+    """``lr``, divided by 10 after each of the epochs ``lr_steps``."""
+    return lambda epoch, part=1.: lr / 10 ** sum(epoch >= step for step in lr_steps)
+
+
+def every(lr, period):
+    """``lr``, divided by 10 after every ``period`` epochs."""
+    return lambda epoch, part=1.: lr / 10 ** (epoch // period)
+
+
+def cosine(lr, period, lr_min=0.):
+    """From ``lr`` to ``lr_min`` along half a cosine, again every ``period`` epochs.
+
+    Cosine annealing with warm restarts (arXiv 1608.03983), epoch by epoch.
+    """
+    def schedule(epoch, part=1.):
+        return lr_min + (lr - lr_min) * (1 + math.cos(math.pi * (epoch % period) / period)) / 2
+    return schedule
+
+
+def warming_up(schedule, epochs):
+    """``schedule``, times what climbs from 0 to 1, update by update, in the first ``epochs``."""
+    return lambda epoch, part=1.: schedule(epoch, part) * min(1., (epoch + part) / epochs)
+
+
+def of(options):
+    """Return the schedule that the options of a run describe.
+
+    Args:
+        options (dict): lr, lr_schedule, lr_steps, lr_period, lr_min, warmup, schedule_epoch.
+    """
+    lr, total = options['lr'], options['schedule_epoch']
+    period = max(1, epochs_of(options['lr_period'], total))
+    if options['lr_schedule'] == 'steps':
+        schedule = steps(lr, [epochs_of(step, total) for step in options['lr_steps']])
+    elif options['lr_schedule'] == 'every':
+        schedule = every(lr, period)
+    else:
+        schedule = cosine(lr, period, options['lr_min'])
+    return warming_up(schedule, options['warmup']) if options['warmup'] else schedule
+
+
+def describe(options):
+    """Say in a few words what :func:`of` makes of the same options."""
+    total = options['schedule_epoch']
+    period = max(1, epochs_of(options['lr_period'], total))
+    if options['lr_schedule'] == 'steps':
+        steps = [epochs_of(step, total) for step in options['lr_steps']]
+        text = 'divided by 10 after {} of {} epochs'.format(
+            ', '.join(map(str, steps)), options['epoch']) if steps else 'constant'
+    elif options['lr_schedule'] == 'every':
+        text = 'divided by 10 every {} of {} epochs'.format(period, options['epoch'])
+    else:
+        text = 'half a cosine to {:g} every {} of {} epochs'.format(
+            options['lr_min'], period, options['epoch'])
+    return text + (', {:g} epochs of warm-up'.format(options['warmup'])
+                   if options['warmup'] else '')

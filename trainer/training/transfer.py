@@ -1,0 +1,141 @@
+"""Training that begins with another network's weights: a new head, frozen layers.
+
+A converted ImageNet network becomes one for other classes: :func:`reset_classifier`
+gives it a head for them, :class:`Frozen` keeps layers as they are, and :class:`HeadRate`
+lets the head learn faster than the rest.
+"""
+import chainer
+
+from trainer.errors import InputError
+from trainer.weights import npz, registry
+
+#: The link of the classifier, in every network.
+HEAD = 'fc'
+
+
+def reset_classifier(network, classes, seed):
+    """Return a network with the same layers and a new classifier for other classes.
+
+    Args:
+        network (trainer.networks.base.Network): Stays as it is.
+        classes (list of str): Names of the new classes.
+        seed (int): Of the classifier's weights, which are drawn as a new network's.
+
+    Returns:
+        trainer.networks.base.Network
+    """
+    architecture = dict(registry.architecture(network), category_num=len(classes),
+                        classes=list(classes))
+    new = registry.build(architecture, 'the network', None)
+    new.weight_initialization(seed)
+    held = npz.state(new)
+    for name, array in npz.state(network).items():
+        if not name.startswith(HEAD + '/'):
+            held[name] = array
+    chainer.serializers.NpzDeserializer(held).load(new)
+    return new
+
+
+def links_of(network, prefixes):
+    """Return the links that paths name, with all that is below them.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        prefixes (sequence of str): Paths as npz files have them: 'stem', 'stage1',
+            'stage1/block2', ...
+
+    Returns:
+        list of chainer.Link
+
+    Raises:
+        trainer.errors.InputError: There is no such link.
+    """
+    links = {path.strip('/'): link for path, link in network.namedlinks(skipself=True)}
+    wrong = next((p for p in prefixes if p.strip('/') not in links), None)
+    if wrong is not None:
+        raise InputError('--freeze {}: there is no such layer; there are {} and what is below '
+                         'them, stage1/block1 for example'.format(wrong, ', '.join(
+                             part.name for part in _parts(network))))
+    return [links[prefix.strip('/')] for prefix in prefixes]
+
+
+def _parts(network):
+    """Return stem, stages and classifier, in this order."""
+    return [network[name] for name in ('stem', *(
+        'stage{}'.format(i + 1) for i in range(len(network.stages))), HEAD)]
+
+
+class Frozen(chainer.LinkHook):
+    """Layers that training leaves as they are.
+
+    Their parameters are not updated, and their batch normalisation uses its running
+    statistics and keeps them. Where everything up to some layer is frozen, no gradient
+    is computed there.
+
+    Args:
+        network (trainer.networks.base.Network): The network, its optimizer set up.
+        prefixes (sequence of str): See :func:`links_of`.
+
+    Raises:
+        trainer.errors.InputError: There is no such layer, or nothing would be left to
+            train.
+    """
+
+    name = 'Frozen'
+
+    def __init__(self, network, prefixes):
+        super().__init__()
+        self._before = []
+        tops = links_of(network, prefixes)
+        frozen = {id(param) for link in tops for param in link.params()}
+        if all(id(param) in frozen for param in network.params()):
+            raise InputError('--freeze {}: nothing would be left to train'.format(
+                ' '.join(prefixes)))
+        for link in tops:
+            link.disable_update()
+        self._bottom = set()
+        for child in _parts(network):
+            if not all(id(param) in frozen for param in child.params()):
+                break
+            self._bottom.add(id(child))
+        for link in network.links():
+            params = list(link.params())
+            # What holds something to train cannot be switched; what is in it can.
+            if link is not network and params and all(id(p) in frozen for p in params):
+                if self.name not in link.local_link_hooks:
+                    link.add_hook(self)
+
+    def forward_preprocess(self, args):
+        config = chainer.config
+        self._before.append((config.train, config.enable_backprop))
+        config.train = False
+        config.enable_backprop = config.enable_backprop and id(args.link) not in self._bottom
+
+    def forward_postprocess(self, args):
+        chainer.config.train, chainer.config.enable_backprop = self._before.pop()
+
+
+class HeadRate:
+    """An optimizer hook: the classifier learns so many times as fast as the rest.
+
+    Its gradients, weight decay included, are multiplied, which for every optimizer here
+    (SGD with momentum of any kind is linear in them) is the same as multiplying its
+    learning rate, whatever the schedule does with that. Add it after the weight decay.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        factor (float): How many times.
+    """
+
+    name = 'HeadRate'
+    call_for_each_param = False
+    timing = 'pre'
+
+    def __init__(self, network, factor):
+        self._head = network[HEAD]
+        self._factor = factor
+
+    def __call__(self, optimizer):
+        for param in self._head.params():
+            if param.grad is not None:
+                param.grad *= self._factor

@@ -1,0 +1,147 @@
+"""CIFAR as Torch7 and prlz77 preprocess it: each channel normalised, four pixels of padding."""
+import collections
+
+import numpy as np
+from PIL import Image
+
+from trainer.transforms import Sample, uniform_int
+from trainer.transforms.pictures import load_chw
+
+_SIDE = 32
+_PAD = 4
+
+#: What was drawn for one picture: offset of the crop in the padded picture, 0..8, and
+#: whether it is flipped.
+Drawn = collections.namedtuple('Drawn', 'y x flip')
+
+
+class DataAugmentationCifarTorch7:
+    """facebookresearch/ResNeXt's preprocessing of CIFAR-10 (``datasets/cifar10.lua``).
+
+    Each channel is normalised by CIFAR-10's mean and standard deviation; in training the
+    picture is flipped with probability 0.5, surrounded by 4 pixels of zeros (the mean
+    colour), and 32x32 are cut out anywhere.
+
+    Pictures are RGB, (3, height, width), values 0..255, uint8 or float; a path or a
+    ``PIL.Image`` does as well. They become float32 (3, 32, 32); others than 32x32 are
+    resized first, bilinearly.
+    """
+
+    #: Shape of what comes out.
+    shape = (3, _SIDE, _SIDE)
+    #: ``train_batch`` and ``test_batch`` take arrays.
+    arrays = True
+    #: Of each channel, in 0..255.
+    mean = (125.3, 123.0, 113.9)
+    std = (63.0, 62.1, 66.7)
+    #: Other datasets -> the class with their means.
+    of_dataset = {'cifar100': 'DataAugmentationCifar100Torch7'}
+
+    @staticmethod
+    def draw(rng):
+        """Draw what happens to one picture in training.
+
+        Args:
+            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+
+        Returns:
+            Drawn: Offsets uniform in 0..8; flip with probability 0.5.
+        """
+        u = rng.random(3)
+        return Drawn(uniform_int(u[0], 0, 2 * _PAD), uniform_int(u[1], 0, 2 * _PAD),
+                     bool(u[2] < .5))
+
+    @classmethod
+    def normalize(cls, images):
+        """(x - mean) / std of each channel: float32 of the shape (..., 3, height, width)."""
+        mean, std = (np.float32(v).reshape(3, 1, 1) for v in (cls.mean, cls.std))
+        return (images - mean) / std
+
+    @classmethod
+    def _padding(cls):
+        """Return the colour of the padding after normalisation, float32 (3, 1, 1)."""
+        return np.zeros((3, 1, 1), np.float32)
+
+    @classmethod
+    def train_batch(cls, images, drawn):
+        """Preprocess pictures for training.
+
+        Args:
+            images (numpy.ndarray): (batch, 3, height, width), uint8 or float, 0..255.
+            drawn (sequence of Drawn): What to do to each.
+
+        Returns:
+            numpy.ndarray: float32 (batch, 3, 32, 32).
+        """
+        x = cls.test_batch(images)
+        wide = np.empty((len(x), 3, _SIDE + 2 * _PAD, _SIDE + 2 * _PAD), np.float32)
+        wide[...] = cls._padding()
+        wide[:, :, _PAD:-_PAD, _PAD:-_PAD] = x
+        for out, padded, d in zip(x, wide, drawn):
+            # Flipping the padded picture pads the flipped one: the padding is symmetric.
+            padded = padded[:, :, ::-1] if d.flip else padded
+            out[...] = padded[:, d.y:d.y + _SIDE, d.x:d.x + _SIDE]
+        return x
+
+    @classmethod
+    def test_batch(cls, images):
+        """Preprocess pictures for evaluation: normalise; arguments as :meth:`train_batch`."""
+        if images.shape[2:] != (_SIDE, _SIDE):
+            images = np.stack([
+                np.asarray(Image.fromarray(np.ascontiguousarray(i.transpose(1, 2, 0), np.uint8))
+                           .resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
+                for i in images]).transpose(0, 3, 1, 2)
+        return cls.normalize(images)
+
+    @classmethod
+    def train(cls, img, rng=np.random, drawn=None):
+        """Preprocess one picture for training.
+
+        Args:
+            img: See the class.
+            rng: ``numpy.random`` or a Generator to draw from.
+            drawn (Drawn): What to do, where it was drawn already.
+
+        Returns:
+            Sample: ``x``, float32 (3, 32, 32), and ``info``, what was drawn.
+        """
+        d = cls.draw(rng) if drawn is None else drawn
+        return Sample(cls.train_batch(load_chw(img)[None], [d])[0], d._asdict())
+
+    @classmethod
+    def test(cls, img, out=None):
+        """Preprocess one picture for evaluation.
+
+        Args:
+            img: See the class.
+            out (numpy.ndarray): float32 (3, 32, 32) to write to.
+
+        Returns:
+            Sample: As :meth:`train`.
+        """
+        x = cls.test_batch(load_chw(img)[None])[0]
+        if out is not None:
+            out[...] = x
+            x = out
+        return Sample(x, {})
+
+
+class DataAugmentationCifar100Torch7(DataAugmentationCifarTorch7):
+    """The same with CIFAR-100's means and deviations (``datasets/cifar100.lua``)."""
+
+    mean = (129.3, 124.1, 112.4)
+    std = (68.2, 65.4, 70.4)
+
+
+class DataAugmentationCifarPrlz77(DataAugmentationCifarTorch7):
+    """prlz77/ResNeXt.pytorch's preprocessing of CIFAR-10 and CIFAR-100 (``train.py``).
+
+    The padding is black: it is put on before the normalisation. CIFAR-10's means and
+    deviations serve both.
+    """
+
+    of_dataset = {}
+
+    @classmethod
+    def _padding(cls):
+        return cls.normalize(np.zeros((3, 1, 1), np.float32))

@@ -1,0 +1,298 @@
+"""ImageNet as its sources preprocess it for training: Torch7, the paper, Lornatang.
+
+Pictures are given as :func:`trainer.transforms.pictures.load_rgb` takes them: a path, a
+``PIL.Image`` or an array (height, width, channels). They become float32 (3, 224, 224),
+RGB, normalised by ImageNet's mean and deviation.
+"""
+import collections
+import math
+import os
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from trainer.errors import InputError
+from trainer.transforms import Sample, ilsvrc, uniform_int
+from trainer.transforms.ilsvrc import MEAN, STD
+from trainer.transforms.pictures import load_rgb
+
+_SIDE = 224
+_ATTEMPTS = 10
+
+#: Share of each channel in the grey of a picture (ITU-R BT.601).
+_GREY = np.array([0.299, 0.587, 0.114])
+
+#: Principal components of the colours of ImageNet's pictures in 0..1 (columns), and
+#: their standard deviations; of ``datasets/imagenet.lua``.
+PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009],
+                        [-0.5808, -0.0045, -0.8140],
+                        [-0.5836, -0.6948, 0.4203]])
+PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
+
+
+class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
+    """What the classes share; evaluation is as the 2017 program and Torch7 do it."""
+
+    @classmethod
+    def train(cls, img, rng=np.random, drawn=None, out=None):
+        """Preprocess one picture for training.
+
+        Args:
+            img: See the module.
+            rng: A Generator to draw from.
+            drawn: What to do, where it was drawn already; see :meth:`draw`.
+            out (numpy.ndarray): float32 (3, 224, 224) to write to.
+
+        Returns:
+            Sample: ``x``, float32 (3, 224, 224), and ``info``, what was drawn.
+
+        Raises:
+            trainer.errors.InputError: The picture cannot be read.
+        """
+        d = cls.draw(rng) if drawn is None else drawn
+        image = load_rgb(img)
+        try:
+            x = cls._train(image, d)
+        except InputError as e:
+            raise InputError('{}: {}'.format(img, e)) if isinstance(
+                img, (str, os.PathLike)) else e
+        if out is not None:
+            out[...] = x
+            x = out
+        return Sample(x, d._asdict())
+
+
+def lighting(normals):
+    """Return what is added to the channels, float64 (3,), of a picture in 0..1.
+
+    AlexNet's colour shift: along each principal component by its deviation times what
+    was drawn from a normal distribution.
+
+    Args:
+        normals (sequence of float): Three numbers; of deviation 0.1.
+    """
+    return PCA_VECTORS @ (PCA_VALUES * normals)
+
+
+class _Colour:
+    """Linear changes of colour, put together: one matrix and one offset for every pixel."""
+
+    def __init__(self, mean):
+        self.matrix, self.offset = np.eye(3), np.zeros(3)
+        self._mean = np.asarray(mean)  # of the unchanged picture's channels
+
+    def blend(self, alpha, grey):
+        """Take alpha of the picture and 1 - alpha of ``grey``: 'none', 'own' or 'mean'."""
+        rows = np.tile(_GREY, (3, 1))
+        matrix, offset = alpha * self.matrix, alpha * self.offset
+        if grey == 'own':
+            matrix = matrix + (1 - alpha) * rows @ self.matrix
+            offset = offset + (1 - alpha) * rows @ self.offset
+        elif grey == 'mean':
+            offset = offset + (1 - alpha) * rows @ (self.matrix @ self._mean + self.offset)
+        self.matrix, self.offset = matrix, offset
+
+    def normalized(self, pixels):
+        """Apply it to uint8 (height, width, 3), then the mean and deviation of ImageNet."""
+        std = np.array(STD)
+        matrix = (self.matrix / 255 / std[:, None]).astype(np.float32)
+        offset = ((self.offset - MEAN) / std).astype(np.float32)
+        x = matrix @ pixels.reshape(-1, 3).T.astype(np.float32)
+        x += offset[:, None]
+        return x.reshape((3,) + pixels.shape[:2])
+
+
+def _round(x):
+    """Round half up, as Torch does."""
+    return math.floor(x + .5)
+
+
+def _flipped(pixels, flip):
+    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
+
+
+#: What was drawn for one picture: attempts, float64 (10, 5), u in [0, 1): area, aspect
+#: ratio, whether sides are exchanged, place (y, x); order, the permutation of brightness,
+#: contrast, saturation; alphas, what each takes of the picture; lighting (3,), normal
+#: with deviation 0.1; flip.
+Torch7Drawn = collections.namedtuple('Torch7Drawn', 'attempts order alphas lighting flip')
+
+
+class DataAugmentationImagenetTorch7(_Preprocessing):
+    """facebookresearch/ResNeXt's preprocessing of ImageNet (``datasets/imagenet.lua``).
+
+    In training: a crop of 8 to 100 % of the area and of aspect ratio 3/4 to 4/3 anywhere,
+    resized to 224x224 (bicubic; where none of ten fits, the centre of the picture with its
+    short side at 224); brightness, contrast and saturation times 0.6 to 1.4 in any
+    order; a shift of colour; normalisation; flipping with probability 0.5. In evaluation:
+    short side 256, the centre 224x224.
+
+    Resizing is Pillow's, which averages over all the pixels that it replaces.
+    """
+
+    @staticmethod
+    def draw(rng):
+        """Draw what happens to one picture in training: a :data:`Torch7Drawn`.
+
+        Args:
+            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+        """
+        attempts = rng.random((_ATTEMPTS, 5))
+        order = tuple(rng.permutation(3).tolist())
+        alphas = tuple((.6 + .8 * rng.random(3)).tolist())
+        return Torch7Drawn(attempts, order, alphas, tuple(rng.normal(0, .1, 3).tolist()),
+                           bool(rng.random() < .5))
+
+    @staticmethod
+    def crop_box(height, width, attempts):
+        """Return (y, x, height, width) of the first attempt that fits, or ``None``."""
+        for area, aspect, exchange, y, x in attempts.tolist():
+            area = (.08 + .92 * area) * height * width
+            aspect = 3 / 4 + (4 / 3 - 3 / 4) * aspect
+            w, h = _round(math.sqrt(area * aspect)), _round(math.sqrt(area / aspect))
+            if exchange < .5:
+                w, h = h, w
+            if 0 < h <= height and 0 < w <= width:
+                return uniform_int(y, 0, height - h), uniform_int(x, 0, width - w), h, w
+
+    @classmethod
+    def _train(cls, image, d):
+        box = cls.crop_box(image.height, image.width, d.attempts)
+        if box is None:
+            size = ilsvrc.resized_size(image.height, image.width, _SIDE)
+            y, x = (-(-(n - _SIDE) // 2) for n in size)
+            pixels = ilsvrc._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
+        else:
+            y, x, h, w = box
+            pixels = np.asarray(image.crop((x, y, x + w, y + h)).resize(
+                (_SIDE, _SIDE), Image.Resampling.BICUBIC))
+        colour = _Colour(pixels.mean(axis=(0, 1), dtype=np.float64) / 255)
+        for which in d.order:
+            colour.blend(d.alphas[which], ('none', 'mean', 'own')[which])
+        colour.offset = colour.offset + lighting(d.lighting)
+        return colour.normalized(_flipped(pixels, d.flip))
+
+
+#: What was drawn for one picture: length of the short side; where the crop is, 0 <= y,
+#: x < 1, of what the resized picture allows; lighting (3,), normal with deviation 0.1; flip.
+PaperDrawn = collections.namedtuple('PaperDrawn', 'short_side y x lighting flip')
+
+
+class DataAugmentationImagenetPaper(_Preprocessing):
+    """Scale augmentation and colour shift (arXiv 1512.03385, section 3.4).
+
+    In training: short side uniform in 256..480 (bicubic), a 224x224 crop anywhere,
+    flipping with probability 0.5, AlexNet's shift of colour, normalisation. In evaluation:
+    short side 256, the centre 224x224.
+
+    The mean of each channel is subtracted, where that paper has one of each pixel.
+    """
+
+    @staticmethod
+    def draw(rng):
+        """Draw what happens to one picture in training: a :data:`PaperDrawn`.
+
+        Args:
+            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+        """
+        u = rng.random(4).tolist()
+        return PaperDrawn(uniform_int(u[0], 256, 480), u[1], u[2],
+                          tuple(rng.normal(0, .1, 3).tolist()), u[3] < .5)
+
+    @classmethod
+    def _train(cls, image, d):
+        size = ilsvrc.resized_size(image.height, image.width, d.short_side)
+        y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
+        pixels = ilsvrc._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
+        colour = _Colour((0, 0, 0))
+        colour.offset = lighting(d.lighting)
+        return colour.normalized(_flipped(pixels, d.flip))
+
+
+#: What was drawn for one picture: attempts, float64 (10, 4), u in [0, 1): area, aspect
+#: ratio, place (y, x); operation, one of :data:`OPERATIONS`; its strength, 0..30; whether
+#: it is negated; angle in degrees, 0..270; whether it is flipped left to right, and top
+#: to bottom.
+LornatangDrawn = collections.namedtuple(
+    'LornatangDrawn', 'attempts operation strength negated angle flip upside_down')
+
+
+def _affine(image, *matrix):
+    # Pixel (x, y) comes from (a x + b y + c, d x + e y + f).
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+
+
+#: Operations of TrivialAugment's wide set (arXiv 2103.10158) -> (change of a picture by m,
+#: largest m, whether m may be negated). m is strength / 30 of the largest.
+OPERATIONS = {
+    'identity': (lambda image, m: image, 0, False),
+    'shear-x': (lambda image, m: _affine(image, 1, m, 0, 0, 1, 0), .99, True),
+    'shear-y': (lambda image, m: _affine(image, 1, 0, 0, m, 1, 0), .99, True),
+    'translate-x': (lambda image, m: _affine(image, 1, 0, -int(m), 0, 1, 0), 32, True),
+    'translate-y': (lambda image, m: _affine(image, 1, 0, 0, 0, 1, -int(m)), 32, True),
+    'rotate': (lambda image, m: image.rotate(m), 135, True),
+    'brightness': (lambda image, m: ImageEnhance.Brightness(image).enhance(1 + m), .99, True),
+    'colour': (lambda image, m: ImageEnhance.Color(image).enhance(1 + m), .99, True),
+    'contrast': (lambda image, m: ImageEnhance.Contrast(image).enhance(1 + m), .99, True),
+    'sharpness': (lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + m), .99, True),
+    'posterize': (lambda image, m: ImageOps.posterize(image, 8 - round(m)), 6, False),
+    'solarize': (lambda image, m: ImageOps.solarize(image, 255 - m), 255, False),
+    'autocontrast': (lambda image, m: ImageOps.autocontrast(image), 0, False),
+    'equalize': (lambda image, m: ImageOps.equalize(image), 0, False),
+}
+
+
+class DataAugmentationImagenetLornatang(_Preprocessing):
+    """Lornatang/ResNetXt-PyTorch's preprocessing (``dataset.py``), by torchvision's rules.
+
+    In training: a crop of 8 to 100 % of the area, the logarithm of its aspect ratio
+    uniform between those of 3/4 and 4/3, resized to 224x224 (bilinear; where none of ten
+    fits, the largest in the centre); one operation of TrivialAugment (:data:`OPERATIONS`);
+    rotation by 0 to 270 degrees; both flips, each with probability 0.5; normalisation.
+    In evaluation: short side 256 (bilinear), the centre 224x224.
+    """
+
+    @staticmethod
+    def draw(rng):
+        """Draw what happens to one picture in training: a :data:`LornatangDrawn`.
+
+        Args:
+            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+        """
+        attempts = rng.random((_ATTEMPTS, 4))
+        u = rng.random(6).tolist()
+        names = list(OPERATIONS)
+        return LornatangDrawn(attempts, names[uniform_int(u[0], 0, len(names) - 1)],
+                              uniform_int(u[1], 0, 30), u[2] < .5, 270 * u[3], u[4] < .5,
+                              u[5] < .5)
+
+    @staticmethod
+    def crop_box(height, width, attempts):
+        """Return (y, x, height, width) of the first attempt that fits, or of the fallback."""
+        low, high = 3 / 4, 4 / 3
+        for area, aspect, y, x in attempts.tolist():
+            area = (.08 + .92 * area) * height * width
+            aspect = low * (high / low) ** aspect
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < h <= height and 0 < w <= width:
+                return uniform_int(y, 0, height - h), uniform_int(x, 0, width - w), h, w
+        h, w = min(height, max(1, round(width / low))), min(width, max(1, round(height * high)))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    @classmethod
+    def _train(cls, image, d):
+        y, x, h, w = cls.crop_box(image.height, image.width, d.attempts)
+        image = image.crop((x, y, x + w, y + h)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+        change, largest, signed = OPERATIONS[d.operation]
+        m = largest * d.strength / 30
+        image = change(image, -m if signed and d.negated else m).rotate(d.angle)
+        pixels = np.asarray(image)[::-1 if d.upside_down else 1, ::-1 if d.flip else 1]
+        return ilsvrc.normalize(pixels)
+
+    @classmethod
+    def test(cls, img, out=None):
+        """Preprocess one picture for evaluation; arguments as :meth:`train`."""
+        image, size = ilsvrc._load(img, 256)
+        y, x = (round((n - _SIDE) / 2) for n in size)
+        return Sample(ilsvrc.normalize(ilsvrc._resize_and_crop(
+            image, size, Image.Resampling.BILINEAR, y, x), out), {'resized': list(size)})
