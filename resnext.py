@@ -1,9 +1,10 @@
 """The CIFAR network of nutszebra/resnext, and the paper's."""
+from trainer.errors import InputError
 from trainer.networks import layers, paper
 from trainer.networks.base import Network
 from trainer.weights.registry import load
 
-__all__ = ['ResNext', 'PaperResNext', 'load']
+__all__ = ['ResNext', 'PaperResNext', 'resnet', 'load']
 
 
 class ResNext(Network):
@@ -19,6 +20,8 @@ class ResNext(Network):
         C (int): Cardinality.
         d (int): Width of one group in the first stage; it doubles from stage to stage.
         multiplier (int): A block of stage i gives d x 2^(i-1) x multiplier channels.
+        shortcut (str): 'A' (identities, that program's), 'B' (a projection in each
+            stage's first block) or 'C' (projections everywhere).
         initialize (bool): ``False`` leaves the weights zero, for loading a file.
     """
 
@@ -26,11 +29,12 @@ class ResNext(Network):
     preprocessing = 'DataAugmentationCifar10NormalizeSmall'
 
     def __init__(self, category_num, block_num=(3, 3, 3), C=4, d=64, multiplier=4,
-                 initialize=True):
+                 initialize=True, shortcut='A'):
         super().__init__()
         self.multiplier = multiplier
+        self.shortcut = shortcut
         stages = [layers.StageConfig(blocks, C * d * 2 ** i, C, d * 2 ** i * multiplier,
-                                     2 if i else 1, 'none')
+                                     2 if i else 1, paper.projections(shortcut))
                   for i, blocks in enumerate(block_num)]
         # Chainer v1's default, which its files were trained with.
         eps = 2e-5
@@ -47,9 +51,14 @@ class ResNext(Network):
     def architecture(self):
         return {'network': self.kind, 'category_num': self.category_num,
                 'block_num': list(self.block_num), 'C': self.C, 'd': self.d,
-                'multiplier': self.multiplier, 'classes': self.classes}
+                'multiplier': self.multiplier, 'shortcut': self.shortcut,
+                'classes': self.classes}
 
     def original_units(self):
+        if self.shortcut != 'A':
+            raise InputError('the 2017 program cannot hold this network: its shortcuts have no '
+                             'weights')
+
         def unit(here, names):
             return (here + '/conv', [name + '/conv' for name in names],
                     here + '/bn', [name + '/bn' for name in names])
@@ -83,8 +92,8 @@ class PaperResNext(paper.PaperNetwork):
         stages (sequence): :class:`StageConfig <trainer.networks.layers.StageConfig>` of
             each stage, for networks that block_num, C, d, widen_factor and shortcut cannot
             describe; they are ignored then. Files hold this.
-        shortcut (str): 'A' (identities), 'B' (a projection in each stage's first block,
-            the paper's) or 'C' (projections everywhere).
+        shortcut (str): 'A' (identities), 'B' (a projection where a stage's first block
+            changes the size, the paper's) or 'C' (projections everywhere).
         eps (float): Added to the variance by batch normalisation.
         initialize (bool): ``False`` leaves the weights zero, for loading a file.
     """
@@ -95,4 +104,19 @@ class PaperResNext(paper.PaperNetwork):
                  stem_width=64, stages=None, shortcut='B', eps=1e-5, initialize=True):
         if stages is None:
             stages = paper.stages(block_num, C, d, 64 * widen_factor / (C * d), shortcut)
+            if shortcut == 'B' and stages[0].out_channels == stem_width:
+                stages = (stages[0]._replace(projections='none'),) + stages[1:]
         super().__init__(category_num, stages, (3, 1, 1), stem_width, eps, initialize)
+
+
+def resnet(depth, category_num=10, d=64, **arguments):
+    """Build the paper's CIFAR ResNet of 9n + 2 layers: its ResNeXt of cardinality 1.
+
+    Args:
+        depth (int): Layers. category_num (int): Number of classes. d (int): Base width.
+        arguments: Further ones of :class:`PaperResNext`.
+
+    Raises:
+        trainer.errors.InputError: There is no network of so many layers.
+    """
+    return PaperResNext.of_depth(depth, category_num, C=1, d=d, **arguments)

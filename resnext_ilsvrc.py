@@ -3,7 +3,11 @@ from trainer.errors import InputError
 from trainer.networks import paper
 from trainer.weights.registry import load
 
-__all__ = ['ResNext', 'resnext50', 'resnext101', 'resnext152', 'load']
+__all__ = ['ResNext', 'resnext50', 'resnext101', 'resnext152', 'resnet50', 'resnet101',
+           'resnet152', 'load']
+
+# Layers -> blocks in each stage.
+_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class ResNext(paper.PaperNetwork):
@@ -46,6 +50,18 @@ class ResNext(paper.PaperNetwork):
         self.round_up_pooling = bool(round_up_pooling)
         super().__init__(category_num, stages, (7, 2, 3), stem_width, eps, initialize)
 
+    @staticmethod
+    def blocks_of_depth(depth):
+        """Return the blocks in each stage of a network of 50, 101 or 152 layers.
+
+        Raises:
+            trainer.errors.InputError: There is no network of so many layers.
+        """
+        if depth not in _BLOCKS:
+            raise InputError('depth {}: ImageNet networks have 50, 101 or 152 layers; block_num '
+                             'gives others'.format(depth))
+        return _BLOCKS[depth]
+
     def original_units(self):
         block_num, C, d = self.block_num, self.C, self.d
         if (self.stages != paper.stages(block_num, C, d, self.multiplier)
@@ -77,20 +93,40 @@ class ResNext(paper.PaperNetwork):
         return units
 
 
-def _paper(block_num, category_num, C, d, arguments):
-    return ResNext(category_num, block_num, C, d, 256 / (C * d), **arguments)
-
-
 def resnext50(category_num=1000, C=32, d=4, **arguments):
-    """Build ResNeXt-50; ``arguments`` are further ones of :class:`ResNext`."""
-    return _paper((3, 4, 6, 3), category_num, C, d, arguments)
+    """Build the paper's ResNeXt-50 of any cardinality and base width.
+
+    Its blocks give 256 channels in stage 1, 512, 1024 and 2048 in the others. Of one
+    complexity are 1x64d, 2x40d, 4x24d, 8x14d and 32x4d.
+
+    Args:
+        category_num (int): Number of classes.
+        C (int): Cardinality. d (int): Width of one group in the first stage.
+        arguments: Further ones of :class:`ResNext`.
+    """
+    return ResNext.of_depth(50, category_num, C=C, d=d, multiplier=256 / (C * d), **arguments)
 
 
 def resnext101(category_num=1000, C=32, d=4, **arguments):
-    """Build ResNeXt-101; ``arguments`` are further ones of :class:`ResNext`."""
-    return _paper((3, 4, 23, 3), category_num, C, d, arguments)
+    """Build ResNeXt-101; see :func:`resnext50`."""
+    return ResNext.of_depth(101, category_num, C=C, d=d, multiplier=256 / (C * d), **arguments)
 
 
 def resnext152(category_num=1000, C=32, d=4, **arguments):
-    """Build ResNeXt-152; ``arguments`` are further ones of :class:`ResNext`."""
-    return _paper((3, 8, 36, 3), category_num, C, d, arguments)
+    """Build ResNeXt-152; see :func:`resnext50`."""
+    return ResNext.of_depth(152, category_num, C=C, d=d, multiplier=256 / (C * d), **arguments)
+
+
+def resnet50(category_num=1000, **arguments):
+    """Build ResNet-50: ResNeXt-50 of cardinality 1, its stride in the 3x3 convolutions."""
+    return resnext50(category_num, 1, 64, **arguments)
+
+
+def resnet101(category_num=1000, **arguments):
+    """Build ResNet-101; see :func:`resnet50`."""
+    return resnext101(category_num, 1, 64, **arguments)
+
+
+def resnet152(category_num=1000, **arguments):
+    """Build ResNet-152; see :func:`resnet50`."""
+    return resnext152(category_num, 1, 64, **arguments)

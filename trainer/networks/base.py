@@ -7,6 +7,7 @@ import chainer.links as L
 import numpy as np
 
 from trainer import devices, engines
+from trainer.errors import InputError
 from trainer.networks import initialization, layers
 
 
@@ -50,10 +51,46 @@ class Network(chainer.Chain):
             channels = config.out_channels
         return channels
 
+    @classmethod
+    def of_depth(cls, depth, category_num, **arguments):
+        """Build a network by its number of layers.
+
+        Args:
+            depth (int): Layers, as :meth:`blocks_of_depth` takes them.
+            category_num (int): Number of classes.
+            arguments: Further ones of the class, but for ``block_num``.
+
+        Raises:
+            trainer.errors.InputError: There is no network of so many layers.
+        """
+        return cls(category_num, cls.blocks_of_depth(depth), **arguments)
+
+    @staticmethod
+    def blocks_of_depth(depth):
+        """Return the blocks in each stage of a CIFAR network of 9n + 2 layers: (n, n, n).
+
+        Raises:
+            trainer.errors.InputError: There is no network of so many layers.
+        """
+        if depth < 11 or (depth - 2) % 9:
+            raise InputError('depth {}: CIFAR networks have 9n + 2 layers: 11, 20, 29, 38, ...; '
+                             'block_num gives others'.format(depth))
+        return ((depth - 2) // 9,) * 3
+
     @property
     def layers(self):
         """int: Depth as the paper counts it: stem, three convolutions a block, classifier."""
         return 3 * sum(self.block_num) + 2
+
+    def named_layers(self):
+        """Yield (path, link) of stem, each block's layers, shortcut last, and classifier."""
+        yield 'stem', self.stem
+        for i in range(1, len(self.stages) + 1):
+            for j, block in enumerate(self['stage{}'.format(i)].children(), 1):
+                for part in ('reduce', 'grouped', 'expand', 'shortcut'):
+                    if getattr(block, part) is not None:
+                        yield 'stage{}/block{}/{}'.format(i, j, part), getattr(block, part)
+        yield 'fc', self.fc
 
     # What a network computes.
 
@@ -173,9 +210,7 @@ class Network(chainer.Chain):
         """Return how the 2017 program called the parts, in its order.
 
         Returns:
-            list of tuple: (convolution here, names of the original's convolutions,
-            batch normalisation here or ``None``, names of the original's); where
-            there are several, they are the branches, along the output channels.
+            list of tuple: The fields of :class:`trainer.weights.original.Unit`.
 
         Raises:
             trainer.errors.InputError: The 2017 program cannot hold this network.
@@ -186,8 +221,9 @@ class Network(chainer.Chain):
         """Load weights from an npz file of this project or of the original program.
 
         Args:
-            path (str): The file. The original's branches become groups and its
-                convolution biases go into the running means, exactly.
+            path (str): The file, in any layout of :meth:`save_model`. Branches become
+                groups, and the original's convolution biases go into the running
+                means, exactly.
 
         Raises:
             trainer.errors.InputError: The file is damaged or holds another network;
@@ -202,8 +238,10 @@ class Network(chainer.Chain):
         Args:
             path (str): The file, any name.
             gpu (int): Ignored; the original moved the model to and fro.
-            layout (str): ``None``: this project's. 'original': what the 2017
-                program reads (convolution biases are 0).
+            layout (str): ``None``: this project's, form C of the paper's figure 3.
+                'form-b' or 'form-a': with its branches apart
+                (:mod:`trainer.weights.forms`). 'original': what the 2017 program
+                reads (convolution biases are 0).
 
         Raises:
             trainer.errors.InputError: The 2017 program cannot hold this network.

@@ -10,6 +10,13 @@ from trainer.networks.base import Network
 SHORTCUTS = {'A': 'none', 'B': 'first', 'C': 'all'}
 
 
+def projections(shortcut):
+    """Return the ``projections`` of a stage for a shortcut type: 'A', 'B' or 'C'."""
+    if shortcut not in SHORTCUTS:
+        raise ValueError('shortcut {!r}: there are A, B and C'.format(shortcut))
+    return SHORTCUTS[shortcut]
+
+
 def stages(block_num, C, d, multiplier, shortcut='B'):
     """Lay out stages whose widths double and whose sizes halve from stage to stage.
 
@@ -25,11 +32,9 @@ def stages(block_num, C, d, multiplier, shortcut='B'):
     Returns:
         tuple of trainer.networks.layers.StageConfig: The stages.
     """
-    if shortcut not in SHORTCUTS:
-        raise ValueError('shortcut {!r}: there are A, B and C'.format(shortcut))
     return tuple(
         layers.StageConfig(blocks, C * d * 2 ** i, C, round(C * d * 2 ** i * multiplier),
-                           2 if i else 1, SHORTCUTS[shortcut])
+                           2 if i else 1, projections(shortcut))
         for i, blocks in enumerate(block_num))
 
 

@@ -1,4 +1,5 @@
-"""npz files: this project's layout, and the 2017 program's (:mod:`trainer.weights.original`).
+"""npz files: this project's layout, with branches apart too (:mod:`trainer.weights.forms`),
+and the 2017 program's (:mod:`trainer.weights.original`).
 
 A file holds one array for each parameter and running statistic, under the path
 of its link (``stage1/block1/reduce/conv/W``), and a string ``architecture`` that
@@ -19,7 +20,7 @@ import numpy as np
 
 from trainer import files
 from trainer.errors import InputError
-from trainer.weights import original, registry
+from trainer.weights import forms, original, registry
 
 ARCHITECTURE = 'architecture'
 
@@ -122,10 +123,11 @@ def state(network):
 
 
 def _fill(network, arrays, path, architecture):
-    """Copy arrays, of either layout, into a network after checking all of them."""
-    if original.is_original(arrays):
+    """Copy arrays, of any layout, into a network after checking all of them."""
+    form = forms.form_of(arrays)
+    if form is not None or original.is_original(arrays):
         try:
-            units = network.original_units()
+            units = forms.units(network, form) if form else network.original_units()
         except InputError as e:
             raise InputError('{}: {}'.format(path, e))
         arrays = original.to_here(arrays, units, path, describe(network))
@@ -162,7 +164,7 @@ def describe(network):
 
 
 def load_into(path, network):
-    """Load a file, of either layout, into a network that is there already.
+    """Load a file, of any layout, into a network that is there already.
 
     Raises:
         trainer.errors.InputError: The file is damaged or holds another network;
@@ -205,10 +207,13 @@ def save(path, network, layout=None):
             raise InputError("layout 'original': {}; leave the layout out".format(e))
         arrays = original.from_here(arrays, units)
         write = np.savez_compressed
-    elif layout is None:
+    elif layout is None or layout in forms.FORMS:
+        if layout is not None:
+            arrays = original.from_here(arrays, forms.units(network, layout))
         arrays[ARCHITECTURE] = np.array(json.dumps(registry.architecture(network)))
         write = np.savez
     else:
-        raise InputError("layout {!r}: there are None and 'original'".format(layout))
+        raise InputError("layout {!r}: there are None, 'original', 'form-a' and 'form-b'".format(
+            layout))
     with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
         write(f, **arrays)

@@ -3,7 +3,10 @@
 A bias in front of batch normalisation only shifts the running mean: without it
 the network computes the same once the bias is taken off ``avg_mean``. Only its
 share of weight decay is lost.
+
+What joins and splits branches also serves the layouts of :mod:`trainer.weights.forms`.
 """
+import collections
 import re
 
 import numpy as np
@@ -17,6 +20,20 @@ _FIRST = 'conv_bn_relu/conv/W'
 def is_original(arrays):
     """Tell whether arrays have the 2017 program's names."""
     return _FIRST in arrays
+
+
+class Unit(collections.namedtuple('Unit', 'conv convs bn bns axis bias', defaults=(0, True))):
+    """A convolution with its batch normalisation, or a classifier, here and in another layout.
+
+    Attributes:
+        conv (str): The convolution here.
+        convs (list of str): Those of the other layout: several are branches.
+        bn (str): The batch normalisation here, or ``None``.
+        bns (list of str): Those of the other layout.
+        axis (int): What the convolutions are branches of: 0 is the output channels,
+            1 the input channels.
+        bias (bool): Whether the other layout's convolutions have biases.
+    """
 
 
 def _pairs(convs, bns):
@@ -34,10 +51,10 @@ def _pairs(convs, bns):
 def keys(units):
     """Return the names of the arrays in the original's file, in its order."""
     names = []
-    for _, convs, _, bns in units:
-        for conv, bn in _pairs(convs, bns):
+    for unit in (Unit(*unit) for unit in units):
+        for conv, bn in _pairs(unit.convs, unit.bns):
             if conv is not None:
-                names += [conv + '/W', conv + '/b']
+                names += [conv + '/W', conv + '/b'][:1 + unit.bias]
             if bn is not None:
                 names += [bn + '/' + part for part in _BN + ('N',)]
     return names
@@ -49,7 +66,8 @@ def to_here(arrays, units, path, network, fold=True):
     Args:
         arrays (dict): The original's arrays. Gradients or momentum do as well, with
             ``fold=False``.
-        units (list): From :meth:`Network.original_units`.
+        units (list): From :meth:`Network.original_units` or
+            :func:`trainer.weights.forms.units`.
         path (str): The file, and ``network`` (str) what it should hold, for messages.
         fold (bool): Whether the arrays are weights, whose biases are to be folded
             into the running means.
@@ -65,16 +83,16 @@ def to_here(arrays, units, path, network, fold=True):
             path, network, 'it has no' if missing else 'it also has',
             missing[0] if missing else min(extra)))
 
-    def join(names, part):
+    def join(names, part, axis=0):
         parts = [arrays[name + '/' + part] for name in names]
-        if any(p.shape[1:] != parts[0].shape[1:] or p.ndim == 0 for p in parts):
+        if any(p.shape != parts[0].shape or p.ndim <= axis for p in parts):
             raise InputError('{}: {}/{} and its sister branches differ in shape'.format(
                 path, names[0], part))
-        return np.concatenate(parts)
+        return np.concatenate(parts, axis)
 
     here = {}
-    for conv, convs, bn, bns in units:
-        here[conv + '/W'] = join(convs, 'W')
+    for conv, convs, bn, bns, axis, biased in (Unit(*unit) for unit in units):
+        here[conv + '/W'] = join(convs, 'W', axis)
         if bn is None:
             here[conv + '/b'] = join(convs, 'b')
             continue
@@ -82,25 +100,26 @@ def to_here(arrays, units, path, network, fold=True):
             if bns[0] + '/' + part in arrays:
                 here[bn + '/' + part] = join(bns, part)
         if fold:
+            here[bn + '/N'] = arrays[bns[0] + '/N']
+        if fold and biased:
             bias = join(convs, 'b')
             if bias.shape != here[bn + '/avg_mean'].shape:
                 raise InputError('{}: {}/b has not the shape of {}/avg_mean'.format(
                     path, convs[0], bns[0]))
             here[bn + '/avg_mean'] = np.subtract(here[bn + '/avg_mean'], bias, dtype=np.float64)
-            here[bn + '/N'] = arrays[bns[0] + '/N']
     return here
 
 
 def from_here(arrays, units):
     """The reverse of :func:`to_here`: split into branches, biases 0, in the original's order."""
     there = {}
-    for conv, convs, bn, bns in units:
-        weights = np.split(arrays[conv + '/W'], len(convs))
-        biases = arrays.get(conv + '/b')
-        if biases is None:
-            biases = np.zeros(len(arrays[conv + '/W']), np.float32)
-        for name, weight, bias in zip(convs, weights, np.split(biases, len(convs))):
-            there[name + '/W'], there[name + '/b'] = weight, bias
+    for conv, convs, bn, bns, axis, biased in (Unit(*unit) for unit in units):
+        for name, weight in zip(convs, np.split(arrays[conv + '/W'], len(convs), axis)):
+            there[name + '/W'] = weight
+        if biased:
+            biases = arrays.get(conv + '/b', np.zeros(len(arrays[conv + '/W']), np.float32))
+            for name, bias in zip(convs, np.split(biases, len(convs))):
+                there[name + '/b'] = bias
         for part in _BN if bn is not None else ():
             for name, array in zip(bns, np.split(arrays[bn + '/' + part], len(bns))):
                 there[name + '/' + part] = array
