@@ -41,6 +41,7 @@ class ResNext(paper.PaperNetwork):
 
     kind = 'ilsvrc'
     preprocessing = 'DataAugmentationNormalizeBigger'
+    picture_size = 224
 
     def __init__(self, category_num, block_num=(3, 4, 23, 3), C=64, d=4, multiplier=1, *,
                  stem_width=64, stages=None, shortcut='B', round_up_pooling=False, eps=1e-5,

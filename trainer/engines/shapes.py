@@ -1,0 +1,52 @@
+"""Computes the sizes of feature maps and nothing else: what a network makes of a picture.
+
+Its feature maps are zeros that take no memory.
+"""
+import chainer
+import numpy as np
+from chainer.utils.conv import get_conv_outsize
+
+
+def zeros(shape):
+    """Return a feature map of any size."""
+    return chainer.Variable(np.broadcast_to(np.float32(0), shape), requires_grad=False)
+
+
+def conv_bn(x, conv, bn, relu, residual=None):
+    out, channels, kh, kw = conv.W.shape
+    (sy, sx), (py, px) = conv.stride, conv.pad
+    n, given, h, w = x.shape
+    if given != channels * conv.groups:
+        raise ValueError('{} channels where {} belong'.format(given, channels * conv.groups))
+    y = zeros((n, out, get_conv_outsize(h, kh, sy, py), get_conv_outsize(w, kw, sx, px)))
+    return y if residual is None else add(y, residual)
+
+
+def add(x, y):
+    if x.shape != y.shape:
+        raise ValueError('{} is added to {}'.format(y.shape, x.shape))
+    return x
+
+
+def subsample_and_pad(x, stride, out_channels):
+    n, channels, h, w = x.shape
+    if channels > out_channels:
+        raise ValueError('{} channels become {}'.format(channels, out_channels))
+    return zeros((n, out_channels, get_conv_outsize(h, 1, stride, 0),
+                  get_conv_outsize(w, 1, stride, 0)))
+
+
+def max_pooling(x, ksize, stride, pad, round_up):
+    n, channels, h, w = x.shape
+    return zeros((n, channels, get_conv_outsize(h, ksize, stride, pad, round_up),
+                  get_conv_outsize(w, ksize, stride, pad, round_up)))
+
+
+def global_average_pooling(x):
+    return zeros(x.shape[:2] + (1, 1))
+
+
+def linear(x, fc):
+    if x.size != x.shape[0] * fc.W.shape[1]:
+        raise ValueError('{} where {} channels belong'.format(x.shape, fc.W.shape[1]))
+    return zeros((x.shape[0], fc.W.shape[0]))

@@ -1,0 +1,118 @@
+"""What a network is made of: layers, output sizes, parameters and multiply-adds."""
+import collections
+import itertools
+
+import chainer
+
+from trainer.engines import shapes
+from trainer.networks.layers import ConvBN
+from trainer.weights import npz
+
+_ROW = '{:13s} {:25s} {:>12s} {:>11s} {:>14s}'
+
+
+class Layer(collections.namedtuple('Layer', 'path filters output parameters multiply_adds')):
+    """A layer and what it makes of one picture.
+
+    Attributes:
+        path (str): As npz files have it: 'stem', 'stage1/block1/reduce', ..., 'fc'.
+        filters (str): What it computes, in a few words.
+        output (tuple of int): Channels, height and width; the classifier: classes.
+        parameters (int): All that is trained.
+        multiply_adds (int): Of the convolution or of the classifier; none are counted for
+            batch normalisation, additions and pooling.
+    """
+
+
+class _Outputs(chainer.LinkHook):
+    """Keeps the sizes of what convolutions give: link's id -> (channels, height, width)."""
+
+    name = 'Outputs'
+
+    def __init__(self):
+        super().__init__()
+        self.of = {}
+
+    def forward_postprocess(self, args):
+        if isinstance(args.link, ConvBN):
+            self.of[id(args.link)] = args.out.shape[1:]
+
+
+def layers(network, picture_size=None):
+    """List the layers of a network and what each makes of one picture.
+
+    Nothing is computed but sizes, which the network's own ``forward`` propagates.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        picture_size (int): Height and width of the picture, pixels; ``None``: what the
+            network is made for.
+
+    Returns:
+        list of Layer: In the order in which it computes them, the shortcut last in a block.
+    """
+    size = picture_size or network.picture_size
+    outputs = _Outputs()
+    with chainer.using_config('engine', 'shapes'), outputs:
+        x = shapes.zeros((1, 3, size, size))
+        pooled = {name: h.shape[1:] for name, h in network.activations(x)}
+        network(x)
+    found = []
+    for path, link in network.named_layers():
+        if isinstance(link, ConvBN):
+            out, _, k, _ = link.conv.W.shape
+            filters = '{} of {}x{}'.format(out, k, k)
+            if link.conv.stride[0] > 1:
+                filters += ' /{}'.format(link.conv.stride[0])
+            if link.conv.groups > 1:
+                filters += ', {} groups'.format(link.conv.groups)
+            output, weights = outputs.of[id(link)], link.conv.W.size
+        else:
+            filters, output, weights = 'fully connected', link.W.shape[:1], link.W.size
+        if path == 'fc':
+            found.append(Layer('features', 'average', pooled['features'], 0, 0))
+        area = output[1] * output[2] if len(output) == 3 else 1
+        found.append(Layer(path, filters, output, link.count_params(), weights * area))
+        if path == 'stem' and 'pool' in pooled:
+            found.append(Layer('pool', 'maximum of 3x3 /2', pooled['pool'], 0, 0))
+    return found
+
+
+def summary(network, picture_size=None):
+    """Return a table of the layers, stage by stage, blocks that are alike once; 80 columns.
+
+    Args:
+        network, picture_size: See :func:`layers`.
+    """
+    found = layers(network, picture_size)
+    size = picture_size or network.picture_size
+    lines = ['{}: {} layers'.format(npz.describe(network), network.layers),
+             'for pictures of {0} x {0}; multiply-adds of convolutions and classifier'.format(size),
+             '', _ROW.format('layer', 'filters', 'output', 'parameters', 'multiply-adds')]
+
+    def row(name, filters, of):
+        lines.append(_ROW.format(name, filters, 'x'.join(map(str, of[-1].output)), *(
+            '{:,}'.format(sum(layer[i] for layer in of)) for i in (3, 4))))
+
+    for top, of_top in itertools.groupby(found, lambda layer: layer.path.split('/')[0]):
+        of_top = list(of_top)
+        if of_top[0].path == top:
+            row(top, of_top[0].filters, of_top)
+            continue
+        row(top, '', of_top)
+        blocks = [list(block) for _, block in itertools.groupby(
+            of_top, lambda layer: layer.path.split('/')[1])]
+        number = 1
+        for _, alike in itertools.groupby(blocks, lambda block: [
+                (layer.path.split('/')[2],) + layer[1:] for layer in block]):
+            alike = list(alike)
+            last = number + len(alike) - 1
+            row('  block{}'.format(number) + ('-{}'.format(last) if last > number else ''),
+                'each of {}:'.format(len(alike)) if last > number else '', alike[0])
+            for layer in alike[0]:
+                row('    ' + layer.path.split('/')[2], layer.filters, [layer])
+            number = last + 1
+    total = [sum(layer[i] for layer in found) for i in (3, 4)]
+    lines += [_ROW.format('total', '', '', *map('{:,}'.format, total)), '',
+              '{:.1f} M parameters, {:.2f} G multiply-adds'.format(total[0] / 1e6, total[1] / 1e9)]
+    return '\n'.join(line.rstrip() for line in lines)
