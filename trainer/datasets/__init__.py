@@ -10,8 +10,12 @@ import pkgutil
 #: Pictures in memory: images, uint8 (pictures, 3, height, width), RGB; labels, int32 (pictures,).
 Pictures = collections.namedtuple('Pictures', 'images labels')
 
-#: name (str), classes (list of str), train and test (Pictures).
-Dataset = collections.namedtuple('Dataset', 'name classes train test')
+#: name (str); classes (list of str); train and test: Pictures, or files
+#: (:class:`trainer.datasets.folder.PictureFiles`), test ``None`` where there is no split
+#: yet (:mod:`trainer.datasets.splits`); mirror (bool): whether a mirrored picture shows
+#: the same class; notes (sequence of str): what a user should know about the pictures.
+Dataset = collections.namedtuple('Dataset', 'name classes train test mirror notes',
+                                 defaults=(True, ()))
 
 
 def available():

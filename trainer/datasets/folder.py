@@ -1,11 +1,22 @@
-"""Folders of pictures, and folders of class folders."""
+"""Folders of pictures, and folders of class folders, which are a dataset of their own:
+Tiny-ImageNet, MiniImageNet, Caltech-101 and -256, or anybody's pictures."""
+import hashlib
 import os
 
 import numpy as np
 
-from trainer.datasets import class_names
+from trainer.datasets import Dataset, class_names
 from trainer.errors import InputError
 from trainer.transforms.pictures import SUFFIXES
+
+#: Folders beside ``train`` that are for testing; the first that is there is taken.
+TEST_FOLDERS = ('val', 'valid', 'validation', 'test')
+
+#: Folders of Caltech-101 and Caltech-256 with pictures of anything: no class.
+NO_CLASSES = ('BACKGROUND_Google', '257.clutter')
+
+_LAYOUT = 'wanted is DIR/train/<class>/<picture> and DIR/val/<class>/<picture>, or ' \
+    'DIR/<class>/<picture>'
 
 
 class PictureFiles:
@@ -15,19 +26,36 @@ class PictureFiles:
         paths (list of str): The files.
         labels (sequence of int): For each, the index of its category.
         categories (list of str): Synsets, or names of class folders.
+        root (str): The folder that they are all in.
 
     Attributes:
         paths (list of str): As given. categories (list of str): As given.
         labels (numpy.ndarray): int32 (pictures,).
     """
 
-    def __init__(self, paths, labels, categories):
+    def __init__(self, paths, labels, categories, root=''):
         self.paths = list(paths)
         self.labels = np.asarray(labels, np.int32)
         self.categories = list(categories)
+        self.root = root
 
     def __len__(self):
         return len(self.paths)
+
+    def take(self, indices):
+        """Return some of the pictures, with the same categories."""
+        return PictureFiles([self.paths[i] for i in indices], self.labels[indices],
+                            self.categories, self.root)
+
+    def names(self):
+        """Return the paths below ``root``, the same wherever the folder is."""
+        skip = len(os.path.join(self.root, ''))
+        return [path[skip:].replace(os.sep, '/') for path in self.paths]
+
+    def digest(self):
+        """Return a digest of names and labels, hexadecimal: which pictures, not their contents."""
+        lines = '\n'.join(map('{}\t{}'.format, self.names(), self.labels.tolist()))
+        return hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()
 
     def labels_for(self, network):
         """Return the labels by the numbers that a network's classes have.
@@ -106,7 +134,118 @@ def class_folders(root):
         raise InputError(
             '{}: no pictures in class folders; wanted is {} (or another suffix of {})'.format(
                 root, os.path.join(root, 'n01440764', 'anything.JPEG'), ', '.join(SUFFIXES)))
-    return PictureFiles(paths, labels, categories)
+    return PictureFiles(paths, labels, categories, root)
+
+
+def load(data=None):
+    """Load a folder of class folders as a dataset.
+
+    Args:
+        data (str): A folder with ``train/<class>/`` and ``val/<class>/`` (or another of
+            :data:`TEST_FOLDERS`; or, as Tiny-ImageNet has it, ``val/images/`` and
+            ``val/val_annotations.txt``), or with ``<class>/``; pictures may lie
+            deeper. Folders of :data:`NO_CLASSES` are left out.
+
+    Returns:
+        trainer.datasets.Dataset: Of files; ``test`` is ``None`` where there are no
+        pictures for testing. The classes are the folders' names, sorted.
+
+    Raises:
+        trainer.errors.InputError: There are no class folders, one has no pictures, or
+            training and testing have different ones.
+    """
+    if data is None:
+        raise InputError('--dataset folder: --data DIR says which; {}'.format(_LAYOUT))
+    if not os.path.isdir(data):
+        raise InputError('--data {}: not a folder; {}'.format(data, _LAYOUT))
+    root, test = data, None
+    # A class may be called so as well: its folder holds pictures, not folders.
+    if _subfolders(os.path.join(data, 'train')):
+        root = os.path.join(data, 'train')
+        test = next((path for name in TEST_FOLDERS
+                     if os.path.isdir(path := os.path.join(data, name))), None)
+    train = _classes_of(class_folders(root))
+    if test is not None:
+        test = _classes_of(_annotated(test) or class_folders(test))
+    left_out = sorted({c for c in _subfolders(root) if c in NO_CLASSES})
+    return dataset('folder', train, test, [
+        'left out {}: pictures of anything are no class; another name of the folder keeps '
+        'them'.format(os.path.join(root, name)) for name in left_out])
+
+
+def dataset(name, train, test, notes=()):
+    """Make a dataset of files, after checking that its classes can be trained and tested.
+
+    Args:
+        name (str): What it is called.
+        train (PictureFiles): For training.
+        test (PictureFiles): For testing, or ``None``.
+        notes (sequence of str): What a user should know about them.
+
+    Raises:
+        trainer.errors.InputError: See :func:`load`.
+    """
+    if len(train.categories) < 2:
+        raise InputError('{}: one class folder only, {}; two or more are wanted'.format(
+            train.root, train.categories[0]))
+    for part in (train, test):
+        empty = [] if part is None else np.flatnonzero(
+            np.bincount(part.labels, minlength=len(part.categories)) == 0)
+        if len(empty):
+            raise InputError('{}: a class folder without pictures; put some there, or remove '
+                             'it'.format(os.path.join(part.root, part.categories[empty[0]])))
+    if test is not None and test.categories != train.categories:
+        parts = []
+        for some, others in ((train, test), (test, train)):
+            only = sorted(set(some.categories) - set(others.categories))
+            if only:
+                parts.append('{} only in {} ({})'.format(
+                    len(only), some.root, ', '.join(only[:3]) + ', ...' * (len(only) > 3)))
+        raise InputError('training and testing have different classes: {}; where classes, not '
+                         'pictures, are divided, put all of them into one folder'.format(
+                             ' and '.join(parts)))
+    return Dataset(name, train.categories, train, test, notes=tuple(notes))
+
+
+def _subfolders(folder):
+    return [entry.name for entry in os.scandir(folder) if entry.is_dir()
+            and not entry.name.startswith('.')] if os.path.isdir(folder) else []
+
+
+def _classes_of(files):
+    """Leave out the folders of :data:`NO_CLASSES`."""
+    kept = [c for c in files.categories if c not in NO_CLASSES]
+    if len(kept) == len(files.categories):
+        return files
+    number = [kept.index(c) if c in kept else -1 for c in files.categories]
+    labels = np.array(number, np.int32)[files.labels]
+    some = files.take(np.flatnonzero(labels >= 0))
+    return PictureFiles(some.paths, labels[labels >= 0], kept, files.root)
+
+
+def _annotated(folder):
+    """Find pictures that a list sorts: ``images/*`` and ``val_annotations.txt`` (Tiny-ImageNet).
+
+    Returns:
+        PictureFiles: ``None`` where there is no such list.
+    """
+    listing = os.path.join(folder, 'val_annotations.txt')
+    if not os.path.isfile(listing):
+        return None
+    try:
+        with open(listing, encoding='utf-8') as f:
+            rows = [line.split('\t')[:2] for line in f if line.strip()]
+        names, categories = zip(*rows)
+    except ValueError:  # or no UTF-8
+        raise InputError('{}: not a list of pictures and their classes, tabs between'.format(
+            listing))
+    paths = [os.path.join(folder, 'images', name) for name in names]
+    missing = next((path for path in paths if not os.path.isfile(path)), None)
+    if missing is not None:
+        raise InputError('{}: missing, but {} names it'.format(missing, listing))
+    known = sorted({c.strip() for c in categories})
+    number = {c: i for i, c in enumerate(known)}
+    return PictureFiles(paths, [number[c.strip()] for c in categories], known, folder)
 
 
 def expand(paths):

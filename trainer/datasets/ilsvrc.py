@@ -14,7 +14,7 @@ DEFAULT = './ILSVRC'
 _MAX_ANNOTATION = 1 << 20
 
 
-def find(path=None, split='val'):
+def find(path=None, split='val', flag='-ld'):
     """Find the pictures of ILSVRC.
 
     Args:
@@ -24,6 +24,7 @@ def find(path=None, split='val'):
             ``val`` or ``train`` of class folders, or such a folder itself.
             ``None``: :data:`DEFAULT`.
         split (str): 'val' or 'train'.
+        flag (str): What gave the path, for messages.
 
     Returns:
         trainer.datasets.folder.PictureFiles: Its categories are the synsets, sorted.
@@ -33,30 +34,47 @@ def find(path=None, split='val'):
     """
     root = DEFAULT if path is None else path
     if not os.path.isdir(root):
-        raise InputError('-ld {}: {}; wanted is the ILSVRC tree (ImageSets, Annotations, Data) '
+        raise InputError('{} {}: {}; wanted is the ILSVRC tree (ImageSets, Annotations, Data) '
                          'or a folder with class folders, {}/n01440764/*.JPEG'.format(
-                             root, 'not a folder' if os.path.exists(root) else 'no such folder',
+                             flag, root, 'not a folder' if os.path.exists(root) else 'no such folder',
                              split))
     if any(os.path.isdir(os.path.join(root, part)) for part in ('ImageSets', 'Data')):
         if split == 'val':
-            return _published_val(root)
-        return folder.class_folders(_wanted(os.path.join(root, 'Data', 'CLS-LOC', split), root))
+            return _published_val(root, flag)
+        return folder.class_folders(
+            _wanted(os.path.join(root, 'Data', 'CLS-LOC', split), root, flag))
     here = {name for name in ('train', 'val') if os.path.isdir(os.path.join(root, name))}
     if here - {split}:
-        _wanted(os.path.join(root, split), root)
+        _wanted(os.path.join(root, split), root, flag)
     return folder.class_folders(os.path.join(root, split) if here else root)
 
 
-def _wanted(path, root):
+def load(data=None):
+    """Load ILSVRC for training and testing.
+
+    Args:
+        data (str): See :func:`find`.
+
+    Returns:
+        trainer.datasets.Dataset: Of files; its classes are the synsets, sorted.
+
+    Raises:
+        trainer.errors.InputError: It is not there, a class has no pictures, or training
+            and testing have different classes.
+    """
+    return folder.dataset('ilsvrc', *(find(data, split, '--data') for split in ('train', 'val')))
+
+
+def _wanted(path, root, flag):
     if not os.path.exists(path):
-        raise InputError('-ld {}: {} is missing'.format(root, path))
+        raise InputError('{} {}: {} is missing'.format(flag, root, path))
     return path
 
 
-def _published_val(root):
-    pictures, annotations = (_wanted(os.path.join(root, part, 'CLS-LOC', 'val'), root)
+def _published_val(root, flag):
+    pictures, annotations = (_wanted(os.path.join(root, part, 'CLS-LOC', 'val'), root, flag)
                              for part in ('Data', 'Annotations'))
-    listing = _wanted(os.path.join(root, 'ImageSets', 'CLS-LOC', 'val.txt'), root)
+    listing = _wanted(os.path.join(root, 'ImageSets', 'CLS-LOC', 'val.txt'), root, flag)
     try:
         with open(listing, encoding='utf-8') as f:
             names = [line.split()[0] for line in f if line.strip()]
@@ -68,7 +86,7 @@ def _published_val(root):
     categories = sorted(set(synsets))
     number = {synset: i for i, synset in enumerate(categories)}
     return PictureFiles([os.path.join(pictures, name + '.JPEG') for name in names],
-                        [number[synset] for synset in synsets], categories)
+                        [number[synset] for synset in synsets], categories, pictures)
 
 
 def _synset(path):

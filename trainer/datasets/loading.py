@@ -72,6 +72,39 @@ class OriginalSampling(EveryPictureOnce):
         return [rng.choice(self.size, self.batch, replace=False) for _ in range(len(self))]
 
 
+class Share:
+    """One process's part of each batch of a plan.
+
+    A batch is parted into processes x chunks chunks, as ``numpy.array_split`` parts it; each
+    process has ``chunks`` of them in a row. A last, smaller batch may leave some with none.
+
+    Args:
+        plan: One of the plans above.
+        rank (int): Which process this is, from 0.
+        processes (int): How many there are.
+        chunks (int): Chunks that each computes one after the other.
+    """
+
+    def __init__(self, plan, rank, processes, chunks=1):
+        self.plan = plan
+        self.size = plan.size
+        self.batch = -(-plan.batch // (processes * chunks)) * chunks
+        self._ends = rank * chunks, (rank + 1) * chunks
+        self._parts = processes * chunks
+
+    def __len__(self):
+        return len(self.plan)
+
+    @functools.lru_cache(maxsize=2)
+    def __call__(self, epoch):
+        return [batch[slice(*(self._start(len(batch), end) for end in self._ends))]
+                for batch in self.plan(epoch)]
+
+    def _start(self, size, part):
+        length, longer = divmod(size, self._parts)
+        return part * length + min(part, longer)
+
+
 class Pieces(chainer.dataset.DatasetMixin):
     """The pieces of all batches, as a Chainer dataset.
 
@@ -164,5 +197,7 @@ def skip_epochs(iterator, epochs):
 
 def join(pieces):
     """Join the pieces of a batch: a tuple of arrays, as ``load`` gives them."""
-    pieces = [piece for piece in pieces if len(piece[0])]
+    pieces = [piece for piece in pieces if len(piece[0])] or pieces[:1]
+    if len(pieces) == 1:
+        return tuple(pieces[0])
     return tuple(np.concatenate(parts) for parts in zip(*pieces))

@@ -13,6 +13,7 @@ import os
 import signal
 from multiprocessing import sharedctypes
 
+import chainer
 import numpy as np
 
 from trainer.datasets import loading
@@ -87,6 +88,115 @@ def batches(load, plan, size, shape, workers=None):
                          'fewer --workers or a smaller batch (-b) need less')
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+class Iterator(chainer.dataset.Iterator):
+    """A Chainer iterator over the batches of a plan, several of them under way.
+
+    A batch is a list of one piece, (x, t), for :func:`trainer.datasets.loading.join`;
+    its x is overwritten after the next has been asked for. What it gives and what it
+    saves depend neither on the number of workers nor on where a run was interrupted.
+
+    Args:
+        load (callable): ``load((epoch, picture), out)`` writes a preprocessed picture to
+            ``out``, float32 of ``shape``, or raises
+            :class:`~trainer.errors.InputError`; picklable. Epochs count from 1.
+        plan: One of the plans of :mod:`trainer.datasets.loading`.
+        labels (numpy.ndarray): int32 (pictures,).
+        shape (tuple of int): Shape of one preprocessed picture.
+        workers (int): Processes that load; 0: this one.
+        repeat (bool): Whether to go on after an epoch.
+        leave_out (bool): ``True`` leaves out pictures that cannot be read, and keeps
+            ``unreadable``, what was wrong with each in this epoch. ``False``: they raise
+            :class:`~trainer.errors.InputError`; the iterator is then as if that batch
+            had not been asked for.
+
+    Raises:
+        trainer.errors.InputError: See ``leave_out``; or no picture could be read at all.
+    """
+
+    def __init__(self, load, plan, labels, shape, workers=0, repeat=True, leave_out=False):
+        self.dataset = loading.Pieces(load, plan, 1)
+        self.batch_size = plan.batch
+        self._labels = labels
+        self._shape = shape
+        self._workers = workers
+        self._repeat = repeat
+        self._leave_out = leave_out
+        self._ahead = None
+        self.reset()
+
+    def reset(self):
+        """Begin again with the first epoch."""
+        self.finalize()
+        self.epoch = self.current_position = 0
+        self.is_new_epoch = False
+        self._previous_epoch_detail = -1.
+        self.unreadable = []
+
+    @property
+    def epoch_detail(self):
+        return self.epoch + self.current_position / len(self.dataset)
+
+    @property
+    def previous_epoch_detail(self):
+        return None if self._previous_epoch_detail < 0 else self._previous_epoch_detail
+
+    def _plan(self):
+        first = self.current_position
+        for epoch in itertools.count(self.epoch + 1) if self._repeat else (1,):
+            for indices in self.dataset.plan(epoch)[first:]:
+                yield [(epoch, i) for i in indices.tolist()]
+            first = 0
+
+    def __next__(self):
+        if not self._repeat and self.epoch:
+            self.finalize()
+            raise StopIteration
+        if self._ahead is None:
+            self._ahead = batches(self.dataset.load, self._plan(), self.batch_size, self._shape,
+                                  self._workers)
+        batch = next(self._ahead)
+        t = self._labels[[picture for _, picture in batch.items]]
+        x = batch.x
+        if batch.errors:
+            if not self._leave_out:
+                self.finalize()
+                raise InputError(batch.errors[min(batch.errors)])
+            read = [i for i in range(len(t)) if i not in batch.errors]
+            x, t = x[read], t[read]
+        self._count(batch)
+        return [(x, t)] if len(t) else next(self)
+
+    def _count(self, batch):
+        if self.is_new_epoch:
+            self.unreadable = []
+        self.unreadable += [batch.errors[i] for i in sorted(batch.errors)]
+        self._previous_epoch_detail = self.epoch_detail
+        self.current_position += 1
+        self.is_new_epoch = self.current_position == len(self.dataset)
+        if self.is_new_epoch:
+            self.current_position = 0
+            self.epoch += 1
+            if len(self.unreadable) == self.dataset.plan.size:
+                raise InputError('none of the {} pictures could be read; the first: {}'.format(
+                    len(self.unreadable), self.unreadable[0]))
+
+    def finalize(self):
+        """End the processes; asking for a batch starts them again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def serialize(self, serializer):
+        position = serializer('current_position', self.current_position)
+        epoch = serializer('epoch', self.epoch)
+        is_new = serializer('is_new_epoch', self.is_new_epoch)
+        before = serializer('previous_epoch_detail', self._previous_epoch_detail)
+        if isinstance(serializer, chainer.serializer.Deserializer):
+            self.reset()
+            self.current_position, self.epoch = int(position), int(epoch)
+            self.is_new_epoch, self._previous_epoch_detail = bool(is_new), float(before)
 
 
 def _load_piece(load, items, out):

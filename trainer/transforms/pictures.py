@@ -19,6 +19,12 @@ SUFFIXES = ('.jpeg', '.jpg', '.jpe', '.jfif', '.png', '.gif', '.bmp', '.tif', '.
 #: Pictures of more pixels are refused: a small file may claim any size.
 MAX_PIXELS = 1 << 27
 
+#: Where a JPEG is decoded smaller (:func:`load_shrunk`), it stays so many times as large
+#: as it is needed. With 1.5, what is made of it differs less than by saving it once as a
+#: JPEG of quality 95, or by bilinear for bicubic resizing: mean 0.7 to 0.8 of 255 values
+#: on photographs, 0.5 with 2, 1.1 with 1.25.
+SHRINK_MARGIN = 1.5
+
 # A progressive JPEG goes over the picture once a scan; usual are ten.
 _MAX_SCANNED = 1 << 31
 
@@ -77,6 +83,29 @@ def load_rgb(source):
         array[:, :, :colours], array.shape[:2] + (3,)).copy())
 
 
+def load_shrunk(source, share):
+    """As :func:`load_rgb`, for training: a JPEG that is about to become much smaller is
+    decoded to 1/2, 1/4 or 1/8 of its size, which takes half the time or less.
+
+    Nothing visible changes (:data:`SHRINK_MARGIN`).
+
+    Args:
+        source: See :func:`load_rgb`.
+        share (callable): ``share(height, width)`` says what share of its full sides the
+            picture will have, 0.25 for example.
+
+    Returns:
+        tuple: The picture (PIL.Image.Image, mode RGB), and its full (height, width).
+
+    Raises:
+        trainer.errors.InputError: As :func:`load_rgb`.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _load(source, share)
+    image = load_rgb(source)
+    return image, (image.height, image.width)
+
+
 def load(path):
     """Decode a picture file to RGB; see :func:`load_rgb`.
 
@@ -87,14 +116,21 @@ def load(path):
         trainer.errors.InputError: The file is missing, damaged, no picture of
             :data:`FORMATS`, or has more than :data:`MAX_PIXELS` pixels.
     """
+    return _load(path)[0]
+
+
+def _load(path, share=None):
     try:
         with files.open_regular(path) as f, warnings.catch_warnings():
             # Of odd metadata, and of sizes that are refused below.
             warnings.simplefilter('ignore')
             with Image.open(f, formats=FORMATS) as image:
                 _check_size(image, path)
+                size = image.height, image.width
+                if share is not None and image.format == 'JPEG':
+                    _shrink(image, share(*size))
                 with _quiet_libtiff() if image.format == 'TIFF' else contextlib.nullcontext():
-                    return _rgb(image)
+                    return _rgb(image), size
     except InputError as e:
         raise e if str(path) in str(e) else InputError('{}: {}'.format(path, e))
     except UnidentifiedImageError:
@@ -107,6 +143,14 @@ def load(path):
     except Exception as e:
         raise InputError('{}: cannot be read as a picture ({}: {})'.format(
             path, type(e).__name__, ' '.join(str(e).split())[:100]))
+
+
+def _shrink(image, share):
+    """Have a JPEG decoded smaller, where it may be; see :func:`load_shrunk`."""
+    for times in (8, 4, 2):
+        if times * share * SHRINK_MARGIN <= 1 and min(image.size) >= times:
+            image.draft(None, (image.width // times, image.height // times))
+            return
 
 
 @contextlib.contextmanager

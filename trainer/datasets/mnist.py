@@ -1,0 +1,105 @@
+"""MNIST: 60,000 training and 10,000 test pictures of handwritten digits.
+
+The four IDX files (http://yann.lecun.com/exdb/mnist/) hold grey pictures of 28x28. Here
+they are 32x32, two black pixels wider on each side, as LeCun et al. (1998) gave them to
+their networks, and grey is replicated to RGB.
+"""
+import gzip
+import math
+import os
+import struct
+import zlib
+
+import numpy as np
+
+from trainer import files
+from trainer.datasets import Dataset, Pictures, download
+from trainer.errors import InputError
+
+#: PyTorch's copy: the first site asks not to be used by programs.
+URL = 'https://ossci-datasets.s3.amazonaws.com/mnist/'
+
+#: The published files, with the MD5 digest of the compressed ones.
+FILES = {
+    'train-images-idx3-ubyte': 'f68b3c2dcbeaaa9fbdd348bbdeb94873',
+    'train-labels-idx1-ubyte': 'd53e105ee54ea40749a09fcbcd1e9432',
+    't10k-images-idx3-ubyte': '9fb629c4189551a2d022fa330f9573f3',
+    't10k-labels-idx1-ubyte': 'ec29112dd5afa0611ce80d1b7f02629c',
+}
+_TRAIN, _TEST = list(FILES)[:2], list(FILES)[2:]
+
+# The largest published file has 47 MB.
+_MOST = 1 << 28
+
+
+def load(data=None):
+    """Load MNIST.
+
+    Args:
+        data (str): Folder with the four files, compressed (``.gz``) or not; ``None``
+            downloads them once.
+
+    Returns:
+        trainer.datasets.Dataset: Digits are no longer themselves in a mirror, so
+        ``mirror`` is ``False``.
+
+    Raises:
+        trainer.errors.InputError: They cannot be had, or one is missing or damaged.
+    """
+    if data is not None and not os.path.isdir(data):
+        raise InputError('--data {}: not a folder; wanted is one with {}, with or without '
+                         '.gz'.format(data, ', '.join(FILES)))
+    return Dataset('mnist', list('0123456789'), _pictures(*_TRAIN, data), _pictures(*_TEST, data),
+                   mirror=False)
+
+
+def _pictures(images, labels, data):
+    images, labels = (_find(name, data) for name in (images, labels))
+    x, t = _read(images, 3), _read(labels, 1)
+    if len(x) != len(t) or not len(x):
+        raise InputError('{}: {} labels for the {} pictures of {}; fetch both again'.format(
+            labels, len(t), len(x), images))
+    if t.max() > 9:
+        raise InputError('{}: a label {}, but there are ten digits; fetch it again'.format(
+            labels, t.max()))
+    if max(x.shape[1:]) > 32:
+        raise InputError('{}: pictures of {} x {} pixels, wider than 32'.format(
+            images, *x.shape[1:]))
+    missing = [32 - n for n in x.shape[1:]]
+    x = np.pad(x, [(0, 0)] + [(n // 2, n - n // 2) for n in missing])
+    return Pictures(np.repeat(x[:, None], 3, axis=1), t.astype(np.int32))
+
+
+def _find(name, data):
+    if data is None:
+        return download.fetch(URL + name + '.gz', FILES[name])
+    for suffix in ('', '.gz'):
+        # Some unpackers make a dot of the last hyphen.
+        for known in (name, name.replace('-idx', '.idx')):
+            path = os.path.join(data, known + suffix)
+            if os.path.isfile(path):
+                return path
+    raise InputError('--data {}: {} is missing, with or without .gz'.format(data, name))
+
+
+def _read(path, dimensions):
+    """Return the array in an IDX file of unsigned bytes."""
+    try:
+        with files.open_regular(path) as f:
+            if path.endswith('.gz'):
+                with gzip.open(f) as g:
+                    raw = g.read(_MOST)
+            else:
+                raw = f.read(_MOST)
+    except (OSError, EOFError, zlib.error) as e:
+        raise InputError('{}: cannot be read ({}); fetch it again'.format(
+            path, getattr(e, 'strerror', None) or e))
+    head = 4 + 4 * dimensions
+    if raw[:4] != bytes((0, 0, 8, dimensions)) or len(raw) < head:
+        raise InputError('{}: not an IDX file of bytes in {} dimension{}'.format(
+            path, dimensions, 's' * (dimensions > 1)))
+    shape = struct.unpack('>{}I'.format(dimensions), raw[4:head])
+    if math.prod(shape) != len(raw) - head:
+        raise InputError('{}: {:,} bytes where {} are {:,}; it is cut short: fetch it again'.format(
+            path, len(raw) - head, ' x '.join(map(str, shape)), math.prod(shape)))
+    return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)

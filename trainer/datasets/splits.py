@@ -1,0 +1,82 @@
+"""A split of pictures for testing where a dataset has none, and its record.
+
+The split is stratified: of each class the same share. It is a function of the seed and
+of the pictures' names, and is recorded with these in the run's folder, so that going on
+and testing use the same one, wherever the pictures are.
+"""
+import json
+
+import numpy as np
+
+from trainer import files
+from trainer.errors import InputError
+
+#: The file in a run's folder.
+RECORD = 'split.json'
+
+#: Of each class's pictures, this share is for testing; at least one where there are two.
+SHARE = .2
+
+# Keeps it apart from what else is drawn from a seed (trainer.transforms).
+_SPLIT = 1 << 33
+
+
+def make(pictures, seed):
+    """Choose pictures for testing.
+
+    Args:
+        pictures (trainer.datasets.folder.PictureFiles): All pictures.
+        seed (int): The run's.
+
+    Returns:
+        dict: As the record holds it: ``seed``, ``share`` and ``test``, the names of the
+        chosen, sorted.
+    """
+    chosen = []
+    for label in range(len(pictures.categories)):
+        own = np.flatnonzero(pictures.labels == label)
+        n = min(max(1, round(SHARE * len(own))), len(own) - 1)
+        chosen += np.random.default_rng((seed, label, _SPLIT)).permutation(own)[:n].tolist()
+    names = pictures.names()
+    return {'seed': seed, 'share': SHARE, 'test': sorted(names[i] for i in chosen)}
+
+
+def apply(dataset, split):
+    """Return a dataset that is divided as a record says.
+
+    Args:
+        dataset (trainer.datasets.Dataset): All its pictures are in ``train``.
+        split (dict): From :func:`make` or :func:`read`.
+
+    Raises:
+        trainer.errors.InputError: A picture of the record is not there.
+    """
+    pictures = dataset.train
+    chosen, names = set(split['test']), pictures.names()
+    missing = chosen - set(names)
+    if missing:
+        raise InputError('{}: {} of the pictures that {} keeps for testing are not there; the '
+                         'first: {}'.format(pictures.root, len(missing), RECORD, min(missing)))
+    test = np.array([name in chosen for name in names])
+    return dataset._replace(train=pictures.take(np.flatnonzero(~test)),
+                            test=pictures.take(np.flatnonzero(test)))
+
+
+def read(path):
+    """Read a record.
+
+    Raises:
+        trainer.errors.InputError: It is missing or damaged.
+    """
+    try:
+        with files.open_regular(path) as f:
+            split = json.load(f)
+        if not all(isinstance(name, str) for name in split['test']):
+            raise ValueError('no names')
+        return split
+    except OSError as e:
+        raise InputError('{}: cannot be read ({}); it says which pictures are for testing'.format(
+            path, e.strerror))
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise InputError('{}: damaged ({}); it said which pictures are for testing'.format(
+            path, e))
