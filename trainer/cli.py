@@ -48,31 +48,45 @@ def epochs(text):
     return int(value)
 
 
+def prog():
+    """Return what the script is called in messages."""
+    return os.path.basename(sys.argv[0])
+
+
+def reason(error):
+    """Return one line on an error that a user can mend; ``None`` for others."""
+    if isinstance(error, InputError):
+        message = str(error)
+    elif isinstance(error, OSError) and error.errno is not None:
+        message = '{}{}'.format('{}: '.format(error.filename) if error.filename else '',
+                                error.strerror)
+    elif isinstance(error, MemoryError):
+        message = 'not enough memory{}; a smaller batch (-b) needs less'.format(
+            ' ({})'.format(error) if str(error) else '')
+    else:
+        return None
+    return ' '.join(message.split())
+
+
 def run(main):
     """Run a script's ``main()`` and turn what a user can mend into one line.
 
     Exit status: 2 after an error of the input or of the file system, 130 after
     an interrupt, otherwise what ``main`` returns.
     """
-    prog = os.path.basename(sys.argv[0])
     try:
         status = main()
         sys.stdout.flush()
         sys.exit(status)
-    except InputError as e:
-        message = str(e)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except KeyboardInterrupt:
-        print('\n{}: interrupted'.format(prog), file=sys.stderr)
+        print('\n{}: interrupted'.format(prog()), file=sys.stderr)
         sys.exit(130)
-    except OSError as e:
-        if e.errno is None:
+    except (InputError, OSError, MemoryError) as e:
+        line = reason(e)
+        if line is None:
             raise
-        message = '{}{}'.format('{}: '.format(e.filename) if e.filename else '', e.strerror)
-    except MemoryError as e:
-        message = 'not enough memory{}; a smaller batch (-b) needs less'.format(
-            ' ({})'.format(e) if str(e) else '')
-    print('{}: error: {}'.format(prog, ' '.join(message.split())), file=sys.stderr)
+    print('{}: error: {}'.format(prog(), line), file=sys.stderr)
     sys.exit(2)

@@ -1,0 +1,322 @@
+"""Several processes train one model: ``mpiexec -n 4 python main.py ...``.
+
+``-b`` is the whole batch. Each process computes its share of it
+(:class:`trainer.datasets.loading.Share`); the gradients are averaged over the processes
+by ChainerMN, with NCCL between GPUs and MPI between CPUs, and all processes make the
+same update. With a given ``train_batch_divide`` the weights are those that one process
+computes, up to rounding, as long as there are no more processes than chunks and these
+can be dealt out evenly; otherwise there are as many chunks as it takes.
+
+Batch normalisation's running statistics follow, in each process, the chunks that it
+computes. Before they are used (for evaluation and in files) they become their mean over
+the processes, so that with one chunk a process they are
+
+    statistics = decay x statistics + (1 - decay) x mean over the processes of a chunk's
+
+each update, whenever that mean is taken: it commutes with the updates. One process that
+computes the same chunks one after the other forgets faster, by decay at each chunk. A
+process without a picture of a batch (there may be fewer than processes) keeps its own.
+
+What a user could not tell apart from one process is the same: options, files, snapshots.
+Without mpiexec nothing of MPI is imported.
+"""
+import contextlib
+import io
+import os
+import socket
+import sys
+import time
+import traceback
+
+import numpy as np
+from chainer.backends import cuda
+
+from trainer import cli, devices
+from trainer.errors import InputError
+
+# How process managers tell a process how many there are, and which it is.
+_MANAGERS = (
+    ('PMI_SIZE', 'PMI_RANK'),  # MPICH, Intel MPI, Slurm
+    ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
+    ('MV2_COMM_WORLD_SIZE', 'MV2_COMM_WORLD_RANK'),
+)
+
+#: Seconds for which a process that fails waits for the others to fail as well.
+PATIENCE = 5.
+
+
+def launched():
+    """Return this process's rank and the number of processes: (0, 1) without mpiexec."""
+    for size, rank in _MANAGERS:
+        with contextlib.suppress(KeyError, ValueError):
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+@contextlib.contextmanager
+def first_speaks():
+    """Let only the first process print, where all say the same: arguments, and what is wrong."""
+    if launched()[0]:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def joined():
+    """Yield the processes that mpiexec started, or :class:`Alone`.
+
+    An exception that leaves the block in one process ends all of them: it is printed
+    there, with the process's number, and the exit status is 2 where a user can mend it,
+    else 1. One that leaves it in all processes is the first one's to handle; the
+    others get ``SystemExit``.
+
+    Raises:
+        trainer.errors.InputError: There is no mpi4py, or it is of another MPI.
+    """
+    rank, size = launched()
+    if size < 2:
+        yield Alone()
+        return
+    try:
+        world = _world(size)
+    except InputError:
+        if rank:
+            raise SystemExit(2) from None
+        raise
+    processes = Processes(world)
+    try:
+        yield processes
+    except BaseException as e:
+        processes._end(e)
+        raise
+
+
+def _world(size):
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as e:  # without a library it is a RuntimeError
+        raise InputError(
+            'mpiexec started {} processes, but mpi4py cannot be imported ({}); install it with '
+            '"uv sync --extra mpi" or "pip install mpi4py mpich"'.format(size, e))
+    if MPI.COMM_WORLD.size != size:
+        raise InputError(
+            'mpiexec started {} processes, but mpi4py sees {}: it uses {}, and mpiexec is of '
+            'another MPI; start them with the mpiexec of that one'.format(
+                size, MPI.COMM_WORLD.size, MPI.Get_library_version().split('\n')[0].strip()))
+    return MPI.COMM_WORLD
+
+
+class Alone:
+    """One process: what several do together, without MPI.
+
+    Attributes:
+        rank (int): The process's number, from 0; the first prints, logs and saves.
+        size (int): How many there are.
+        local_rank (int): Its number on this machine.
+        local_size (int): How many are on this machine.
+    """
+
+    rank = local_rank = 0
+    size = local_size = 1
+
+    def together(self, function):
+        """Call a function in every process. Where it fails in one, all raise that error.
+
+        The function must not wait for other processes.
+
+        Raises:
+            trainer.errors.InputError, OSError, MemoryError: The first failing process's.
+        """
+        return function()
+
+    def first(self, function):
+        """Return, in every process, what a function returns in the first; errors likewise."""
+        return function()
+
+    def device(self, gpu):
+        """Return Chainer's device of this process: from GPU ``gpu`` on, one for each.
+
+        Raises:
+            trainer.errors.InputError: There is no such GPU.
+        """
+        return devices.get(gpu)
+
+    def begin(self, device, *networks, gradients=None):
+        """Prepare to exchange gradients; give the networks the first process's weights.
+
+        Args:
+            device (chainer.backend.Device): This process's.
+            networks (trainer.networks.base.Network): On it.
+            gradients (numpy.dtype): In which the gradients travel between GPUs;
+                ``None``: float32.
+        """
+
+    def chunks(self, divide):
+        """Return how many chunks this process computes of a batch of ``divide`` chunks."""
+        return divide
+
+    def share(self, plan, chunks=1):
+        """Return this process's part of a plan (:mod:`trainer.datasets.loading`)."""
+        return plan
+
+    def sum(self, *values):
+        """Return numbers, summed over the processes, as floats."""
+        return [float(value) for value in values]
+
+    def sum_tally(self, tally):
+        """Add up a :class:`trainer.evaluation.Tally` over the processes, in place."""
+
+    def mean_gradients(self, network):
+        """Make each gradient its mean over the processes; those of frozen parameters go."""
+
+    def mean_statistics(self, *networks):
+        """Make batch normalisation's running statistics their means over the processes."""
+
+
+class Processes(Alone):
+    """The processes that mpiexec started.
+
+    Args:
+        world (mpi4py.MPI.Comm): All of them.
+    """
+
+    def __init__(self, world):
+        self.rank, self.size = world.rank, world.size
+        self._world = world
+        self._failed = world.Dup()  # where those meet that fail, past what others wait for
+        names = world.allgather(socket.gethostname())
+        self.local_rank = names[:self.rank].count(names[self.rank])
+        self.local_size = names.count(names[self.rank])
+        self._communicator = None
+
+    def together(self, function):
+        result = error = None
+        try:
+            result = function()
+        except (InputError, OSError, MemoryError) as e:
+            error = e
+        for error in self._world.allgather(error):
+            if error is not None:
+                raise error
+        return result
+
+    def first(self, function):
+        return self._world.bcast(self.together(lambda: function() if self.rank == 0 else None))
+
+    def device(self, gpu):
+        if gpu < 0:
+            return devices.get(gpu)
+        try:
+            return devices.get(gpu + self.local_rank)
+        except InputError as e:
+            raise InputError('{} (with -g {}, the {} processes of {} take as many GPUs)'.format(
+                e, gpu, self.local_size, socket.gethostname()))
+
+    def begin(self, device, *networks, gradients=None):
+        from mpi4py import MPI  # noqa: F401  ChainerMN takes it for granted
+        import chainermn
+        if device.xp is np:
+            self._communicator = chainermn.create_communicator('naive', self._world)
+        else:
+            self.together(_need_nccl)
+            self._communicator = chainermn.create_communicator(
+                'pure_nccl', self._world, allreduce_grad_dtype=gradients or np.float32)
+        # Not ChainerMN's bcast_data: it leaves out the statistics, and rounds in mixed mode.
+        for network in networks:
+            for link, name in _arrays(network, persistent=False) + _arrays(network):
+                array = _get(link, name)
+                host = np.ascontiguousarray(cuda.to_cpu(array))
+                self._world.Bcast(host)
+                if self.rank:
+                    array[...] = device.send(host)
+
+    def chunks(self, divide):
+        return -(-divide // self.size)
+
+    def share(self, plan, chunks=1):
+        from trainer.datasets import loading
+        return loading.Share(plan, self.rank, self.size, chunks)
+
+    def sum(self, *values):
+        return self._sum(np.array(values, np.float64)).tolist()
+
+    def _sum(self, array):
+        total = np.empty_like(array)
+        self._world.Allreduce(array, total)
+        return total
+
+    def sum_tally(self, tally):
+        tally.loss_sum, = self.sum(tally.loss_sum)
+        tally.confusion = self._sum(tally.confusion)
+        tally.top5 = self._sum(tally.top5)
+
+    def mean_gradients(self, network):
+        # The one place where gradients travel: in parts while the rest is still computed,
+        # or between the parts of a captured step, they would travel from here.
+        for param in network.params():
+            if param.update_rule is None or not param.update_rule.enabled:
+                param.cleargrad()
+            elif param.grad is None:  # no picture of this batch was for this process
+                param.grad = param.device.xp.zeros_like(param.array)
+        self._communicator.multi_node_mean_grad(network)
+
+    def mean_statistics(self, *networks):
+        found = [_get(link, name) for network in networks for link, name in _arrays(network)]
+        if not found:
+            return
+        # In float64, so that the mean of equal numbers is that number.
+        mean = self._sum(np.concatenate([
+            cuda.to_cpu(array).ravel().astype(np.float64) for array in found])) / self.size
+        ends = np.cumsum([array.size for array in found])[:-1]
+        for array, part in zip(found, np.split(mean, ends)):
+            part = part.astype(array.dtype).reshape(array.shape)
+            array[...] = part if isinstance(array, np.ndarray) else cuda.to_gpu(part)
+
+    def _end(self, error):
+        """Return where all processes failed and this is the first; else end them, or this one."""
+        line = None if isinstance(error, SystemExit) else cli.reason(error)
+        status = 130 if isinstance(error, KeyboardInterrupt) else 1 if line is None else 2
+        sys.stdout.flush()
+        if status != 130 and self._all_failed():
+            if self.rank:
+                raise SystemExit(status) from None
+            return
+        where = 'process {} of {}, on {}'.format(self.rank + 1, self.size, socket.gethostname())
+        if status == 1:
+            traceback.print_exception(error)
+            line = 'ended by the error above'
+        if status != 130:
+            print('{}: error: {} ({}; the others are ended as well)'.format(
+                cli.prog(), line, where), file=sys.stderr, flush=True)
+        self._world.Abort(status)
+
+    def _all_failed(self):
+        meeting = self._failed.Ibarrier()
+        # The later the rank the longer, so that of two that fail only one prints.
+        deadline = time.monotonic() + PATIENCE * (1 + self.rank / 10)
+        while not meeting.Test():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(.01)
+        return True
+
+
+def _need_nccl():
+    from chainermn import nccl
+    if not nccl._available:
+        raise InputError('several processes with -g need NCCL, which CuPy cannot find; install it '
+                         'with "uv sync --extra nccl-cuda13" or "pip install nvidia-nccl-cu13"')
+
+
+def _arrays(network, persistent=True):
+    """Return (link, name) of a network's parameters, or else of its running statistics."""
+    return [(link, name) for link in network.links()
+            for name in sorted(link._persistent if persistent else link._params)
+            if not persistent or np.ndim(getattr(link, name))]
+
+
+def _get(link, name):
+    value = getattr(link, name)
+    return getattr(value, 'array', value)
