@@ -2,7 +2,7 @@
 
 Python's own reader calls what a pickle names. This one follows the opcodes and
 leaves each name and each call standing as a :class:`Global` or a :class:`Call`,
-for the caller to recognise.
+for the caller to recognise; it can refuse names outright.
 """
 import collections
 import pickletools
@@ -36,23 +36,28 @@ _VALUES = _OLD_STRINGS | {
     'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'}
 _EMPTY = {'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_TUPLE': tuple, 'EMPTY_SET': set}
 _TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
+# What they are made from comes last.
+_DICTS = {Global('collections', name) for name in ('OrderedDict', 'defaultdict', 'Counter')}
 
 
-def read(data):
+def read(data, known=None):
     """Read one pickle.
 
     Args:
-        data (bytes or file): The pickle.
+        data (bytes or file): The pickle. Of a file nothing behind its end is read.
+        known (container of Global): The names that it may refer to; ``None``: any.
 
     Returns:
         The object: numbers, strings (``bytes`` for Python 2's ``str``), lists,
-        tuples, dicts, :class:`Global` and :class:`Call`.
+        tuples, dicts (also for those of ``collections``), :class:`Global` and
+        :class:`Call`.
 
     Raises:
-        PickleError: It is damaged or holds what this reader does not know.
+        PickleError: It is damaged, holds what this reader does not know, or refers to
+            a name that is not in ``known``.
     """
     try:
-        return _read(data)
+        return _read(data, known)
     except PickleError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
@@ -60,8 +65,22 @@ def read(data):
         raise PickleError('{}: {}'.format(type(e).__name__, e))
 
 
-def _read(data):
+def _call(function, arguments):
+    if function in _DICTS and isinstance(arguments, tuple):
+        content = arguments[-1] if arguments else ()
+        return {} if isinstance(content, Global) else dict(content)
+    return Call(function, arguments)
+
+
+def _read(data, known):
     stack, memo = [], {}
+
+    def refer(module, name):
+        # The names of a damaged pickle may be anything.
+        found = Global(str(module), str(name))
+        if known is not None and found not in known:
+            raise PickleError('it refers to {}.{}'.format(found.module[:60], found.name[:60]))
+        return found
 
     def pop_to_mark():
         items = []
@@ -120,18 +139,19 @@ def _read(data):
             n = _TUPLES[op]
             stack[-n:] = [tuple(stack[-n:])]
         elif op == 'GLOBAL':
-            stack.append(Global(*argument.split(' ', 1)))
+            stack.append(refer(*argument.split(' ', 1)))
         elif op == 'STACK_GLOBAL':
-            name, module = stack.pop(), stack.pop()
-            stack.append(Global(module, name))
+            attribute, module = stack.pop(), stack.pop()
+            stack.append(refer(module, attribute))
         elif op in ('REDUCE', 'NEWOBJ'):
             arguments, function = stack.pop(), stack.pop()
-            stack.append(Call(function, arguments))
+            stack.append(_call(function, arguments))
         elif op == 'BUILD':
             state = stack.pop()
-            if not isinstance(stack[-1], Call):
+            if isinstance(stack[-1], Call):
+                stack[-1].state = state
+            elif not isinstance(stack[-1], dict):  # a dict's attributes are not its content
                 raise PickleError('state for something that was not built')
-            stack[-1].state = state
         elif op == 'BINPERSID':
             stack.append(Call(Global('pickle', 'persistent_load'), (stack.pop(),)))
         elif op == 'STOP':

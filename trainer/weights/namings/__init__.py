@@ -1,0 +1,33 @@
+"""How PyTorch projects call the parts of a network: one module a naming.
+
+A naming is data: :mod:`trainer.weights.state_dict` does the rest.
+"""
+import collections
+
+
+class Naming(collections.namedtuple(
+        'Naming', 'name kind stem block classifier any_projections', defaults=(False,))):
+    """The names of one project.
+
+    Attributes:
+        name (str): What users call it.
+        kind (str): The networks it is for: 'ilsvrc' or 'paper-cifar'
+            (:attr:`Network.kind <trainer.networks.base.Network.kind>`).
+        stem (tuple of str): First convolution and its batch normalisation.
+        block (callable): (stage, block), both from 0 -> dict of 'reduce', 'grouped',
+            'expand' and 'shortcut' -> (convolution, batch normalisation).
+        classifier (callable): Number of stages -> the fully connected layer.
+        any_projections (bool): Whether the project's networks can have projection
+            shortcuts anywhere, not just where sizes differ.
+    """
+
+
+def table():
+    """Return name -> list of :class:`Naming`, at most one for each kind of network."""
+    from trainer.weights.namings import clcarwin, prlz77, torchvision
+    names = {'torchvision': torchvision.NAMINGS}
+    # Their networks have torchvision's names, letter for letter.
+    names['timm'] = names['lornatang'] = names['torchvision']
+    names.update(clcarwin.TABLE)
+    names['prlz77'] = prlz77.NAMINGS
+    return names

@@ -1,0 +1,360 @@
+"""PyTorch's files (.pth, .pth.tar, .pt) of state dicts, read and written without PyTorch.
+
+Both of torch.save's formats are read: zip archives (since PyTorch 1.6) and what came
+before. The pickle in them is read as data (:mod:`trainer.pickled`): nothing in a file is
+executed, imported or called, and a file that refers to anything but tensors and plain
+containers is refused.
+"""
+import collections
+import io
+import os
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+
+from trainer import files, pickled
+from trainer.errors import InputError
+from trainer.weights import state_dict, t7
+
+#: How files of the older format begin: a pickle of this number.
+LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
+_LEGACY_VERSION = 1001
+
+# The pickle of ResNeXt-101's whole training state takes 0.3 MB.
+_MAX_PICKLE = 16 << 20
+_MAX_DIMENSIONS = 8
+
+_DTYPES = {'Half': 'f2', 'Float': 'f4', 'Double': 'f8', 'BFloat16': 'u2', 'Byte': 'u1',
+           'Char': 'i1', 'Short': 'i2', 'Int': 'i4', 'Long': 'i8', 'Bool': 'u1'}
+_STORAGES = {pickled.Global(module, kind + 'Storage'): kind
+             for kind in _DTYPES for module in ('torch', 'torch.cuda')}
+_TENSORS = {pickled.Global('torch._utils', '_rebuild_tensor' + version)
+            for version in ('', '_v2')}
+_PARAMETER = pickled.Global('torch._utils', '_rebuild_parameter')
+_PERSISTENT = pickled.Global('pickle', 'persistent_load')
+
+# What a training state may hold beside tensors: plain values, none of which does anything.
+_KNOWN = {_PARAMETER, *_TENSORS, *_STORAGES} | {
+    pickled.Global(module, name) for module, names in (
+        ('collections', ('OrderedDict', 'defaultdict', 'Counter')),
+        ('argparse', ('Namespace',)), ('_codecs', ('encode',)),
+        ('builtins', ('set', 'dict', 'list')), ('__builtin__', ('set', 'dict', 'list')),
+        ('torch', ('Size', 'device')), ('numpy', ('dtype', 'ndarray')),
+        ('numpy.core.multiarray', ('scalar', '_reconstruct')),
+        ('numpy._core.multiarray', ('scalar', '_reconstruct'))) for name in names}
+
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError,
+           NotImplementedError, RuntimeError, OverflowError, TypeError, AttributeError,
+           IndexError, UnicodeError, MemoryError)
+
+
+class _Refused(Exception):
+    """The file is whole, but holds what is not read here."""
+
+
+class _Zip:
+    """torch.save's zip archive: ``NAME/data.pkl``, and ``NAME/data/KEY`` for each storage."""
+
+    swapped = False
+
+    def __init__(self, f):
+        self._archive = zipfile.ZipFile(f)
+        members = self._archive.infolist()
+        self._members = {info.filename: info for info in members}
+        size = os.fstat(f.fileno()).st_size
+        # PyTorch compresses nothing: no member can be larger than the file.
+        if len(self._members) != len(members) or sum(i.file_size for i in members) > size or any(
+                i.compress_type != zipfile.ZIP_STORED for i in members):
+            raise ValueError('its members are not as PyTorch writes them')
+        names = [name for name in self._members if name.endswith('/data.pkl')]
+        if len(names) != 1:
+            raise _Refused('it is a zip archive, but not one of torch.save')
+        self._folder = names[0].removesuffix('data.pkl')
+        if self._folder + 'constants.pkl' in self._members:
+            raise _Refused('it holds a TorchScript program; save its state_dict() instead')
+        if self._folder + 'byteorder' in self._members:
+            self.swapped = self._read('byteorder') == b'big'
+        if self._members[names[0]].file_size > _MAX_PICKLE:
+            raise ValueError('its pickle has {} bytes'.format(
+                self._members[names[0]].file_size))
+        self.root = _unpickle(io.BytesIO(self._read('data.pkl')))
+
+    def _read(self, name):
+        return self._archive.read(self._members[self._folder + name])  # checks the CRC
+
+    def size(self, key):
+        """Return the bytes of a storage."""
+        return self._members[self._folder + 'data/' + key].file_size
+
+    def open(self, key):
+        """Return (file, first byte) of a storage."""
+        return io.BytesIO(self._read('data/' + key)), 0
+
+
+class _Legacy:
+    """What torch.save wrote before: five pickles, then the storages."""
+
+    swapped = False
+
+    def __init__(self, f):
+        head = io.BytesIO(f.read(_MAX_PICKLE))
+        magic, version, _ = [pickled.read(head, ()) for _ in range(3)]
+        if version != _LEGACY_VERSION:
+            raise ValueError('version {}'.format(version))
+        self.root = _unpickle(head)
+        keys = pickled.read(head, ())
+        self._f, self._places = f, {}
+        size, position = os.fstat(f.fileno()).st_size, head.tell()
+        widths = _widths(self.root)
+        for key in map(_text, keys):
+            f.seek(position)
+            count, = struct.unpack('<q', f.read(8))
+            position += 8
+            if key in self._places or not 0 <= count <= (size - position) // widths[key]:
+                raise ValueError('{} numbers should follow byte {}'.format(count, position))
+            self._places[key] = position, count * widths[key]
+            position += count * widths[key]
+        if position != size:
+            raise ValueError('{} bytes follow its end'.format(size - position))
+
+    def size(self, key):
+        return self._places[key][1]
+
+    def open(self, key):
+        return self._f, self._places[key][0]
+
+
+def _text(name):
+    return name.decode('ascii', 'replace') if isinstance(name, bytes) else str(name)
+
+
+def _unpickle(f):
+    try:
+        return pickled.read(f, _KNOWN)
+    except pickled.PickleError as e:
+        if str(e).startswith('it refers to'):
+            raise _Refused('{}, which weights do not need and which is not run here; in PyTorch, '
+                           'save model.state_dict() alone'.format(e))
+        raise
+
+
+def _storage(call):
+    """Return (kind, key, count) of a storage."""
+    if call.function != _PERSISTENT:
+        raise ValueError('a tensor has no storage')
+    what, cls, key, _, count, *view = call.arguments[0]
+    if _text(what) != 'storage' or any(v is not None for v in view):
+        raise ValueError('a tensor has no storage of its own')
+    return _STORAGES[cls], _text(key), count
+
+
+def _arguments(value):
+    """Return what a tensor is made from, or ``None`` where ``value`` is not a tensor."""
+    if isinstance(value, pickled.Call) and value.function == _PARAMETER:
+        value = value.arguments[0]
+    if not isinstance(value, pickled.Call) or value.function not in _TENSORS:
+        return None
+    return value.arguments
+
+
+def _widths(root):
+    """Return key -> bytes of a number, of every storage that a pickle refers to."""
+    widths, seen, todo = collections.defaultdict(lambda: 1), set(), [root]
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:  # shared values would take time without end
+            continue
+        seen.add(id(value))
+        if isinstance(value, pickled.Call):
+            if value.function == _PERSISTENT:
+                kind, key, _ = _storage(value)
+                widths[key] = np.dtype(_DTYPES[kind]).itemsize
+            else:
+                todo += [value.arguments, value.state]
+        elif isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, (list, tuple)):
+            todo += value
+    return widths
+
+
+def _tensor(archive, arguments, extents):
+    """Return the :class:`state_dict.Tensor`; notes its extent after checking all it states."""
+    storage, offset, shape, strides = arguments[:4]
+    kind, key, count = _storage(storage)
+    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and all(
+            type(n) is int for n in (count, offset) + shape + strides)
+            and len(shape) == len(strides) <= _MAX_DIMENSIONS):
+        raise ValueError('a tensor of shape {}'.format(str(shape)[:60]))
+    dtype = np.dtype(_DTYPES[kind]).newbyteorder('>' if archive.swapped else '<')
+    if count * dtype.itemsize != archive.size(key):
+        raise ValueError('storage {} has not {} numbers'.format(key[:20], count))
+
+    def view(position):
+        # A number alone has no dimensions.
+        return t7.Tensor(kind, t7.Storage(kind, dtype, position, count), offset,
+                         shape or (1,), strides or (1,))
+
+    def load():
+        f, position = archive.open(key)
+        array = view(position).load(f).reshape(shape)
+        if kind == 'BFloat16':
+            return state_dict.from_bfloat16(array)
+        return array.astype(dtype.newbyteorder('='), copy=False)
+
+    extents.append((key,) + view(0).extent())
+    name = 'bfloat16' if kind == 'BFloat16' else dtype.newbyteorder('=').name
+    return state_dict.Tensor(name, shape, load)
+
+
+def _tensors(archive, value):
+    """Return name -> :class:`state_dict.Tensor` of a dict in a file."""
+    extents = []
+    tensors = {_text(name): _tensor(archive, _arguments(v), extents)
+               for name, v in value.items()}
+    if len(tensors) != len(value):
+        raise ValueError('two tensors have one name')
+    extents.sort()
+    for (key, _, end), (other, first, _) in zip(extents, extents[1:]):
+        if key == other and first < end:
+            raise ValueError('two tensors share their numbers')
+    return tensors
+
+
+def _entries(root):
+    """Return name -> dict of all dicts of tensors: the root as '', or what it holds."""
+    if not isinstance(root, dict):
+        raise _Refused('it holds no dict; in PyTorch, save model.state_dict()')
+
+    def is_one(value):
+        return isinstance(value, dict) and value and all(
+            _arguments(v) is not None for v in value.values())
+
+    found = {'': root} if is_one(root) else {}
+    found.update({_text(name): value for name, value in root.items() if is_one(value)})
+    return found
+
+
+def _choose(archive, entry):
+    """Return (name, tensors, names of the others) of the state dict to read."""
+    entries = _entries(archive.root)
+    if entry is not None:
+        if entry not in entries:
+            raise _Refused('there is no state dict {}; there are: {}'.format(
+                entry, ', '.join(sorted(entries)) or 'none'))
+        name = entry
+    elif len(entries) == 1:
+        name, = entries
+    else:
+        networks = [name for name, value in entries.items() if state_dict.recognise(
+            state_dict.strip(_tensors(archive, value))) is not None]
+        if not networks:
+            raise _Refused('it holds no state dict of a ResNeXt; dicts of tensors in it: {}'.format(
+                ', '.join(sorted(entries)) or 'none'))
+        name = 'state_dict' if 'state_dict' in networks else networks[0]
+        if name != 'state_dict' and len(networks) > 1:
+            raise _Refused('it holds several state dicts; choose with --entry: {}'.format(
+                ', '.join(sorted(networks))))
+    return name, _tensors(archive, entries[name]), sorted(set(entries) - {name})
+
+
+def read(path, entry=None):
+    """Build the network whose state dict a file holds.
+
+    The file may hold the state dict itself, or a training state with one in it.
+
+    Args:
+        path (str): The file, in either format of torch.save.
+        entry (str): Which state dict of a training state, such as 'ema_state_dict'.
+            ``None``: 'state_dict', or the only one of a network.
+
+    Returns:
+        tuple: The network on the CPU, :class:`state_dict.Found`, and which state dict
+        it was (str, '' for the file itself).
+
+    Raises:
+        trainer.errors.InputError: The file is missing or damaged, refers to anything
+            but tensors and plain values, or holds no ResNeXt of the namings known.
+    """
+    try:
+        with files.open_regular(path) as f:
+            legacy = f.read(len(LEGACY)) == LEGACY
+            f.seek(0)
+            name, tensors, _ = _choose(_Legacy(f) if legacy else _Zip(f), entry)
+            network, found = state_dict.read(tensors, path)
+            return network, found, name
+    except OSError as e:
+        raise InputError('{}: cannot be read ({})'.format(path, e.strerror or e))
+    except _Refused as e:
+        raise InputError('{}: {}'.format(path, e))
+    except (t7.Damaged, *_DAMAGE) as e:
+        detail = ' '.join(str(e).split())[:100]
+        raise InputError('{}: not a whole PyTorch file ({}{}); fetch it again'.format(
+            path, type(e).__name__, ': ' + detail if detail else ''))
+
+
+# Writing.
+
+_VERSION = b'3\n'
+# PyTorch's storages begin at multiples of this, so that they can be mapped into memory.
+_ALIGNMENT = 64
+
+
+def _pickle_int(n):
+    return b'K' + bytes([n]) if n < 256 else b'J' + struct.pack('<i', n)
+
+
+def _pickle_text(text):
+    return b'X' + struct.pack('<I', len(text.encode())) + text.encode()
+
+
+def _pickle_tuple(items):
+    return b'(' + b''.join(items) + b't'
+
+
+def _pickle(arrays):
+    """Return the pickle (protocol 2) of an OrderedDict of tensors, as torch.save writes it.
+
+    pickle.Pickler cannot: it refers only to what can be imported.
+    """
+    empty = b'ccollections\nOrderedDict\n)R'
+    parts = [b'\x80\x02', empty, b'(']
+    for i, (name, array) in enumerate(arrays.items()):
+        kind = {'float32': b'Float', 'int64': b'Long'}[array.dtype.name]
+        storage = _pickle_tuple([
+            _pickle_text('storage'), b'ctorch\n' + kind + b'Storage\n', _pickle_text(str(i)),
+            _pickle_text('cpu'), _pickle_int(array.size)]) + b'Q'
+        numbers = [_pickle_tuple(map(_pickle_int, n)) for n in (
+            array.shape, [stride // array.itemsize for stride in array.strides])]
+        parts += [_pickle_text(name), b'ctorch._utils\n_rebuild_tensor_v2\n',
+                  _pickle_tuple([storage, _pickle_int(0), *numbers, b'\x89', empty]), b'R']
+    return b''.join(parts) + b'u.'
+
+
+def save(path, network, naming=None):
+    """Save a network's state dict as torch.save does; torch.load reads it.
+
+    Args:
+        path (str): The file, any name. It appears whole or not at all.
+        network (trainer.networks.base.Network): The network.
+        naming (str): See :func:`state_dict.choose`.
+
+    Raises:
+        trainer.errors.InputError: The naming has no place for the network.
+    """
+    arrays = state_dict.write(network, naming)
+    with files.replacing(path) as unfinished, zipfile.ZipFile(unfinished, 'w') as archive:
+        def add(name, data):
+            info = zipfile.ZipInfo('archive/' + name)
+            start = archive.fp.tell() + 30 + len(info.filename) + 4  # two headers
+            padding = -start % _ALIGNMENT
+            info.extra = b'FB' + struct.pack('<H', padding) + b'Z' * padding
+            archive.writestr(info, data)
+
+        add('data.pkl', _pickle(arrays))
+        add('byteorder', b'little')
+        for i, array in enumerate(arrays.values()):
+            add('data/{}'.format(i), array.astype(array.dtype.newbyteorder('<'), copy=False).data)
+        add('version', _VERSION)

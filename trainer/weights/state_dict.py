@@ -1,0 +1,256 @@
+"""State dicts of PyTorch: from their names and shapes to the network, and back."""
+import collections
+
+import chainer
+import numpy as np
+
+from trainer.errors import InputError
+from trainer.weights import namings, npz, registry
+
+#: Of PyTorch's batch normalisation, and of every naming here; state dicts do not tell it.
+EPS = 1e-5
+
+# Wrappers (DataParallel, AveragedModel, torch.compile) put these before every name.
+_PREFIXES = ('module.', '_orig_mod.')
+# AveragedModel's counter.
+_NO_WEIGHTS = {'n_averaged'}
+
+_LINEAR = (('weight', 'W'), ('bias', 'b'))
+_BN = (('weight', 'gamma'), ('bias', 'beta'), ('running_mean', 'avg_mean'),
+       ('running_var', 'avg_var'), ('num_batches_tracked', 'N'))
+_COUNTER = 'num_batches_tracked'
+
+
+class Tensor(collections.namedtuple('Tensor', 'dtype shape load')):
+    """A tensor in a file.
+
+    Attributes:
+        dtype (str): Its type, as NumPy or PyTorch calls it: 'float32', 'bfloat16'.
+        shape (tuple of int): Its shape.
+        load (callable): () -> numpy.ndarray; bfloat16 as float32.
+    """
+
+
+class Found(collections.namedtuple('Found', 'naming dtypes')):
+    """What a state dict says beside the network.
+
+    Attributes:
+        naming (Naming): Whose names it has.
+        dtypes (str): Types of its weights, the most frequent first.
+    """
+
+
+def from_bfloat16(bits):
+    """Return bfloat16 numbers, given as uint16, as float32: the same numbers."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def strip(tensors):
+    """Take what wrappers of the network added off a state dict's names."""
+    tensors = {name: t for name, t in tensors.items() if name not in _NO_WEIGHTS}
+    for prefix in _PREFIXES * 2:  # in whatever order the network was wrapped
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name[len(prefix):]: t for name, t in tensors.items()}
+    return tensors
+
+
+def recognise(tensors):
+    """Return the :class:`Naming` that a state dict has, or ``None``."""
+    for of_project in namings.table().values():
+        for naming in of_project:
+            stem = tensors.get(naming.stem[0] + '.weight')
+            size = 7 if naming.kind == 'ilsvrc' else 3
+            first = naming.block(0, 0)['reduce'][0] + '.weight'
+            if first in tensors and stem is not None and stem.shape[2:] == (size, size):
+                return naming
+    return None
+
+
+def _names(naming, network):
+    """Return their name -> ours of everything that a network holds, in their order."""
+    names = {}
+    for path, _ in network.named_layers():
+        if path == 'fc':
+            fc = naming.classifier(len(network.stages))
+            names.update({fc + '.' + a: path + '/' + b for a, b in _LINEAR})
+            continue
+        if path == 'stem':
+            conv, bn = naming.stem
+        else:
+            stage, block, part = path.split('/')
+            conv, bn = naming.block(int(stage[5:]) - 1, int(block[5:]) - 1)[part]
+        names[conv + '.weight'] = path + '/conv/W'
+        names.update({bn + '.' + a: path + '/bn/' + b for a, b in _BN})
+    return names
+
+
+def _architecture(naming, tensors, path):
+    """Read the network's sizes off names and shapes."""
+    def shape(name, dimensions):
+        if name + '.weight' not in tensors:
+            raise InputError('{}: has the names of {}, but no {}.weight'.format(
+                path, naming.name, name))
+        found = tensors[name + '.weight'].shape
+        if len(found) != dimensions or 0 in found:
+            raise InputError('{}: {}.weight has shape {}'.format(path, name, found))
+        return found
+
+    def there(i, j, part):
+        return naming.block(i, j)[part][0] + '.weight' in tensors
+
+    stages = []
+    stem = channels = shape(naming.stem[0], 4)[0]
+    while there(len(stages), 0, 'reduce'):
+        i = len(stages)
+        blocks = 1
+        while there(i, blocks, 'reduce'):
+            blocks += 1
+        width, per_group = shape(naming.block(i, 0)['grouped'][0], 4)[:2]
+        out = shape(naming.block(i, 0)['expand'][0], 4)[0]
+        stride = 2 if i else 1
+        projections = ('none' if not there(i, 0, 'shortcut') else
+                       'all' if blocks > 1 and there(i, 1, 'shortcut') else 'first')
+        if projections == 'none' and (stride > 1 or channels != out):
+            shape(naming.block(i, 0)['shortcut'][0], 4)
+        stages.append([blocks, width, max(1, width // per_group), out, stride, projections])
+        channels = out
+    return {'network': naming.kind, 'stages': stages, 'stem_width': stem, 'eps': EPS,
+            'category_num': shape(naming.classifier(len(stages)), 2)[0]}
+
+
+def _load(tensor, name, path):
+    if tensor.dtype not in ('float16', 'bfloat16', 'float32', 'float64'):
+        raise InputError('{}: {} holds {}, not weights'.format(path, name, tensor.dtype))
+    with np.errstate(over='ignore'):
+        array = tensor.load().astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise InputError('{}: {} has numbers that are not finite in float32'.format(path, name))
+    if name.endswith('running_var') and (array + EPS <= 0).any():
+        raise InputError('{}: {} has variances below 0'.format(path, name))
+    return array
+
+
+def _count(tensor, name, path):
+    if tensor.dtype not in ('int32', 'int64') or tensor.shape not in ((), (1,)):
+        raise InputError('{}: {} is not a number of batches'.format(path, name))
+    return np.int64(tensor.load().reshape(()))
+
+
+def read(tensors, path):
+    """Build the network that a state dict holds.
+
+    Names and shapes tell all but the strides, the pooling and eps: those are the
+    paper's and PyTorch's (1 in stage 1 and 2 in the others; rounding down; 1e-5). All
+    names and shapes are checked before any number is read. Numbers of other
+    precisions become float32. ``num_batches_tracked`` becomes ``N``.
+
+    Args:
+        tensors (dict of str to Tensor): The state dict, in any of the namings of
+            :mod:`trainer.weights.namings`, wrappers' prefixes or not.
+        path (str): The file, for messages.
+
+    Returns:
+        tuple: The network (:class:`resnext_ilsvrc.ResNext` or
+        :class:`resnext.PaperResNext`) on the CPU, and :class:`Found`.
+
+    Raises:
+        trainer.errors.InputError: It is not a ResNeXt of those namings.
+    """
+    tensors = strip(tensors)
+    naming = recognise(tensors)
+    if naming is None:
+        raise InputError('{}: its names are not those of a ResNeXt of {}; the first: {}'.format(
+            path, ', '.join(namings.table()), next(iter(tensors), 'none')))
+    size = sum(int(np.prod(t.shape, dtype=object)) for t in tensors.values())
+    network = registry.build(_architecture(naming, tensors, path), path, weight_limit=size)
+    names = _names(naming, network)
+    held = npz.state(network)
+    missing = [name for name in names if name not in tensors and not name.endswith(_COUNTER)]
+    extra = [name for name in tensors if name not in names]
+    if missing or extra:
+        raise InputError('{}: does not fit {} in the names of {}: {} {}'.format(
+            path, npz.describe(network), naming.name,
+            'it has no' if missing else 'it also has', (missing or extra)[0]))
+    for name, ours in names.items():
+        if not name.endswith(_COUNTER) and tensors[name].shape != held[ours].shape:
+            raise InputError('{}: does not fit {}: {} is {} there and {} here'.format(
+                path, npz.describe(network), name, tensors[name].shape, held[ours].shape))
+    dtypes, arrays = collections.Counter(), {}
+    for name, ours in names.items():
+        if name.endswith(_COUNTER):
+            arrays[ours] = _count(tensors[name], name, path) if name in tensors else np.int64(0)
+        else:
+            arrays[ours] = _load(tensors[name], name, path)
+            dtypes[tensors[name].dtype] += arrays[ours].size
+    chainer.serializers.NpzDeserializer(arrays).load(network)
+    return network, Found(naming, ', '.join(dtype for dtype, _ in dtypes.most_common()))
+
+
+def _check_held(network, naming):
+    """Refuse a network that a state dict in this naming would misrepresent."""
+    def refuse(why):
+        return InputError('--naming {}: state dicts in this naming cannot hold the network: {}; '
+                          'npz and ONNX can'.format(naming.name, why))
+
+    if network.eps != EPS:
+        raise refuse('its batch normalisation has eps {}, PyTorch\'s {}'.format(network.eps, EPS))
+    if network.round_up_pooling:
+        raise refuse('its max pooling rounds sizes up')
+    channels = network.stem_width
+    for i, stage in enumerate(network.stages):
+        if stage.stride != (2 if i else 1):
+            raise refuse('stage {} has stride {}'.format(i + 1, stage.stride))
+        needed = stage.stride > 1 or channels != stage.out_channels
+        fits = stage.projections == ('first' if needed else 'none')
+        if not fits and (needed and stage.projections == 'none' or not naming.any_projections):
+            raise refuse('the shortcuts of stage {} are not projections just where sizes differ'
+                         .format(i + 1))
+        channels = stage.out_channels
+
+
+def choose(network, name=None):
+    """Return the :class:`Naming` to write a network in.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        name (str): A name of :func:`trainer.weights.namings.table`. ``None``: torchvision's
+            for ImageNet networks, prlz77's for CIFAR networks.
+
+    Raises:
+        trainer.errors.InputError: There is no such naming, or it has no place for the
+            network.
+    """
+    table = namings.table()
+    if name is not None and name not in table:
+        raise InputError('--naming {}: there are {}'.format(name, ', '.join(table)))
+    fitting = [naming for key, of_project in table.items() for naming in of_project
+               if naming.kind == network.kind and name in (key, None)]
+    if not fitting:
+        raise InputError('{} no names for {}; npz and ONNX can hold it'.format(
+            '--naming {}: it has'.format(name) if name else 'PyTorch state dicts: there are',
+            npz.describe(network)))
+    _check_held(network, fitting[0])
+    return fitting[0]
+
+
+def write(network, naming=None):
+    """Return the state dict of a network: the inverse of :func:`read`.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        naming (str): See :func:`choose`.
+
+    Returns:
+        dict of str to numpy.ndarray: float32, and int64 of shape () for
+        ``num_batches_tracked``, in PyTorch's order.
+
+    Raises:
+        trainer.errors.InputError: See :func:`choose`.
+    """
+    held = npz.state(network)
+    arrays = {}
+    for name, ours in _names(choose(network, naming), network).items():
+        array = chainer.backends.cuda.to_cpu(held[ours]) if np.ndim(held[ours]) else held[ours]
+        dtype = np.int64 if name.endswith(_COUNTER) else np.float32
+        arrays[name] = np.asarray(array, dtype, order='C')
+    return arrays
