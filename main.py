@@ -31,6 +31,8 @@ def parser():
     add(p, '--save_path', '-p', metavar='DIR', help='folder for models, snapshots, log, figures')
     add(p, '--resume', nargs='?', const=True, metavar='DIR',
         help='go on with the run in DIR (default: in -p), with its options')
+    add(p, '--summary', action='store_true',
+        help="print the network's layers, output sizes, parameters and multiply-adds, and end")
     add(p, '--gpu', '-g', type=int, help='GPU number, -1 for the CPU')
     add(p, '--seed', type=int, help='of the initial weights, the order and the augmentation')
     add(p, '--workers', type=int, metavar='N',
@@ -106,6 +108,9 @@ def main():
     if isinstance(resume, str):
         if given.setdefault('save_path', resume) != resume:
             p.error('--resume {} and -p {} name two folders'.format(resume, given['save_path']))
+    if given.pop('summary', False):
+        print(run.summary(resume=bool(resume), **given))
+        return 0
     return 0 if run.train(resume=bool(resume), **given) else 130
 
 

@@ -32,7 +32,6 @@ class ResNext(Network):
                  initialize=True, shortcut='A'):
         super().__init__()
         self.multiplier = multiplier
-        self.shortcut = shortcut
         stages = [layers.StageConfig(blocks, C * d * 2 ** i, C, d * 2 ** i * multiplier,
                                      2 if i else 1, paper.projections(shortcut))
                   for i, blocks in enumerate(block_num)]

@@ -84,6 +84,13 @@ class Network(chainer.Chain):
         """int: Depth as the paper counts it: stem, three convolutions a block, classifier."""
         return 3 * sum(self.block_num) + 2
 
+    @property
+    def shortcut(self):
+        """str: Type of the shortcuts: 'A' (identities), 'B' (projections in first blocks) or
+        'C' (projections everywhere)."""
+        found = {stage.projections for stage in self.stages}
+        return 'C' if 'all' in found else 'B' if 'first' in found else 'A'
+
     def named_layers(self):
         """Yield (path, link) of stem, each block's layers, shortcut last, and classifier."""
         yield 'stem', self.stem

@@ -6,7 +6,6 @@ import data_augmentation
 import resnext
 import resnext_ilsvrc
 from trainer.errors import InputError
-from trainer.networks import paper
 from trainer.training.losses import LabelSmoothing
 from trainer.training.options import RECORD, SIZES
 from trainer.training.optimizers import OPTIMIZERS
@@ -45,10 +44,23 @@ def network(options, given, architecture, dataset):
     return built
 
 
+def of_options(options, given, architecture, category_num):
+    """As :func:`network`, of however many classes; a new one has ``category_num``, and no
+    weights yet."""
+    if architecture is not None:
+        return registry.build(architecture, RECORD, None)
+    if options['load_model'] is None:
+        return _new(options, category_num)
+    built = npz.load(options['load_model'])
+    _take_sizes(options, given, built, options['load_model'])
+    return built
+
+
 def _new(options, category_num):
     C, d, block_num = options['C'], options['d'], tuple(options['block_num'])
     if options['network'] == 'original':
-        return resnext.ResNext(category_num, block_num, C, d, options['multi'], initialize=False)
+        return resnext.ResNext(category_num, block_num, C, d, options['multi'],
+                               shortcut=options['shortcut'], initialize=False)
     if options['network'] == 'paper':
         return resnext.PaperResNext(category_num, block_num, C, d, options['widen_factor'],
                                     shortcut=options['shortcut'], initialize=False)
@@ -59,12 +71,11 @@ def _new(options, category_num):
 
 def _take_sizes(options, given, built, model):
     """Refuse flags that contradict what the file of ``-m`` holds; record what it holds."""
-    letters = {projections: letter for letter, projections in paper.SHORTCUTS.items()}
     held = {'network': _NAMES[built.kind], 'C': built.C, 'd': built.d,
             'block_num': built.block_num, 'depth': built.layers,
             'multi': getattr(built, 'multiplier', None),
             'widen_factor': built.stages[0].out_channels / 64,
-            'shortcut': letters[built.stages[0].projections]}
+            'shortcut': built.shortcut}
     for name in ('network',) + SIZES:
         value = given.get(name)
         if value is not None and tuple(np.ravel(value)) != tuple(np.ravel(held[name])):

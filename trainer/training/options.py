@@ -24,7 +24,7 @@ DEFAULTS = {
 
 #: The networks, and the sizes that they have where neither recipe nor flag says otherwise.
 NETWORKS = {
-    'original': {'C': 2, 'd': 64, 'multi': 4, 'block_num': (3, 3, 3)},
+    'original': {'C': 2, 'd': 64, 'multi': 4, 'block_num': (3, 3, 3), 'shortcut': 'A'},
     'paper': {'C': 8, 'd': 64, 'widen_factor': 4, 'depth': 29, 'shortcut': 'B'},
     'ilsvrc': {'C': 32, 'd': 4, 'depth': 50, 'shortcut': 'B'},
 }

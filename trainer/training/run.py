@@ -14,6 +14,7 @@ from trainer.errors import InputError
 from trainer.reports import figures
 from trainer.reports.console import Console
 from trainer.reports.log import Log
+from trainer.reports.summary import summary as summarise
 from trainer.training import build, extensions, schedules, snapshots
 from trainer.training.data import data_path
 from trainer.training.options import DEFAULTS, RECORD, resolve, write_record
@@ -21,6 +22,9 @@ from trainer.training.updater import ChunkedUpdater
 from trainer.weights import npz
 
 _OUTPUTS = (RECORD, 'log.json', 'loss.jpg', 'accuracy.jpg', 'confusion.jpg', 'model')
+
+# Classes of datasets; those of others are their class folders.
+_CLASSES = {'cifar10': 10, 'cifar100': 100, 'mnist': 10, 'quick': 10, 'ilsvrc': 1000}
 
 
 def train(resume=False, say=print, **given):
@@ -50,6 +54,27 @@ def train(resume=False, say=print, **given):
                 e.filename or folder, e.strerror or e))
     finally:
         lock.release()
+
+
+def summary(resume=False, **given):
+    """Describe the network that :func:`train` would train, without loading pictures.
+
+    Args:
+        resume, given: See :func:`train`.
+
+    Returns:
+        str: See :func:`trainer.reports.summary.summary`.
+
+    Raises:
+        trainer.errors.InputError: Something given cannot be used.
+    """
+    options, architecture = resolve(given.get('save_path', DEFAULTS['save_path']), resume,
+                                    lambda message: None, given)
+    name = 'quick' if options['quick'] else options['dataset']
+    classes = _CLASSES.get(name)
+    if classes is None and architecture is None and options['load_model'] is None:
+        classes = len(datasets.load(name, options['data']).classes)
+    return summarise(build.of_options(options, given, architecture, classes))
 
 
 def _claim(folder):

@@ -430,10 +430,8 @@ def _build(f, path):
     network.fc.W.array[...] = numbers.load(held.fc, 'weight', network.fc.W.shape)
     network.fc.b.array[...] = numbers.load(held.fc, 'bias', network.fc.b.shape, absent=0)
     numbers.check_distinct()
-    projections = {stage.projections for stage in network.stages}
-    shortcut = 'C' if 'all' in projections else 'B' if 'first' in projections else 'A'
     return network, Found(', '.join(kind for kind, _ in numbers.kinds.most_common()),
-                          held.picture_size, shortcut)
+                          held.picture_size, network.shortcut)
 
 
 def read(path):
