@@ -488,7 +488,8 @@ def test_pictures_from_files_and_from_memory(name, pictures):
     for workers in (0, 2):
         given = dict(resolve(preprocessing=name, batch=4), workers=workers)
         iterators = data_path(dataset, given, preprocessing)
-        batches.append([loading.join(i.next()) for i in iterators for _ in range(2)])
+        batches.append([tuple(np.array(a) for a in loading.join(i.next()))
+                        for i in iterators for _ in range(2)])
         for i in iterators:
             i.finalize()
     for (x, t), (x2, t2) in zip(*batches):
@@ -785,6 +786,26 @@ def test_lornatang_draws_and_fallback():
     aspects = [w / h for d in many[:1000]
                for _, _, h, w in [preprocessing.crop_box(2000, 2000, d.attempts)]]
     assert abs(np.mean(np.log(aspects))) < .02 and .74 < min(aspects) and max(aspects) < 1.35
+
+
+@pytest.mark.parametrize('name', ['DataAugmentationImagenetTorch7',
+                                  'DataAugmentationImagenetPaper',
+                                  'DataAugmentationImagenetLornatang'])
+def test_a_large_jpeg_may_be_decoded_smaller(name, tmp_path):
+    from trainer.transforms import pictures as decoding
+    preprocessing = getattr(data_augmentation, name)
+    image = Image.fromarray(quick.load().train.images[600].transpose(1, 2, 0))
+    path = str(tmp_path / 'a.jpg')
+    image.resize((1500, 1203), Image.Resampling.BICUBIC).save(path, quality=95)
+    whole = decoding.load(path)
+    shrunk = 0
+    for i in range(12):
+        d = preprocessing.draw(generator(5, 1, i))
+        d = d._replace(operation='identity', angle=0) if hasattr(d, 'operation') else d
+        found, full = preprocessing.train(path, drawn=d).x, preprocessing.train(whole, drawn=d).x
+        assert abs(found - full).mean() * 255 * .225 < 1.5
+        shrunk += (found != full).any()
+    assert shrunk >= 3  # otherwise nothing was tested
 
 
 def test_a_file_that_is_no_picture(tmp_path):

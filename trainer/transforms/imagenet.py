@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from trainer.errors import InputError
 from trainer.transforms import Sample, ilsvrc, uniform_int
 from trainer.transforms.ilsvrc import MEAN, STD
-from trainer.transforms.pictures import load_rgb
+from trainer.transforms.pictures import load_shrunk
 
 _SIDE = 224
 _ATTEMPTS = 10
@@ -31,7 +31,11 @@ PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
 
 
 class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
-    """What the classes share; evaluation is as the 2017 program and Torch7 do it."""
+    """What the classes share; evaluation is as the 2017 program and Torch7 do it.
+
+    A class has :meth:`draw`, ``_share(height, width, drawn)``, the share of a picture's
+    sides that is left of them, and ``_train(image, full size, drawn)``.
+    """
 
     @classmethod
     def train(cls, img, rng=np.random, drawn=None, out=None):
@@ -50,9 +54,9 @@ class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
             trainer.errors.InputError: The picture cannot be read.
         """
         d = cls.draw(rng) if drawn is None else drawn
-        image = load_rgb(img)
+        image, size = load_shrunk(img, lambda height, width: cls._share(height, width, d))
         try:
-            x = cls._train(image, d)
+            x = cls._train(image, size, d)
         except InputError as e:
             raise InputError('{}: {}'.format(img, e)) if isinstance(
                 img, (str, os.PathLike)) else e
@@ -60,6 +64,20 @@ class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
             out[...] = x
             x = out
         return Sample(x, d._asdict())
+
+
+def _resized_crop(image, size, box, interpolation):
+    """Cut ``box`` (y, x, height, width) out of a picture and resize it to 224x224.
+
+    The box is of the picture's full ``size`` (height, width); it may be there smaller.
+    """
+    y, x, h, w = box
+    if (image.height, image.width) == size:
+        return image.crop((x, y, x + w, y + h)).resize((_SIDE, _SIDE), interpolation)
+    vertical, horizontal = image.height / size[0], image.width / size[1]
+    return image.resize((_SIDE, _SIDE), interpolation, (
+        x * horizontal, y * vertical,
+        min((x + w) * horizontal, image.width), min((y + h) * vertical, image.height)))
 
 
 def lighting(normals):
@@ -156,16 +174,19 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
                 return uniform_int(y, 0, height - h), uniform_int(x, 0, width - w), h, w
 
     @classmethod
-    def _train(cls, image, d):
-        box = cls.crop_box(image.height, image.width, d.attempts)
+    def _share(cls, height, width, d):
+        box = cls.crop_box(height, width, d.attempts)
+        return _SIDE / min((height, width) if box is None else box[2:])
+
+    @classmethod
+    def _train(cls, image, size, d):
+        box = cls.crop_box(*size, d.attempts)
         if box is None:
-            size = ilsvrc.resized_size(image.height, image.width, _SIDE)
+            size = ilsvrc.resized_size(*size, _SIDE)
             y, x = (-(-(n - _SIDE) // 2) for n in size)
             pixels = ilsvrc._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         else:
-            y, x, h, w = box
-            pixels = np.asarray(image.crop((x, y, x + w, y + h)).resize(
-                (_SIDE, _SIDE), Image.Resampling.BICUBIC))
+            pixels = np.asarray(_resized_crop(image, size, box, Image.Resampling.BICUBIC))
         colour = _Colour(pixels.mean(axis=(0, 1), dtype=np.float64) / 255)
         for which in d.order:
             colour.blend(d.alphas[which], ('none', 'mean', 'own')[which])
@@ -200,8 +221,12 @@ class DataAugmentationImagenetPaper(_Preprocessing):
                           tuple(rng.normal(0, .1, 3).tolist()), u[3] < .5)
 
     @classmethod
-    def _train(cls, image, d):
-        size = ilsvrc.resized_size(image.height, image.width, d.short_side)
+    def _share(cls, height, width, d):
+        return d.short_side / min(height, width)
+
+    @classmethod
+    def _train(cls, image, size, d):
+        size = ilsvrc.resized_size(*size, d.short_side)
         y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
         pixels = ilsvrc._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         colour = _Colour((0, 0, 0))
@@ -280,9 +305,13 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
         return (height - h) // 2, (width - w) // 2, h, w
 
     @classmethod
-    def _train(cls, image, d):
-        y, x, h, w = cls.crop_box(image.height, image.width, d.attempts)
-        image = image.crop((x, y, x + w, y + h)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    def _share(cls, height, width, d):
+        return _SIDE / min(cls.crop_box(height, width, d.attempts)[2:])
+
+    @classmethod
+    def _train(cls, image, size, d):
+        image = _resized_crop(image, size, cls.crop_box(*size, d.attempts),
+                              Image.Resampling.BILINEAR)
         change, largest, signed = OPERATIONS[d.operation]
         m = largest * d.strength / 30
         image = change(image, -m if signed and d.negated else m).rotate(d.angle)
