@@ -8,6 +8,8 @@ import numpy as np
 import PIL
 
 import data_augmentation
+import resnext
+import resnext_ilsvrc
 from trainer import files, recipes
 from trainer.errors import InputError
 from trainer.training import snapshots
@@ -132,16 +134,11 @@ def blocks(network, depth):
     Raises:
         trainer.errors.InputError: There is no such network.
     """
-    if network == 'ilsvrc':
-        depths = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-        if depth not in depths:
-            raise InputError('--depth {}: --network ilsvrc has 50, 101 or 152 layers; --block_num '
-                             'gives others'.format(depth))
-        return depths[depth]
-    if depth < 11 or (depth - 2) % 9:
-        raise InputError('--depth {}: --network {} has 9n + 2 layers: 11, 20, 29, 38, ...'.format(
-            depth, network))
-    return ((depth - 2) // 9,) * 3
+    of = resnext_ilsvrc.ResNext if network == 'ilsvrc' else resnext.PaperResNext
+    try:
+        return of.blocks_of_depth(depth)
+    except InputError as e:
+        raise InputError('--{}'.format(e))
 
 
 def _scale(options, recipe, given, say):
