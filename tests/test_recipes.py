@@ -296,6 +296,28 @@ def test_torch_s_momentum_through_a_change_of_rate():
             assert link.p.array[0] == pytest.approx(x, rel=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_a_gpu_updates_and_averages_as_the_cpu_does(nesterov):
+    found = []
+    for device in ('@numpy', '@cupy:0'):
+        network = build._new(resolve(network='paper', C=2, d=2, depth=11, widen_factor=1), 10)
+        network.weight_initialization(0)
+        network.to_device(device)
+        optimizer = TorchSGD(.1, .9, nesterov).setup(network)
+        average = run.extensions.MovingAverage(network, .9)
+        rng = np.random.default_rng(0)
+        for _ in range(3):
+            for _, p in sorted(network.namedparams()):
+                p.grad = network.device.send(rng.normal(0, 1, p.shape).astype(np.float32))
+            optimizer.update()
+            average(None)
+        found.append([npz.state(network), npz.state(average.network)])
+    for cpu, gpu in zip(*found):
+        for name in cpu:
+            np.testing.assert_allclose(gpu[name], cpu[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_chainer_s_nesterov_is_another():
     """Why there is TorchSGD: after one update NesterovAG has moved by .9^2 x lr x g more."""
     moved = []

@@ -27,12 +27,13 @@ class _Rule(optimizer.UpdateRule):
     def update_core_gpu(self, param):
         if param.grad is None:
             return
+        step = 'grad + momentum * buffer' if self.nesterov else 'buffer'
         cuda.elementwise(
-            'T grad, T lr, T momentum, bool nesterov', 'T param, T buffer',
-            '''buffer = momentum * buffer + grad;
-               param -= lr * (nesterov ? grad + momentum * buffer : buffer);''', 'torch_sgd')(
-                   param.grad, self.hyperparam.lr, self.hyperparam.momentum, self.nesterov,
-                   param.array, self.state['buffer'])
+            'T grad, T lr, T momentum', 'T param, T buffer',
+            'buffer = momentum * buffer + grad; param -= lr * ({});'.format(step),
+            'torch_nesterov' if self.nesterov else 'torch_momentum')(
+                param.grad, self.hyperparam.lr, self.hyperparam.momentum, param.array,
+                self.state['buffer'])
 
 
 class TorchSGD(optimizer.GradientMethod):
