@@ -1,4 +1,5 @@
 """The networks of the paper: sizes, shortcuts, the forms of its figure 3, and summaries."""
+import json
 import re
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import chainer.functions as F
 import numpy as np
 import pytest
 
+import main
 import resnext
 import resnext_ilsvrc
 from conftest import ROOT
 from trainer.engines import shapes
 from trainer.errors import InputError
 from trainer.reports.summary import layers, summary
+from trainer.training import options as options_of_run
 from trainer.weights import forms, npz, original
 
 
@@ -244,6 +247,7 @@ def test_the_papers_cifar_networks(depth, C, d, widen_factor, classes):
     assert network.count_params() == by_hand(depth, C, d, widen_factor, classes)
     if (depth, d) == (29, 64) and C > 1:  # 34.4 M and 68.1 M in the paper's table 7
         assert network.count_params() == {8: 34426698, 16: 68155210}[C]
+        assert '{:.1f}'.format(network.count_parameters() / 1e6) == {8: '34.4', 16: '68.1'}[C]
 
 
 def test_resnet_is_the_case_of_cardinality_1():
@@ -352,3 +356,54 @@ def test_summary_groups_by_stage_and_fits_80_columns():
     assert re.search(r'^    grouped +1024 of 3x3 /2, 64 groups +1024x14x14 ', text, re.MULTILINE)
     assert text.split('total')[1].split()[0] == '{:,}'.format(network.count_params())
     assert '2048x14x14' in summary(network, 448).split('stage4')[1].splitlines()[0]
+
+
+@pytest.fixture
+def printed(tmp_path, monkeypatch, capsys):
+    """What ``python main.py --summary`` prints with more flags; it leaves no file behind."""
+    def printed(*flags):
+        folder = tmp_path / 'empty'
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, 'argv', ['main.py', '--summary', *map(str, flags)])
+        assert main.main() == 0
+        assert not list(folder.iterdir())
+        return capsys.readouterr().out
+    return printed
+
+
+@pytest.mark.parametrize('flags, parameters, multiply_adds', [
+    ('--network ilsvrc --dataset ilsvrc --C 8 --d 14', 25603016, '4.27'),
+    ('--network ilsvrc --dataset ilsvrc --depth 101 --C 64', 83455272, None),
+    ('--network paper --C 16', 68155210, None),
+    ('', 8485140, None),  # the original's 2x64d
+])
+def test_summary_flag(flags, parameters, multiply_adds, printed):
+    lines = printed(*flags.split()).splitlines()
+    assert lines[-3].split()[:2] == ['total', '{:,}'.format(parameters)]
+    if multiply_adds:
+        assert lines[-1].endswith(', {} G multiply-adds'.format(multiply_adds))
+
+
+def test_summary_flag_with_other_shortcuts_and_a_file(printed, tmp_path):
+    assert printed('--shortcut', 'B').count('shortcut') == 3
+    network = NETWORKS['ilsvrc']('C')
+    network.save_model(tmp_path / 'x.npz', layout='form-b')
+    assert printed('-m', tmp_path / 'x.npz').splitlines() == summary(network).splitlines()
+    with pytest.raises(InputError, match='--C 7: .*x.npz holds'):
+        printed('-m', tmp_path / 'x.npz', '--C', 7)
+
+
+def test_summary_flag_with_a_run(printed, tmp_path):
+    network = NETWORKS['paper']('B')
+    options = options_of_run.resolve(str(tmp_path), False, print, {'network': 'paper'})[0]
+    (tmp_path / 'run.json').write_text(json.dumps({
+        'options': options, 'network': network.architecture()}))
+    assert printed('--resume', tmp_path).splitlines() == summary(network).splitlines()
+
+
+def test_summary_of_a_depth_that_is_none_is_one_line():
+    done = subprocess.run([sys.executable, 'main.py', '--summary', '--network', 'paper',
+                           '--depth', '30'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith('main.py: error: --depth 30: ') and done.stderr.count('\n') == 1
