@@ -51,6 +51,7 @@ def parser():
     add(g, '--widen_factor', type=natural, help='output channels of the first stage, in units of '
         '64 (paper)')
     add(g, '--shortcut', help='type of the shortcuts (paper, ilsvrc)')
+    add(g, '--initialization', help='initial weights, as which source draws them')
 
     g = p.add_argument_group('data')
     add(g, '--dataset', choices=[n for n in datasets.available() if n != 'quick'], help='dataset')

@@ -19,7 +19,7 @@ from test_training import assert_same_end, in_child
 from trainer import datasets, prediction, recipes
 from trainer.datasets import Dataset, folder, loading, quick
 from trainer.errors import InputError
-from trainer.training import build, options, run, schedules, snapshots
+from trainer.training import build, initial, options, run, schedules, snapshots
 from trainer.training.data import Load, data_path
 from trainer.training.losses import LabelSmoothing
 from trainer.training.optimizers import TorchSGD
@@ -255,7 +255,7 @@ def test_weights_after_three_updates(name, decay, kind, share, ema, lr, chunks, 
         train(tmp_path, cifar, **given)
     with chainer.using_config('dtype', np.float64):
         source = Source(build._new(resolve(**given), 10), decay, .9, kind, share, ema)
-    source.network.weight_initialization(3)
+    initial.fill(source.network, recipes.get(name).initialization, 3)
     begun = {n: np.array(a) for n, a in npz.state(source.network).items()}
     for x, t in batches:
         source.update(x, t, lr, chunks)
@@ -344,6 +344,33 @@ def test_label_smoothing():
         assert float(loss.array) == pytest.approx(wanted, rel=1e-6)
         np.testing.assert_allclose(variable.grad, score_gradients(y.astype(np.float64), t, share),
                                    atol=1e-7)
+
+
+@pytest.mark.parametrize('name, uniform, biased', [
+    ('torch7', True, False), ('prlz77', False, False), ('pytorch', True, True)])
+def test_initial_weights(name, uniform, biased):
+    """Of convolutions normal, 2 / n with n = kW kH outputs; of the classifier, the source's."""
+    network = build._new(resolve(network='paper', C=4, d=32), 500)
+    initial.fill(network, name, 1)
+    for path, outputs, area in (('stem', 64, 9), ('stage2/block1/grouped', 256, 9),
+                                ('stage3/block2/expand', 1024, 1), ('stage1/block1/shortcut', 256, 1)):
+        link = network
+        for part in path.split('/'):
+            link = link[part]
+        w = link.conv.W.array
+        assert w.shape[0] == outputs and w.shape[2] * w.shape[3] == area
+        assert w.std() == pytest.approx((2 / (area * outputs)) ** .5, rel=.05)
+        assert abs((w ** 4).mean() / w.std() ** 4 - 3) < .3  # normal
+        assert link.bn.gamma.array.min() == 1 and not link.bn.beta.array.any()
+    w, b = network.fc.W.array, network.fc.b.array
+    if uniform:
+        assert .031 < abs(w).max() <= 1 / 32 and w.std() == pytest.approx(1 / 32 / 3 ** .5, rel=.01)
+    else:
+        assert w.std() == pytest.approx((2 / 1024) ** .5, rel=.01) and abs(w).max() > .15
+    assert (.03 < abs(b).max() <= 1 / 32) if biased else not b.any()
+    again = build._new(resolve(network='paper', C=4, d=32), 500)
+    initial.fill(again, name, 1)
+    np.testing.assert_array_equal(again.fc.W.array, w)
 
 
 # ---- runs

@@ -16,6 +16,8 @@ _FIELDS = {
     'depth': (None, "Layers: 9n + 2 for CIFAR; 50, 101 or 152 for 'ilsvrc'."),
     'block_num': (None, 'Blocks in each stage, where depth does not say.'),
     'shortcut': (None, "Type of the shortcuts, 'A', 'B' or 'C'."),
+    'initialization': ('orthonormal', "Initial weights: 'orthonormal' (the 2017 program's), "
+                       "'torch7', 'prlz77' or 'pytorch'."),
     'dataset': ('cifar10', 'The dataset.'),
     'preprocessing': ('DataAugmentationCifar10NormalizeSmall',
                       'The class of data_augmentation that preprocesses the pictures.'),

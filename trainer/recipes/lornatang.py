@@ -10,6 +10,7 @@ RECIPE = Recipe(
     C=32,
     d=4,
     depth=50,
+    initialization='pytorch',
     dataset='ilsvrc',
     preprocessing='DataAugmentationImagenetLornatang',
     sampling='full-batches',

@@ -10,6 +10,7 @@ RECIPE = Recipe(
     C=32,
     d=4,
     depth=50,
+    initialization='torch7',
     dataset='ilsvrc',
     preprocessing='DataAugmentationImagenetPaper',
     epoch=100,

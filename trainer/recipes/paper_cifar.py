@@ -6,6 +6,7 @@ RECIPE = Recipe(
     C=8,
     d=64,
     depth=29,
+    initialization='torch7',
     preprocessing='DataAugmentationCifarTorch7',
     epoch=300,
     batch=256,

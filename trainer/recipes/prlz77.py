@@ -7,6 +7,7 @@ RECIPE = Recipe(
     d=64,
     widen_factor=4,
     depth=29,
+    initialization='prlz77',
     preprocessing='DataAugmentationCifarPrlz77',
     epoch=300,
     batch=128,

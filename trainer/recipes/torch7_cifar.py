@@ -10,6 +10,7 @@ RECIPE = Recipe(
     C=16,
     d=64,
     depth=29,
+    initialization='torch7',
     preprocessing='DataAugmentationCifarTorch7',
     epoch=300,
     batch=128,

@@ -9,6 +9,7 @@ RECIPE = Recipe(
     C=32,
     d=4,
     depth=50,
+    initialization='torch7',
     dataset='ilsvrc',
     preprocessing='DataAugmentationImagenetTorch7',
     epoch=100,

@@ -6,6 +6,7 @@ import data_augmentation
 import resnext
 import resnext_ilsvrc
 from trainer.errors import InputError
+from trainer.training import initial
 from trainer.training.losses import LabelSmoothing
 from trainer.training.options import RECORD, SIZES
 from trainer.training.optimizers import OPTIMIZERS
@@ -35,7 +36,7 @@ def network(options, given, architecture, dataset):
         _take_sizes(options, given, built, model)
     else:
         built = _new(options, len(classes))
-        built.weight_initialization(options['seed'])
+        initial.fill(built, options['initialization'], options['seed'])
     if built.category_num != len(classes):
         raise InputError('{}: a network of {} classes, but {} has {}'.format(
             '-m {}'.format(model) if model else RECORD, built.category_num, dataset.name,

@@ -14,6 +14,7 @@ from trainer import files, recipes
 from trainer.errors import InputError
 from trainer.training import snapshots
 from trainer.training.data import SAMPLINGS
+from trainer.training.initial import INITIALIZATIONS
 from trainer.training.optimizers import OPTIMIZERS
 from trainer.weights import registry
 
@@ -38,7 +39,8 @@ SIZES = ('C', 'd', 'multi', 'widen_factor', 'depth', 'block_num', 'shortcut')
 CHOICES = {
     'network': tuple(NETWORKS), 'shortcut': ('A', 'B', 'C'), 'sampling': SAMPLINGS,
     'optimizer': tuple(OPTIMIZERS), 'lr_schedule': ('steps', 'every', 'cosine'),
-    'batch_scaling': ('none', 'lr', 'epochs'), 'preprocessing': tuple(data_augmentation.__all__),
+    'initialization': INITIALIZATIONS, 'batch_scaling': ('none', 'lr', 'epochs'),
+    'preprocessing': tuple(data_augmentation.__all__),
 }
 
 #: What may differ when a run goes on; everything else shapes its result.
