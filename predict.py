@@ -20,6 +20,7 @@ def parser():
                    help='npz file of the model; repeated: the posteriors of all are averaged')
     p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
                    help='GPU number, -1 for the CPU (default: %(default)s)')
+    cli.add_inference_flags(p)
     p.add_argument('-k', type=natural, default=5, metavar='N',
                    help='classes for each picture (default: %(default)s)')
     p.add_argument('--batch', '-b', type=natural, default=16, metavar='N',
@@ -38,7 +39,8 @@ def main():
     sources = folder.expand(args.pictures)
     if args.draw:
         report.check_drawing(args.draw, len(sources))
-    networks = [registry.load(path, args.gpu) for path in args.load_model]
+    networks = cli.make_predictors(
+        [registry.load(path, args.gpu) for path in args.load_model], args)
     sys.stdout.reconfigure(errors='backslashreplace')  # file names may be no text
     found = []
     for said in prediction.predict(networks, sources, args.k, args.batch,

@@ -28,6 +28,7 @@ def parser():
                    help='pictures in a batch (default: %(default)s)')
     p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
                    help='GPU number, -1 for the CPU (default: %(default)s)')
+    cli.add_inference_flags(p)
     p.add_argument('--test_batch_divide', '-teb', type=natural, default=1, metavar='N',
                    help='compute each batch in so many chunks (default: %(default)s)')
     for flags, what in ((('--C', '-c'), 'cardinality'), (('--d', '-d'), 'base width'),
@@ -58,19 +59,20 @@ def main():
     for path in models:
         networks.append(registry.load(path, args.gpu))
         registry.check_flags(networks[-1], path, args.C, args.d, args.layers)
+    predictors = cli.make_predictors(networks, args)
     options = {'batch': args.batch, 'divide': args.test_batch_divide,
                'ten_crop': args.ten_crop, 'workers': args.workers}
     if args.features:
         with report.Progress(len(pictures)) as progress:
             unreadable = evaluation.save_features(
-                args.features, networks[0], pictures, progress=progress, **options)
+                args.features, predictors[0], pictures, progress=progress, **options)
         print(report.features_table(args.features, pictures, unreadable))
         return 0
     os.makedirs(args.save_path, exist_ok=True)
     if not os.access(args.save_path, os.W_OK):
         raise InputError('-p {}: log.json cannot be written there'.format(args.save_path))
     with report.Progress(len(pictures)) as progress:
-        found = evaluation.evaluate(networks, pictures, progress=progress, **options)
+        found = evaluation.evaluate(predictors, pictures, progress=progress, **options)
     files.save_json(os.path.join(args.save_path, 'log.json'), report.log(
         found, models, pictures, networks[0], args.ten_crop))
     print(report.table(found, models, networks[0], args.ten_crop))

@@ -3,6 +3,7 @@ import argparse
 import os
 import sys
 
+from trainer import engines
 from trainer.errors import InputError
 
 
@@ -66,6 +67,27 @@ def reason(error):
     else:
         return None
     return ' '.join(message.split())
+
+
+def add_inference_flags(p):
+    """Add --engine and --precision, for :meth:`Network.predictor`."""
+    p.add_argument('--engine', choices=engines.INFERENCE,
+                   help='what computes (default: openvino on a CPU where it is installed, '
+                        'otherwise reference, which is plain Chainer)')
+    p.add_argument('--precision', choices=['float32', 'bfloat16'], default='float32',
+                   help='precision of what is computed; bfloat16 for openvino on CPUs that '
+                        'have it (default: float32)')
+
+
+def make_predictors(networks, args):
+    """Return the predictors that :func:`add_inference_flags` asks for; tell what computes.
+
+    Plain Chainer goes without saying.
+    """
+    predictors = [network.predictor(args.engine, args.precision) for network in networks]
+    if predictors[0].engine != 'reference':
+        print('computed by {}'.format(predictors[0].description), file=sys.stderr)
+    return predictors
 
 
 def run(main):

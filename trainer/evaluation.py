@@ -82,8 +82,8 @@ def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=Non
     A picture that cannot be read is neither right nor wrong: it is not counted, but named.
 
     Args:
-        networks (sequence of trainer.networks.base.Network): One, or several whose
-            posteriors are averaged.
+        networks (sequence): One, or several whose posteriors are averaged; see
+            :func:`trainer.prediction.predictors`.
         pictures (trainer.datasets.folder.PictureFiles): The pictures.
         batch (int): Pictures, or crops, in a batch.
         divide (int): Each batch is computed in so many chunks.
@@ -98,13 +98,15 @@ def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=Non
         trainer.errors.InputError: The networks cannot be used together, the labels do
             not fit them, or no picture could be read.
     """
+    computing = prediction.predictors(networks)
+    networks = [predictor.network for predictor in computing]
     prediction.check_classes(networks)
     labels = pictures.labels_for(networks[0])
     tally = Tally(networks[0].category_num)
 
     def count(x, read, items):
         if len(read):
-            tally.add(prediction.scores(networks, x, _chunk(batch, divide)), labels[items[read]])
+            tally.add(prediction.scores(computing, x, _chunk(batch, divide)), labels[items[read]])
 
     begun = time.perf_counter()
     unreadable = _each_batch(networks, pictures, batch, ten_crop, workers, count,
@@ -117,7 +119,7 @@ def features(network, pictures, write, batch=64, divide=1, ten_crop=False, worke
     """Compute what enters the classifier; averaged where there are ten crops.
 
     Args:
-        network (trainer.networks.base.Network): The network.
+        network (trainer.networks.base.Network or trainer.engines.Predictor): The network.
         write (callable): Called with float32 (pictures of a batch, channels), in the
             order of ``pictures``; rows of those that could not be read are nan.
         progress (callable): Called with (number of pictures) after each batch.
@@ -129,14 +131,17 @@ def features(network, pictures, write, batch=64, divide=1, ten_crop=False, worke
     Raises:
         trainer.errors.InputError: No picture could be read.
     """
+    predictor, = prediction.predictors([network])
+
     def keep(x, read, items):
-        rows = np.full((len(items), network.stages[-1].out_channels), np.nan, np.float32)
+        rows = np.full((len(items), predictor.network.stages[-1].out_channels), np.nan,
+                       np.float32)
         if len(read):
-            h = prediction.compute(network.features, x, network.device, _chunk(batch, divide))
+            h = prediction.compute(predictor.features, x, _chunk(batch, divide))
             rows[read] = (h.mean(axis=1) if ten_crop else h)[..., 0, 0]
         write(rows)
 
-    return _each_batch([network], pictures, batch, ten_crop, workers, keep, progress)
+    return _each_batch([predictor.network], pictures, batch, ten_crop, workers, keep, progress)
 
 
 def save_features(path, network, pictures, **kwargs):
@@ -160,11 +165,12 @@ def save_features(path, network, pictures, **kwargs):
     name, suffix = os.path.splitext(path)
     if suffix != '.npy':
         raise InputError('--features {}: a name that ends in .npy is wanted'.format(path))
+    predictor, = prediction.predictors([network])
     with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
         np.lib.format.write_array_header_1_0(f, {
             'descr': '<f4', 'fortran_order': False,
-            'shape': (len(pictures), network.stages[-1].out_channels)})
-        unreadable = features(network, pictures, lambda rows: f.write(rows.astype('<f4').data),
+            'shape': (len(pictures), predictor.network.stages[-1].out_channels)})
+        unreadable = features(predictor, pictures, lambda rows: f.write(rows.astype('<f4').data),
                               **kwargs)
         f.flush()
         files.save_json(name + '.json', {

@@ -1,9 +1,9 @@
 """What networks say about pictures."""
 import collections
 
-import chainer
 import numpy as np
 
+from trainer import engines
 from trainer.datasets import class_names, loading, parallel
 from trainer.errors import InputError
 
@@ -81,29 +81,34 @@ class Load:
             raise InputError(str(e).removeprefix('{}: '.format(source)))
 
 
-def compute(function, x, device, chunk=None):
-    """Compute in evaluation mode, without a graph.
+def predictors(networks):
+    """Return the predictors of networks, by their default engine, where they are not yet ones.
 
     Args:
-        function (callable): A network, or one of its methods.
+        networks (sequence): Of :class:`trainer.networks.base.Network` or
+            :class:`trainer.engines.Predictor`.
+    """
+    return [n if isinstance(n, engines.Predictor) else n.predictor() for n in networks]
+
+
+def compute(function, x, chunk=None):
+    """Compute chunk by chunk, and check the numbers.
+
+    Args:
+        function (callable): A :class:`trainer.engines.Predictor`, or its ``features``.
         x (numpy.ndarray): float32 (pictures, 3, height, width), or with crops of each,
             (pictures, crops, 3, height, width).
-        device (chainer.backend.Device): Where the network is.
         chunk (int): Pictures or crops that are computed at a time; ``None``: all.
 
     Returns:
-        numpy.ndarray: (pictures, ...), or (pictures, crops, ...), on the CPU.
+        numpy.ndarray: (pictures, ...), or (pictures, crops, ...).
 
     Raises:
         trainer.errors.InputError: It is not finite.
     """
     flat = x.reshape((-1,) + x.shape[-3:])
-    parts = []
-    with chainer.no_backprop_mode(), chainer.using_config('train', False):
-        for i in range(0, len(flat), chunk or len(flat)):
-            y = function(chainer.Variable(device.send(flat[i:i + (chunk or len(flat))])))
-            parts.append(chainer.backends.cuda.to_cpu(y.array))
-    y = np.concatenate(parts)
+    chunk = chunk or len(flat)
+    y = np.concatenate([function(flat[i:i + chunk]) for i in range(0, len(flat), chunk)])
     if not np.isfinite(y).all():
         raise InputError('-m: the network computes numbers that are not finite; its weights are '
                          'damaged')
@@ -122,18 +127,18 @@ def scores(networks, x, chunk=None):
     The posteriors (softmax) of all networks for all crops of a picture are averaged.
 
     Args:
-        networks (sequence of trainer.networks.base.Network): Of the same classes.
+        networks (sequence): Of the same classes; see :func:`predictors`.
         x, chunk: See :func:`compute`.
 
     Returns:
         numpy.ndarray: (pictures, classes): the scores before softmax of one network for
         one crop, otherwise the logarithms of the averaged posteriors, float64.
     """
-    if len(networks) == 1 and x.ndim == 4:
-        return compute(networks[0], x, networks[0].device, chunk)
+    computed = [compute(predictor, x, chunk) for predictor in predictors(networks)]
+    if len(computed) == 1 and x.ndim == 4:
+        return computed[0]
     each = []
-    for network in networks:
-        p = log_posteriors(compute(network, x, network.device, chunk))
+    for p in map(log_posteriors, computed):
         each += [p] if p.ndim == 2 else list(p.swapaxes(0, 1))
     return np.logaddexp.reduce(each) - np.log(len(each))
 
@@ -156,8 +161,8 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
     """Say what pictures show.
 
     Args:
-        networks (sequence of trainer.networks.base.Network): One, or several whose
-            posteriors are averaged.
+        networks (sequence): One, or several whose posteriors are averaged; see
+            :func:`predictors`.
         sources (sequence): Paths, or pictures as the network's preprocessing takes
             them (:mod:`data_augmentation`).
         k (int): Classes for each.
@@ -172,6 +177,8 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
     Raises:
         trainer.errors.InputError: The networks cannot be used together, or with pictures.
     """
+    computing = predictors(networks)
+    networks = [predictor.network for predictor in computing]
     check_classes(networks)
     load = Load(preprocessing(networks), sources, ten_crop)
     names, synsets = class_names.of(networks[0]), class_names.synsets(networks[0])
@@ -180,7 +187,7 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
     for items, x, errors in load.batches(batch, workers):
         read = [i for i in range(len(items)) if i not in errors]
         if read:
-            p = np.exp(log_posteriors(scores(networks, x[read], batch)))
+            p = np.exp(log_posteriors(scores(computing, x[read], batch)))
             best = np.argsort(-p, axis=1, kind='stable')[:, :k]
         for i, item in enumerate(items):
             if i in errors:

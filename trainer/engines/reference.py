@@ -2,7 +2,11 @@
 
 All feature maps are (batch, channels, height, width).
 """
+import chainer
 import chainer.functions as F
+
+from trainer import engines
+from trainer.errors import InputError
 
 
 def conv_bn(x, conv, bn, relu, residual=None):
@@ -51,3 +55,28 @@ def global_average_pooling(x):
 def linear(x, fc):
     """The classifier: (batch, channels, 1, 1) to (batch, classes)."""
     return fc(x)
+
+
+class _Predictor(engines.Predictor):
+    def _compute(self, function, x):
+        with chainer.no_backprop_mode(), chainer.using_config('train', False):
+            y = function(chainer.Variable(self.network.device.send(x)))
+        return chainer.backends.cuda.to_cpu(y.array)
+
+    def __call__(self, x):
+        return self._compute(self.network, x)
+
+    def features(self, x):
+        return self._compute(self.network.features, x)
+
+
+def predictor(network, precision='float32'):
+    """The network itself, in evaluation mode and without a graph: float32 alone.
+
+    Raises:
+        trainer.errors.InputError: Another precision is asked for.
+    """
+    if precision != 'float32':
+        raise InputError('precision {}: the engine reference has float32; on a CPU openvino has '
+                         'bfloat16 ("uv sync --extra cpu" installs it)'.format(precision))
+    return _Predictor(network, 'reference', 'Chainer {}, {}'.format(chainer.__version__, precision))

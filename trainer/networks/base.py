@@ -145,6 +145,26 @@ class Network(chainer.Chain):
         with chainer.using_config('train', train):
             return self.classify(self.features(x))
 
+    def predictor(self, engine=None, precision='float32'):
+        """Make the network ready for inference alone, as fast as it goes.
+
+        Args:
+            engine (str): 'reference' (plain Chainer, where the network is) or 'openvino'
+                (CPU). ``None``: 'openvino' on a CPU where it is installed, else
+                'reference'.
+            precision (str): 'float32', or 'bfloat16' where the engine and the CPU have it.
+
+        Returns:
+            trainer.engines.Predictor: Called with float32 (batch, 3, height, width), it
+            returns float32 (batch, classes), before softmax. Of the weights' later
+            changes only 'reference' learns.
+
+        Raises:
+            trainer.errors.InputError: There is no such engine, it is not installed, or has
+                not the precision.
+        """
+        return engines.predictor(self, engine, precision)
+
     @staticmethod
     def calc_loss(y, t):
         """Mean softmax cross entropy of scores (batch, classes) and int32 labels (batch,)."""
