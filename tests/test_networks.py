@@ -185,7 +185,8 @@ def test_what_does_not_fit_a_form_is_refused(form, tmp_path):
     arrays = npz.read_arrays(tmp_path / 'x.npz')
     key = 'stage2/block1/branch2/grouped/conv/W'
     for change, message in ((None, 'it has no ' + key), (np.zeros((2, 6, 3, 3)), 'differ in shape'),
-                            (np.float32(1), 'differ in shape')):
+                            (np.float32(1), 'differ in shape'),
+                            (np.full(arrays[key].shape, '1.5'), 'holds <U3, not numbers')):
         damaged = dict(arrays, **{key: change})
         if change is None:
             del damaged[key]

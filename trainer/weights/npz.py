@@ -124,6 +124,9 @@ def state(network):
 
 def _fill(network, arrays, path, architecture):
     """Copy arrays, of any layout, into a network after checking all of them."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in ('iu' if name.endswith('/N') else 'iuf'):
+            raise InputError('{}: {} holds {}, not numbers'.format(path, name, array.dtype))
     form = forms.form_of(arrays)
     if form is not None or original.is_original(arrays):
         try:
@@ -144,8 +147,6 @@ def _fill(network, arrays, path, architecture):
         if array.shape != np.shape(held[name]):
             raise InputError('{}: does not fit {}: {} is {} there and {} here'.format(
                 path, describe(network), name, array.shape, np.shape(held[name])))
-        if array.dtype.kind not in 'iuf':
-            raise InputError('{}: {} holds {}, not numbers'.format(path, name, array.dtype))
     # Arrays of one shape may still be for other strides.
     for key, here in network.architecture().items():
         if key in ('stages', 'eps') and here != (architecture or {}).get(key, here):
