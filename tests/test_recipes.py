@@ -101,6 +101,8 @@ def warm_restarts(epochs, lr=.1, eta_min=5e-5):
     (dict(recipe='prlz77', batch=256), prlz77_rates(256)),
     (dict(recipe='lornatang'), warm_restarts(600)),
     (dict(recipe='lornatang', epoch=90, lr=.4), warm_restarts(90, .4)),
+    (dict(lr_schedule='cosine', epoch=8), [.05 * (1 + math.cos(math.pi * e / 8))
+                                           for e in range(8)]),
 ])
 def test_every_epoch_s_learning_rate(given, wanted):
     resolved = resolve(**given)

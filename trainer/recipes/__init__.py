@@ -37,7 +37,7 @@ _FIELDS = {
     'lr_steps': ((), 'steps: epochs after which it is divided by 10, or shares of the epochs '
                  'where they are below 1.'),
     'lr_period': (0, 'every: epochs after which it is divided by 10, again and again; cosine: '
-                  'epochs until it starts again. Below 1, a share of the epochs.'),
+                  'epochs until it starts again. Below 1, a share of the epochs; 0: all.'),
     'lr_min': (0., 'cosine: where it ends before it starts again.'),
     'warmup': (0, 'Epochs in which it climbs from 0, update by update.'),
     'label_smoothing': (0., 'Share of each label that is spread over all classes.'),

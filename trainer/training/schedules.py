@@ -37,14 +37,19 @@ def warming_up(schedule, epochs):
     return lambda epoch, part=1.: schedule(epoch, part) * min(1., (epoch + part) / epochs)
 
 
+def _period(options):
+    """Return lr_period in epochs: 0 is the whole run, and the least is 1."""
+    total = options['schedule_epoch']
+    return max(1, epochs_of(options['lr_period'], total)) if options['lr_period'] else total
+
+
 def of(options):
     """Return the schedule that the options of a run describe.
 
     Args:
         options (dict): lr, lr_schedule, lr_steps, lr_period, lr_min, warmup, schedule_epoch.
     """
-    lr, total = options['lr'], options['schedule_epoch']
-    period = max(1, epochs_of(options['lr_period'], total))
+    lr, total, period = options['lr'], options['schedule_epoch'], _period(options)
     if options['lr_schedule'] == 'steps':
         schedule = steps(lr, [epochs_of(step, total) for step in options['lr_steps']])
     elif options['lr_schedule'] == 'every':
@@ -56,8 +61,7 @@ def of(options):
 
 def describe(options):
     """Say in a few words what :func:`of` makes of the same options."""
-    total = options['schedule_epoch']
-    period = max(1, epochs_of(options['lr_period'], total))
+    total, period = options['schedule_epoch'], _period(options)
     if options['lr_schedule'] == 'steps':
         steps = [epochs_of(step, total) for step in options['lr_steps']]
         text = 'divided by 10 after {} of {} epochs'.format(
