@@ -1,0 +1,403 @@
+"""The operations of the cuDNN engine as cuDNN graphs, by nvidia-cudnn-frontend.
+
+Feature maps are CuPy arrays (batch, channels, height, width) whose memory is NHWC;
+weights likewise. Each function computes what the one of its name in
+:mod:`trainer.engines.cudnn.arrays` computes. A graph is built once for each
+combination of shapes; its plan is chosen by time among the heuristics' first few,
+and the choice kept on disk, for each GPU and version of cuDNN. :class:`NotSupported`
+is raised where cuDNN has no plan; the caller then computes with arrays.
+"""
+import contextlib
+import functools
+import json
+import os
+
+import chainer
+import numpy as np
+
+from trainer import files
+
+#: Plans that are timed for each graph.
+TIMED = 6
+
+#: Workspace that a plan may ask for, in bytes.
+WORKSPACE = 1 << 30
+
+
+class NotSupported(Exception):
+    """cuDNN has no plan for this."""
+
+
+def _cudnn():
+    import cudnn
+    return cudnn
+
+
+def version():
+    """Return cuDNN's version, such as '9.19.0'."""
+    number = _cudnn().backend_version()
+    return '{}.{}.{}'.format(number // 10000, number // 100 % 100, number % 100)
+
+
+@functools.lru_cache(maxsize=None)
+def _handle(device):
+    return _cudnn().create_handle()
+
+
+def dims(shape):
+    """Return (dim, stride) of an NHWC tensor, as graphs want them."""
+    n, c, h, w = shape
+    return [n, c, h, w], [h * w * c, 1, w * c, c]
+
+
+def empty(xp, shape, dtype):
+    """Return an array (batch, channels, height, width) whose memory is NHWC."""
+    n, c, h, w = shape
+    return xp.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+
+
+class Graph:
+    """A cuDNN graph under construction, then its chosen plan.
+
+    Args:
+        key (tuple): What the graph is, for the file of choices.
+        precision (str): 'float32' (no TF32), 'tf32' or 'mixed'.
+        device_property: cuDNN's description of a GPU that is not there, for tests.
+    """
+
+    def __init__(self, key, precision, device_property=None):
+        cudnn = self.cudnn = _cudnn()
+        self.key = '{} {}'.format(precision, key)
+        self.precision = precision
+        self.graph = cudnn.pygraph(
+            io_data_type=cudnn.data_type.HALF if precision == 'mixed' else cudnn.data_type.FLOAT,
+            intermediate_data_type=cudnn.data_type.FLOAT,
+            compute_data_type=cudnn.data_type.FLOAT, device_property=device_property)
+        self.tensors = []
+        self.scalars = {}
+        self.plan = None
+
+    def _type(self, dtype):
+        types = self.cudnn.data_type
+        return {'e': types.HALF, 'f': types.FLOAT, '?': types.BOOLEAN}[np.dtype(dtype).char]
+
+    def input(self, shape, dtype):
+        dim, stride = dims(shape)
+        tensor = self.graph.tensor(dim=dim, stride=stride, data_type=self._type(dtype))
+        self.tensors.append(tensor)
+        return tensor
+
+    def channels(self, n):
+        """An input of one float32 for each channel."""
+        return self.input((1, n, 1, 1), np.float32)
+
+    def scalar(self, value):
+        """A float32 that is part of the graph's call, in host memory."""
+        tensor = self.graph.tensor(dim=[1, 1, 1, 1], stride=[1, 1, 1, 1],
+                                   data_type=self.cudnn.data_type.FLOAT, is_pass_by_value=True)
+        # The array must live as long as the graph: cuDNN reads it at each call.
+        self.scalars[tensor] = np.full(1, value, np.float32)
+        return tensor
+
+    def output(self, tensor, shape, dtype):
+        # Left unset, sizes and strides would be guessed.
+        dim, stride = dims(shape)
+        tensor.set_output(True).set_data_type(self._type(dtype)).set_dim(dim).set_stride(stride)
+        self.tensors.append(tensor)
+        return tensor
+
+    def virtual(self, tensor, shape):
+        """Fix the layout of a tensor that stays inside the graph."""
+        dim, stride = dims(shape)
+        tensor.set_data_type(self.cudnn.data_type.FLOAT).set_dim(dim).set_stride(stride)
+        return tensor
+
+    def finish(self):
+        """Have cuDNN check the graph and find plans."""
+        cudnn, graph = self.cudnn, self.graph
+        try:
+            graph.validate()
+            graph.build_operation_graph()
+            graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+            if self.precision == 'float32':
+                notes = cudnn.numerical_note
+                graph.deselect_numeric_notes([notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS])
+            graph.deselect_workspace_greater_than(WORKSPACE)
+            graph.check_support()
+        except (RuntimeError, ValueError) as e:  # cudnnGraphNotSupportedError is one
+            raise NotSupported(str(e))
+        return self
+
+    def _pack(self, arrays):
+        pack = {t: a.data.ptr for t, a in zip(self.tensors, arrays, strict=True)}
+        pack.update({t: a.ctypes.data for t, a in self.scalars.items()})
+        return pack
+
+    def __call__(self, *arrays):
+        """Compute. Arrays are in the order in which inputs and outputs were declared."""
+        import cupy
+        handle = _handle(cupy.cuda.Device().id)
+        self.cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
+        pack = self._pack(arrays)
+        if self.plan is None:
+            self.plan = self._choose(pack, handle)
+        index, size = self.plan
+        self._execute(pack, handle, index, size)
+
+    def _execute(self, pack, handle, index, size):
+        import cupy
+        # Too small a workspace is an illegal access, not an error.
+        workspace = cupy.cuda.alloc(max(size, 1))
+        self.graph.execute_plan_at_index(pack, workspace.ptr, index, handle=handle)
+
+    def _choose(self, pack, handle):
+        import cupy
+        choices = _choices()
+        known = choices.get(self.key)
+        found = []
+        for index in range(self.graph.get_execution_plan_count()):
+            name = self.graph.get_plan_name_at_index(index)
+            if known is not None and name != known:
+                continue
+            if len(found) == TIMED:
+                break
+            with contextlib.suppress(RuntimeError):  # some plans fail when built or run
+                self.graph.build_plan_at_index(index)
+                size = self.graph.get_workspace_size_plan_at_index(index)
+                self._execute(pack, handle, index, size)
+                cupy.cuda.get_current_stream().synchronize()
+                if known is not None:
+                    return index, size
+                begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+                begin.record()
+                for _ in range(3):
+                    self._execute(pack, handle, index, size)
+                end.record()
+                end.synchronize()
+                found.append((cupy.cuda.get_elapsed_time(begin, end), index, size, name))
+        if not found:
+            if known is not None:  # by another version of this list
+                choices.pop(self.key)
+                return self._choose(pack, handle)
+            raise NotSupported('no plan runs')
+        _, index, size, name = min(found)
+        choices[self.key] = name
+        _keep(choices)
+        return index, size
+
+
+def _choices_path():
+    import cupy
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    folder = chainer.dataset.get_dataset_directory('resnext')
+    return os.path.join(folder, 'cudnn_{}_{}.json'.format(
+        properties['name'].decode().replace(' ', '_'), version()))
+
+
+@functools.lru_cache(maxsize=None)
+def _choices():
+    """Return the plans that were chosen before: key of the graph -> name of the plan."""
+    try:
+        with open(_choices_path()) as f:
+            choices = json.load(f)
+        return choices if isinstance(choices, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _keep(choices):
+    with contextlib.suppress(OSError):  # a choice that cannot be kept is made again
+        files.save_json(_choices_path(), choices)
+
+
+# The graphs. Shapes are tuples; each builder is called once for each combination.
+
+
+def out_shape(x, w, stride, pad):
+    """Return the shape of a convolution's output."""
+    size = [(n + 2 * pad - k) // stride + 1 for n, k in zip(x[2:], w[2:])]
+    return x[0], w[0], size[0], size[1]
+
+
+def _conv_arguments(stride, pad):
+    return {'padding': [pad, pad], 'stride': [stride, stride], 'dilation': [1, 1]}
+
+
+def build_conv_forward(x, w, stride, pad, dtype, precision, device=None):
+    g = Graph(('conv_forward', x, w, stride, pad), precision, device)
+    y = g.graph.conv_fprop(image=g.input(x, dtype), weight=g.input(w, dtype),
+                           **_conv_arguments(stride, pad))
+    g.output(y, out_shape(x, w, stride, pad), dtype)
+    return g.finish()
+
+
+def build_conv_backward_data(gy, w, x, stride, pad, dtype, precision, device=None):
+    g = Graph(('conv_backward_data', gy, w, x, stride, pad), precision, device)
+    gx = g.graph.conv_dgrad(loss=g.input(gy, dtype), filter=g.input(w, dtype),
+                            **_conv_arguments(stride, pad))
+    g.output(gx, x, dtype)
+    return g.finish()
+
+
+def build_conv_backward_weights(x, gy, w, stride, pad, out, dtype, precision, device=None):
+    g = Graph(('conv_backward_weights', x, gy, w, stride, pad, out), precision, device)
+    gw = g.graph.conv_wgrad(image=g.input(x, dtype), loss=g.input(gy, dtype),
+                            **_conv_arguments(stride, pad))
+    g.output(gw, w, out)
+    return g.finish()
+
+
+def build_conv_bias(x, w, stride, pad, residual, relu, dtype, precision, device=None):
+    """relu(conv(x, w) + b + residual): inference, batch normalisation folded."""
+    g = Graph(('conv_bias', x, w, stride, pad, residual, relu), precision, device)
+    y_shape = out_shape(x, w, stride, pad)
+    h = g.graph.conv_fprop(image=g.input(x, dtype), weight=g.input(w, dtype),
+                           **_conv_arguments(stride, pad))
+    g.virtual(h, y_shape)
+    b = g.channels(w[0])
+    last = g.graph.bias(input=h, bias=b)
+    if residual:
+        g.virtual(last, y_shape)
+        last = g.graph.add(a=last, b=g.input(y_shape, dtype))
+    if relu:
+        g.virtual(last, y_shape)
+        last = g.graph.relu(input=last)
+    g.output(last, y_shape, dtype)
+    return g.finish()
+
+
+def build_bn_forward(shape, residual, relu, eps, momentum, dtype, precision, device=None):
+    g = Graph(('bn_forward', shape, residual, relu, eps, momentum), precision, device)
+    c = shape[1]
+    x = g.input(shape, dtype)
+    gamma, beta, mean, var = (g.channels(c) for _ in range(4))
+    h, batch_mean, inv_std, next_mean, next_var = g.graph.batchnorm(
+        input=x, scale=gamma, bias=beta, in_running_mean=mean, in_running_var=var,
+        epsilon=g.scalar(eps), momentum=g.scalar(momentum))
+    for tensor in (batch_mean, inv_std, next_mean, next_var):
+        g.output(tensor, (1, c, 1, 1), np.float32)
+    if residual:
+        g.virtual(h, shape)
+        h = g.graph.add(a=h, b=g.input(shape, dtype))
+    if relu:
+        g.virtual(h, shape)
+        mask = g.graph.cmp_gt(input=h, comparison=g.scalar(0.))
+        g.output(mask, shape, np.bool_)
+        h = g.graph.relu(input=h)
+    g.output(h, shape, dtype)
+    return g.finish()
+
+
+def build_bn_backward(shape, masked, keep, dtype, precision, device=None):
+    g = Graph(('bn_backward', shape, masked, keep), precision, device)
+    c = shape[1]
+    gy = g.input(shape, dtype)
+    x = g.input(shape, dtype)
+    gamma, mean, inv_std = (g.channels(c) for _ in range(3))
+    if masked:
+        gy = g.graph.mul(a=gy, b=g.input(shape, np.bool_))
+        if keep:
+            g.output(gy, shape, dtype)
+        else:
+            g.virtual(gy, shape)
+    gx, ggamma, gbeta = g.graph.batchnorm_backward(
+        grad=gy, input=x, scale=gamma, mean=mean, inv_variance=inv_std)
+    g.output(gx, shape, dtype)
+    for tensor in (ggamma, gbeta):
+        g.output(tensor, (1, c, 1, 1), np.float32)
+    return g.finish()
+
+
+def _once(build):
+    """Build each graph once; remember too what is not supported."""
+    @functools.lru_cache(maxsize=None)
+    def attempt(*key):
+        try:
+            return build(*key)
+        except NotSupported as e:
+            return e
+
+    def get(*key):
+        graph = attempt(*key)
+        if isinstance(graph, NotSupported):
+            raise graph
+        return graph
+    return get
+
+
+_conv_forward = _once(build_conv_forward)
+_conv_backward_data = _once(build_conv_backward_data)
+_conv_backward_weights = _once(build_conv_backward_weights)
+_conv_bias = _once(build_conv_bias)
+_bn_forward = _once(build_bn_forward)
+_bn_backward = _once(build_bn_backward)
+
+
+# The operations.
+
+
+def _like(array, shape, dtype=None):
+    import cupy
+    return empty(cupy, shape, dtype or array.dtype)
+
+
+def conv_forward(x, w, stride, pad, groups, precision):
+    y = _like(x, out_shape(x.shape, w.shape, stride, pad))
+    _conv_forward(x.shape, w.shape, stride, pad, x.dtype.char, precision)(x, w, y)
+    return y
+
+
+def conv_backward_data(gy, w, x_shape, stride, pad, groups, precision):
+    gx = _like(gy, x_shape)
+    _conv_backward_data(gy.shape, w.shape, x_shape, stride, pad, gy.dtype.char, precision)(
+        gy, w, gx)
+    return gx
+
+
+def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
+    def compute(out):
+        gw = _like(x, w_shape, out)
+        _conv_backward_weights(x.shape, gy.shape, w_shape, stride, pad, out, x.dtype.char,
+                               precision)(x, gy, gw)
+        return gw
+    try:
+        return compute('f')
+    except NotSupported:
+        if x.dtype.char == 'f':
+            raise
+        # Summed in float32 all the same, and rounded once.
+        return compute(x.dtype.char).astype(np.float32)
+
+
+def conv_bias(x, w, b, stride, pad, groups, residual, relu, precision):
+    y = _like(x, out_shape(x.shape, w.shape, stride, pad))
+    graph = _conv_bias(x.shape, w.shape, stride, pad, residual is not None, relu, x.dtype.char,
+                       precision)
+    graph(*(a for a in (x, w, b, residual, y) if a is not None))
+    return y
+
+
+def bn_forward(x, gamma, beta, avg_mean, avg_var, residual, relu, eps, decay, precision):
+    import cupy
+    mean, inv_std, next_mean, next_var = (cupy.empty_like(gamma) for _ in range(4))
+    y = _like(x, x.shape)
+    mask = _like(x, x.shape, np.bool_) if relu else None
+    graph = _bn_forward(x.shape, residual is not None, relu, eps, 1 - decay, x.dtype.char,
+                        precision)
+    graph(*(a for a in (x, gamma, beta, avg_mean, avg_var, mean, inv_std, next_mean, next_var,
+                        residual, mask, y) if a is not None))
+    avg_mean[...] = next_mean
+    avg_var[...] = next_var
+    return y, mask, mean, inv_std
+
+
+def bn_backward(gy, mask, x, gamma, mean, inv_std, keep, precision):
+    import cupy
+    gx = _like(x, x.shape)
+    ggamma, gbeta = cupy.empty_like(gamma), cupy.empty_like(gamma)
+    masked = mask is not None
+    kept = _like(x, x.shape) if keep and masked else None
+    graph = _bn_backward(x.shape, masked, keep and masked, x.dtype.char, precision)
+    graph(*(a for a in (gy, x, gamma, mean, inv_std, mask, kept, gx, ggamma, gbeta)
+            if a is not None))
+    return gx, ggamma, gbeta, kept if masked else gy
