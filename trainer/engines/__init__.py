@@ -20,8 +20,37 @@ def current():
     return importlib.import_module('trainer.engines.' + chainer.config.engine)
 
 
+def choose(gpu, precision=None, training=False):
+    """Choose the engine for the layers, by device and precision.
+
+    Args:
+        gpu (int): Number of the GPU; below 0 is the CPU.
+        precision (str): 'float32', 'tf32' or 'mixed'; ``None``: 'mixed' for training by
+            cuDNN, else 'float32'.
+        training (bool): What it is for.
+
+    Returns:
+        tuple of str: The engine, the precision, and why it is not cuDNN on a GPU (or ``None``).
+
+    Raises:
+        trainer.errors.InputError: Only cuDNN has the precision, and it cannot be used.
+    """
+    if gpu >= 0:
+        from trainer.engines import cudnn
+        why = cudnn.unavailable(gpu)
+        if why is None:
+            return 'cudnn', precision or ('mixed' if training else 'float32'), None
+        why = 'cuDNN is not used: {}'.format(why)
+    else:
+        why = None
+    if precision not in (None, 'float32'):
+        raise InputError('--precision {}: {}; leave it out for float32'.format(
+            precision, why or 'it is for GPUs (-g)'))
+    return 'reference', 'float32', why
+
+
 #: The engines that have a predictor.
-INFERENCE = ('reference', 'openvino')
+INFERENCE = ('reference', 'openvino', 'cudnn')
 
 
 class Predictor:
@@ -53,11 +82,15 @@ def predictor(network, engine=None, precision='float32'):
     """Make a network ready for inference; see :meth:`Network.predictor`."""
     from trainer.engines import openvino
     on_cpu = network.model_is_cpu_mode()
-    if engine is None:
-        engine = 'openvino' if on_cpu and openvino.available() else 'reference'
+    if engine is None and not on_cpu:
+        engine, precision, _ = choose(network.device.device.id, precision)
+    elif engine is None:
+        engine = 'openvino' if openvino.available() else 'reference'
     if engine not in INFERENCE:
         raise InputError('engine {}: for inference there are {}'.format(
             engine, ' and '.join(INFERENCE)))
     if engine == 'openvino' and not on_cpu:
         raise InputError('engine openvino: it computes on the CPU, and the network is on a GPU')
+    if engine == 'cudnn' and on_cpu:
+        raise InputError('engine cudnn: it computes on a GPU, which -g chooses')
     return importlib.import_module('trainer.engines.' + engine).predictor(network, precision)

@@ -81,7 +81,7 @@ class _ConvBN(chainer.FunctionNode):
     def forward(self, inputs):
         x, w, gamma, beta, *residual = inputs
         dtype = _feature_type(x)
-        self.x_dtype = x.dtype
+        self.given = [a.dtype for a in inputs]
         self.precision = chainer.config.precision
         x, self.w = _nhwc(x, dtype), _nhwc(w, dtype)
         residual = _nhwc(residual[0], dtype) if residual else None
@@ -102,13 +102,13 @@ class _ConvBN(chainer.FunctionNode):
                 self.inv_std, 4 in indexes)
             found = {2: ggamma, 3: gbeta, 4: gresidual}
             if 0 in indexes:
-                gx = _conv_backward_data(gh, self.w, self.x.shape, self.stride, self.pad,
-                                         self.groups)
-                found[0] = gx.astype(self.x_dtype, copy=False)
+                found[0] = _conv_backward_data(gh, self.w, self.x.shape, self.stride, self.pad,
+                                               self.groups)
             if 1 in indexes:
                 found[1] = _conv_backward_weights(self.x, gh, self.w.shape, self.stride, self.pad,
                                                   self.groups)
-        return tuple(chainer.Variable(found[i]) for i in indexes)
+        return tuple(chainer.Variable(found[i].astype(self.given[i], copy=False))
+                     for i in indexes)
 
 
 class _ToFloat32(chainer.FunctionNode):

@@ -1,0 +1,271 @@
+"""The cuDNN engine against the reference: its wiring on any machine, its kernels on a GPU."""
+import copy
+
+import chainer
+import numpy as np
+import pytest
+
+import resnext
+import resnext_ilsvrc
+from trainer import engines
+from trainer.engines import cudnn
+from trainer.engines.cudnn import graphs
+from trainer.errors import InputError
+from trainer.networks import layers
+from trainer.weights import npz
+
+RNG = np.random.default_rng(0)
+
+
+def cifar():
+    return resnext.ResNext(10, (1, 1, 1), C=2, d=4, multiplier=2), (4, 3, 32, 32)
+
+
+def paper_cifar():
+    return resnext.PaperResNext(10, (1, 1, 1), C=2, d=8), (4, 3, 32, 32)
+
+
+def ilsvrc():
+    return resnext_ilsvrc.ResNext(10, (1, 2, 1, 1), C=4, d=4, multiplier=2), (2, 3, 65, 57)
+
+
+def build(make, dtype=np.float32):
+    with chainer.using_config('dtype', dtype):
+        network, shape = make()
+    network.weight_initialization(0)
+    x = RNG.standard_normal(shape).astype(dtype)
+    return network, x, np.arange(len(x), dtype=np.int32)
+
+
+def step(network, x, t, engine, precision='float32', gpu=-1):
+    """One forward and backward pass: (scores, gradients, state)."""
+    network = copy.deepcopy(network)
+    network.check_gpu(gpu)
+    send, get = network.device.send, chainer.get_device('@numpy').send
+    with chainer.using_config('engine', engine), chainer.using_config('precision', precision), \
+            chainer.using_config('train', True):
+        network.cleargrads()
+        y = network(chainer.Variable(send(x)))
+        network.calc_loss(y, send(t)).backward()
+    gradients = {name: get(p.grad) for name, p in network.namedparams()}
+    return get(y.array), gradients, {k: get(np.asarray(a) if not np.ndim(a) else a)
+                                     for k, a in npz.state(network).items()}
+
+
+def relative(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)
+
+
+class TestWiring:
+    """On NumPy arrays, in float64: the autograd, the residuals, the statistics, the folding."""
+
+    @pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+    def test_forward_backward_and_statistics(self, make):
+        network, x, t = build(make, np.float64)
+        reference, found = (step(network, x, t, e) for e in ('reference', 'cudnn'))
+        assert relative(reference[0], found[0]) < 1e-12
+        for name, gradient in reference[1].items():
+            assert relative(gradient, found[1][name]) < 1e-9, name
+        for name, array in reference[2].items():
+            assert abs(array - found[2][name]).max() < 1e-12, name
+
+    @pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+    def test_inference(self, make):
+        network, x, t = build(make)
+        network(x, train=True)
+        with chainer.no_backprop_mode():
+            golden = network(x, train=False).array
+            with chainer.using_config('engine', 'cudnn'):
+                folded = {}
+                for kept in (None, folded, folded):
+                    with chainer.using_config('folded', kept):
+                        y = network(x, train=False).array
+                    assert relative(golden, y) < 1e-5
+                assert folded
+                with chainer.using_config('precision', 'mixed'):
+                    assert 0 < relative(golden, network(x, train=False).array) < 1e-2
+
+    def test_gradients_in_evaluation_mode(self):
+        network, x, t = build(cifar)
+        found = []
+        for engine in ('reference', 'cudnn'):
+            variable = chainer.Variable(x)
+            with chainer.using_config('engine', engine):
+                chainer.functions.sum(network(variable, train=False)).backward()
+            found.append(variable.grad)
+        assert relative(*found) < 1e-6 and found[0].any()
+
+    def test_feature_maps_are_float16_and_parameters_are_not(self):
+        network, x, t = build(cifar)
+        with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', 'mixed'), \
+                chainer.using_config('train', True):
+            kinds = {name: h.dtype for name, h in network.activations(chainer.Variable(x))}
+        assert kinds.pop('features') == np.float32 and set(kinds.values()) == {
+            np.dtype(np.float16)}
+        for name, gradient in step(network, x, t, 'cudnn', 'mixed')[1].items():
+            assert gradient.dtype == np.float32, name
+
+    def test_mixed_layer(self):
+        for name, error in layer_errors('mixed', 16, 32, 3, 2, 4, 9, -1).items():
+            assert error < cudnn.TOLERANCES['mixed'], name
+
+    def test_memory_is_nhwc_throughout(self):
+        network, x, t = build(cifar)
+        with chainer.using_config('engine', 'cudnn'), chainer.using_config('train', True):
+            for name, h in network.activations(chainer.Variable(x)):
+                assert h.array.transpose(0, 2, 3, 1).flags.c_contiguous, name
+
+
+def layer_errors(precision, channels, out, ksize, stride, groups, size, gpu, batch=4,
+                 residual=True):
+    """Return the relative error of everything a layer computes, to float64, without a ReLU."""
+    rng = np.random.default_rng(1)
+    layer = layers.ConvBN(channels, out, ksize, stride, ksize // 2, groups, relu=False)
+    layer.conv.W.array[...] = rng.standard_normal(layer.conv.W.shape) / 8
+    layer.bn.gamma.array[...] = rng.uniform(.5, 1.5, out)
+    x = rng.standard_normal((batch, channels, size, size + 1)).astype(np.float32)
+    results = []
+    for engine, device in (('reference', '@numpy'),
+                           ('cudnn', '@numpy' if gpu < 0 else '@cupy:{}'.format(gpu))):
+        device = chainer.get_device(device)
+        device.use()
+        link = copy.deepcopy(layer).to_device(device)
+        with chainer.using_config('engine', engine), chainer.using_config(
+                'precision', precision), chainer.using_config('train', True):
+            inputs = [chainer.Variable(device.send(x))]
+            with chainer.no_backprop_mode():
+                shape = link.copy('copy')(inputs[0]).shape
+            link = copy.deepcopy(layer).to_device(device)
+            rng = np.random.default_rng(2)
+            extra = rng.standard_normal(shape).astype(np.float32)
+            if residual:
+                inputs.append(chainer.Variable(device.send(extra)))
+            y = link(*inputs)
+            y.grad = device.send(rng.standard_normal(shape).astype(np.float32)).astype(y.dtype)
+            y.backward()
+        found = {'y': y.array, 'avg_mean': link.bn.avg_mean, 'avg_var': link.bn.avg_var}
+        found.update({'grad of input {}'.format(i): v.grad for i, v in enumerate(inputs)})
+        found.update({'grad of ' + n: p.grad for n, p in link.namedparams()})
+        results.append({k: chainer.get_device('@numpy').send(a) for k, a in found.items()})
+    return {k: relative(results[0][k], results[1][k]) for k in results[0]}
+
+
+class TestChoice:
+    def test_on_the_cpu(self):
+        assert engines.choose(-1) == ('reference', 'float32', None)
+        with pytest.raises(InputError, match='--precision mixed: it is for GPUs'):
+            engines.choose(-1, 'mixed')
+
+    def test_without_cupy(self):
+        if chainer.backends.cuda.available:
+            pytest.skip('there is a GPU here')
+        engine, precision, why = engines.choose(0)
+        assert (engine, precision) == ('reference', 'float32')
+        assert why.startswith('cuDNN is not used: ')
+        with pytest.raises(InputError, match='--precision tf32: cuDNN is not used'):
+            engines.choose(0, 'tf32')
+
+
+@pytest.mark.parametrize('precision', cudnn.PRECISIONS)
+def test_cudnn_accepts_every_graph(precision):
+    """cuDNN's own check of the graphs' form, which needs its library but no GPU."""
+    package = pytest.importorskip('cudnn', reason='needs nvidia-cudnn-frontend (extra cuda13)')
+    try:
+        package.backend_version()
+    except RuntimeError:
+        pytest.skip('needs the cuDNN library (extra cuda13)')
+    dtype = 'e' if precision == 'mixed' else 'f'
+
+    class Checked(graphs.Graph):
+        def finish(self):
+            self.graph.validate()
+            return self
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(graphs, 'Graph', Checked)
+        for x, w, stride, pad in (((8, 64, 56, 56), (128, 64, 1, 1), 1, 0),
+                                  ((1, 3, 65, 57), (8, 3, 7, 7), 2, 3),
+                                  ((3, 128, 7, 7), (128, 4, 3, 3), 2, 1)):
+            y = graphs.out_shape(x, w, stride, pad)
+            graphs.build_conv_forward(x, w, stride, pad, dtype, precision)
+            graphs.build_conv_backward_data(y, w, x, stride, pad, dtype, precision)
+            graphs.build_conv_backward_weights(x, y, w, stride, pad, 'f', dtype, precision)
+            for flags in ((False, False), (True, True)):
+                graphs.build_conv_bias(x, w, stride, pad, *flags, dtype, precision)
+                graphs.build_bn_forward(y, *flags, 1e-5, .1, dtype, precision)
+                graphs.build_bn_backward(y, *flags, dtype, precision)
+
+
+@pytest.mark.gpu
+class TestOnGPU:
+    @pytest.fixture(autouse=True)
+    def usable(self):
+        why = cudnn.unavailable(0)
+        assert why is None, why
+
+    @pytest.mark.parametrize('precision', cudnn.PRECISIONS)
+    @pytest.mark.parametrize('channels, out, ksize, stride, groups, size, batch', [
+        (3, 64, 7, 2, 1, 64, 2), (3, 16, 3, 1, 1, 32, 1), (64, 10, 1, 1, 1, 1, 4),
+        (128, 128, 3, 1, 32, 56, 2), (128, 128, 3, 2, 2, 15, 3), (64, 64, 3, 2, 8, 7, 1),
+        (256, 512, 1, 2, 1, 13, 2), (512, 512, 3, 1, 64, 7, 8)])
+    def test_layer(self, precision, channels, out, ksize, stride, groups, size, batch):
+        for residual in (False, True):
+            for name, error in layer_errors(precision, channels, out, ksize, stride, groups, size,
+                                            0, batch, residual).items():
+                assert error < cudnn.TOLERANCES[precision], name
+
+    @pytest.mark.parametrize('precision', cudnn.PRECISIONS)
+    @pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+    def test_network(self, make, precision):
+        network, x, t = build(make)
+        reference = step(network, x, t, 'reference')
+        found = step(network, x, t, 'cudnn', precision, 0)
+        assert relative(reference[0], found[0]) < cudnn.TOLERANCES[precision]
+        if precision == 'float32':  # elsewhere a ReLU flips here and there
+            for name, gradient in reference[1].items():
+                assert relative(gradient, found[1][name]) < 1e-3, name
+        for name, array in reference[2].items():
+            assert relative(array, found[2][name]) < cudnn.TOLERANCES[precision], name
+
+    @pytest.mark.parametrize('precision', cudnn.PRECISIONS)
+    def test_loss_curves_overlap(self, precision):
+        network, _, _ = build(cifar)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((64, 3, 32, 32)).astype(np.float32)
+        t = rng.integers(0, 10, 64).astype(np.int32)
+        curves = []
+        for engine, chosen in (('reference', 'float32'), ('cudnn', precision)):
+            model = copy.deepcopy(network)
+            model.check_gpu(0)
+            optimizer = chainer.optimizers.MomentumSGD(.05).setup(model)
+            losses = []
+            with chainer.using_config('engine', engine), chainer.using_config(
+                    'precision', chosen):
+                for _ in range(200):
+                    model.cleargrads()
+                    loss = model.calc_loss(model(model.prepare_input(x)),
+                                           model.prepare_input(t, np.int32))
+                    loss.backward()
+                    optimizer.update()
+                    losses.append(float(loss.array))
+            curves.append(np.array(losses))
+        difference = abs(np.convolve(curves[0] - curves[1], np.ones(20) / 20, 'valid'))
+        assert difference.max() < .1 * curves[0].max() and curves[1][-20:].mean() < curves[1][0]
+
+    @pytest.mark.parametrize('precision', cudnn.PRECISIONS)
+    def test_predictor(self, precision):
+        network, x, _ = build(ilsvrc)
+        network(x, train=True)
+        golden = network.predictor('reference')
+        golden = golden(x), golden.features(x)
+        network.check_gpu(0)
+        predictor = network.predictor('cudnn', precision)
+        for _ in range(2):
+            assert relative(golden[0], predictor(x)) < cudnn.TOLERANCES[precision]
+            assert relative(golden[1], predictor.features(x)) < cudnn.TOLERANCES[precision]
+        assert predictor(x[:1]).shape == (1, 10)
+
+    def test_chosen_by_itself(self):
+        assert engines.choose(0, training=True) == ('cudnn', 'mixed', None)
+        assert engines.choose(0) == ('cudnn', 'float32', None)
