@@ -135,8 +135,8 @@ def layer_errors(precision, channels, out, ksize, stride, groups, size, gpu, bat
                 'precision', precision), chainer.using_config('train', True):
             inputs = [chainer.Variable(device.send(x))]
             with chainer.no_backprop_mode():
-                shape = link.copy('copy')(inputs[0]).shape
-            link = copy.deepcopy(layer).to_device(device)
+                shape = copy.deepcopy(link)(inputs[0]).shape
+            link.cleargrads()
             rng = np.random.default_rng(2)
             extra = rng.standard_normal(shape).astype(np.float32)
             if residual:
