@@ -1,16 +1,21 @@
-"""Convert a Torch7 file of facebookresearch/ResNeXt into an npz file."""
+"""Convert weights of ResNeXt: Torch7, PyTorch, safetensors, npz; and write ONNX."""
 import os
 
 from trainer import cli
 from trainer.errors import InputError
-from trainer.weights import torch7
+from trainer.weights import formats, forms, namings
+
+_FORMS = {'ilsvrc': 'ImageNet', 'paper-cifar': 'CIFAR', 'original-cifar': '2017 CIFAR'}
 
 
-def convert(t7_path):
-    """Build the network that a Torch7 file holds.
+def convert(path, entry=None):
+    """Build the network that a file of weights holds.
 
     Args:
-        t7_path (str): The file, under any name.
+        path (str): The file, under any name: Torch7, a PyTorch state dict (.pth,
+            .safetensors), or npz of this project or of the 2017 program. Nothing in it
+            is executed.
+        entry (str): Which state dict, of a PyTorch file with several.
 
     Returns:
         trainer.networks.base.Network: :class:`resnext_ilsvrc.ResNext`, or
@@ -20,39 +25,76 @@ def convert(t7_path):
         trainer.errors.InputError: The file is missing, damaged, or holds what these
             networks cannot represent.
     """
-    return torch7.read(t7_path)[0]
+    return formats.read(path, entry)[0]
+
+
+def parser():
+    """Return the parser of the flags."""
+    p = cli.ArgumentParser(description=__doc__)
+    p.add_argument('-t', '--t7', '-i', '--input', dest='input', required=True, metavar='FILE',
+                   help='the file to convert, of whatever format and name')
+    p.add_argument('-o', '--output', metavar='FILE', default=None,
+                   help='where to write; by default the name of the file to convert with the '
+                   "new format's suffix, in the current folder")
+    p.add_argument('--to', choices=list(formats.SUFFIXES), default=None,
+                   help='the format to write; by default what -o ends in, otherwise npz')
+    p.add_argument('--layout', choices=['original', *forms.FORMS], default=None,
+                   help='of npz. original: as the 2017 program loads it; form-a, form-b: '
+                   "branches apart, as in the paper's figure 3; by default this project's "
+                   'own, which says what network it holds')
+    p.add_argument('--naming', choices=list(namings.table()), default=None,
+                   help="of pth and safetensors: the project whose names to use; by default "
+                   "torchvision's, for CIFAR networks prlz77's")
+    p.add_argument('--entry', metavar='NAME', default=None,
+                   help='which state dict of a PyTorch file with several, such as '
+                   'ema_state_dict; by default state_dict')
+    p.add_argument('--keep-bn', action='store_true',
+                   help='of onnx: leave batch normalisation as it is, instead of folding it '
+                   'into the convolutions')
+    return p
+
+
+def _output(args):
+    """Return (path, format) to write."""
+    output = args.output or ''
+    kind = args.to or formats.kind_for(output)
+    if not output or os.path.isdir(output):
+        name = os.path.basename(args.input)
+        suffixes = [s for of_kind in formats.SUFFIXES.values() for s in of_kind]
+        for suffix in sorted([*suffixes, os.path.splitext(name)[1]], key=len, reverse=True):
+            if suffix and name.lower().endswith(suffix.lower()):
+                name = name[:-len(suffix)]
+                break
+        output = os.path.join(output, name + formats.SUFFIXES[kind][0])
+    if not os.path.isdir(os.path.dirname(output) or '.'):
+        raise InputError('-o {}: there is no folder {}'.format(output, os.path.dirname(output)))
+    if os.path.exists(output) and os.path.exists(args.input) and os.path.samefile(
+            output, args.input):
+        raise InputError('-o {}: is the file to convert itself; give another name'.format(output))
+    return output, kind
 
 
 def main():
-    parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument('-t', '--t7', required=True, metavar='FILE', help='the Torch7 file')
-    parser.add_argument('-o', '--output', metavar='NPZ', default=None,
-                        help='where to write; by default the name of the Torch7 file with '
-                        '.npz, in the current folder')
-    parser.add_argument('--layout', choices=['original'], default=None,
-                        help='original: as the 2017 program loads it; by default this '
-                        "project's own, which says what network it holds")
-    args = parser.parse_args()
+    p = parser()
+    args = p.parse_args()
+    output, kind = _output(args)
+    for flag, given, kinds in (('--layout', args.layout, ('npz',)),
+                               ('--naming', args.naming, ('pth', 'safetensors')),
+                               ('--keep-bn', args.keep_bn, ('onnx',))):
+        if given and kind not in kinds:
+            p.error('{} is of {}, and what is written is {}'.format(
+                flag, ' and '.join(kinds), kind))
 
-    output = args.output or ''
-    if not output or os.path.isdir(output):
-        name = os.path.splitext(os.path.basename(args.t7))[0] + '.npz'
-        output = os.path.join(output, name)
-    if not os.path.isdir(os.path.dirname(output) or '.'):
-        raise InputError('-o {}: there is no folder {}'.format(output, os.path.dirname(output)))
-    if os.path.exists(output) and os.path.exists(args.t7) and os.path.samefile(output, args.t7):
-        raise InputError('-o {}: is the Torch7 file itself; give another name'.format(output))
-
-    network, found = torch7.read(args.t7)
+    network, found = formats.read(args.input, args.entry)
     print('{}: {} layers (blocks {}), {} form for {}x{} pictures'.format(
-        args.t7, network.layers, '-'.join(map(str, network.block_num)),
-        'CIFAR' if network.round_up_pooling is None else 'ImageNet',
+        args.input, network.layers, '-'.join(map(str, network.block_num)), _FORMS[network.kind],
         found.picture_size, found.picture_size))
     print('cardinality {}, base width {}, stem {}, shortcut type {}, {} classes'.format(
-        network.C, network.d, network.stem_width, found.shortcut, network.category_num))
-    print('{:,} parameters, {}'.format(network.count_params(), found.tensors))
-    network.save_model(output, layout=args.layout)
-    if args.layout == 'original':
+        network.C, network.d, len(network.stem.conv.W), network.shortcut,
+        network.category_num))
+    print('{:,} parameters, {}'.format(network.count_params(), found.details))
+    formats.write(output, network, kind, args.layout, args.naming, not args.keep_bn)
+    if args.layout == 'original' and network.round_up_pooling is not None:
         print('note: the 2017 program rounds the max pooling\'s size up, which Torch7 does not: '
               'it will compute other numbers from this file, and err more')
     print('wrote {}'.format(output))

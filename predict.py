@@ -17,7 +17,8 @@ def parser():
     p.add_argument('pictures', nargs='+', metavar='PICTURE',
                    help='a picture, or a folder: all pictures in it and below it')
     p.add_argument('--load_model', '-m', metavar='FILE', action='append', required=True,
-                   help='npz file of the model; repeated: the posteriors of all are averaged')
+                   help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
+                        'repeated: the posteriors of all are averaged')
     p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
                    help='GPU number, -1 for the CPU (default: %(default)s)')
     cli.add_inference_flags(p)

@@ -18,7 +18,8 @@ def parser():
                     'counts as neither right nor wrong.', formatter_class=argparse.HelpFormatter)
     natural = cli.positive(int)
     p.add_argument('--load_model', '-m', metavar='FILE', action='append', required=True,
-                   help='npz file of the model; repeated: the posteriors of all are averaged')
+                   help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
+                        'repeated: the posteriors of all are averaged')
     p.add_argument('--load_data', '-ld', metavar='DIR',
                    help='the ILSVRC tree (ImageSets, Annotations, Data), or a folder of class '
                         'folders, DIR/val/n01440764/*.JPEG (default: {})'.format(ilsvrc.DEFAULT))

@@ -305,7 +305,7 @@ HEADER = b"\x93NUMPY\1\0\x76\0" + b"{'descr': %s, 'fortran_order': False, 'shape
 def test_hostile_npz_files(write, tmp_path, bounded):
     path = tmp_path / 'x.npz'
     write(path)
-    refused(resnext_ilsvrc.load, path, 'x.npz')
+    refused(npz.load, path, 'x.npz')
     network = resnext_ilsvrc.ResNext(3, (1,), 1, 1, 1)
     before = {name: np.array(array) for name, array in npz.state(network).items()}
     refused(network.load_model, path, 'x.npz')

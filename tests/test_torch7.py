@@ -349,7 +349,7 @@ def test_files_of_other_things_are_refused(content, message, converted):
 def test_files_of_other_formats_are_refused(content, message, tmp_path):
     (tmp_path / 'x.t7').write_bytes(content)
     with pytest.raises(InputError, match=message):
-        ilsvrc_converter.convert(tmp_path / 'x.t7')
+        torch7.read(tmp_path / 'x.t7')
 
 
 def test_torchfile_itself_stays_as_it_was():
@@ -414,7 +414,7 @@ def test_script_writes_the_original_layout(run, tmp_path):
 @pytest.mark.parametrize('arguments, message', [
     ((), '-t/--t7'), (('-t', 'missing.t7'), 'missing.t7: cannot be read (No such file'),
     (('-t', '.'), 'not a file'), (('-t', 'bad.t7'), 'bad.t7: not a whole Torch7 file'),
-    (('-t', 'bad.t7', '-o', 'bad.t7'), '-o bad.t7: is the Torch7 file itself'),
+    (('-t', 'bad.t7', '-o', 'bad.t7'), '-o bad.t7: is the file to convert itself'),
     (('-t', str(CIFAR), '-o', 'no/x.npz'), '-o no/x.npz: there is no folder no'),
     (('-t', str(CIFAR), '--layout', 'original'), '2017 program cannot hold'),
     (('-t', str(CIFAR), '--layout', 'other'), '--layout'),

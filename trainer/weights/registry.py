@@ -81,13 +81,14 @@ def check_flags(network, path, C=None, d=None, layers=None):
 
 
 def load(path, gpu=-1):
-    """Load a network from an npz file, which says what network it holds.
+    """Load a network from a file of weights, which says what network it holds.
 
     Args:
-        path (str): A file of this project, or of the 2017 program (whose
-            architecture is read off its arrays; ILSVRC networks get Torch7's
-            pooling, which their weights were trained with: set
-            ``round_up_pooling`` to ``True`` for what that program computes).
+        path (str): A file of any format that :func:`trainer.weights.formats.read`
+            reads. In npz files of the 2017 program the architecture is read off the
+            arrays; ILSVRC networks get Torch7's pooling, which their weights were
+            trained with: set ``round_up_pooling`` to ``True`` for what that program
+            computes.
         gpu (int): Where to put it; below 0 is the CPU.
 
     Returns:
@@ -96,7 +97,7 @@ def load(path, gpu=-1):
     Raises:
         trainer.errors.InputError: The file is damaged or not such a file.
     """
-    from trainer.weights import npz
-    network = npz.load(path)
+    from trainer.weights import formats
+    network, _ = formats.read(path)
     network.check_gpu(gpu)
     return network
