@@ -1,0 +1,217 @@
+"""Training and inference on a GPU, side by side with PyTorch, in one run.
+
+    python benchmarks/gpu.py [-o gpu.json] [--only WORD]
+
+ResNeXt-50 32x4d at 224x224 and the CIFAR networks, by this project's cuDNN engine
+and by PyTorch eager and compiled: images/s, median and range over blocks of 20
+steps after warming up, and peak device memory. Each row runs in a process of its
+own. Needs CuPy, nvidia-cudnn-frontend and PyTorch.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+sys.path.insert(0, ROOT)
+
+BLOCKS, STEPS = 5, 20
+
+#: name -> (network, picture size, batch, who, how)
+ROWS = {}
+for batch in (128, 256):
+    for who, how in (('ours', 'mixed'), ('ours', 'tf32'), ('torch', 'tf32'), ('torch', 'bf16'),
+                     ('torch', 'bf16 compile')):
+        ROWS['train resnext50 b{} {} {}'.format(batch, who, how)] = (
+            'train', 'resnext50', batch, who, how)
+for batch in (1, 128, 256):
+    for who, how in (('ours', 'mixed'), ('ours', 'tf32'), ('torch', 'tf32'),
+                     ('torch', 'fp16 compile')):
+        ROWS['infer resnext50 b{} {} {}'.format(batch, who, how)] = (
+            'infer', 'resnext50', batch, who, how)
+for network in ('cifar2x64d', 'cifar8x64d'):
+    for who, how in (('ours', 'mixed'), ('torch', 'bf16'), ('torch', 'bf16 compile')):
+        ROWS['train {} b128 {} {}'.format(network, who, how)] = (
+            'train', network, 128, who, how)
+
+
+def blocks(step, wait, batch):
+    for _ in range(10):
+        step()
+    wait()
+    rates = []
+    for _ in range(BLOCKS):
+        begun = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        wait()
+        rates.append(batch * STEPS / (time.perf_counter() - begun))
+    return rates
+
+
+def ours(task, network, batch, how):
+    import trainer  # noqa: F401  before Chainer
+    import chainer
+    import cupy
+    import numpy as np
+
+    import resnext
+    import resnext_ilsvrc
+    from trainer import engines
+    engine, precision, why = engines.choose(0, how, task == 'train')
+    if engine != 'cudnn':
+        sys.exit(why)
+    if network == 'resnext50':
+        model, side, classes = resnext_ilsvrc.resnext50(), 224, 1000
+    else:
+        C = int(network[5])
+        model, side, classes = resnext.PaperResNext(10, C=C, d=64), 32, 10
+    model.check_gpu(0)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, 3, side, side)).astype(np.float32)
+    wait = cupy.cuda.Device().synchronize
+    if task == 'infer':
+        predictor = model.predictor('cudnn', precision)
+        rates = blocks(lambda: predictor(x), wait, batch)
+    else:
+        optimizer = chainer.optimizers.MomentumSGD(.01).setup(model)
+        optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(1e-4))
+        if precision == 'mixed':
+            optimizer.loss_scaling()
+        x = cupy.asarray(x)
+        t = cupy.asarray(rng.integers(0, classes, batch).astype(np.int32))
+
+        def step():
+            with chainer.using_config('engine', engine), chainer.using_config(
+                    'precision', precision), chainer.using_config('train', True):
+                model.cleargrads()
+                loss = model.calc_loss(model(x), t)
+                loss.backward(loss_scale=optimizer._loss_scale)
+                optimizer.update()
+        rates = blocks(step, wait, batch)
+    return rates, cupy.get_default_memory_pool().total_bytes()
+
+
+def torch_network(network):
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, channels, width, out, stride, groups):
+            super().__init__()
+            self.main = nn.Sequential(
+                nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False),
+                nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+                nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out))
+            self.shortcut = nn.Identity() if (channels, stride) == (out, 1) else nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self.relu(self.main(x) + self.shortcut(x))
+
+    def stages(channels, counts, width, groups):
+        parts, out = [], 256
+        for i, count in enumerate(counts):
+            for j in range(count):
+                parts.append(Block(channels, width << i, out << i, 2 if i and not j else 1,
+                                   groups))
+                channels = out << i
+        return parts, channels
+
+    if network == 'resnext50':
+        head = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
+                nn.MaxPool2d(3, 2, 1)]
+        parts, channels = stages(64, (3, 4, 6, 3), 128, 32)
+        classes = 1000
+    else:
+        C = int(network[5])
+        head = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
+        parts, channels = stages(64, (3, 3, 3), 64 * C, C)
+        classes = 10
+    return nn.Sequential(*head, *parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(channels, classes)), classes
+
+
+def peer(task, network, batch, how):
+    import torch
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    model, classes = torch_network(network)
+    kind = {'tf32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[how.split()[0]]
+    side = 224 if network == 'resnext50' else 32
+    x = torch.randn(batch, 3, side, side, device='cuda').to(memory_format=torch.channels_last)
+    t = torch.randint(0, classes, (batch,), device='cuda')
+    model = model.cuda().to(memory_format=torch.channels_last)
+    compiled = how.endswith('compile')
+    if task == 'infer':
+        model.eval()
+        if kind is not None:
+            model, x = model.to(kind), x.to(kind)
+        if compiled:
+            model = torch.compile(model, mode='reduce-overhead' if batch == 1 else 'max-autotune')
+
+        def step():
+            with torch.inference_mode():
+                model(x)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), .01, .9, weight_decay=1e-4)
+        loss = torch.nn.CrossEntropyLoss()
+        if compiled:
+            model = torch.compile(model, mode='reduce-overhead' if side == 32 else None)
+
+        def step():
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast('cuda', kind or torch.float32, enabled=kind is not None):
+                value = loss(model(x), t)
+            value.backward()
+            optimizer.step()
+    rates = blocks(step, torch.cuda.synchronize, batch)
+    return rates, torch.cuda.max_memory_allocated()
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('-o', '--output', default='gpu.json', help='where the numbers go, as JSON')
+    p.add_argument('--only', default='', help='only the rows with this word')
+    p.add_argument('--row', help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.row:
+        task, network, batch, who, how = ROWS[args.row]
+        rates, memory = (ours if who == 'ours' else peer)(task, network, batch, how)
+        print(json.dumps({'rates': rates, 'memory': memory}))
+        return
+    versions = subprocess.run(
+        [sys.executable, '-c', 'import cupy, cudnn, torch; print(torch.cuda.get_device_name(0), '
+         '"CuPy", cupy.__version__, "cuDNN", cudnn.backend_version(), "PyTorch", '
+         'torch.__version__)'], capture_output=True, text=True)
+    if versions.returncode:
+        sys.exit('needs a GPU, CuPy, nvidia-cudnn-frontend and PyTorch: {}'.format(
+            versions.stderr.strip().splitlines()[-1]))
+    print(versions.stdout.strip())
+    found = {'machine': versions.stdout.strip()}
+    print('{:44s} {:>10s} {:>17s} {:>8s}'.format('', 'images/s', 'range', 'GiB'))
+    for row in ROWS:
+        if args.only not in row:
+            continue
+        process = subprocess.run([sys.executable, __file__, '--row', row], capture_output=True,
+                                 text=True)
+        if process.returncode:
+            print('{:44s} failed: {}'.format(row, (process.stderr.strip().splitlines() or ['?'])[-1]
+                                             [:60]))
+            continue
+        found[row] = json.loads(process.stdout.splitlines()[-1])
+        rates = found[row]['rates']
+        print('{:44s} {:10,.0f} {:>17s} {:8.2f}'.format(
+            row, statistics.median(rates), '{:,.0f}..{:,.0f}'.format(min(rates), max(rates)),
+            found[row]['memory'] / 2 ** 30), flush=True)
+        with open(args.output, 'w') as f:
+            json.dump(found, f, indent=1)
+
+
+if __name__ == '__main__':
+    main()
