@@ -50,7 +50,7 @@ def parser():
     add(g, '--multi', '-multi', type=natural, help='multiplier of the output channels')
     add(g, '--widen_factor', type=natural, help='output channels of the first stage, in units of '
         '64 (paper)')
-    add(g, '--shortcut', help='type of the shortcuts (paper, ilsvrc)')
+    add(g, '--shortcut', help='type of the shortcuts')
     add(g, '--initialization', help='initial weights, as which source draws them')
 
     g = p.add_argument_group('data')
