@@ -89,7 +89,8 @@ def assert_same_end(folder, golden):
 class TestOutputs:
     def test_folder(self, uninterrupted):
         assert sorted(os.listdir(uninterrupted)) == [
-            '.lock', 'accuracy.jpg', 'confusion.jpg', 'log.json', 'loss.jpg', 'model', 'run.json',
+            '.lock', 'accuracy.jpg', 'confusion.jpg', 'confusion.json', 'log.json', 'loss.jpg',
+            'model', 'run.json',
             'snapshot_iter_12', 'snapshot_iter_16']
         assert sorted(os.listdir(os.path.join(uninterrupted, 'model'))) == [
             'ResNext_10_2_{}.model'.format(n) for n in (1, 2, 3, 4, 'best')]

@@ -1,4 +1,8 @@
-"""``loss.jpg``, ``accuracy.jpg`` and ``confusion.jpg``, drawn from a run's numbers."""
+"""``loss.jpg``, ``accuracy.jpg`` and ``confusion.jpg``, drawn from a run's numbers.
+
+The confusion matrix of the last epoch is in ``confusion.json`` too: ``epoch``,
+``classes`` and ``matrix``, counts by label (rows) and answer (columns).
+"""
 import os
 import time
 
@@ -35,12 +39,16 @@ class Figures(extension.Extension):
         self._drawn = -INTERVAL
 
     def __call__(self, trainer):
+        confusion_matrix = self._evaluator.tally.confusion
+        files.save_json(os.path.join(trainer.out, 'confusion.json'), {
+            'epoch': trainer.updater.epoch, 'classes': self._classes,
+            'matrix': confusion_matrix.tolist()})
         now = time.monotonic()
         if trainer.updater.epoch < self._epochs and now - self._drawn < INTERVAL:
             return
         loss(self._log.log, os.path.join(trainer.out, 'loss.jpg'))
         accuracy(self._log.log, os.path.join(trainer.out, 'accuracy.jpg'))
-        confusion(self._evaluator.tally.confusion, self._classes,
+        confusion(confusion_matrix, self._classes,
                   os.path.join(trainer.out, 'confusion.jpg'))
         self._drawn = time.monotonic()
 
