@@ -36,7 +36,7 @@ def parser():
     add(p, '--gpu', '-g', type=int, help='GPU number, -1 for the CPU')
     add(p, '--seed', type=int, help='of the initial weights, the order and the augmentation')
     add(p, '--workers', type=int, metavar='N',
-        help='processes that load data; 0 loads in the main one (default: 0 on a CPU, else up to 4)')
+        help='processes that load data; 0: the main one does (default: 0 on a CPU, else up to 4)')
 
     g = p.add_argument_group('network')
     add(g, '--network', help="the 2017 program's for CIFAR, the paper's for CIFAR, or the paper's "

@@ -19,7 +19,7 @@ from test_training import assert_same_end, in_child
 from trainer import datasets, prediction, recipes
 from trainer.datasets import Dataset, folder, loading, quick
 from trainer.errors import InputError
-from trainer.training import build, initial, options, run, schedules, snapshots
+from trainer.training import build, initial, options, run, schedules
 from trainer.training.data import Load, data_path
 from trainer.training.losses import LabelSmoothing
 from trainer.training.optimizers import TorchSGD
@@ -355,7 +355,8 @@ def test_initial_weights(name, uniform, biased):
     network = build._new(resolve(network='paper', C=4, d=32), 500)
     initial.fill(network, name, 1)
     for path, outputs, area in (('stem', 64, 9), ('stage2/block1/grouped', 256, 9),
-                                ('stage3/block2/expand', 1024, 1), ('stage1/block1/shortcut', 256, 1)):
+                                ('stage3/block2/expand', 1024, 1),
+                                ('stage1/block1/shortcut', 256, 1)):
         link = network
         for part in path.split('/'):
             link = link[part]

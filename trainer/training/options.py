@@ -84,8 +84,9 @@ def resolve(folder, resume, say, given):
         # Compare as JSON does, which has no tuples.
         if name not in _FREE and json.loads(json.dumps(value)) != json.loads(
                 json.dumps(options[name])):
-            raise InputError('--{} {}: the run in {} has {}; leave the flag out, or start another '
-                             'run in another folder (-p)'.format(name, value, folder, options[name]))
+            raise InputError(
+                '--{} {}: the run in {} has {}; leave the flag out, or start another run in '
+                'another folder (-p)'.format(name, value, folder, options[name]))
     return dict(options, **given), record['network']
 
 
