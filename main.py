@@ -56,7 +56,9 @@ def parser():
     g = p.add_argument_group('data')
     add(g, '--dataset', choices=[n for n in datasets.available() if n != 'quick'], help='dataset')
     add(g, '--data', metavar='PATH',
-        help='folder or archive with the dataset, instead of downloading it once')
+        help='folder or archive with the dataset, instead of downloading it once; for --dataset '
+        'folder one of class folders, DIR/train/<class> and DIR/val/<class>, or DIR/<class>, of '
+        'which a fifth is then kept for testing')
     add(g, '--preprocessing', metavar='CLASS', help='a class of data_augmentation')
     add(g, '--sampling',
         help="'original' draws each batch anew and visits 63 %% of the pictures in an epoch; "
@@ -89,6 +91,17 @@ def parser():
         help='climb from 0, update by update, in so many epochs')
     add(g, '--schedule_epoch', type=natural, metavar='EPOCHS',
         help='all epochs that shares are of (default: the first -e of the run)')
+
+    g = p.add_argument_group('transfer: other classes for a network that is trained already')
+    add(g, '--retrain', dest='load_model', metavar='FILE',
+        help='start from the weights in this npz file (the same as -m)')
+    add(g, '--reset-classifier', action='store_true',
+        help="give it a new classifier, for the dataset's classes")
+    add(g, '--freeze', nargs='+', metavar='LAYER',
+        help='leave these layers as they are, batch normalisation too: stem, stage1, '
+        'stage2/block1, ...')
+    add(g, '--head_lr', '--head-lr', type=number, metavar='TIMES',
+        help='the classifier learns so many times as fast as the rest')
 
     g = p.add_argument_group('going on by hand, as in 2017')
     add(g, '--load_model', '-m', metavar='FILE', help='start from the weights in this npz file')

@@ -62,7 +62,8 @@ class PictureFiles:
 
         The categories are looked up among the network's own class names; then, for a
         network of 1000 classes, among ImageNet's synsets, so that some of them will do;
-        otherwise the sorted categories must be as many as the classes.
+        otherwise the sorted categories must be as many as the classes, of which one or
+        more must be known to the network where it knows names.
 
         Returns:
             numpy.ndarray: int32 (pictures,).
@@ -75,9 +76,11 @@ class PictureFiles:
                 number = {name: i for i, name in enumerate(classes)}
                 table = [number[category] for category in self.categories]
                 return np.array(table, np.int32)[self.labels]
-        if len(self.categories) != network.category_num:
+        strange = network.classes is not None and not set(network.classes) & {
+            *self.categories, *class_names.named(self.categories)}
+        if strange or len(self.categories) != network.category_num:
             raise InputError(
-                '-ld: the pictures are of {} classes ({}), the network has {}{}'.format(
+                'the pictures are of {} classes ({}), the network has {}{}'.format(
                     len(self.categories), _some(self.categories), network.category_num,
                     ' and knows no such names' if network.classes is None else
                     ' ({})'.format(_some(network.classes))))

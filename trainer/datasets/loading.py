@@ -195,9 +195,13 @@ def skip_epochs(iterator, epochs):
         }.items()}))
 
 
-def join(pieces):
-    """Join the pieces of a batch: a tuple of arrays, as ``load`` gives them."""
+def join(pieces, copy=True):
+    """Join the pieces of a batch: a tuple of arrays, as ``load`` gives them.
+
+    Where there is but one piece, ``copy=False`` gives the piece itself, which may be
+    overwritten after the iterator has been asked for the next.
+    """
     pieces = [piece for piece in pieces if len(piece[0])] or pieces[:1]
-    if len(pieces) == 1:
+    if len(pieces) == 1 and not copy:
         return tuple(pieces[0])
     return tuple(np.concatenate(parts) for parts in zip(*pieces))

@@ -24,6 +24,10 @@ from trainer.errors import InputError
 Batch = collections.namedtuple('Batch', 'items x errors')
 
 
+class Unreadable(InputError):
+    """A picture cannot be read in the middle of a run."""
+
+
 def cores():
     """Return how many CPU cores this process may use."""
     if hasattr(os, 'sched_getaffinity'):
@@ -108,8 +112,8 @@ class Iterator(chainer.dataset.Iterator):
         repeat (bool): Whether to go on after an epoch.
         leave_out (bool): ``True`` leaves out pictures that cannot be read, and keeps
             ``unreadable``, what was wrong with each in this epoch. ``False``: they raise
-            :class:`~trainer.errors.InputError`; the iterator is then as if that batch
-            had not been asked for.
+            :class:`Unreadable`; the iterator is then as if that batch had not been asked
+            for.
 
     Raises:
         trainer.errors.InputError: See ``leave_out``; or no picture could be read at all.
@@ -162,7 +166,7 @@ class Iterator(chainer.dataset.Iterator):
         if batch.errors:
             if not self._leave_out:
                 self.finalize()
-                raise InputError(batch.errors[min(batch.errors)])
+                raise Unreadable(batch.errors[min(batch.errors)])
             read = [i for i in range(len(t)) if i not in batch.errors]
             x, t = x[read], t[read]
         self._count(batch)

@@ -6,7 +6,7 @@ import data_augmentation
 import resnext
 import resnext_ilsvrc
 from trainer.errors import InputError
-from trainer.training import initial
+from trainer.training import initial, transfer
 from trainer.training.losses import LabelSmoothing
 from trainer.training.options import RECORD, SIZES
 from trainer.training.optimizers import OPTIMIZERS
@@ -34,13 +34,21 @@ def network(options, given, architecture, dataset):
     elif model is not None:
         built = npz.load(model)
         _take_sizes(options, given, built, model)
+        if options['reset_classifier']:
+            built = transfer.reset_classifier(built, classes, options['seed'])
     else:
         built = _new(options, len(classes))
         initial.fill(built, options['initialization'], options['seed'])
+    where = RECORD if architecture is not None or model is None else '-m {}'.format(model)
     if built.category_num != len(classes):
-        raise InputError('{}: a network of {} classes, but {} has {}'.format(
-            '-m {}'.format(model) if model else RECORD, built.category_num, dataset.name,
-            len(classes)))
+        raise InputError('{}: a network of {} classes, but {} has {}{}'.format(
+            where, built.category_num, dataset.name, len(classes),
+            '' if where == RECORD else '; --reset-classifier trains a new classifier for these'))
+    if built.classes not in (None, classes):
+        other = next(c for c in zip(built.classes, classes) if c[0] != c[1])
+        raise InputError('{}: its classes are not those of {} ({} where there is {} now){}'.format(
+            where, dataset.name, *other, '' if where == RECORD else
+            '; --reset-classifier trains a new classifier for these'))
     built.classes = classes
     return built
 
@@ -111,6 +119,10 @@ def optimizer(options, built):
     made = OPTIMIZERS[options['optimizer']](options['lr'], options['momentum'])
     made.setup(built)
     made.add_hook(chainer.optimizer_hooks.WeightDecay(options['weight_decay']))
+    if options['head_lr'] != 1:
+        made.add_hook(transfer.HeadRate(built, options['head_lr']))
+    if options['freeze']:
+        transfer.Frozen(built, options['freeze'])
     return made
 
 

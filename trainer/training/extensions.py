@@ -97,13 +97,15 @@ class Evaluator(chainer.training.extensions.Evaluator):
     """Chainer's evaluator with the original's numbers.
 
     Reports loss, accuracy and top5_accuracy, and accuracy/<label> of each class;
-    keeps the :class:`~trainer.evaluation.Tally` as ``tally``.
+    keeps the :class:`~trainer.evaluation.Tally` as ``tally``. Pictures that cannot be
+    read are named, and neither right nor wrong.
     """
 
     tally = None
 
-    def __init__(self, iterator, network, device):
+    def __init__(self, iterator, network, device, say=print):
         super().__init__(iterator, network, device=device)
+        self._say = say
 
     def evaluate(self):
         iterator, network = self.get_iterator('main'), self.get_target('main')
@@ -111,9 +113,13 @@ class Evaluator(chainer.training.extensions.Evaluator):
         self.tally = Tally(network.category_num)
         with chainer.no_backprop_mode():
             for pieces in iterator:
-                x, t = loading.join(pieces)
+                x, t = loading.join(pieces, copy=False)
                 y = network(chainer.Variable(self.device.send(x)))
                 self.tally.add(cuda.to_cpu(y.array), t)
+        unreadable = getattr(iterator, 'unreadable', ())
+        if unreadable:
+            self._say('{} pictures for testing left out; the first: {}'.format(
+                len(unreadable), unreadable[0]))
         observation = {}
         with chainer.reporter.report_scope(observation):
             chainer.report({'loss': self.tally.loss, 'accuracy': self.tally.accuracy,

@@ -1,4 +1,5 @@
 """The options of a run: from a recipe, from flags, and from the run's own folder."""
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +23,8 @@ from trainer.weights import registry
 DEFAULTS = {
     'save_path': './', 'recipe': 'original', 'data': None, 'quick': False, 'seed': 0, 'gpu': -1,
     'workers': None, 'start_epoch': 1, 'schedule_epoch': None, 'load_model': None,
-    'load_optimizer': None, 'load_log': None,
+    'load_optimizer': None, 'load_log': None, 'reset_classifier': False, 'freeze': (),
+    'head_lr': 1.,
 }
 
 #: The networks, and the sizes that they have where neither recipe nor flag says otherwise.
@@ -123,6 +125,11 @@ def _new(given, say):
                              'is; leave one out'.format(given['depth']))
         options['depth'] = None
     options.update(given)
+    if options['data'] is not None:  # the record is to be of use anywhere
+        options['data'] = os.path.abspath(options['data'])
+    if options['reset_classifier'] and options['load_model'] is None:
+        raise InputError('--reset-classifier: there is no model whose classifier could be; name it '
+                         'with --retrain')
     if options['depth'] is not None:
         options['block_num'] = blocks(network, options['depth'])
     _scale(options, recipe, given, say)
@@ -190,10 +197,57 @@ def read_record(folder):
         raise InputError('{}: damaged ({}); it cannot be gone on with'.format(path, e))
 
 
-def write_record(folder, options, network):
-    """Write down what shaped the run, for whoever goes on with it or asks."""
+def describe(dataset):
+    """Return which pictures a run is trained on, for :func:`check_pictures`.
+
+    Returns:
+        dict: name; train and test, numbers of pictures; digest, of names and labels.
+    """
+    def digest(part):
+        return part.digest() if hasattr(part, 'digest') else hashlib.sha256(
+            part.labels.astype('<i4').tobytes()).hexdigest()
+
+    parts = {name: getattr(dataset, name) for name in ('train', 'test')}
+    said = {name: len(part.labels) for name, part in parts.items() if part is not None}
+    return dict(said, name=dataset.name, digest=''.join(
+        digest(part) for part in parts.values() if part is not None))
+
+
+def check_pictures(folder, pictures):
+    """Refuse to go on with other pictures than a run began with.
+
+    Args:
+        folder (str): The run's folder.
+        pictures (dict): From :func:`describe`.
+
+    Raises:
+        trainer.errors.InputError: They are others.
+    """
+    began = read_record(folder).get('pictures', pictures)
+    for name in ('train', 'test'):
+        if pictures.get(name) != began.get(name):
+            raise InputError('{}: the run began with {} pictures for {}, now there are {}; give it '
+                             'those back, or start another run (-m takes its model over)'.format(
+                                 folder, began.get(name, 'no'), name + 'ing',
+                                 pictures.get(name, 'none')))
+    if pictures != began:
+        raise InputError('{}: the run began with other pictures (as many, but other names or '
+                         'classes); give it those back, or start another run (-m takes its model '
+                         'over)'.format(folder))
+
+
+def write_record(folder, options, network, pictures):
+    """Write down what shaped the run, for whoever goes on with it or asks.
+
+    Args:
+        folder (str): The run's folder.
+        options (dict): The run's.
+        network (trainer.networks.base.Network): What is trained.
+        pictures (dict): From :func:`describe`.
+    """
     record = {
         'options': options,
+        'pictures': pictures,
         'network': registry.architecture(network),
         'versions': {'python': platform.python_version(), 'numpy': np.__version__,
                      'chainer': chainer.__version__, 'pillow': PIL.__version__},

@@ -9,19 +9,21 @@ import filelock
 import numpy as np
 
 from trainer import datasets, devices, files
-from trainer.datasets import loading
+from trainer.datasets import loading, parallel, splits
 from trainer.errors import InputError
 from trainer.reports import figures
 from trainer.reports.console import Console
 from trainer.reports.log import Log
 from trainer.reports.summary import summary as summarise
-from trainer.training import build, extensions, schedules, snapshots
+from trainer.training import build, extensions, schedules, snapshots, transfer
 from trainer.training.data import data_path
-from trainer.training.options import DEFAULTS, RECORD, resolve, write_record
+from trainer.training.options import (
+    DEFAULTS, RECORD, check_pictures, describe, resolve, write_record)
 from trainer.training.updater import ChunkedUpdater
 from trainer.weights import npz
 
-_OUTPUTS = (RECORD, 'log.json', 'loss.jpg', 'accuracy.jpg', 'confusion.jpg', 'model')
+_OUTPUTS = (RECORD, splits.RECORD, 'log.json', 'loss.jpg', 'accuracy.jpg', 'confusion.jpg',
+            'confusion.json', 'model')
 
 # Classes of datasets; those of others are their class folders.
 _CLASSES = {'cifar10': 10, 'cifar100': 100, 'mnist': 10, 'quick': 10, 'ilsvrc': 1000}
@@ -96,9 +98,19 @@ def _train(folder, resume, say, given):
     going_on = resume and bool(snapshots.find(folder))
     device = devices.get(options['gpu'])
     dataset = datasets.load('quick' if options['quick'] else options['dataset'], options['data'])
+    pictures = describe(dataset)
+    if going_on:
+        check_pictures(folder, pictures)
+    split = None
+    if dataset.test is None:
+        path = os.path.join(folder, splits.RECORD)
+        split = splits.read(path) if going_on else splits.make(dataset.train, options['seed'])
+        dataset = splits.apply(dataset, split)
     network = build.network(options, given, architecture if going_on else None, dataset)
     preprocessing = build.preprocessing(options, given, network)
     _introduce(say, options, network, dataset)
+    if options['load_model'] is not None and not going_on:
+        say(transfer.describe(options))
 
     device.use()
     optimizer = build.optimizer(options, network)
@@ -122,7 +134,9 @@ def _train(folder, resume, say, given):
     models = os.path.join(folder, 'model')
     os.makedirs(models, exist_ok=True)
     files.remove_unfinished(models)
-    write_record(folder, options, network)
+    if split is not None:
+        files.save_json(os.path.join(folder, splits.RECORD), split)
+    write_record(folder, options, network, pictures)
 
     stop = _Stop(say)
     updater = ChunkedUpdater(train_iterator, optimizer, device, options['train_batch_divide'],
@@ -135,7 +149,7 @@ def _train(folder, resume, say, given):
         average = extensions.MovingAverage(network, options['ema_decay'])
         trainer.extend(average)
         network = average.network
-    evaluator = extensions.Evaluator(test_iterator, network, device)
+    evaluator = extensions.Evaluator(test_iterator, network, device, say)
     snapshot = snapshots.extension()
     for extension in (
             extensions.LearningRate(schedules.of(options), iterations),
@@ -155,7 +169,13 @@ def _train(folder, resume, say, given):
         say('{}: all {} epochs are done; -e takes it further'.format(folder, options['epoch']))
         return True
     with stop:
-        trainer.run(show_loop_exception_msg=False)
+        try:
+            trainer.run(show_loop_exception_msg=False)
+        except parallel.Unreadable as e:
+            # As it was before that batch, which going on asks for again.
+            snapshot(trainer)
+            raise InputError('{}; mend it, or put another picture of its class in its place, and '
+                             'go on with --resume {}: nothing is lost'.format(e, folder))
     if stop.wanted and updater.epoch < options['epoch']:
         say('stopped after update {}, nothing is lost: python main.py --resume {}'.format(
             updater.iteration, folder))
@@ -170,6 +190,8 @@ def _introduce(say, options, network, dataset):
     say('data: {}, {} pictures for training, {} for testing; {}'.format(
         dataset.name, len(dataset.train.labels), len(dataset.test.labels),
         options['preprocessing']))
+    for note in dataset.notes:
+        say('note: ' + note)
     say('recipe: {}; batch {}, {} from learning rate {:g} ({}), weight decay {:g}'.format(
         options['recipe'], options['batch'], options['optimizer'], options['lr'],
         schedules.describe(options), options['weight_decay']))

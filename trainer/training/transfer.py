@@ -36,6 +36,22 @@ def reset_classifier(network, classes, seed):
     return new
 
 
+def describe(options):
+    """Say in a few words what a run takes over from another network.
+
+    Args:
+        options (dict): load_model, reset_classifier, freeze, head_lr.
+    """
+    text = 'weights: of {}'.format(options['load_model'])
+    if options['reset_classifier']:
+        text += ', with a new classifier'
+    if options['freeze']:
+        text += '; {} frozen'.format(', '.join(options['freeze']))
+    if options['head_lr'] != 1:
+        text += '; the classifier learns {:g} times as fast'.format(options['head_lr'])
+    return text
+
+
 def links_of(network, prefixes):
     """Return the links that paths name, with all that is below them.
 

@@ -26,7 +26,7 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
         self.loss = loss or optimizer.target.calc_loss
 
     def update_core(self):
-        x, t = loading.join(self.get_iterator('main').next())
+        x, t = loading.join(self.get_iterator('main').next(), copy=False)
         self.update_with(x, t)
 
     def update_with(self, x, t):

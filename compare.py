@@ -1,0 +1,32 @@
+"""Compare runs in a table and in one figure: ``python compare.py --help``."""
+import argparse
+import sys
+
+from trainer import cli
+from trainer.reports import comparison
+
+
+def parser():
+    """Return the parser of the flags."""
+    p = cli.ArgumentParser(
+        description='Compare runs: a table of their results and of the options that differ, and '
+                    'one figure of error and loss over the epochs.',
+        formatter_class=argparse.HelpFormatter)
+    p.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run')
+    p.add_argument('--output', '-o', metavar='FILE.png', help='draw the figure')
+    return p
+
+
+def main():
+    args = parser().parse_args()
+    if args.output:
+        comparison.check(args.runs, args.output)
+    compared = [comparison.Run(folder) for folder in args.runs]
+    print(comparison.table(compared))
+    if args.output:
+        comparison.draw(compared, args.output)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))

@@ -1,0 +1,78 @@
+"""Test a model on a dataset: ``python test.py --help``."""
+import argparse
+import os
+import sys
+
+from trainer import cli, datasets, evaluation, files, runs
+from trainer.errors import InputError
+from trainer.reports import evaluation as report
+from trainer.training import options
+from trainer.weights import registry
+
+
+def parser():
+    """Return the parser of the flags."""
+    p = cli.ArgumentParser(
+        description='Test a model: loss, top-1 and top-5 error on the test pictures of a dataset. '
+                    'A picture that cannot be read is named, and counts as neither right nor '
+                    'wrong. Nothing is written without -p.',
+        formatter_class=argparse.HelpFormatter)
+    natural = cli.positive(int)
+    p.add_argument('model', metavar='RUN_OR_MODEL',
+                   help="a run's folder, whose best model is tested on the run's own test "
+                        'pictures; or a file of weights, with --dataset')
+    p.add_argument('--epoch', '-e', type=natural, metavar='N',
+                   help="the run's model after this epoch (default: the best)")
+    p.add_argument('--dataset', choices=datasets.available(),
+                   help="dataset (default: the run's)")
+    p.add_argument('--data', metavar='PATH',
+                   help="folder or archive with the dataset (default: the run's, or as main.py)")
+    p.add_argument('--part', choices=['test', 'train'], default='test',
+                   help='which of its pictures (default: %(default)s)')
+    p.add_argument('--save_path', '-p', metavar='DIR', help='write log.json to this folder')
+    p.add_argument('--batch', '-b', type=natural, default=64, metavar='N',
+                   help='pictures in a batch (default: %(default)s)')
+    p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
+                   help='GPU number, -1 for the CPU (default: %(default)s)')
+    cli.add_inference_flags(p)
+    p.add_argument('--ten-crop', action='store_true',
+                   help='average the posteriors of ten crops: corners, centre, and mirrored')
+    p.add_argument('--workers', type=int, metavar='N',
+                   help='processes that load pictures; 0 loads in the main one (default: one '
+                        'for each core)')
+    return p
+
+
+def main():
+    p = parser()
+    args = p.parse_args()
+    if (args.workers or 0) < 0:
+        p.error('--workers takes 0 or more')
+    run = args.model if os.path.isdir(args.model) else None
+    if run is None and args.dataset is None:
+        p.error('--dataset says what the model is to be tested on; a run knows it')
+    if run is None and args.epoch is not None:
+        p.error('--epoch chooses among the models of a run; {} is none'.format(args.model))
+    if args.save_path and os.path.exists(os.path.join(args.save_path, options.RECORD)):
+        raise InputError('-p {}: the log.json there is that of a run; choose another '
+                         'folder'.format(args.save_path))
+    path = args.model if run is None else runs.model(run, args.epoch or 'best')
+    network = registry.load(path, args.gpu)
+    dataset = runs.dataset(run, args.dataset, args.data)
+    pictures = runs.pictures(dataset, args.part)
+    predictors = cli.make_predictors([network], args)
+    with report.Progress(len(pictures)) as progress:
+        found = evaluation.evaluate(predictors, pictures, args.batch, ten_crop=args.ten_crop,
+                                    workers=args.workers, progress=progress)
+    print('{:<12s} {}, {}'.format('dataset', dataset.name, 'all pictures' if dataset.test is None
+                                  else args.part + ' pictures'))
+    print(report.table(found, [path], network, args.ten_crop))
+    if args.save_path:
+        os.makedirs(args.save_path, exist_ok=True)
+        files.save_json(os.path.join(args.save_path, 'log.json'), report.log(
+            found, [path], pictures, network, args.ten_crop))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(cli.run(main))
