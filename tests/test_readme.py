@@ -61,6 +61,13 @@ def test_training_from_python(tmp_path):
     assert process.stdout.rstrip().endswith("'frog', 'horse', 'ship', 'truck']")
 
 
+def test_networks(tmp_path):
+    code, = [b for b in blocks('python') if 'of_depth' in b]
+    process = run(code, tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert '25.0 M parameters, 4.23 G multiply-adds' in process.stdout
+
+
 def commands():
     for block in blocks('sh'):
         for line in block.replace('\\\n', ' ').splitlines():
