@@ -34,6 +34,8 @@ def parser():
     add(p, '--summary', action='store_true',
         help="print the network's layers, output sizes, parameters and multiply-adds, and end")
     add(p, '--gpu', '-g', type=int, help='GPU number, -1 for the CPU')
+    add(p, '--precision', help='on a GPU by cuDNN: true float32, TF32, or float16 with float32 sums'
+        ' (default: mixed by cuDNN, else float32)')
     add(p, '--seed', type=int, help='of the initial weights, the order and the augmentation')
     add(p, '--workers', type=int, metavar='N',
         help='processes that load data; 0: the main one does (default: 0 on a CPU, else up to 4)')

@@ -12,6 +12,8 @@ from trainer.engines import cudnn
 from trainer.engines.cudnn import graphs
 from trainer.errors import InputError
 from trainer.networks import layers
+from trainer.training.extensions import LossScale
+from trainer.training.updater import ChunkedUpdater
 from trainer.weights import npz
 
 RNG = np.random.default_rng(0)
@@ -149,6 +151,32 @@ def layer_errors(precision, channels, out, ksize, stride, groups, size, gpu, bat
         found.update({'grad of ' + n: p.grad for n, p in link.namedparams()})
         results.append({k: chainer.get_device('@numpy').send(a) for k, a in found.items()})
     return {k: relative(results[0][k], results[1][k]) for k in results[0]}
+
+
+def test_scaled_losses_change_nothing_but_rounding(tmp_path):
+    """Chainer's adaptive scale, through weight decay and update; kept in snapshots."""
+    network, x, t = build(cifar)
+    states, scales = [], []
+    for scaled in (False, True):
+        model = copy.deepcopy(network)
+        optimizer = chainer.optimizers.MomentumSGD(.1).setup(model)
+        optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(.01))
+        if scaled:
+            optimizer.loss_scaling()
+        updater = ChunkedUpdater(chainer.iterators.SerialIterator([0], 1), optimizer,
+                                 chainer.get_device('@numpy'), 2)
+        for _ in range(3):
+            updater.update_with(x, t)
+            scales.append(optimizer._loss_scale)
+        states.append(npz.state(model))
+    assert scales == [None] * 3 + [2., 4., 8.]
+    for name, array in states[0].items():
+        assert relative(np.asarray(array), np.asarray(states[1][name])) < 1e-5, name
+    chainer.serializers.save_npz(str(tmp_path / 'scale'), LossScale(optimizer))
+    fresh = chainer.optimizers.MomentumSGD().setup(copy.deepcopy(network))
+    fresh.loss_scaling()
+    chainer.serializers.load_npz(str(tmp_path / 'scale'), LossScale(fresh))
+    assert fresh._loss_scale == 8.
 
 
 class TestChoice:

@@ -373,6 +373,10 @@ class TestFlags:
         with pytest.raises(InputError, match='--C 2: .* holds .*4x2d'):
             train(tmp_path / 'run', cifar, load_model=str(tmp_path / 'm'))
 
+    def test_precision_is_for_gpus(self, cifar, tmp_path):
+        with pytest.raises(InputError, match='--precision mixed: it is for GPUs'):
+            train(tmp_path / 'run', cifar, precision='mixed')
+
     def test_options_of_a_run_are_its_own(self, cifar, tmp_path):
         train(tmp_path, cifar, epoch=1)
         with pytest.raises(InputError, match='--batch 50: the run in .* has 60'):

@@ -93,6 +93,28 @@ class MovingAverage(extension.Extension):
         self._updates = int(serializer('updates', self._updates))
 
 
+class LossScale(extension.Extension):
+    """Keep Chainer's adaptive loss scale in snapshots, which it leaves out.
+
+    Args:
+        optimizer (chainer.Optimizer): One whose ``loss_scaling()`` was called.
+    """
+
+    trigger = 1, 'epoch'
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+
+    def __call__(self, trainer):
+        pass
+
+    def serialize(self, serializer):
+        optimizer = self._optimizer
+        optimizer._loss_scale = float(serializer('scale', optimizer._loss_scale))
+        optimizer._loss_scaling_isnan_ever = bool(serializer(
+            'overflowed', optimizer._loss_scaling_isnan_ever))
+
+
 class Evaluator(chainer.training.extensions.Evaluator):
     """Chainer's evaluator with the original's numbers.
 

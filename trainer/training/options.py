@@ -12,6 +12,7 @@ import data_augmentation
 import resnext
 import resnext_ilsvrc
 from trainer import files, recipes
+from trainer.engines.cudnn import PRECISIONS
 from trainer.errors import InputError
 from trainer.training import snapshots
 from trainer.training.data import SAMPLINGS
@@ -22,6 +23,7 @@ from trainer.weights import registry
 #: Options beside those of the recipe, and their defaults. Each is a flag of main.py.
 DEFAULTS = {
     'save_path': './', 'recipe': 'original', 'data': None, 'quick': False, 'seed': 0, 'gpu': -1,
+    'precision': None,
     'workers': None, 'start_epoch': 1, 'schedule_epoch': None, 'load_model': None,
     'load_optimizer': None, 'load_log': None, 'reset_classifier': False, 'freeze': (),
     'head_lr': 1.,
@@ -42,11 +44,11 @@ CHOICES = {
     'network': tuple(NETWORKS), 'shortcut': ('A', 'B', 'C'), 'sampling': SAMPLINGS,
     'optimizer': tuple(OPTIMIZERS), 'lr_schedule': ('steps', 'every', 'cosine'),
     'initialization': INITIALIZATIONS, 'batch_scaling': ('none', 'lr', 'epochs'),
-    'preprocessing': tuple(data_augmentation.__all__),
+    'preprocessing': tuple(data_augmentation.__all__), 'precision': PRECISIONS,
 }
 
 #: What may differ when a run goes on; everything else shapes its result.
-_FREE = {'save_path', 'epoch', 'data', 'gpu', 'workers'}
+_FREE = {'save_path', 'epoch', 'data', 'gpu', 'workers', 'precision'}
 
 #: The file in a run's folder that holds its options.
 RECORD = 'run.json'

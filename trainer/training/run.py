@@ -8,7 +8,7 @@ import chainer
 import filelock
 import numpy as np
 
-from trainer import datasets, devices, files
+from trainer import datasets, devices, engines, files
 from trainer.datasets import loading, parallel, splits
 from trainer.errors import InputError
 from trainer.reports import figures
@@ -97,6 +97,7 @@ def _train(folder, resume, say, given):
     options, architecture = resolve(folder, resume, say, given)
     going_on = resume and bool(snapshots.find(folder))
     device = devices.get(options['gpu'])
+    engine, precision, why = engines.choose(options['gpu'], options['precision'], training=True)
     dataset = datasets.load('quick' if options['quick'] else options['dataset'], options['data'])
     pictures = describe(dataset)
     if going_on:
@@ -109,6 +110,9 @@ def _train(folder, resume, say, given):
     network = build.network(options, given, architecture if going_on else None, dataset)
     preprocessing = build.preprocessing(options, given, network)
     _introduce(say, options, network, dataset)
+    say('device: {}, engine {}, precision {}{}'.format(
+        'CPU' if options['gpu'] < 0 else 'GPU {}'.format(options['gpu']), engine, precision,
+        '; ' + why if why else ''))
     if options['load_model'] is not None and not going_on:
         say(transfer.describe(options))
 
@@ -149,6 +153,9 @@ def _train(folder, resume, say, given):
         average = extensions.MovingAverage(network, options['ema_decay'])
         trainer.extend(average)
         network = average.network
+    if precision == 'mixed':
+        optimizer.loss_scaling()  # adapts to what float16 can hold
+        trainer.extend(extensions.LossScale(optimizer))
     evaluator = extensions.Evaluator(test_iterator, network, device, say)
     snapshot = snapshots.extension()
     for extension in (
@@ -168,7 +175,8 @@ def _train(folder, resume, say, given):
     if updater.epoch >= options['epoch']:
         say('{}: all {} epochs are done; -e takes it further'.format(folder, options['epoch']))
         return True
-    with stop:
+    with stop, chainer.using_config('engine', engine), chainer.using_config(
+            'precision', precision):
         try:
             trainer.run(show_loop_exception_msg=False)
         except parallel.Unreadable as e:
@@ -195,7 +203,6 @@ def _introduce(say, options, network, dataset):
     say('recipe: {}; batch {}, {} from learning rate {:g} ({}), weight decay {:g}'.format(
         options['recipe'], options['batch'], options['optimizer'], options['lr'],
         schedules.describe(options), options['weight_decay']))
-    say('device: {}'.format('CPU' if options['gpu'] < 0 else 'GPU {}'.format(options['gpu'])))
 
 
 def _epochs(n):

@@ -44,7 +44,7 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
             t_chunk = self.device.send(t_chunk)
             y = network(chainer.Variable(self.device.send(x_chunk)))
             loss = self.loss(y, t_chunk)
-            (loss * (len(t_chunk) / len(t))).backward()
+            (loss * (len(t_chunk) / len(t))).backward(loss_scale=optimizer._loss_scale)
             loss_sum += float(loss.array) * len(t_chunk)
             correct += int((y.array.argmax(axis=1) == t_chunk).sum())
             loss.unchain_backward()
