@@ -72,11 +72,12 @@ def reason(error):
 def add_inference_flags(p):
     """Add --engine and --precision, for :meth:`Network.predictor`."""
     p.add_argument('--engine', choices=engines.INFERENCE,
-                   help='what computes (default: openvino on a CPU where it is installed, '
-                        'otherwise reference, which is plain Chainer)')
-    p.add_argument('--precision', choices=['float32', 'bfloat16'], default='float32',
-                   help='precision of what is computed; bfloat16 for openvino on CPUs that '
-                        'have it (default: float32)')
+                   help='what computes (default: openvino on a CPU and cudnn on a GPU, where '
+                        'they are installed, otherwise reference, which is plain Chainer)')
+    p.add_argument('--precision', choices=['float32', 'bfloat16', 'tf32', 'mixed'],
+                   default='float32',
+                   help='precision of what is computed: bfloat16 for openvino on CPUs that '
+                        'have it; tf32 and mixed (float16) for cudnn (default: float32)')
 
 
 def make_predictors(networks, args):
