@@ -7,7 +7,7 @@ from PIL import Image
 
 from trainer.errors import InputError
 from trainer.transforms import INTERPOLATIONS, Sample, uniform_int
-from trainer.transforms.pictures import load_rgb
+from trainer.transforms.pictures import load_rgb, load_shrunk
 
 _SIDE = 224
 _TEST_SHORT_SIDE = 256
@@ -49,11 +49,18 @@ def resized_size(height, width, short_side):
     return size
 
 
-def _load(source, short_side):
-    """Return a picture in RGB and the (height, width) that it is to have."""
-    image = load_rgb(source)
+def _load(source, short_side, shrink=False):
+    """Return a picture in RGB and the (height, width) that it is to have.
+
+    With ``shrink`` it may be decoded smaller (:func:`trainer.transforms.pictures.load_shrunk`).
+    """
+    if shrink:
+        image, size = load_shrunk(source, lambda *size: short_side / min(size))
+    else:
+        image = load_rgb(source)
+        size = image.height, image.width
     try:
-        return image, resized_size(image.height, image.width, short_side)
+        return image, resized_size(*size, short_side)
     except InputError as e:
         raise InputError('{}: {}'.format(source, e)) if isinstance(
             source, (str, os.PathLike)) else e
@@ -144,7 +151,8 @@ class DataAugmentationNormalizeBigger:
             trainer.errors.InputError: The picture cannot be read.
         """
         d = cls.draw(rng) if drawn is None else drawn
-        image, size = _load(img, d.short_side)
+        # The nearest pixel of a smaller picture is another one.
+        image, size = _load(img, d.short_side, d.interpolation != Image.Resampling.NEAREST)
         y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
         pixels = _resize_and_crop(image, size, d.interpolation, y, x)
         return Sample(normalize(pixels[:, ::-1] if d.flip else pixels, out),
