@@ -183,6 +183,8 @@ def read(tensors, path):
             arrays[ours] = _load(tensors[name], name, path)
             dtypes[tensors[name].dtype] += arrays[ours].size
     chainer.serializers.NpzDeserializer(arrays).load(network)
+    if naming.preprocessing is not None:
+        network.preprocessing = naming.preprocessing
     return network, Found(naming, ', '.join(dtype for dtype, _ in dtypes.most_common()))
 
 

@@ -6,7 +6,8 @@ import collections
 
 
 class Naming(collections.namedtuple(
-        'Naming', 'name kind stem block classifier any_projections', defaults=(False,))):
+        'Naming', 'name kind stem block classifier any_projections preprocessing',
+        defaults=(False, None))):
     """The names of one project.
 
     Attributes:
@@ -19,6 +20,8 @@ class Naming(collections.namedtuple(
         classifier (callable): Number of stages -> the fully connected layer.
         any_projections (bool): Whether the project's networks can have projection
             shortcuts anywhere, not just where sizes differ.
+        preprocessing (str): The class of ``data_augmentation`` that the project's weights
+            were trained with, where the network's kind does not tell.
     """
 
 

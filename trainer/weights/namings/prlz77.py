@@ -11,4 +11,4 @@ def _block(stage, block):
 
 
 NAMINGS = [Naming('prlz77', 'paper-cifar', ('conv_1_3x3', 'bn_1'), _block,
-                  lambda stages: 'classifier')]
+                  lambda stages: 'classifier', preprocessing='DataAugmentationCifarPrlz77')]
