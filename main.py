@@ -3,7 +3,7 @@ import argparse
 import sys
 
 from trainer import cli, datasets, recipes
-from trainer.training import options, run
+from trainer.training import options, processes, run
 
 
 def parser():
@@ -114,20 +114,28 @@ def parser():
     return p
 
 
-def main():
+def flags():
+    """Return the flags that are given, checked."""
     p = parser()
     given = vars(p.parse_args())
     for name in ('seed', 'workers', 'momentum', 'weight_decay', 'lr_min'):
         if not 0 <= given.get(name, 0) < float('inf'):
             p.error('--{} takes 0 or more'.format(name))
-    resume = given.pop('resume', False)
-    if isinstance(resume, str):
-        if given.setdefault('save_path', resume) != resume:
-            p.error('--resume {} and -p {} name two folders'.format(resume, given['save_path']))
+    if isinstance(given.get('resume'), str):
+        folder = given['resume']
+        if given.setdefault('save_path', folder) != folder:
+            p.error('--resume {} and -p {} name two folders'.format(folder, given['save_path']))
+    return given
+
+
+def main():
+    with processes.first_speaks():
+        given = flags()
+    resume = bool(given.pop('resume', False))
     if given.pop('summary', False):
-        print(run.summary(resume=bool(resume), **given))
+        print(run.summary(resume=resume, **given))
         return 0
-    return 0 if run.train(resume=bool(resume), **given) else 130
+    return 0 if run.train(resume=resume, **given) else 130
 
 
 if __name__ == '__main__':

@@ -170,9 +170,18 @@ class Iterator(chainer.dataset.Iterator):
             read = [i for i in range(len(t)) if i not in batch.errors]
             x, t = x[read], t[read]
         self._count(batch)
-        return [(x, t)] if len(t) else next(self)
+        # A share of a batch may have no pictures; then there is nothing that could not be read.
+        return [(x, t)] if len(t) or not batch.items else next(self)
+
+    def step_back(self):
+        """Make the iterator as if the last batch had not been asked for."""
+        state = self._before
+        self.reset()
+        self.epoch, self.current_position, self.is_new_epoch, self._previous_epoch_detail = state
 
     def _count(self, batch):
+        self._before = (self.epoch, self.current_position, self.is_new_epoch,
+                        self._previous_epoch_detail)
         if self.is_new_epoch:
             self.unreadable = []
         self.unreadable += [batch.errors[i] for i in sorted(batch.errors)]

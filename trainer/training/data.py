@@ -8,6 +8,7 @@ from PIL import Image
 
 from trainer.datasets import loading, parallel
 from trainer.errors import InputError
+from trainer.training import processes
 from trainer.transforms import generator
 
 
@@ -85,13 +86,14 @@ class LoadFile(Load):
             out[...] = self.preprocessing.train(path, drawn=self._draw(epoch, i)).x
 
 
-def data_path(dataset, options, preprocessing):
+def data_path(dataset, options, preprocessing, group=processes.Alone()):
     """Return the iterators of a run: training and test batches, preprocessed.
 
     Args:
         dataset (trainer.datasets.Dataset): The pictures, in memory or in files.
         options (dict): As in :func:`trainer.training.run.train`, complete.
         preprocessing (type): A class of :mod:`data_augmentation`.
+        group (trainer.training.processes.Alone): The processes; each loads its share.
 
     Returns:
         tuple of chainer.dataset.Iterator: Over lists of pieces (x, t); see
@@ -105,13 +107,17 @@ def data_path(dataset, options, preprocessing):
     if workers is None:
         # On a CPU the network is a thousand times slower than its data.
         most = 4 if hasattr(dataset.train, 'images') else parallel.cores()
-        workers = min(most, os.cpu_count() or 1) if options['gpu'] >= 0 else 0
+        cores = max(1, (os.cpu_count() or 1) // group.local_size)
+        workers = min(most, cores) if options['gpu'] >= 0 else 0
     plan = _PLANS[options['sampling']](len(dataset.train.labels), batch, options['seed'])
     if not len(plan):
         raise InputError('-b {}: there are only {} pictures to draw a batch from'.format(
             batch, len(dataset.train.labels)))
     test_plan = loading.InOrder(len(dataset.test.labels),
                                 max(1, batch // options['test_batch_divide']))
+
+    plan = group.share(plan, group.chunks(options['train_batch_divide']))
+    test_plan = group.share(test_plan)
 
     def iterator(pictures, plan, seed, repeat):
         if hasattr(pictures, 'paths'):

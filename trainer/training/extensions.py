@@ -7,10 +7,17 @@ from chainer.backends import cuda
 from chainer.training import extension
 
 from trainer.datasets import loading
+from trainer.errors import InputError
 from trainer.evaluation import Tally
+from trainer.training import processes
 
 #: Observations, by Chainer's names.
 ACCURACY = 'validation/main/accuracy'
+
+
+#: Priorities: before all else; and right before the evaluation.
+FIRST = 1000
+BEFORE_EVALUATION = extension.PRIORITY_WRITER + 25
 
 
 class LearningRate(extension.Extension):
@@ -120,14 +127,16 @@ class Evaluator(chainer.training.extensions.Evaluator):
 
     Reports loss, accuracy and top5_accuracy, and accuracy/<label> of each class;
     keeps the :class:`~trainer.evaluation.Tally` as ``tally``. Pictures that cannot be
-    read are named, and neither right nor wrong.
+    read are named, and neither right nor wrong. Of several processes each evaluates its
+    share, and has the numbers of all.
     """
 
     tally = None
 
-    def __init__(self, iterator, network, device, say=print):
+    def __init__(self, iterator, network, device, say=print, group=processes.Alone()):
         super().__init__(iterator, network, device=device)
         self._say = say
+        self._group = group
 
     def evaluate(self):
         iterator, network = self.get_iterator('main'), self.get_target('main')
@@ -136,12 +145,16 @@ class Evaluator(chainer.training.extensions.Evaluator):
         with chainer.no_backprop_mode():
             for pieces in iterator:
                 x, t = loading.join(pieces, copy=False)
-                y = network(chainer.Variable(self.device.send(x)))
-                self.tally.add(cuda.to_cpu(y.array), t)
-        unreadable = getattr(iterator, 'unreadable', ())
+                if len(t):
+                    y = network(chainer.Variable(self.device.send(x)))
+                    self.tally.add(cuda.to_cpu(y.array), t)
+        self._group.sum_tally(self.tally)
+        unreadable = self._group.collect(getattr(iterator, 'unreadable', []))
         if unreadable:
             self._say('{} pictures for testing left out; the first: {}'.format(
                 len(unreadable), unreadable[0]))
+        if not self.tally.pictures:
+            raise InputError('none of the pictures for testing could be read')
         observation = {}
         with chainer.reporter.report_scope(observation):
             chainer.report({'loss': self.tally.loss, 'accuracy': self.tally.accuracy,

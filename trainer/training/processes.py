@@ -32,6 +32,7 @@ import numpy as np
 from chainer.backends import cuda
 
 from trainer import cli, devices
+from trainer.datasets import loading
 from trainer.errors import InputError
 
 # How process managers tell a process how many there are, and which it is.
@@ -121,10 +122,12 @@ class Alone:
     rank = local_rank = 0
     size = local_size = 1
 
-    def together(self, function):
+    def together(self, function, undo=None):
         """Call a function in every process. Where it fails in one, all raise that error.
 
-        The function must not wait for other processes.
+        Args:
+            function (callable): It must not wait for other processes.
+            undo (callable): Called where the function did not fail, but did elsewhere.
 
         Raises:
             trainer.errors.InputError, OSError, MemoryError: The first failing process's.
@@ -139,9 +142,13 @@ class Alone:
         """Return Chainer's device of this process: from GPU ``gpu`` on, one for each.
 
         Raises:
-            trainer.errors.InputError: There is no such GPU.
+            trainer.errors.InputError: There is no such GPU, or no NCCL between several.
         """
         return devices.get(gpu)
+
+    def in_turn(self, function):
+        """As :meth:`together`, but one process of each machine first: it may fetch files."""
+        return function()
 
     def begin(self, device, *networks, gradients=None):
         """Prepare to exchange gradients; give the networks the first process's weights.
@@ -160,6 +167,10 @@ class Alone:
     def share(self, plan, chunks=1):
         """Return this process's part of a plan (:mod:`trainer.datasets.loading`)."""
         return plan
+
+    def collect(self, items):
+        """Return the items of all processes' lists, in one list."""
+        return list(items)
 
     def sum(self, *values):
         """Return numbers, summed over the processes, as floats."""
@@ -191,15 +202,17 @@ class Processes(Alone):
         self.local_size = names.count(names[self.rank])
         self._communicator = None
 
-    def together(self, function):
+    def together(self, function, undo=None):
         result = error = None
         try:
             result = function()
         except (InputError, OSError, MemoryError) as e:
             error = e
-        for error in self._world.allgather(error):
-            if error is not None:
-                raise error
+        errors = [e for e in self._world.allgather(error) if e is not None]
+        if errors:
+            if error is None and undo is not None:
+                undo()
+            raise errors[0]
         return result
 
     def first(self, function):
@@ -209,18 +222,27 @@ class Processes(Alone):
         if gpu < 0:
             return devices.get(gpu)
         try:
-            return devices.get(gpu + self.local_rank)
+            device = devices.get(gpu + self.local_rank)
         except InputError as e:
+            if not self.local_rank:
+                raise
             raise InputError('{} (with -g {}, the {} processes of {} take as many GPUs)'.format(
                 e, gpu, self.local_size, socket.gethostname()))
+        from chainermn import nccl
+        if not nccl._available:
+            raise InputError('-g {}: several processes need NCCL, which CuPy cannot find; install '
+                             'it with "pip install nvidia-nccl-cu13"'.format(gpu))
+        return device
+
+    def in_turn(self, function):
+        result = self.together(lambda: None if self.local_rank else function())
+        return self.together(lambda: function() if self.local_rank else result)
 
     def begin(self, device, *networks, gradients=None):
-        from mpi4py import MPI  # noqa: F401  ChainerMN takes it for granted
         import chainermn
         if device.xp is np:
             self._communicator = chainermn.create_communicator('naive', self._world)
         else:
-            self.together(_need_nccl)
             self._communicator = chainermn.create_communicator(
                 'pure_nccl', self._world, allreduce_grad_dtype=gradients or np.float32)
         # Not ChainerMN's bcast_data: it leaves out the statistics, and rounds in mixed mode.
@@ -236,8 +258,10 @@ class Processes(Alone):
         return -(-divide // self.size)
 
     def share(self, plan, chunks=1):
-        from trainer.datasets import loading
         return loading.Share(plan, self.rank, self.size, chunks)
+
+    def collect(self, items):
+        return sum(self._world.allgather(list(items)), [])
 
     def sum(self, *values):
         return self._sum(np.array(values, np.float64)).tolist()
@@ -290,7 +314,9 @@ class Processes(Alone):
         if status != 130:
             print('{}: error: {} ({}; the others are ended as well)'.format(
                 cli.prog(), line, where), file=sys.stderr, flush=True)
+            time.sleep(1)  # MPICH's mpiexec drops what it has not yet passed on when it ends
         self._world.Abort(status)
+        os._exit(status)  # MPICH's Abort returns where others have to be told
 
     def _all_failed(self):
         meeting = self._failed.Ibarrier()
@@ -301,13 +327,6 @@ class Processes(Alone):
                 return False
             time.sleep(.01)
         return True
-
-
-def _need_nccl():
-    from chainermn import nccl
-    if not nccl._available:
-        raise InputError('several processes with -g need NCCL, which CuPy cannot find; install it '
-                         'with "uv sync --extra nccl-cuda13" or "pip install nvidia-nccl-cu13"')
 
 
 def _arrays(network, persistent=True):

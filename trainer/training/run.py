@@ -8,14 +8,14 @@ import chainer
 import filelock
 import numpy as np
 
-from trainer import datasets, devices, engines, files
+from trainer import datasets, engines, files
 from trainer.datasets import loading, parallel, splits
 from trainer.errors import InputError
 from trainer.reports import figures
 from trainer.reports.console import Console
 from trainer.reports.log import Log
 from trainer.reports.summary import summary as summarise
-from trainer.training import build, extensions, schedules, snapshots, transfer
+from trainer.training import build, extensions, processes, schedules, snapshots, transfer
 from trainer.training.data import data_path
 from trainer.training.options import (
     DEFAULTS, RECORD, check_pictures, describe, resolve, write_record)
@@ -45,17 +45,20 @@ def train(resume=False, say=print, **given):
     Raises:
         trainer.errors.InputError: Something given cannot be used; nothing was
             overwritten or lost.
+        SystemExit: The same, in all but the first of several processes
+            (:mod:`trainer.training.processes`).
     """
     folder = given.get('save_path', DEFAULTS['save_path'])
-    lock = _claim(folder)
-    try:
+    with processes.joined() as group:
+        lock = group.together(lambda: None if group.rank else _claim(folder))
         try:
-            return _train(folder, resume, say, given)
+            return _train(folder, resume, (lambda text: None) if group.rank else say, given, group)
         except OSError as e:
             raise InputError('{}: cannot be written ({}); mend that and go on with --resume'.format(
                 e.filename or folder, e.strerror or e))
-    finally:
-        lock.release()
+        finally:
+            if lock is not None:
+                lock.release()
 
 
 def summary(resume=False, **given):
@@ -83,7 +86,7 @@ def _claim(folder):
     try:
         os.makedirs(folder, exist_ok=True)
         lock = filelock.FileLock(os.path.join(folder, '.lock'))
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=2)  # seconds: a run that was just killed may be about to go
         return lock
     except filelock.Timeout:
         raise InputError('-p {}: another run is writing there; choose another folder'.format(
@@ -93,19 +96,25 @@ def _claim(folder):
             folder, getattr(e, 'strerror', None) or e))
 
 
-def _train(folder, resume, say, given):
-    options, architecture = resolve(folder, resume, say, given)
-    going_on = resume and bool(snapshots.find(folder))
-    device = devices.get(options['gpu'])
-    engine, precision, why = engines.choose(options['gpu'], options['precision'], training=True)
-    dataset = datasets.load('quick' if options['quick'] else options['dataset'], options['data'])
+def _train(folder, resume, say, given, group):
+    options, architecture, going_on = group.first(lambda: (
+        *resolve(folder, resume, say, given), resume and bool(snapshots.find(folder))))
+    device = group.together(lambda: group.device(options['gpu']))
+    engine, precision, why = group.first(lambda: engines.choose(
+        options['gpu'], options['precision'], training=True))
+    dataset = group.in_turn(lambda: datasets.load(
+        'quick' if options['quick'] else options['dataset'], options['data']))
     pictures = describe(dataset)
+    if any(other != pictures for other in group.collect([pictures])):
+        raise InputError('--data {}: the processes find different pictures there'.format(
+            options['data']))
     if going_on:
-        check_pictures(folder, pictures)
+        group.first(lambda: check_pictures(folder, pictures))
     split = None
     if dataset.test is None:
         path = os.path.join(folder, splits.RECORD)
-        split = splits.read(path) if going_on else splits.make(dataset.train, options['seed'])
+        split = group.first(lambda: splits.read(path) if going_on else
+                            splits.make(dataset.train, options['seed']))
         dataset = splits.apply(dataset, split)
     network = build.network(options, given, architecture if going_on else None, dataset)
     preprocessing = build.preprocessing(options, given, network)
@@ -113,6 +122,9 @@ def _train(folder, resume, say, given):
     say('device: {}, engine {}, precision {}{}'.format(
         'CPU' if options['gpu'] < 0 else 'GPU {}'.format(options['gpu']), engine, precision,
         '; ' + why if why else ''))
+    if group.size > 1:
+        say('processes: {}, each with its share of every batch{}'.format(
+            group.size, ' and a GPU of its own' if options['gpu'] >= 0 else ''))
     if options['load_model'] is not None and not going_on:
         say(transfer.describe(options))
 
@@ -131,43 +143,57 @@ def _train(folder, resume, say, given):
                     options['load_optimizer'], npz.describe(network), e))
         if options['load_log'] is not None:
             log.load(options['load_log'], epochs_before)
-    train_iterator, test_iterator = data_path(dataset, options, preprocessing)
-    if not resume:
-        _move_aside(folder, say)
-    files.remove_unfinished(folder)
+    train_iterator, test_iterator = data_path(dataset, options, preprocessing, group)
     models = os.path.join(folder, 'model')
-    os.makedirs(models, exist_ok=True)
-    files.remove_unfinished(models)
-    if split is not None:
-        files.save_json(os.path.join(folder, splits.RECORD), split)
-    write_record(folder, options, network, pictures)
 
-    stop = _Stop(say)
-    updater = ChunkedUpdater(train_iterator, optimizer, device, options['train_batch_divide'],
-                             build.loss(options))
+    def begin_folder():
+        if not resume:
+            _move_aside(folder, say)
+        files.remove_unfinished(folder)
+        os.makedirs(models, exist_ok=True)
+        files.remove_unfinished(models)
+        if split is not None:
+            files.save_json(os.path.join(folder, splits.RECORD), split)
+        write_record(folder, options, network, pictures)
+
+    group.first(begin_folder)
+    stop = _Stop(say, group)
+    updater = ChunkedUpdater(train_iterator, optimizer, device,
+                             group.chunks(options['train_batch_divide']), build.loss(options),
+                             group)
     trainer = chainer.training.Trainer(
         updater, chainer.training.triggers.IntervalTrigger(options['epoch'], 'epoch'), folder)
     trainer.stop_trigger = stop.before(trainer.stop_trigger)
     iterations = len(train_iterator.dataset.plan)
+    networks = [network]
     if options['ema_decay']:
         average = extensions.MovingAverage(network, options['ema_decay'])
         trainer.extend(average)
         network = average.network
+        networks.append(network)
     if precision == 'mixed':
         optimizer.loss_scaling()  # adapts to what float16 can hold
         trainer.extend(extensions.LossScale(optimizer))
-    evaluator = extensions.Evaluator(test_iterator, network, device, say)
+    evaluator = extensions.Evaluator(test_iterator, network, device, say, group)
     snapshot = snapshots.extension()
-    for extension in (
-            extensions.LearningRate(schedules.of(options), iterations),
-            evaluator, log, Console(log, options['epoch'], iterations),
-            extensions.SaveModel(network, models),
-            figures.Figures(log, evaluator, dataset.classes, options['epoch'])):
+    chosen = [extensions.LearningRate(schedules.of(options), iterations), evaluator]
+    if not group.rank:
+        chosen += [log, Console(log, options['epoch'], iterations),
+                   extensions.SaveModel(network, models),
+                   figures.Figures(log, evaluator, dataset.classes, options['epoch'])]
+        trainer.extend(snapshot, trigger=snapshots.Trigger(lambda: stop.wanted))
+    for extension in chosen:
         trainer.extend(extension, trigger=_epochs(1) if extension.trigger[1] == 'epoch' else None)
-    trainer.extend(snapshot, trigger=snapshots.Trigger(lambda: stop.wanted))
+    if group.size > 1:
+        # Triggers without a state: snapshots are the same for any number of processes.
+        trainer.extend(lambda trainer: stop.agree(), name='stop', trigger=lambda trainer: True,
+                       priority=extensions.FIRST)
+        trainer.extend(lambda trainer: group.mean_statistics(*networks), name='statistics',
+                       trigger=lambda trainer: updater.is_new_epoch or stop.wanted,
+                       priority=extensions.BEFORE_EVALUATION)
 
     if going_on:
-        path = snapshots.restore(trainer, folder, say)
+        path = snapshots.restore(trainer, folder, say, group)
         say('{}: going on after epoch {}, update {}'.format(
             path, updater.epoch, updater.iteration))
     elif epochs_before:
@@ -175,13 +201,16 @@ def _train(folder, resume, say, given):
     if updater.epoch >= options['epoch']:
         say('{}: all {} epochs are done; -e takes it further'.format(folder, options['epoch']))
         return True
+    group.begin(device, *networks, gradients=np.float16 if precision == 'mixed' else None)
     with stop, chainer.using_config('engine', engine), chainer.using_config(
             'precision', precision):
         try:
             trainer.run(show_loop_exception_msg=False)
         except parallel.Unreadable as e:
             # As it was before that batch, which going on asks for again.
-            snapshot(trainer)
+            group.mean_statistics(*networks)
+            if not group.rank:
+                snapshot(trainer)
             raise InputError('{}; mend it, or put another picture of its class in its place, and '
                              'go on with --resume {}: nothing is lost'.format(e, folder))
     if stop.wanted and updater.epoch < options['epoch']:
@@ -240,11 +269,23 @@ def _move_aside(folder, say):
 
 
 class _Stop:
-    """Ctrl-C: finish the update, take a snapshot, stop. A second Ctrl-C stops at once."""
+    """Ctrl-C: finish the update, take a snapshot, stop. A second Ctrl-C stops at once.
 
-    def __init__(self, say):
-        self.wanted = False
+    Several processes stop after the same update: the first after which one is asked to.
+    """
+
+    def __init__(self, say, group):
         self._say = say
+        self._group = group
+        self._asked = self._agreed = False
+
+    @property
+    def wanted(self):
+        return self._asked if self._group.size == 1 else self._agreed
+
+    def agree(self):
+        """Learn, after an update, whether one of the processes is asked to stop."""
+        self._agreed = self._group.sum(self._asked) != [0.]
 
     def __enter__(self):
         self._main = threading.current_thread() is threading.main_thread()
@@ -257,9 +298,9 @@ class _Stop:
             signal.signal(signal.SIGINT, self._before)
 
     def _interrupt(self, number, frame):
-        if self.wanted:
+        if self._asked:
             raise KeyboardInterrupt
-        self.wanted = True
+        self._asked = True
         self._say('\nstopping after this update, with a snapshot; again to stop at once')
 
     def before(self, trigger):

@@ -8,6 +8,7 @@ from chainer.training import extensions, triggers
 
 from trainer import files
 from trainer.errors import InputError
+from trainer.training import processes
 from trainer.weights import npz
 
 _NAME = 'snapshot_iter_{.updater.iteration}'
@@ -52,13 +53,16 @@ def find(folder):
     return [os.path.join(folder, name) for _, name in sorted(found, reverse=True)]
 
 
-def restore(trainer, folder, say=print):
+def restore(trainer, folder, say=print, group=processes.Alone()):
     """Put a trainer in the state of the newest snapshot that is whole.
+
+    Of several processes the first reads it and hands it to the others.
 
     Args:
         trainer (chainer.training.Trainer): Built as the run's was.
         folder (str): The run's folder.
         say (callable): Told about snapshots that are passed over.
+        group (trainer.training.processes.Alone): The processes.
 
     Returns:
         str: The snapshot used, or ``None`` where there is none yet.
@@ -66,23 +70,29 @@ def restore(trainer, folder, say=print):
     Raises:
         trainer.errors.InputError: There are snapshots, but none is whole.
     """
+    path, arrays = group.first(lambda: _newest(folder, say))
+    if path is None:
+        return None
+    try:
+        chainer.serializers.NpzDeserializer(arrays).load(trainer)
+    except (KeyError, ValueError, TypeError) as e:
+        raise InputError('{}: not of this run: it does not fit the network or the options '
+                         '({})'.format(path, e))
+    return path
+
+
+def _newest(folder, say):
+    """Return path and arrays of the newest whole snapshot, or ``None`` twice."""
     found = find(folder)
     for path in found:
         try:
-            arrays = _writable(path)
+            return path, _writable(path)
         except InputError as e:
             say('{}; passing over it'.format(e))
-            continue
-        try:
-            chainer.serializers.NpzDeserializer(arrays).load(trainer)
-        except (KeyError, ValueError, TypeError) as e:
-            raise InputError('{}: not of this run: it does not fit the network or the options '
-                             '({})'.format(path, e))
-        return path
     if found:
         raise InputError('{}: none of the {} snapshots is whole; start anew without --resume '
                          '(what is there is moved aside)'.format(folder, len(found)))
-    return None
+    return None, None
 
 
 def optimizer_arrays(path):

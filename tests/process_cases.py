@@ -1,0 +1,174 @@
+"""What tests/test_processes.py has several processes do: ``mpiexec -n N python process_cases.py``.
+
+The first argument names a function below; the others are its arguments. Each process
+calls it.
+"""
+import os
+import pathlib
+import signal
+import sys
+
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent)]
+
+import trainer  # noqa: E402,F401  before Chainer
+import chainer  # noqa: E402
+import numpy as np  # noqa: E402
+
+import resnext  # noqa: E402
+from trainer import cli  # noqa: E402
+from trainer.datasets import loading  # noqa: E402
+from trainer.errors import InputError  # noqa: E402
+from trainer.evaluation import Tally  # noqa: E402
+from trainer.training import processes, run  # noqa: E402
+from trainer.training.updater import ChunkedUpdater  # noqa: E402
+
+#: As in tests/test_training.py.
+TINY = dict(C=2, d=2, multi=2, block_num=(1, 1, 1), batch=60, train_batch_divide=2, epoch=4,
+            lr=.05, lr_steps=(2, 3), seed=7)
+
+
+def network(seed=0):
+    made = resnext.ResNext(10, (1, 1, 1), 2, 2, 2, initialize=False)
+    made.weight_initialization(seed)
+    return made
+
+
+def batches(sizes):
+    """Return as many batches of noise, the same for everyone."""
+    rng = np.random.default_rng(0)
+    return [(rng.standard_normal((size, 3, 32, 32)).astype(np.float32),
+             rng.integers(0, 10, size).astype(np.int32)) for size in sizes]
+
+
+def states(link):
+    """Return a copy of all parameters and statistics of a network: name -> array."""
+    held = {}
+    chainer.serializers.DictionarySerializer(held).save(link)
+    return {name: np.array(array) for name, array in held.items()}
+
+
+class Plan:
+    """Batches of consecutive numbers, of these sizes."""
+
+    def __init__(self, sizes):
+        self.sizes, self.size, self.batch = sizes, sum(sizes), max(sizes)
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __call__(self, epoch):
+        return np.split(np.arange(self.size), np.cumsum(self.sizes)[:-1])
+
+
+def updates(group, sizes, divide):
+    """Train with a group's share of batches of these sizes.
+
+    Returns:
+        tuple: The updater; a list of what was reported; the statistics of the stem's
+        outputs in each chunk of each update, (mean, unbiased variance).
+    """
+    data = [np.concatenate(arrays) for arrays in zip(*batches(sizes))]
+    plan = group.share(Plan(sizes), group.chunks(divide))
+    iterator = loading.iterator(lambda indices, epoch: [a[indices] for a in data], plan)
+    net = network(seed=group.rank)  # they begin with the first's
+    device = chainer.get_device('@numpy')
+    optimizer = chainer.optimizers.MomentumSGD(.05).setup(net)
+    group.begin(device, net)
+    updater = ChunkedUpdater(iterator, optimizer, device, group.chunks(divide), group=group)
+    seen, reports, conv = [], [], net.stem.conv
+
+    class Watch(chainer.LinkHook):
+        name = 'Watch'
+
+        def forward_postprocess(self, args):
+            if args.link is conv:
+                y = args.out.array
+                count = y.size // y.shape[1]
+                seen[-1].append((y.mean(axis=(0, 2, 3)),
+                                 y.var(axis=(0, 2, 3)) * count / (count - 1)))
+
+    with Watch():
+        for _ in sizes:
+            seen.append([])
+            observation = {}
+            reporter = chainer.Reporter()
+            reporter.add_observer('main', net)
+            with reporter.scope(observation), chainer.using_config('train', True):
+                updater.update()
+            reports.append([float(observation['main/' + k][0]) for k in ('loss', 'accuracy')])
+    return updater, reports, seen
+
+
+def shares(out):
+    """Train, tally and average; every process writes down what it ends with."""
+    with processes.joined() as group:
+        held = {}
+        for i, (sizes, divide) in enumerate(SHARES):
+            updater, reports, _ = updates(group, sizes, divide)
+            net = updater.get_optimizer('main').target
+            for name, array in states(net).items():
+                held['{}/own/{}'.format(i, name)] = array
+            group.mean_statistics(net)
+            for name, array in states(net).items():
+                held['{}/{}'.format(i, name)] = array
+            held['{}/reports'.format(i)] = np.array(reports)
+        tally = Tally(10)
+        rng = np.random.default_rng(group.rank)
+        tally.add(rng.standard_normal((5 + group.rank, 10)), rng.integers(0, 10, 5 + group.rank))
+        group.sum_tally(tally)
+        held.update(confusion=tally.confusion, top5=tally.top5, loss=np.array(tally.loss))
+        np.savez(os.path.join(out, 'rank{}.npz'.format(group.rank)),
+                 said=np.array(repr(agree(group))), **held)
+
+
+#: Sizes of batches and train_batch_divide: uneven; fewer pictures than processes.
+SHARES = [([30, 31, 29], 1), ([20, 1, 2], 3), ([25, 26], 5)]
+
+
+def agree(group):
+    """Return what processes tell each other: results, errors, numbers."""
+    said = [group.together(lambda: group.rank), group.first(lambda: group.rank + 10),
+            group.in_turn(lambda: group.rank), group.sum(group.rank, 1)]
+    for failing in ((1,), (0, 1, 2), (2, 1)):
+        def fail():
+            if group.rank in failing:
+                raise InputError('of {}'.format(group.rank))
+        try:
+            group.together(fail)
+            said.append('nothing')
+        except InputError as e:
+            said.append(str(e))
+    return said + [[group.local_rank, group.local_size, group.size]]
+
+
+def fails(folder, data, how, where):
+    """Train, and in the sixth update one process, or all of them, fail."""
+    rank, _ = processes.launched()
+    processes.PATIENCE = 1.
+    real = run.ChunkedUpdater.update_core
+
+    def update_core(self):
+        if self.iteration == 5 and where in (str(rank), 'all'):
+            if how == 'kill':
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif how == 'interrupt':
+                os.kill(os.getpid(), signal.SIGINT)
+            else:
+                raise {'input': InputError, 'bug': ZeroDivisionError}[how]('the reason')
+        real(self)
+
+    run.ChunkedUpdater.update_core = update_core
+    return 0 if run.train(save_path=folder, data=data, **TINY) else 130
+
+
+def train(folder, data, *options):
+    """Train, TINY, but for options of the form name=integer."""
+    given = dict(TINY, save_path=folder, data=data)
+    resume = 'resume' in options
+    given.update((name, int(value)) for name, value in (
+        option.split('=') for option in options if option != 'resume'))
+    return 0 if run.train(resume=resume, **given) else 130
+
+
+if __name__ == '__main__':
+    cli.run(lambda: globals()[sys.argv[1]](*sys.argv[2:]))

@@ -1,0 +1,352 @@
+"""Several processes: the same as one, and none outlives another's end."""
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import process_cases
+from conftest import ROOT, write_cifar10
+from process_cases import TINY
+from trainer.datasets import loading
+from trainer.errors import InputError
+from trainer.training import processes, run, snapshots
+from trainer.weights import npz
+
+CASES = ROOT / 'tests' / 'process_cases.py'
+#: Seconds; a run takes four to eight.
+LIMIT = 120
+
+
+def _mpiexec():
+    beside = shutil.which('mpiexec', path=os.path.dirname(sys.executable))
+    return beside or shutil.which('mpiexec')
+
+
+needs_mpi = pytest.mark.skipif(
+    importlib.util.find_spec('mpi4py') is None or _mpiexec() is None,
+    reason='needs mpi4py and mpiexec (uv sync --extra mpi), which are not here')
+
+
+def start(n, *command):
+    """Start ``mpiexec -n n python command ...``."""
+    return subprocess.Popen(
+        [_mpiexec(), '-n', str(n), sys.executable, *map(str, command)], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=dict(os.environ, OPENBLAS_NUM_THREADS='1'))
+
+
+def finish(process, limit=LIMIT):
+    """Return exit status, output and errors of what :func:`start` started."""
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        everyone = [process.pid] + descendants(process.pid)
+        for pid in everyone:
+            os.kill(pid, signal.SIGKILL)
+        pytest.fail('it did not end within {} s'.format(limit))
+    return process.returncode, out, err
+
+
+def launch(n, *arguments):
+    """Call a function of process_cases in n processes."""
+    return finish(start(n, CASES, *arguments))
+
+
+def descendants(pid):
+    """Return the processes below a process."""
+    found = []
+    for task in pathlib.Path('/proc').glob('[0-9]*'):
+        try:
+            parent = int((task / 'stat').read_text().rsplit(')', 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+        if parent == pid:
+            found += [int(task.name), *descendants(int(task.name))]
+    return found
+
+
+def alive(pid):
+    try:
+        stat = pathlib.Path('/proc', str(pid), 'stat').read_text()
+        return stat.rsplit(')', 1)[1].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def arrays_of(folder):
+    """Return the newest snapshot's numbers: what is trained, and the running statistics."""
+    arrays = npz.read_arrays(snapshots.find(folder)[0])
+    arrays.pop('_snapshot_elapsed_time')
+    statistics = {name: arrays.pop(name) for name in sorted(arrays)
+                  if name.endswith(('avg_mean', 'avg_var'))}
+    return arrays, statistics
+
+
+def assert_same_weights(folder, golden):
+    """Everything in the snapshots but the running statistics, and what follows from them."""
+    found, expected = arrays_of(folder)[0], arrays_of(golden)[0]
+    assert sorted(found) == sorted(expected)
+    assert sum(name.endswith('/W') for name in found) > 10
+    for name in found:
+        if name.startswith('updater/'):
+            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6,
+                                       err_msg=name)
+
+
+def log_of(folder):
+    with open(os.path.join(folder, 'log.json')) as f:
+        return json.load(f)
+
+
+def alone(folder, data, **options):
+    return run.train(say=lambda text: None, save_path=str(folder), data=data,
+                     **dict({} if options.get('resume') else TINY, **options))
+
+
+@pytest.fixture(scope='module')
+def cifar(tmp_path_factory):
+    return str(write_cifar10(tmp_path_factory.mktemp('data') / 'cifar-10-batches-bin'))
+
+
+@pytest.fixture(scope='module')
+def one(cifar, tmp_path_factory):
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp('one')
+    assert alone(folder, cifar)
+    return str(folder)
+
+
+@pytest.fixture(scope='module')
+def two(cifar, tmp_path_factory):
+    """The folder of the same run of two processes."""
+    folder = tmp_path_factory.mktemp('two')
+    status, out, err = launch(2, 'train', folder, cifar)
+    assert status == 0 and not err, err
+    assert out.count('epoch  train loss') == 1 and out.count('processes: 2') == 1
+    return str(folder)
+
+
+@needs_mpi
+class TestTheSameAsOne:
+    def test_weights(self, one, two):
+        """200 pictures in batches of 60, the last of 20, in two chunks or by two processes."""
+        assert_same_weights(two, one)
+
+    def test_files(self, one, two):
+        assert sorted(os.listdir(two)) == sorted(os.listdir(one))
+        for name in ('model', '.'):
+            assert sorted(os.listdir(os.path.join(two, name))) == sorted(
+                os.listdir(os.path.join(one, name)))
+
+    def test_training_is_logged_for_all_pictures(self, one, two):
+        a, b = log_of(one), log_of(two)
+        assert [e['_id'] for e in a] == [e['_id'] for e in b]
+        for x, y in zip(a, b):
+            if x['_id'] == 'train_accuracy' or x['_id'].endswith('parameter'):
+                assert x == y
+            elif x['_id'] == 'train_loss':
+                assert abs(x['loss'] - y['loss']) < 1e-4
+
+    def test_evaluation_is_exact(self, two, cifar):
+        """The logged numbers are those of the saved model, evaluated by one process."""
+        import resnext
+        from data_augmentation import DataAugmentationCifar10NormalizeSmall as preprocess
+        from trainer import datasets
+        from trainer.evaluation import Tally
+        test = datasets.load('cifar10', cifar).test
+        tally = Tally(10)
+        network = resnext.load(os.path.join(two, 'model', 'ResNext_10_2_4.model'))
+        tally.add(network(preprocess.test_batch(test.images), train=False).array, test.labels)
+        logged = {e['_id']: e for e in log_of(two) if e.get('epoch') == 4}
+        assert logged['test_accuracy']['accuracy'] == tally.confusion.trace()
+        assert logged['test_5_accuracy']['accuracy'] == tally.top5.sum()
+        assert abs(logged['test_loss']['loss'] - tally.loss_sum) < 1e-4
+        for i in range(10):
+            assert logged['test_accuracy_{}'.format(i)]['accuracy'] == tally.confusion[i, i]
+
+
+@pytest.fixture(scope='module')
+def three(tmp_path_factory):
+    """What three processes wrote down: a list of name -> array."""
+    folder = tmp_path_factory.mktemp('three')
+    status, out, err = launch(3, 'shares', folder)
+    assert status == 0, err
+    held = []
+    for rank in range(3):
+        with np.load(folder / 'rank{}.npz'.format(rank)) as f:
+            held.append({name: f[name] for name in f.files})
+    return held
+
+
+@needs_mpi
+class TestUnevenShares:
+    @pytest.mark.parametrize('case', range(len(process_cases.SHARES)))
+    def test_weights_and_statistics(self, three, case):
+        """Chunks of different sizes, processes without a picture, several chunks a process."""
+        sizes, divide = process_cases.SHARES[case]
+        chunks = -(-divide // 3)
+        updater, reports, seen = process_cases.updates(processes.Alone(), sizes, 3 * chunks)
+        golden = process_cases.states(updater.get_optimizer('main').target)
+        prefix = '{}/'.format(case)
+        for held in three:
+            np.testing.assert_allclose(held[prefix + 'reports'], reports, rtol=0, atol=1e-6)
+            for name, array in golden.items():
+                if not name.endswith(('avg_mean', 'avg_var')):
+                    np.testing.assert_allclose(held[prefix + name], array, rtol=0, atol=1e-6,
+                                               err_msg=name)
+        for rank, held in enumerate(three):
+            own = [0., 1.]  # what they begin with
+            for update in seen:
+                for mean, variance in update[rank * chunks:(rank + 1) * chunks]:
+                    own = [.9 * own[0] + .1 * mean, .9 * own[1] + .1 * variance]
+            for name, array in zip(('avg_mean', 'avg_var'), own):
+                np.testing.assert_allclose(held['{}own/stem/bn/{}'.format(prefix, name)], array,
+                                           rtol=1e-5, atol=1e-6)
+        for name in golden:
+            if name.endswith(('avg_mean', 'avg_var')):
+                mean = np.mean([held[prefix + 'own/' + name] for held in three], axis=0)
+                for held in three:
+                    np.testing.assert_allclose(held[prefix + name], mean, rtol=1e-6, atol=1e-7)
+
+    def test_formula_of_the_statistics(self, three):
+        """With one chunk a process: decay x statistics + (1 - decay) x mean of the chunks'."""
+        sizes, divide = process_cases.SHARES[0]
+        _, _, seen = process_cases.updates(processes.Alone(), sizes, 3)
+        for i, (name, value) in enumerate((('avg_mean', 0.), ('avg_var', 1.))):
+            for update in seen:
+                value = .9 * value + .1 * np.mean([chunk[i] for chunk in update], axis=0)
+            np.testing.assert_allclose(three[0]['0/stem/bn/' + name], value, rtol=1e-5, atol=1e-6)
+
+    def test_tally(self, three):
+        from trainer.evaluation import Tally
+        tally = Tally(10)
+        for rank in range(3):
+            rng = np.random.default_rng(rank)
+            tally.add(rng.standard_normal((5 + rank, 10)), rng.integers(0, 10, 5 + rank))
+        for held in three:
+            np.testing.assert_array_equal(held['confusion'], tally.confusion)
+            np.testing.assert_array_equal(held['top5'], tally.top5)
+            assert abs(held['loss'] - tally.loss) < 1e-12
+
+    def test_what_processes_tell_each_other(self, three):
+        for rank, held in enumerate(three):
+            assert str(held['said']) == repr(
+                [rank, 10, rank, [3., 3.], 'of 1', 'of 0', 'of 1', [rank, 3, 3]])
+
+    @pytest.mark.parametrize('n, chunks', [(1, 1), (3, 1), (2, 4), (7, 2)])
+    def test_shares_are_all_of_it(self, n, chunks):
+        plan = loading.EveryPictureOnce(101, 24, seed=0)
+        shares = [loading.Share(plan, rank, n, chunks) for rank in range(n)]
+        for epoch in (1, 2):
+            for i, batch in enumerate(plan(epoch)):
+                parts = [share(epoch)[i] for share in shares]
+                np.testing.assert_array_equal(np.concatenate(parts), batch)
+                whole = np.array_split(batch, n * chunks)
+                for rank, part in enumerate(parts):
+                    assert len(part) <= shares[rank].batch
+                    for a, b in zip(np.array_split(part, chunks), whole[rank * chunks:]):
+                        np.testing.assert_array_equal(a, b)
+        assert all(len(share) == len(plan) for share in shares)
+
+
+@needs_mpi
+class TestEnds:
+    def test_a_process_is_killed(self, one, cifar, tmp_path):
+        """The one that writes: then all of them end; one process goes on."""
+        status, out, err = launch(2, 'fails', tmp_path, cifar, 'kill', '0')
+        assert status != 0
+        assert snapshots.find(tmp_path)[0].endswith('snapshot_iter_4')
+        assert alone(tmp_path, cifar, resume=True)
+        assert_same_weights(tmp_path, one)
+
+    def test_mpiexec_is_killed(self, one, cifar, tmp_path):
+        process = start(2, CASES, 'train', tmp_path, cifar, 'epoch=50')
+        deadline = time.time() + LIMIT
+        while not snapshots.find(tmp_path) and time.time() < deadline:
+            time.sleep(.02)
+        below = descendants(process.pid)
+        assert len(below) >= 2
+        process.kill()
+        process.communicate()
+        deadline = time.time() + 20
+        while any(map(alive, below)) and time.time() < deadline:
+            time.sleep(.05)
+        assert not any(map(alive, below))
+        newest = int(snapshots.find(tmp_path)[0].rsplit('_', 1)[1])
+        assert alone(tmp_path, cifar, resume=True, epoch=newest // 4 + 1)
+        assert len(log_of(tmp_path)) > 10
+
+    def test_ctrl_c(self, one, cifar, tmp_path):
+        """Begun by one process, gone on with by two, interrupted, and gone on with by one."""
+        assert alone(tmp_path, cifar, epoch=1)
+        process = start(2, CASES, 'train', tmp_path, cifar, 'resume', 'epoch=400')
+        for line in process.stdout:
+            if line.split()[:1] == ['3']:  # the epoch
+                break
+        process.send_signal(signal.SIGINT)  # mpiexec passes it on
+        status, out, err = finish(process)
+        assert status == 130 and 'Traceback' not in err, err
+        assert out.count('nothing is lost: python main.py --resume') == 1
+        newest = int(snapshots.find(tmp_path)[0].rsplit('_', 1)[1])
+        assert 12 <= newest < 1600
+        assert alone(tmp_path, cifar, resume=True, epoch=newest // 4 + 1)
+
+    def test_one_is_interrupted(self, two, cifar, tmp_path):
+        """All stop after the same update; going on ends as if nothing had been."""
+        status, out, err = launch(2, 'fails', tmp_path, cifar, 'interrupt', '1')
+        assert status == 130, err
+        assert snapshots.find(tmp_path)[0].endswith('snapshot_iter_6')
+        status, out, err = launch(2, 'train', tmp_path, cifar, 'resume')
+        assert status == 0, err
+        assert_same_weights(tmp_path, two)
+        found, expected = arrays_of(tmp_path)[1], arrays_of(two)[1]
+        for name in expected:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize('where', ['all', '1'])
+    def test_what_a_user_can_mend(self, cifar, tmp_path, where):
+        status, out, err = launch(2, 'fails', tmp_path, cifar, 'input', where)
+        assert status == 2 and 'Traceback' not in err
+        lines = [line for line in err.splitlines() if 'the reason' in line]
+        assert len(lines) == 1 and lines[0].startswith('process_cases.py: error: the reason'), err
+        assert ('process 2 of 2' in lines[0]) == (where == '1')
+        assert npz.read_arrays(snapshots.find(tmp_path)[0])  # whole
+
+    def test_what_nobody_foresaw(self, one, cifar, tmp_path):
+        status, out, err = launch(2, 'fails', tmp_path, cifar, 'bug', '1')
+        assert status == 1
+        assert 'ZeroDivisionError: the reason' in err and 'process 2 of 2' in err
+        assert alone(tmp_path, cifar, resume=True)
+        assert_same_weights(tmp_path, one)
+
+    def test_wrong_flags(self, tmp_path):
+        for flags, words in ((['-b', '0'], 'argument --batch/-b'),
+                             (['-m', tmp_path / 'nowhere'], 'nowhere: cannot be read')):
+            status, out, err = finish(start(
+                2, 'main.py', '--quick', '-p', tmp_path / 'run', *flags))
+            assert status == 2 and err.count('\n') == 1 and words in err, err
+
+
+class TestWithoutMPI:
+    def test_it_is_not_imported(self, one):
+        assert not {'mpi4py', 'chainermn'} & set(sys.modules)
+
+    @pytest.mark.parametrize('manager', ['PMI_{}', 'OMPI_COMM_WORLD_{}', 'MV2_COMM_WORLD_{}'])
+    def test_mpi4py_is_missing(self, monkeypatch, manager, tmp_path):
+        monkeypatch.setitem(sys.modules, 'mpi4py', None)
+        monkeypatch.setenv(manager.format('SIZE'), '2')
+        monkeypatch.setenv(manager.format('RANK'), '0')
+        with pytest.raises(InputError, match='mpi4py cannot be imported.*pip install mpi4py'):
+            run.train(save_path=str(tmp_path / 'run'))
+        monkeypatch.setenv(manager.format('RANK'), '1')
+        with pytest.raises(SystemExit) as end:
+            run.train(save_path=str(tmp_path / 'run'))
+        assert end.value.code == 2 and not os.listdir(tmp_path)
