@@ -231,7 +231,8 @@ class Processes(Alone):
         from chainermn import nccl
         if not nccl._available:
             raise InputError('-g {}: several processes need NCCL, which CuPy cannot find; install '
-                             'it with "pip install nvidia-nccl-cu13"'.format(gpu))
+                             'it with "uv sync --extra nccl13" or "pip install nvidia-nccl-cu13"'
+                             .format(gpu))
         return device
 
     def in_turn(self, function):
