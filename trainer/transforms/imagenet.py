@@ -74,10 +74,9 @@ def _resized_crop(image, size, box, interpolation):
     y, x, h, w = box
     if (image.height, image.width) == size:
         return image.crop((x, y, x + w, y + h)).resize((_SIDE, _SIDE), interpolation)
-    vertical, horizontal = image.height / size[0], image.width / size[1]
+    times = round(size[0] / image.height)  # its last row and column may reach over the edge
     return image.resize((_SIDE, _SIDE), interpolation, (
-        x * horizontal, y * vertical,
-        min((x + w) * horizontal, image.width), min((y + h) * vertical, image.height)))
+        x / times, y / times, (x + w) / times, (y + h) / times))
 
 
 def lighting(normals):

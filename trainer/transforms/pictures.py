@@ -87,7 +87,9 @@ def load_shrunk(source, share):
     """As :func:`load_rgb`, for training: a JPEG that is about to become much smaller is
     decoded to 1/2, 1/4 or 1/8 of its size, which takes half the time or less.
 
-    Nothing visible changes (:data:`SHRINK_MARGIN`).
+    Nothing visible changes (:data:`SHRINK_MARGIN`). Where its sides are no multiples of 2,
+    4 or 8, the last row and column reach over the edge of the picture, by less than one
+    of its own pixels.
 
     Args:
         source: See :func:`load_rgb`.
