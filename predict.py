@@ -54,6 +54,8 @@ def main():
     if args.json:
         print(json.dumps([report.as_json(said) for said in found], indent=1))
     readable = [said for said in found if said.error is None]
+    if readable and networks[0].engine != 'reference':  # plain Chainer goes without saying
+        print('computed by {}'.format(networks[0].description), file=sys.stderr)
     if args.draw and readable:
         report.draw(readable, args.draw)
     return 0 if len(readable) == len(found) else 2

@@ -67,7 +67,8 @@ def main():
         with report.Progress(len(pictures)) as progress:
             unreadable = evaluation.save_features(
                 args.features, predictors[0], pictures, progress=progress, **options)
-        print(report.features_table(args.features, pictures, unreadable))
+        print(report.features_table(args.features, pictures, unreadable,
+                                    predictors[0].description))
         return 0
     os.makedirs(args.save_path, exist_ok=True)
     if not os.access(args.save_path, os.W_OK):

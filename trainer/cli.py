@@ -81,14 +81,8 @@ def add_inference_flags(p):
 
 
 def make_predictors(networks, args):
-    """Return the predictors that :func:`add_inference_flags` asks for; tell what computes.
-
-    Plain Chainer goes without saying.
-    """
-    predictors = [network.predictor(args.engine, args.precision) for network in networks]
-    if predictors[0].engine != 'reference':
-        print('computed by {}'.format(predictors[0].description), file=sys.stderr)
-    return predictors
+    """Return the predictors that :func:`add_inference_flags` asks for."""
+    return [network.predictor(args.engine, args.precision) for network in networks]
 
 
 def run(main):

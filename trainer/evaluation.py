@@ -9,8 +9,9 @@ from trainer import files, prediction
 from trainer.errors import InputError
 
 #: What :func:`evaluate` finds. tally (Tally): of the pictures that could be read;
-#: unreadable: list of (path, what is wrong with it); seconds (float): what it took.
-Evaluation = collections.namedtuple('Evaluation', 'tally unreadable seconds')
+#: unreadable: list of (path, what is wrong with it); seconds (float): what it took;
+#: computed_by (str): the engine and its precision.
+Evaluation = collections.namedtuple('Evaluation', 'tally unreadable seconds computed_by')
 
 
 class Tally:
@@ -111,7 +112,7 @@ def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=Non
     begun = time.perf_counter()
     unreadable = _each_batch(networks, pictures, batch, ten_crop, workers, count,
                              progress and (lambda n: progress(n, tally)))
-    return Evaluation(tally, unreadable, time.perf_counter() - begun)
+    return Evaluation(tally, unreadable, time.perf_counter() - begun, computing[0].description)
 
 
 def features(network, pictures, write, batch=64, divide=1, ten_crop=False, workers=None,

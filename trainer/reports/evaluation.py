@@ -77,7 +77,7 @@ def table(evaluation, models, network, ten_crop=False):
         network (trainer.networks.base.Network): Gives the names of the classes.
         ten_crop (bool): Whether there were ten crops of each picture.
     """
-    tally, unreadable, seconds = evaluation
+    tally, unreadable, seconds, computed_by = evaluation
     n = tally.pictures
     top1, top5 = errors_of(tally)
     rows = [('model' if i == 0 else '', model) for i, model in enumerate(models)]
@@ -92,6 +92,7 @@ def table(evaluation, models, network, ten_crop=False):
         ('top-5 error', '{:6.2f} %  ({:,} wrong)'.format(top5, n - int(tally.top5.sum()))),
         ('loss', '{:8.4f}'.format(tally.loss)),
         ('speed', '{:6.0f} images/s, {}'.format((n + len(unreadable)) / seconds, _clock(seconds))),
+        ('computed by', computed_by),
     ]
     lines = ['{:<12s} {}'.format(*row) for row in rows]
     accuracy = tally.class_accuracy
@@ -104,9 +105,10 @@ def table(evaluation, models, network, ten_crop=False):
     return '\n'.join(lines + _unreadable_lines(unreadable, 'log.json'))
 
 
-def features_table(path, pictures, unreadable):
+def features_table(path, pictures, unreadable, computed_by):
     """Return what was written by :func:`trainer.evaluation.save_features`, as lines."""
-    rows = ['{}: {:,} rows, {:,} of them nan'.format(path, len(pictures), len(unreadable))]
+    rows = ['{}: {:,} rows, {:,} of them nan'.format(path, len(pictures), len(unreadable)),
+            'computed by {}'.format(computed_by)]
     return '\n'.join(rows + _unreadable_lines(unreadable, os.path.splitext(path)[0] + '.json'))
 
 
@@ -135,7 +137,7 @@ def log(evaluation, models, pictures, network, ten_crop=False):
         pictures (trainer.datasets.folder.PictureFiles): What was evaluated.
         evaluation, models, network, ten_crop: See :func:`table`.
     """
-    tally, unreadable, _ = evaluation
+    tally, unreadable = evaluation[:2]
     top1, top5 = errors_of(tally)
     categories = class_names.synsets(network) or network.classes or pictures.categories
     entries = [
