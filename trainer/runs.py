@@ -37,6 +37,7 @@ def model(folder, which='best'):
     Raises:
         trainer.errors.InputError: There is none.
     """
+    record(folder)
     models = os.path.join(folder, 'model')
     names = os.listdir(models) if os.path.isdir(models) else []
     name = next((n for n in names if n.endswith('_{}.model'.format(which))), None)
