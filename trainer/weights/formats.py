@@ -36,7 +36,7 @@ def kind_of(path):
         # The first member: arrays in npz, the pickle in PyTorch's.
         length, = struct.unpack('<H', head[26:28].ljust(2, b'\0'))
         return 'npz' if head[30:30 + length].endswith(b'.npy') else 'pth'
-    if head[:2] == b'\x80\x02':
+    if head[:1] == pytorch.PICKLE:
         return 'pth'
     if head[4:8] == bytes(4) and head[8:9] == b'{':
         return 'safetensors'

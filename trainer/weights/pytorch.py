@@ -16,14 +16,16 @@ import numpy as np
 
 from trainer import files, pickled
 from trainer.errors import InputError
-from trainer.weights import state_dict, t7
+from trainer.weights import state_dict, strided
 
-#: How files of the older format begin: a pickle of this number.
-LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
-_LEGACY_VERSION = 1001
+# What the first two pickles of the older format hold.
+_LEGACY = [0x1950a86a20f9469cfc6c, 1001]
 
-# The pickle of ResNeXt-101's whole training state takes 0.3 MB.
-_MAX_PICKLE = 16 << 20
+#: How a pickle begins.
+PICKLE = b'\x80'
+
+# ResNeXt-152's whole training state, two sets of weights and momentum, has one of 0.3 MB.
+_MAX_PICKLE = 4 << 20
 _MAX_DIMENSIONS = 8
 
 _DTYPES = {'Half': 'f2', 'Float': 'f4', 'Double': 'f8', 'BFloat16': 'u2', 'Byte': 'u1',
@@ -100,9 +102,9 @@ class _Legacy:
 
     def __init__(self, f):
         head = io.BytesIO(f.read(_MAX_PICKLE))
-        magic, version, _ = [pickled.read(head, ()) for _ in range(3)]
-        if version != _LEGACY_VERSION:
-            raise ValueError('version {}'.format(version))
+        if [pickled.read(head, ()) for _ in _LEGACY] != _LEGACY:
+            raise ValueError('it does not begin as one')
+        pickled.read(head, ())  # of the machine that wrote it
         self.root = _unpickle(head)
         keys = pickled.read(head, ())
         self._f, self._places = f, {}
@@ -194,8 +196,8 @@ def _tensor(archive, arguments, extents):
 
     def view(position):
         # A number alone has no dimensions.
-        return t7.Tensor(kind, t7.Storage(kind, dtype, position, count), offset,
-                         shape or (1,), strides or (1,))
+        return strided.Tensor(kind, strided.Storage(kind, dtype, position, count), offset,
+                              shape or (1,), strides or (1,))
 
     def load():
         f, position = archive.open(key)
@@ -280,7 +282,7 @@ def read(path, entry=None):
     """
     try:
         with files.open_regular(path) as f:
-            legacy = f.read(len(LEGACY)) == LEGACY
+            legacy = f.read(1) == PICKLE
             f.seek(0)
             name, tensors, _ = _choose(_Legacy(f) if legacy else _Zip(f), entry)
             network, found = state_dict.read(tensors, path)
@@ -289,7 +291,7 @@ def read(path, entry=None):
         raise InputError('{}: cannot be read ({})'.format(path, e.strerror or e))
     except _Refused as e:
         raise InputError('{}: {}'.format(path, e))
-    except (t7.Damaged, *_DAMAGE) as e:
+    except (strided.Damaged, *_DAMAGE) as e:
         detail = ' '.join(str(e).split())[:100]
         raise InputError('{}: not a whole PyTorch file ({}{}); fetch it again'.format(
             path, type(e).__name__, ': ' + detail if detail else ''))

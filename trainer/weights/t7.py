@@ -5,12 +5,13 @@ buffers too. Tensors and storages here go through readers of our own, which note
 the numbers are, and check that they are there; what is wanted is loaded later. Nothing
 in a file is executed: torchfile keeps Lua functions as bytes.
 """
-import collections
 import os
 import struct
 
 import numpy as np
 import torchfile
+
+from trainer.weights.strided import Damaged, Storage, Tensor
 
 # Longer strings than this are damage; so are more objects (152 layers 64x4d with all
 # branches apart, bottleneck type resnext_B, have 1.2 million) and dimensions.
@@ -21,10 +22,6 @@ _MAX_DIMENSIONS = 8
 # What torchfile raises over damaged files.
 _DAMAGE = (struct.error, torchfile.T7ReaderException, ValueError, TypeError, KeyError,
            IndexError, AttributeError, OverflowError, RecursionError)
-
-
-class Damaged(Exception):
-    """The file is not what Torch7 writes."""
 
 
 class _File:
@@ -41,47 +38,6 @@ class _File:
         if len(data) < length:
             raise Damaged('it ends too soon')
         return data
-
-
-class Storage(collections.namedtuple('Storage', 'kind dtype position size')):
-    """Numbers in the file: Torch7's name of their type, dtype, first byte, count."""
-
-
-class Tensor(collections.namedtuple('Tensor', 'kind storage offset shape strides')):
-    """A strided view of a storage; offset and strides count numbers."""
-
-    def __hash__(self):
-        return id(self)
-
-    def extent(self):
-        """Return (first, last + 1) of its numbers in the storage; checks all that it states.
-
-        Its numbers must be distinct: no view of a few can pass for many weights.
-        """
-        if not isinstance(self.storage, Storage) or self.storage.kind != self.kind:
-            raise Damaged('a tensor has no storage of its type')
-        last = self.offset
-        for length, stride in sorted(zip(self.shape, self.strides), key=lambda axis: axis[1]):
-            if length < 1 or (length > 1 and stride <= last - self.offset):
-                raise Damaged('a tensor of shape {} has strides {}'.format(
-                    self.shape, self.strides))
-            last += (length - 1) * stride
-        if not self.shape or not 0 <= self.offset <= last < self.storage.size:
-            raise Damaged('a tensor of shape {} runs past its storage'.format(self.shape))
-        return self.offset, last + 1
-
-    def load(self, f):
-        """Read its numbers, in the file's precision."""
-        first, end = self.extent()
-        dtype = self.storage.dtype
-        numbers = np.empty(end - first, dtype)
-        f.seek(self.storage.position + first * dtype.itemsize)
-        if f.readinto(memoryview(numbers).cast('B')) < numbers.nbytes:
-            raise Damaged('it ends too soon')
-        # The stride of a single number means nothing, and could be anything.
-        return np.lib.stride_tricks.as_strided(
-            numbers, self.shape, [stride * dtype.itemsize if length > 1 else 0
-                                  for length, stride in zip(self.shape, self.strides)])
 
 
 _DTYPES = {'Byte': 'u1', 'Char': 'i1', 'Short': '<i2', 'Int': '<i4', 'Long': '<i8',

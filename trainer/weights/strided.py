@@ -1,0 +1,49 @@
+"""Tensors in files: strided views of storages, as Torch7 and PyTorch write them, within bounds."""
+import collections
+
+import numpy as np
+
+
+class Damaged(Exception):
+    """The file is not what it should be."""
+
+
+class Storage(collections.namedtuple('Storage', 'kind dtype position size')):
+    """Numbers in the file: the format's name of their type, dtype, first byte, count."""
+
+
+class Tensor(collections.namedtuple('Tensor', 'kind storage offset shape strides')):
+    """A strided view of a storage; offset and strides count numbers."""
+
+    def __hash__(self):
+        return id(self)
+
+    def extent(self):
+        """Return (first, last + 1) of its numbers in the storage; checks all that it states.
+
+        Its numbers must be distinct: no view of a few can pass for many weights.
+        """
+        if not isinstance(self.storage, Storage) or self.storage.kind != self.kind:
+            raise Damaged('a tensor has no storage of its type')
+        last = self.offset
+        for length, stride in sorted(zip(self.shape, self.strides), key=lambda axis: axis[1]):
+            if length < 1 or (length > 1 and stride <= last - self.offset):
+                raise Damaged('a tensor of shape {} has strides {}'.format(
+                    self.shape, self.strides))
+            last += (length - 1) * stride
+        if not self.shape or not 0 <= self.offset <= last < self.storage.size:
+            raise Damaged('a tensor of shape {} runs past its storage'.format(self.shape))
+        return self.offset, last + 1
+
+    def load(self, f):
+        """Read its numbers, in the file's precision."""
+        first, end = self.extent()
+        dtype = self.storage.dtype
+        numbers = np.empty(end - first, dtype)
+        f.seek(self.storage.position + first * dtype.itemsize)
+        if f.readinto(memoryview(numbers).cast('B')) < numbers.nbytes:
+            raise Damaged('it ends too soon')
+        # The stride of a single number means nothing, and could be anything.
+        return np.lib.stride_tricks.as_strided(
+            numbers, self.shape, [stride * dtype.itemsize if length > 1 else 0
+                                  for length, stride in zip(self.shape, self.strides)])
