@@ -1,4 +1,5 @@
 """Convert weights of ResNeXt: Torch7, PyTorch, safetensors, npz; and write ONNX."""
+import argparse
 import os
 
 from trainer import cli
@@ -30,7 +31,7 @@ def convert(path, entry=None):
 
 def parser():
     """Return the parser of the flags."""
-    p = cli.ArgumentParser(description=__doc__)
+    p = cli.ArgumentParser(description=__doc__, formatter_class=argparse.HelpFormatter)
     p.add_argument('-t', '--t7', '-i', '--input', dest='input', required=True, metavar='FILE',
                    help='the file to convert, of whatever format and name')
     p.add_argument('-o', '--output', metavar='FILE', default=None,

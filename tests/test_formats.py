@@ -57,6 +57,12 @@ def test_the_older_pytorch_format_and_safetensors(tmp_path):
     assert same(formats.read(tmp_path / 'x')[0], network)
 
 
+@pytest.mark.parametrize('size', [0x1380, 0x300, 0x1004, 0x4b50])
+def test_safetensors_of_any_size_are_told_from_other_files(size, tmp_path):
+    (tmp_path / 'x').write_bytes(size.to_bytes(8, 'little') + b'{}'.ljust(size))
+    assert formats.kind_of(tmp_path / 'x') == 'safetensors'
+
+
 @pytest.mark.parametrize('content, message', [
     (b'', 'not a file of weights'), (b'\x08\x08\x12\x0fresnext', 'ONNX is written, not read'),
     (b'\x89PNG\r\n\x1a\n' + bytes(99), 'not a file of weights'),

@@ -149,10 +149,11 @@ class Network(chainer.Chain):
         """Make the network ready for inference alone, as fast as it goes.
 
         Args:
-            engine (str): 'reference' (plain Chainer, where the network is) or 'openvino'
-                (CPU). ``None``: 'openvino' on a CPU where it is installed, else
-                'reference'.
-            precision (str): 'float32', or 'bfloat16' where the engine and the CPU have it.
+            engine (str): 'reference' (plain Chainer, where the network is), 'openvino'
+                (CPU) or 'cudnn' (GPU). ``None``: 'openvino' on a CPU and 'cudnn' on a
+                GPU where they are installed, else 'reference'.
+            precision (str): 'float32'; openvino: 'bfloat16' as well, where the CPU has
+                it; cudnn: 'tf32' and 'mixed' as well.
 
         Returns:
             trainer.engines.Predictor: Called with float32 (batch, 3, height, width), it

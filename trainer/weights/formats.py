@@ -36,10 +36,11 @@ def kind_of(path):
         # The first member: arrays in npz, the pickle in PyTorch's.
         length, = struct.unpack('<H', head[26:28].ljust(2, b'\0'))
         return 'npz' if head[30:30 + length].endswith(b'.npy') else 'pth'
-    if head[:1] == pytorch.PICKLE:
-        return 'pth'
+    # The length of a header of JSON: may begin with any byte.
     if head[4:8] == bytes(4) and head[8:9] == b'{':
         return 'safetensors'
+    if head[:1] == pytorch.PICKLE:
+        return 'pth'
     if head[1:4] == bytes(3) and 0 < head[0] < 9 or head[:2] in (b'3\n', b'4\n'):
         return 't7'
     if head[257:262] == b'ustar':
