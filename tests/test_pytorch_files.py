@@ -9,11 +9,13 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 
 import chainer
 import numpy as np
 import pytest
+import torchfile
 
 import damage
 import pth_files
@@ -22,7 +24,7 @@ import resnext_ilsvrc
 from conftest import FIXTURES, ROOT
 from pth_files import Call, Persistent, Ref
 from trainer.errors import InputError
-from trainer.weights import npz, pytorch, safetensors, state_dict
+from trainer.weights import npz, pytorch, safetensors, state_dict, torch7
 
 WRITE = {'zip': pth_files.write_zip, 'legacy': pth_files.write_legacy}
 
@@ -112,6 +114,39 @@ def test_a_training_state_holds_several(tmp_path):
     assert same(pytorch.read(tmp_path / 'x.pth')[0], small())
     pth_files.write_zip(tmp_path / 'x.pth', {'net': arrays, 'other': arrays}, storages)
     refused(pytorch.read, tmp_path / 'x.pth', 'several state dicts; choose with --entry: net, oth')
+
+
+def numbered(module, prefix=''):
+    """Yield name -> array as clcarwin's converter names a Torch7 file's modules."""
+    for i, child in enumerate(module.modules):
+        here = '{}{}.'.format(prefix, i)
+        kind = child.torch_typename().decode().split('.')[1]
+        if kind in ('Sequential', 'ConcatTable'):
+            yield from numbered(child, here)
+        elif kind in ('SpatialConvolution', 'SpatialBatchNormalization', 'Linear'):
+            here += '1.' * (kind == 'Linear')  # in a Sequential, behind a function
+            for part in ('weight', 'bias', 'running_mean', 'running_var'):
+                if part.encode() in child._obj:
+                    yield here + part, child[part.encode()]
+
+
+def check_numbering(path, naming):
+    expected = dict(numbered(torchfile.load(path)))
+    written = {name: a for name, a in state_dict.write(torch7.read(path)[0], naming).items()
+               if a.ndim}
+    assert list(written) == list(expected)
+    assert all(written[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def test_the_numbers_are_those_of_a_torch7_file():
+    check_numbering(FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7', 'clcarwin-flat')
+
+
+@pytest.mark.parametrize('name, naming', [
+    ('tiny_d26_8x2d', 'clcarwin'), ('tiny_d26_8x2d_headcode', 'clcarwin-flat'),
+    ('tiny_d14_4x2d', 'clcarwin')])
+def test_the_numbers_are_those_of_every_torch7_file(name, naming, shared):
+    check_numbering(shared / 'golden' / 'torch7' / (name + '.t7'), naming)
 
 
 @pytest.mark.parametrize('form', ['zip', 'legacy', 'safetensors'])
@@ -441,6 +476,39 @@ def test_damaged_files(form, tmp_path):
         [] if form == 'zip' else places, 400, 1)
     assert outcomes['one line'] > 200 and slowest < 10
     assert set(outcomes) <= {'one line', 'equal arrays', 'damaged numbers as they are'}
+
+
+def test_damaged_safetensors_files(tmp_path):
+    pytest.importorskip('safetensors', reason='safetensors is not installed')
+    from safetensors.numpy import save_file
+    arrays = {name: a for name, a in state_dict.write(small()).items() if a.ndim}
+    save_file(arrays, tmp_path / 'x')
+    data = (tmp_path / 'x').read_bytes()
+    outcomes, slowest = damage.campaign(
+        tmp_path / 'x', lambda path: safetensors.read(path)[0], data,
+        damage.places(data, arrays.values()), 400, 1)
+    assert outcomes['one line'] > 200 and slowest < 10
+
+
+def test_pickles_without_end_take_no_time(tmp_path):
+    start = time.perf_counter()
+    for pickled in (b'\x80\x02' + b'N0' * (1 << 20) + b'}.', b'\x80\x02' + b'(' * (1 << 22),
+                    b'\x80\x02]' + b'q\x00(h\x00h\x00l' * 10 ** 5 + b'.', bytes(1 << 23)):
+        for form, write in WRITE.items():
+            write(tmp_path / 'x', None, {}, pickled=pickled)
+            with pytest.raises(InputError):
+                pytorch.read(tmp_path / 'x')
+    assert time.perf_counter() - start < 30
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_every_protocol_of_pickles(protocol, tmp_path):
+    torch = pytest.importorskip('torch', reason='PyTorch is not installed')
+    state = {name: torch.tensor(a) for name, a in state_dict.write(small()).items()}
+    for zipped in (True, False):
+        torch.save(state, tmp_path / 'x', pickle_protocol=protocol,
+                   _use_new_zipfile_serialization=zipped)
+        assert same(pytorch.read(tmp_path / 'x')[0], small())
 
 
 def test_a_cut_file_is_noticed(tmp_path):
