@@ -9,6 +9,7 @@ import numpy as np
 
 from trainer import extras, files
 from trainer.networks import layers
+from trainer.weights import registry
 
 #: What the graph is written in; ONNX 1.12 and later read it.
 OPSET = 17
@@ -134,7 +135,7 @@ def build(network, fold=True, features=False):
             'x', floats, ['batch', 3, 'height', 'width'])], outputs, graph.weights),
         opset_imports=[helper.make_opsetid('', OPSET)], ir_version=_IR_VERSION,
         producer_name='resnext-chainer')
-    helper.set_model_props(model, {'architecture': json.dumps(network.architecture())})
+    helper.set_model_props(model, {'architecture': json.dumps(registry.architecture(network))})
     return model
 
 
