@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import random
 import struct
 
 import chainer
@@ -13,6 +14,7 @@ from PIL import Image
 
 from conftest import SHARED
 from data_augmentation import DataAugmentationImagenetTorch7, DataAugmentationNormalizeBigger
+from test_training import in_child
 from trainer import datasets
 from trainer.datasets import folder, loading, mnist, parallel, quick, splits
 from trainer.errors import InputError
@@ -136,7 +138,7 @@ def test_mnist(compressed, tmp_path):
         np.testing.assert_array_equal(found.train.images[:, channel, 2:30, 2:30], grey)
     assert found.train.images.sum() == 3 * grey.sum(dtype=int)
     np.testing.assert_array_equal(found.test.labels, held['t10k-labels-idx1-ubyte'])
-    assert found.classes == list('0123456789')
+    assert found.classes == list('0123456789') and not found.mirror
 
     name = 'train-labels-idx1-ubyte' + '.gz' * compressed
     whole = (tmp_path / name).read_bytes()
@@ -156,7 +158,6 @@ def test_digits_are_not_mirrored():
         free = [Load(memory, preprocessing, 0)._draw(1, i) for i in range(40)]
         assert any(d.flip for d in free)
         assert [str(d._replace(flip=False)) for d in free] == list(map(str, drawn))
-    assert not datasets.Dataset('x', [], None, None, mirror=False).mirror
 
 
 # ---- a split where there is none
@@ -393,6 +394,23 @@ def test_a_picture_that_cannot_be_read_in_an_epoch(whole, tmp_path):
     assert log(tmp_path / 'run') == log(whole / 'run')
     for name in ('ResNext_3_2_2.model', 'ResNext_3_2_best.model'):
         assert (tmp_path / 'run' / 'model' / name).read_bytes() == (
+            whole / 'run' / 'model' / name).read_bytes()
+
+
+def test_kills_at_random_moments(whole, tmp_path):
+    rng, killed = random.Random(0), 0
+    for attempt in range(6):
+        process = in_child(train, tmp_path, whole / 'pictures', resume=True, workers=attempt % 3,
+                           **TINY)
+        process.join(rng.uniform(.3, 1.2))
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+    assert killed >= 2
+    assert train(tmp_path, whole / 'pictures', resume=True, **TINY)
+    assert log(tmp_path) == log(whole / 'run')
+    for name in ('ResNext_3_2_2.model', 'ResNext_3_2_best.model'):
+        assert (tmp_path / 'model' / name).read_bytes() == (
             whole / 'run' / 'model' / name).read_bytes()
 
 

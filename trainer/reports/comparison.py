@@ -175,10 +175,10 @@ def draw(compared, path):
                           markeredgecolor='white', zorder=5)
         axes.set_title(title, loc='left', fontweight='bold')
         axes.set(xlabel='epoch', ylabel=unit)
-        values = [row['test_' + key] for run in compared for row in run.epochs
-                  if 'test_' + key in row]
-        if values:  # the first epochs would press the others flat
-            axes.set_ylim(0, min(1.05 * max(values), 3 * float(np.median(values))) or 1)
+        # The first epochs of a run would press its others flat.
+        tops = [min(1.05 * max(values), 3 * float(np.median(values))) for run in compared
+                if (values := [row['test_' + key] for row in run.epochs if 'test_' + key in row])]
+        axes.set_ylim(0, max(tops, default=0) or 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=.25)
         axes.spines[['top', 'right']].set_visible(False)
