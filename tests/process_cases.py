@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 
 import resnext  # noqa: E402
 from trainer import cli  # noqa: E402
-from trainer.datasets import loading  # noqa: E402
+from trainer.datasets import loading, parallel  # noqa: E402
 from trainer.errors import InputError  # noqa: E402
 from trainer.evaluation import Tally  # noqa: E402
 from trainer.training import processes, run  # noqa: E402
@@ -118,7 +118,8 @@ def shares(out):
         group.sum_tally(tally)
         held.update(confusion=tally.confusion, top5=tally.top5, loss=np.array(tally.loss))
         np.savez(os.path.join(out, 'rank{}.npz'.format(group.rank)),
-                 said=np.array(repr(agree(group))), **held)
+                 said=np.array(repr(agree(group))), unreadable=np.array(repr(unreadable(group))),
+                 **held)
 
 
 #: Sizes of batches and train_batch_divide: uneven; fewer pictures than processes.
@@ -139,6 +140,28 @@ def agree(group):
         except InputError as e:
             said.append(str(e))
     return said + [[group.local_rank, group.local_size, group.size]]
+
+
+def unreadable(group):
+    """Return what each process gets of files of which one cannot be read, and then can."""
+    broken = {8}
+
+    def load(item, out):
+        if item[1] in broken:
+            raise InputError('picture {}'.format(item[1]))
+        out[...] = item[1]
+
+    iterator = parallel.Iterator(load, group.share(Plan([6, 6, 2])), np.arange(14), (1,))
+    said = []
+    for _ in range(4):
+        try:
+            (x, t), = group.together(iterator.next, undo=iterator.step_back)
+            assert (x[:, 0] == t).all()
+            said.append(t.tolist())
+        except InputError as e:
+            said.append(str(e))
+            broken.clear()
+    return said
 
 
 def fails(folder, data, how, where):

@@ -241,6 +241,13 @@ class TestUnevenShares:
             assert str(held['said']) == repr(
                 [rank, 10, rank, [3., 3.], 'of 1', 'of 0', 'of 1', [rank, 3, 3]])
 
+    def test_a_file_that_cannot_be_read(self, three):
+        """All stop before its batch, also those whose pictures could be read."""
+        for rank, held in enumerate(three):
+            assert str(held['unreadable']) == repr(
+                [[2 * rank, 2 * rank + 1], 'picture 8', [2 * rank + 6, 2 * rank + 7],
+                 [[12], [13], []][rank]])
+
     @pytest.mark.parametrize('n, chunks', [(1, 1), (3, 1), (2, 4), (7, 2)])
     def test_shares_are_all_of_it(self, n, chunks):
         plan = loading.EveryPictureOnce(101, 24, seed=0)
