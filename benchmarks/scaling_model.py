@@ -1,0 +1,179 @@
+"""A model of how training ResNeXt-50 32x4d scales: images/s of 1 to 64 GPUs.
+
+    python benchmarks/scaling_model.py [--overlap 1] [--draw scaling.png]
+    mpiexec -n 2 python benchmarks/scaling_model.py --measure [-g 0]
+
+Of what goes in, three are known: a training step of one H200, measured as a bare sequence
+of cuDNN's graphs without data and autograd (28.3 ms at 128 pictures, mixed precision); what
+of it was the forward pass (8.0 ms); and the number of weights, whose gradients travel in
+float16. All others are assumptions, each a
+flag: what NVLink (450 GB/s each way on an H200) and Ethernet (12.5 GB/s) give of their
+bandwidth, what a message takes, what of a step does not shrink with the batch. Nothing here
+was measured on several GPUs: --measure times the exchange where there are some, for
+--nvlink or --ethernet and the time of a message.
+
+The exchange is a ring: n GPUs send 2 (n - 1) messages each, one after the other, that add up
+to 2 (n - 1) / n times the gradients, and all wait for the slowest link. NCCL has quicker
+ways for many GPUs, so that far right the model is on the safe side. Loading pictures and
+waiting for a slower neighbour are not in it.
+"""
+import argparse
+import pathlib
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+import trainer  # noqa: E402,F401  before Chainer
+import chainer  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+import resnext_ilsvrc  # noqa: E402
+from trainer import cli  # noqa: E402
+from trainer.reports import figures  # noqa: E402
+from trainer.training import processes  # noqa: E402
+
+#: Measured on one H200 at 128 pictures: seconds of a step, and of its forward pass.
+STEP, FORWARD, BATCH = .0283, .0080, 128
+#: Counted: weights of ResNeXt-50 32x4d.
+WEIGHTS = 25028904
+
+GPUS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def exchange(n, size, bandwidth, latency):
+    """Return the seconds that n GPUs take to add up ``size`` bytes in a ring.
+
+    Args:
+        bandwidth (float): Bytes/s of the slowest link, each way.
+        latency (float): Seconds of a message.
+    """
+    return 2 * (n - 1) / n * size / bandwidth + 2 * (n - 1) * latency
+
+
+def images_per_second(n, pictures, link, args):
+    """Return the images/s of n GPUs with so many pictures each.
+
+    Args:
+        link (tuple): Bandwidth and latency; see :func:`exchange`.
+    """
+    fixed = args.fixed_ms / 1e3
+    share = (fixed + (STEP - fixed) * pictures / BATCH) / STEP
+    sending = exchange(n, WEIGHTS * args.gradient_bytes, *link)
+    hidden = min(args.overlap * sending, (STEP - FORWARD) * share)
+    return n * pictures / (STEP * share + sending - hidden)
+
+
+def links(args):
+    """Return (name, function from GPUs to a link)."""
+    nvlink = args.nvlink * 1e9, args.nvlink_us / 1e6
+    ethernet = args.ethernet * 1e9 / 8 * args.ethernet_share, args.ethernet_us / 1e6
+    return [('NVLink', lambda n: nvlink),
+            ('Ethernet, machines of {}'.format(args.machine),
+             lambda n: nvlink if n <= args.machine else ethernet),
+            ('Ethernet, machines of 1', lambda n: ethernet)]
+
+
+def table(title, pictures_of, args):
+    """Print a table; return its numbers, {name of the link: images/s by :data:`GPUS`}."""
+    alone = images_per_second(1, pictures_of(1), (1., 0.), args)
+    found = {name: [images_per_second(n, pictures_of(n), link(n), args) for n in GPUS]
+             for name, link in links(args)}
+    print('\n{}: images/s, and share of n times one GPU'.format(title))
+    print('{:>4s} {:>5s}'.format('GPUs', 'each') + ''.join('{:>26s}'.format(n) for n in found))
+    for i, n in enumerate(GPUS):
+        print('{:4d} {:5.0f}'.format(n, pictures_of(n)) + ''.join(
+            '{:19,.0f} {:4.0f} %'.format(speeds[i], 100 * speeds[i] / n / alone)
+            for speeds in found.values()))
+    for name, speeds in found.items():
+        # Twice the GPUs pay where they give more than half as much again.
+        last = next((n for i, n in enumerate(GPUS[:-1]) if speeds[i + 1] < 1.5 * speeds[i]), None)
+        print('{}: {}'.format(name, 'pays throughout' if last is None else
+                              'stops paying at {} GPUs: twice as many give less than 1.5 times'
+                              .format(last)))
+    return found
+
+
+def draw(path, tables):
+    figure = Figure(figsize=(10, 4.5), layout='constrained')
+    for axes, (title, found) in zip(figure.subplots(1, len(tables)), tables.items()):
+        for (name, speeds), style in zip(found.items(), ('o-', 's-', '^-')):
+            axes.plot(GPUS, speeds, style, label=name, markersize=4)
+        first = next(iter(found.values()))[0]
+        axes.plot(GPUS, [n * first for n in GPUS], ':', color='gray', label='n times one GPU')
+        axes.set(title=title, xlabel='GPUs', ylabel='images/s', xscale='log', yscale='log')
+        axes.set_xticks(GPUS, GPUS)
+        axes.minorticks_off()
+        axes.grid(alpha=.3)
+        axes.legend()
+    figures._save(figure, path)
+
+
+def measure(gpu):
+    """Time the exchange of the network's gradients, as training makes it."""
+    with processes.joined() as group:
+        device = group.together(lambda: group.device(gpu))
+        device.use()
+        seconds, sizes = [], []
+        for network in (chainer.links.Linear(1, 1), resnext_ilsvrc.resnext50()):
+            chainer.optimizers.SGD().setup(network).target.to_device(device)
+            group.begin(device, network, gradients=np.float16 if gpu >= 0 else None)
+            taken = []
+            for _ in range(6):
+                group.sum(0)
+                begun = time.perf_counter()
+                group.mean_gradients(network)
+                if gpu >= 0:
+                    chainer.backends.cuda.Stream.null.synchronize()
+                taken.append(time.perf_counter() - begun)
+            seconds.append(min(taken))
+            sizes.append(sum(p.size for p in network.params()) * (2 if gpu >= 0 else 4))
+        if group.rank == 0:
+            n, (small, large) = group.size, seconds
+            print('{} processes: {:.3f} ms for {} bytes, {:.1f} ms for {:.1f} MB'.format(
+                n, 1e3 * small, sizes[0], 1e3 * large, sizes[1] / 1e6))
+            if n > 1:
+                print('in the model: a message of {:.1f} us, {:.2f} GB/s'.format(
+                    1e6 * small / (2 * (n - 1)),
+                    2 * (n - 1) / n * sizes[1] / (large - small) / 1e9))
+
+
+def main():
+    p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument('--overlap', type=float, default=0.,
+                   help='share of the exchange that may run beside the backward pass (now: none)')
+    p.add_argument('--gradient_bytes', type=int, default=2, help='of each: float16')
+    p.add_argument('--nvlink', type=float, default=360., help='GB/s each way: 80 %% of 450')
+    p.add_argument('--nvlink_us', type=float, default=5., help='microseconds of a message')
+    p.add_argument('--ethernet', type=float, default=100., help='Gb/s')
+    p.add_argument('--ethernet_share', type=float, default=.9, help='of it, what is reached')
+    p.add_argument('--ethernet_us', type=float, default=25., help='microseconds of a message')
+    p.add_argument('--machine', type=int, default=8, help='GPUs in a machine')
+    p.add_argument('--fixed_ms', type=float, default=3., help='of a step, whatever the batch')
+    p.add_argument('--batch', type=int, default=256, help='the whole batch that is shared out')
+    p.add_argument('--draw', metavar='FILE', help='draw both tables')
+    p.add_argument('--measure', action='store_true', help='time the exchange, under mpiexec')
+    p.add_argument('--gpu', '-g', type=int, default=-1, help='for --measure')
+    args = p.parse_args()
+    if args.measure:
+        return measure(args.gpu)
+    print('measured: {:.1f} ms a step ({:.1f} ms forward) at {} pictures on one H200, {:,} weights'
+          .format(1e3 * STEP, 1e3 * FORWARD, BATCH, WEIGHTS))
+    print('assumed: NVLink {:g} GB/s and {:g} us; Ethernet {:g} Gb/s, {:.0%} of it, and {:g} us; '
+          '{:g} ms of a step\nare there whatever the batch; {:.0%} of the exchange may overlap with '
+          'the backward pass'.format(args.nvlink, args.nvlink_us, args.ethernet,
+                                     args.ethernet_share, args.ethernet_us, args.fixed_ms,
+                                     args.overlap))
+    tables = {}
+    for title, pictures_of in (
+            ('{} pictures for each GPU (-b grows)'.format(BATCH), lambda n: BATCH),
+            ('-b {} shared out'.format(args.batch), lambda n: args.batch / n)):
+        tables[title] = table(title, pictures_of, args)
+    if args.draw:
+        draw(args.draw, tables)
+
+
+if __name__ == '__main__':
+    cli.run(main)
