@@ -96,7 +96,8 @@ def parser():
 
     g = p.add_argument_group('transfer: other classes for a network that is trained already')
     add(g, '--retrain', dest='load_model', metavar='FILE',
-        help='start from the weights in this npz file (the same as -m)')
+        help='start from the weights in this file, npz, Torch7, PyTorch or safetensors (the same '
+        'as -m)')
     add(g, '--reset-classifier', action='store_true',
         help="give it a new classifier, for the dataset's classes")
     add(g, '--freeze', nargs='+', metavar='LAYER',
@@ -106,7 +107,7 @@ def parser():
         help='the classifier learns so many times as fast as the rest')
 
     g = p.add_argument_group('going on by hand, as in 2017')
-    add(g, '--load_model', '-m', metavar='FILE', help='start from the weights in this npz file')
+    add(g, '--load_model', '-m', metavar='FILE', help='start from the weights in this file')
     add(g, '--load_optimizer', '-o', metavar='FILE',
         help="the optimizer's state: a snapshot, or a file of Chainer's save_npz")
     add(g, '--load_log', '-l', metavar='FILE', help='log.json of the epochs before -s')

@@ -10,7 +10,7 @@ from PIL import Image
 import compare
 import resnext
 import test as test_script
-from conftest import write_cifar10
+from conftest import FIXTURES, write_cifar10
 from test_folder_training import train, write
 from trainer import cli, runs
 from trainer.datasets import folder
@@ -86,6 +86,22 @@ def test_testing_any_model_on_any_dataset(folders, capsys):
     assert code == 0 and 'folder, all pictures' in out and 'pictures         30' in out, err
     _, out, _ = call(capsys, test_script, folders / 'c', '--part', 'train', *common)
     assert 'pictures         24' in out
+
+
+def test_a_torch7_file_on_cifar(capsys, tmp_path):
+    """It brings the preprocessing of that program."""
+    from data_augmentation import DataAugmentationCifarTorch7 as preprocess
+    from trainer.datasets import quick
+    from trainer.weights import registry
+    path = FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7'
+    code, out, err = call(capsys, test_script, path, '--dataset', 'quick', '-p', tmp_path / 'new',
+                          '--engine', 'reference')
+    assert code == 0, err
+    held = quick.load().test
+    y = registry.load(str(path))(preprocess.test_batch(held.images), train=False).array
+    right = int((y.argmax(axis=1) == held.labels).sum())
+    assert entries(tmp_path / 'new', 'test_accuracy')[0]['accuracy'] == right
+    assert '({:,} wrong)'.format(1000 - right) in out
 
 
 def test_a_network_for_large_pictures_on_small_ones(tmp_path):

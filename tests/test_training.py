@@ -479,7 +479,7 @@ class TestCommandLine:
                 (('--data', tmp_path / 'file', *p), 'not a whole tar archive'),
                 (('--quick', '--data', cifar, *p), '--quick'),
                 (('--quick', '-m', tmp_path / 'nowhere', *p), 'nowhere: cannot be read'),
-                (('--quick', '-m', tmp_path / 'file', *p), 'not a whole npz file'),
+                (('--quick', '-m', tmp_path / 'file', *p), 'not a file of weights'),
                 (('--quick', '-b', '2501', '--sampling', 'original', *p), '-b 2501'),
                 (('--resume', tmp_path / 'none', '-p', tmp_path), 'name two folders'),
         ] + ([] if cuda.available else [(('--quick', '-g', '0', *p), '-g 0: ')]):

@@ -10,7 +10,7 @@ from trainer.training import initial, transfer
 from trainer.training.losses import LabelSmoothing
 from trainer.training.options import RECORD, SIZES
 from trainer.training.optimizers import OPTIMIZERS
-from trainer.weights import npz, registry
+from trainer.weights import formats, npz, registry
 
 # What npz files call the networks -> what --network calls them.
 _NAMES = {'original-cifar': 'original', 'paper-cifar': 'paper', 'ilsvrc': 'ilsvrc'}
@@ -32,7 +32,7 @@ def network(options, given, architecture, dataset):
     if architecture is not None:
         built = registry.build(architecture, RECORD, None)
     elif model is not None:
-        built = npz.load(model)
+        built, _ = formats.read(model)
         _take_sizes(options, given, built, model)
         if options['reset_classifier']:
             built = transfer.reset_classifier(built, classes, options['seed'])
@@ -60,7 +60,7 @@ def of_options(options, given, architecture, category_num):
         return registry.build(architecture, RECORD, None)
     if options['load_model'] is None:
         return _new(options, category_num)
-    built = npz.load(options['load_model'])
+    built, _ = formats.read(options['load_model'])
     _take_sizes(options, given, built, options['load_model'])
     return built
 

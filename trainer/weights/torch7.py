@@ -422,6 +422,9 @@ def _build(f, path):
                     'stages': [config for config, _ in held.stages], 'eps': eps}
     if held.rounds_up is not None:
         architecture['round_up_pooling'] = held.rounds_up
+    else:  # that program has this form for CIFAR only, and such means for each
+        architecture['preprocessing'] = 'DataAugmentationCifar{}Torch7'.format(
+            100 if held.classes == 100 else '')
     network = registry.build(architecture, path, weight_limit=limit)
     here = dict(network.namedlinks())
     numbers = _Numbers(f)
