@@ -34,6 +34,8 @@ def install():
         _numpy_distutils()
         _pkg_resources()
     _forkserver()
+    # Where setuptools is older, Chainer's import of pkg_resources warns.
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
     # MultiprocessIterator still says Thread.setDaemon(True).
     warnings.filterwarnings('ignore', r'setDaemon\(\) is deprecated', DeprecationWarning)
     return supplied
