@@ -19,6 +19,7 @@ def parser():
 
 def main():
     args = parser().parse_args()
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of folders may be no text
     if args.output:
         comparison.check(args.runs, args.output)
     compared = [comparison.Run(folder) for folder in args.runs]

@@ -46,6 +46,7 @@ def parser():
 def main():
     p = parser()
     args = p.parse_args()
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of classes may be no text
     if (args.workers or 0) < 0:
         p.error('--workers takes 0 or more')
     run = args.model if os.path.isdir(args.model) else None

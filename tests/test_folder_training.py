@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import resnext
 from conftest import SHARED
 from data_augmentation import DataAugmentationImagenetTorch7, DataAugmentationNormalizeBigger
 from test_training import in_child
@@ -224,7 +225,8 @@ def some(tmp_path_factory):
 
 def iterators(dataset, workers, **changed):
     from trainer.training import options
-    resolved, _ = options.resolve('', False, print, dict(TINY, workers=workers, data='x', **changed))
+    given = dict(TINY, workers=workers, data='x', **changed)
+    resolved, _ = options.resolve('', False, print, given)
     from data_augmentation import DataAugmentationCifarTorch7
     return data_path(dataset, resolved, DataAugmentationCifarTorch7)
 
@@ -395,6 +397,16 @@ def test_a_picture_that_cannot_be_read_in_an_epoch(whole, tmp_path):
     for name in ('ResNext_3_2_2.model', 'ResNext_3_2_best.model'):
         assert (tmp_path / 'run' / 'model' / name).read_bytes() == (
             whole / 'run' / 'model' / name).read_bytes()
+
+
+def test_class_folders_of_any_name(tmp_path, capsys):
+    """Names that are no text, or that Matplotlib would take for formulas."""
+    names = ['$\\frac$', os.fsdecode(b'\xff\xfe'), 'a b' * 40, '\u65e5\u672c']
+    write(tmp_path / 'pictures', 3, classes=dict(enumerate(names)))
+    assert train(tmp_path / 'run', tmp_path / 'pictures', say=print, epoch=1)
+    model = resnext.load(str(tmp_path / 'run' / 'model' / 'ResNext_4_2_1.model'))
+    assert model.classes == sorted(names)
+    assert train(tmp_path / 'run', tmp_path / 'pictures', resume=True, epoch=2)
 
 
 def test_kills_at_random_moments(whole, tmp_path):

@@ -62,7 +62,8 @@ def load(data=None):
         trainer.errors.InputError: It is not there, a class has no pictures, or training
             and testing have different classes.
     """
-    return folder.dataset('ilsvrc', *(find(data, split, '--data') for split in ('train', 'val')))
+    return folder.dataset('ilsvrc', *(
+        find(data, split, '--data') for split in ('train', 'val')))
 
 
 def _wanted(path, root, flag):

@@ -109,7 +109,9 @@ def _text(value):
         return ' '.join(map(_text, value)) or '-'
     if isinstance(value, str) and os.sep in value:
         return os.path.basename(value)
-    return '-' if value is None else '{:g}'.format(value) if isinstance(value, float) else str(value)
+    if value is None:
+        return '-'
+    return '{:g}'.format(value) if isinstance(value, float) else str(value)
 
 
 def table(compared):
@@ -189,11 +191,13 @@ def draw(compared, path):
     for i, (run, name) in enumerate(zip(compared, names(compared))):
         told = ['{} {}'.format(option, _text(values[i])) for option, values in differ.items()]
         labels.append('{}: least test error {:.2f} % in epoch {}{}'.format(
-            name, run.best['test_error'], run.best['epoch'], '  ({})'.format(
+            figures.plain(name, 60), run.best['test_error'], run.best['epoch'], '  ({})'.format(
                 ', '.join(told[:6]) + ', ...' * (len(told) > 6)) if told else ''))
-    figure.legend(handles=[Line2D([], [], color=colour, linewidth=2.5, marker='o', label=label)
-                           for label, colour in zip(labels, _COLOURS)],
-                  loc='outside lower left', frameon=False)
+    handles = [Line2D([], [], color=colour, linewidth=2.5, marker='o', label=label)
+               for label, colour in zip(labels, _COLOURS)]
+    legend = figure.legend(handles=handles, loc='outside lower left', frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     figures._save(figure, path)
 
 

@@ -4,7 +4,9 @@ The confusion matrix of the last epoch is in ``confusion.json`` too: ``epoch``,
 ``classes`` and ``matrix``, counts by label (rows) and answer (columns).
 """
 import os
+import textwrap
 import time
+import warnings
 
 import numpy as np
 from chainer.training import extension
@@ -53,9 +55,20 @@ class Figures(extension.Extension):
         self._drawn = time.monotonic()
 
 
+def plain(name, width):
+    """Return what Matplotlib can draw of anybody's name, in at most so many characters.
+
+    It is to be drawn with ``parse_math=False``.
+    """
+    name = ''.join(c if c.isprintable() else '?' for c in name)
+    return textwrap.shorten(name, width, placeholder=' …') if ' ' in name else (
+        name if len(name) <= width else '…' + name[1 - width:])
+
+
 def _save(figure, path):
     FigureCanvasAgg(figure)
-    with files.replacing(path) as unfinished:
+    with files.replacing(path) as unfinished, warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing', UserWarning)
         figure.savefig(unfinished, dpi=120)
 
 
@@ -109,8 +122,9 @@ def confusion(matrix, classes, path):
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap='Blues', vmin=0, vmax=100)
     size = 10 if n <= 20 else 5
-    axes.set_xticks(range(n), classes, rotation=90, fontsize=size)
-    axes.set_yticks(range(n), classes, fontsize=size)
+    names = [plain(name, 30) for name in classes]
+    axes.set_xticks(range(n), names, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(range(n), names, fontsize=size, parse_math=False)
     axes.set(xlabel='answer', ylabel='label')
     axes.set_title('Answers for each label, % (total accuracy {:.2f} %)'.format(
         100 * matrix.trace() / max(matrix.sum(), 1)))

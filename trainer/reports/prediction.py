@@ -2,8 +2,6 @@
 import os
 import shutil
 import sys
-import textwrap
-import warnings
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -84,16 +82,7 @@ def draw(predictions, path):
         axis.axis('off')
     for i, prediction in enumerate(predictions):
         _draw_one(prediction, classes, *axes[i // columns][2 * (i % columns):][:2])
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph .* missing', UserWarning)
-        figures._save(figure, path)
-
-
-def _plain(name, width):
-    """What Matplotlib can draw of a name, shortened."""
-    name = ''.join(c if c.isprintable() else '?' for c in name)
-    return textwrap.shorten(name, width, placeholder=' …') if ' ' in name else (
-        name if len(name) <= width else '…' + name[1 - width:])
+    figures._save(figure, path)
 
 
 def _draw_one(prediction, classes, picture, bars):
@@ -102,13 +91,13 @@ def _draw_one(prediction, classes, picture, bars):
     picture.imshow(image)
     source = prediction.source
     if isinstance(source, (str, os.PathLike)):
-        picture.set_title(_plain(os.path.basename(os.fspath(source)), 40), fontsize=9, color=_INK,
-                          parse_math=False)
+        picture.set_title(figures.plain(os.path.basename(os.fspath(source)), 40), fontsize=9,
+                          color=_INK, parse_math=False)
     bars.set(xlim=(0, 1), ylim=(classes - .6, -.6))
     for i, answer in enumerate(prediction.answers[:classes]):
         bars.barh(i + .12, 1, .3, color=_FAINT)
         bars.barh(i + .12, answer.probability, .3, color=_BAR if i else _BEST)
-        bars.text(0, i - .1, _plain(answer.name, 52), va='bottom', fontsize=9, color=_INK,
+        bars.text(0, i - .1, figures.plain(answer.name, 52), va='bottom', fontsize=9, color=_INK,
                   fontweight='normal' if i else 'bold', parse_math=False)
         bars.text(1, i - .1, '{:.2f} %'.format(100 * answer.probability), va='bottom', ha='right',
                   fontsize=9, color=_INK, fontweight='normal' if i else 'bold')
