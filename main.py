@@ -132,6 +132,7 @@ def flags():
 def main():
     with processes.first_speaks():
         given = flags()
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be no text
     resume = bool(given.pop('resume', False))
     if given.pop('summary', False):
         print(run.summary(resume=resume, **given))

@@ -20,7 +20,8 @@ Dataset = collections.namedtuple('Dataset', 'name classes train test mirror note
 
 def available():
     """Return the names of the datasets: the modules here that have ``load``."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if hasattr(_module(m.name), 'load'))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__)
+                  if hasattr(_module(module.name), 'load'))
 
 
 def load(name, data=None):
