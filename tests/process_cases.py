@@ -141,7 +141,10 @@ def agree(group):
             said.append('nothing')
         except InputError as e:
             said.append(str(e))
-    return said + [[group.local_rank, group.local_size, group.size]]
+    os.environ['CUDA_VISIBLE_DEVICES'] = str(group.rank)
+    shown = processes.Processes(group._world)
+    return said + [[group.local_rank, group.local_size, group.size],
+                   [group.gpu(-1), group.gpu(2), shown.gpu(2)]]
 
 
 def unreadable(group):

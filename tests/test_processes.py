@@ -240,7 +240,8 @@ class TestUnevenShares:
     def test_what_processes_tell_each_other(self, three):
         for rank, held in enumerate(three):
             assert str(held['said']) == repr(
-                [rank, 10, rank, [3., 3.], 'of 1', 'of 0', 'of 1', [rank, 3, 3]])
+                [rank, 10, rank, [3., 3.], 'of 1', 'of 0', 'of 1', [rank, 3, 3],
+                 [-1, 2 + rank, 2]])
 
     def test_a_file_that_cannot_be_read(self, three):
         """All stop before its batch, also those whose pictures could be read."""
@@ -341,6 +342,16 @@ class TestEnds:
             status, out, err = finish(start(
                 2, 'main.py', '--quick', '-p', tmp_path / 'run', *flags))
             assert status == 2 and err.count('\n') == 1 and words in err, err
+
+
+@needs_mpi
+def test_mpiexec_of_another_mpi(tmp_path):
+    manager = {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'}
+    process = subprocess.run(
+        [sys.executable, 'main.py', '--quick', '-p', tmp_path / 'run'], cwd=ROOT, text=True,
+        stderr=subprocess.PIPE, env=dict(os.environ, **manager), timeout=LIMIT)
+    assert process.returncode == 2 and process.stderr.count('\n') == 1
+    assert 'mpiexec started 2 processes, but mpi4py sees 1' in process.stderr
 
 
 class TestWithoutMPI:

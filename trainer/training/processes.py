@@ -27,6 +27,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 
 import numpy as np
 from chainer.backends import cuda
@@ -94,9 +95,16 @@ def joined():
         raise
 
 
+def _mpi():
+    from mpi4py import MPI
+    return MPI
+
+
 def _world(size):
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning)  # another MPI's mpiexec: see below
+            MPI = _mpi()
     except (ImportError, RuntimeError) as e:  # without a library it is a RuntimeError
         raise InputError(
             'mpiexec started {} processes, but mpi4py cannot be imported ({}); install it with '
@@ -138,13 +146,21 @@ class Alone:
         """Return, in every process, what a function returns in the first; errors likewise."""
         return function()
 
-    def device(self, gpu):
-        """Return Chainer's device of this process: from GPU ``gpu`` on, one for each.
+    def gpu(self, first):
+        """Return the number of this process's GPU: from ``first`` on, one for each.
+
+        It is ``first`` for all where each is shown other GPUs (``CUDA_VISIBLE_DEVICES``);
+        below 0 is the CPU.
+        """
+        return first
+
+    def device(self, first):
+        """Return Chainer's device of this process; see :meth:`gpu`.
 
         Raises:
             trainer.errors.InputError: There is no such GPU, or no NCCL between several.
         """
-        return devices.get(gpu)
+        return devices.get(first)
 
     def in_turn(self, function):
         """As :meth:`together`, but one process of each machine first: it may fetch files."""
@@ -197,9 +213,11 @@ class Processes(Alone):
         self.rank, self.size = world.rank, world.size
         self._world = world
         self._failed = world.Dup()  # where those meet that fail, past what others wait for
-        names = world.allgather(socket.gethostname())
-        self.local_rank = names[:self.rank].count(names[self.rank])
-        self.local_size = names.count(names[self.rank])
+        machine = world.Split_type(_mpi().COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = machine.rank, machine.size
+        # Slurm, for one, may show each process a GPU of its own only.
+        shown = machine.allgather(os.environ.get('CUDA_VISIBLE_DEVICES'))
+        self._shown_its_own = len(set(shown)) == machine.size
         self._communicator = None
 
     def together(self, function, undo=None):
@@ -218,21 +236,24 @@ class Processes(Alone):
     def first(self, function):
         return self._world.bcast(self.together(lambda: function() if self.rank == 0 else None))
 
-    def device(self, gpu):
-        if gpu < 0:
-            return devices.get(gpu)
+    def gpu(self, first):
+        return first if first < 0 or self._shown_its_own else first + self.local_rank
+
+    def device(self, first):
+        if first < 0:
+            return devices.get(first)
         try:
-            device = devices.get(gpu + self.local_rank)
+            device = devices.get(self.gpu(first))
         except InputError as e:
-            if not self.local_rank:
+            if self.gpu(first) == first:
                 raise
             raise InputError('{} (with -g {}, the {} processes of {} take as many GPUs)'.format(
-                e, gpu, self.local_size, socket.gethostname()))
+                e, first, self.local_size, socket.gethostname()))
         from chainermn import nccl
         if not nccl._available:
             raise InputError('-g {}: several processes need NCCL, which CuPy cannot find; install '
                              'it with "uv sync --extra nccl13" or "pip install nvidia-nccl-cu13"'
-                             .format(gpu))
+                             .format(first))
         return device
 
     def in_turn(self, function):
