@@ -346,7 +346,7 @@ class TestEnds:
 
 @needs_mpi
 def test_mpiexec_of_another_mpi(tmp_path):
-    manager = {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '0'}
+    manager = {'MV2_COMM_WORLD_SIZE': '2', 'MV2_COMM_WORLD_RANK': '0'}  # MVAPICH's
     process = subprocess.run(
         [sys.executable, 'main.py', '--quick', '-p', tmp_path / 'run'], cwd=ROOT, text=True,
         stderr=subprocess.PIPE, env=dict(os.environ, **manager), timeout=LIMIT)
