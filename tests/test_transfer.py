@@ -238,3 +238,14 @@ def test_wrong_flags(converted, tmp_path, capsys):
         err = capsys.readouterr().err
         assert end.value.code == 2 and err.count('\n') == 1 and words in err, err
     assert not (tmp_path / 'run' / 'run.json').exists()
+
+
+def test_summary_is_of_the_new_classifier(converted, tmp_path):
+    def total(**given):
+        text = run.summary(load_model=converted, **given)
+        return next(int(line.split()[1].replace(',', '')) for line in text.splitlines()
+                    if line.startswith('total'))
+
+    data = str(write(tmp_path / 'pictures', 4))
+    new = total(reset_classifier=True, dataset='folder', data=data)
+    assert total() - new == 7 * (128 + 1)  # three classes of ten, of 128 features

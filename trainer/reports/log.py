@@ -17,6 +17,7 @@ class Log(extensions.LogReport):
     ``test_accuracy``, ``test_accuracy_<label>`` and ``test_5_accuracy`` (accuracy:
     number of pictures), and, new here, ``train_accuracy`` and ``lr``. Each has its
     ``epoch``. Nothing in it depends on the clock: the same run gives the same file.
+    Test pictures that cannot be read count as if they were like the others.
 
     Args:
         dataset (trainer.datasets.Dataset): What is trained on.

@@ -77,9 +77,13 @@ def summary(resume=False, **given):
                                     lambda message: None, given)
     name = 'quick' if options['quick'] else options['dataset']
     classes = _CLASSES.get(name)
-    if classes is None and architecture is None and options['load_model'] is None:
+    reset = options['reset_classifier'] and architecture is None
+    if classes is None and (reset or architecture is None and options['load_model'] is None):
         classes = len(datasets.load(name, options['data']).classes)
-    return summarise(build.of_options(options, given, architecture, classes))
+    built = build.of_options(options, given, architecture, classes)
+    if reset:
+        built = transfer.reset_classifier(built, map(str, range(classes)), options['seed'])
+    return summarise(built)
 
 
 def _claim(folder):

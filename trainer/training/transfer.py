@@ -18,14 +18,15 @@ def reset_classifier(network, classes, seed):
 
     Args:
         network (trainer.networks.base.Network): Stays as it is.
-        classes (list of str): Names of the new classes.
+        classes (iterable of str): Names of the new classes.
         seed (int): Of the classifier's weights, which are drawn as a new network's.
 
     Returns:
         trainer.networks.base.Network
     """
+    classes = list(classes)
     architecture = dict(registry.architecture(network), category_num=len(classes),
-                        classes=list(classes))
+                        classes=classes)
     new = registry.build(architecture, 'the network', None)
     new.weight_initialization(seed)
     held = npz.state(new)
