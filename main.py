@@ -1,4 +1,7 @@
-"""Train a ResNeXt: ``python main.py --help``."""
+"""Train a ResNeXt: ``python main.py --help``.
+
+Several processes train one network with ``mpiexec -n 4 python main.py ...``.
+"""
 import argparse
 import sys
 
@@ -33,7 +36,8 @@ def parser():
         help='go on with the run in DIR (default: in -p), with its options')
     add(p, '--summary', action='store_true',
         help="print the network's layers, output sizes, parameters and multiply-adds, and end")
-    add(p, '--gpu', '-g', type=int, help='GPU number, -1 for the CPU')
+    add(p, '--gpu', '-g', type=int, help='GPU number, -1 for the CPU; several processes '
+        'take this one and the next')
     add(p, '--precision', help='on a GPU by cuDNN: true float32, TF32, or float16 with float32 sums'
         ' (default: mixed by cuDNN, else float32)')
     add(p, '--seed', type=int, help='of the initial weights, the order and the augmentation')
@@ -68,7 +72,7 @@ def parser():
 
     g = p.add_argument_group('training')
     add(g, '--epoch', '-e', type=natural, help='last epoch')
-    add(g, '--batch', '-b', type=natural, help='pictures in a batch')
+    add(g, '--batch', '-b', type=natural, help='pictures in a batch, of all processes together')
     add(g, '--batch_scaling', help="what another batch than the recipe's scales")
     add(g, '--train_batch_divide', '-trb', type=natural, help='compute each batch in so many '
         'chunks')
