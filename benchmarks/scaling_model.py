@@ -162,7 +162,7 @@ def main():
     print('measured: {:.1f} ms a step ({:.1f} ms forward) at {} pictures on one H200, {:,} weights'
           .format(1e3 * STEP, 1e3 * FORWARD, BATCH, WEIGHTS))
     print('assumed: NVLink {:g} GB/s and {:g} us; Ethernet {:g} Gb/s, {:.0%} of it, and {:g} us; '
-          '{:g} ms of a step\nare there whatever the batch; {:.0%} of the exchange may overlap with '
+          '{:g} ms of a step\nare there whatever the batch; {:.0%} of the exchange may run beside '
           'the backward pass'.format(args.nvlink, args.nvlink_us, args.ethernet,
                                      args.ethernet_share, args.ethernet_us, args.fixed_ms,
                                      args.overlap))

@@ -196,7 +196,7 @@ class Alone:
         """Add up a :class:`trainer.evaluation.Tally` over the processes, in place."""
 
     def mean_gradients(self, network):
-        """Make each gradient its mean over the processes; those of frozen parameters go."""
+        """Make each gradient its mean over the processes; drop those of frozen parameters."""
 
     def mean_statistics(self, *networks):
         """Make batch normalisation's running statistics their means over the processes."""
