@@ -43,6 +43,8 @@ def parser():
     add(p, '--seed', type=int, help='of the initial weights, the order and the augmentation')
     add(p, '--workers', type=int, metavar='N',
         help='processes that load data; 0: the main one does (default: 0 on a CPU, else up to 4)')
+    add(p, '--threads', type=natural, metavar='N',
+        help='threads of BLAS on a CPU (default: as BLAS decides; 1 with --quick)')
 
     g = p.add_argument_group('network')
     add(g, '--network', help="the 2017 program's for CIFAR, the paper's for CIFAR, or the paper's "

@@ -24,7 +24,7 @@ from trainer.weights import registry
 DEFAULTS = {
     'save_path': './', 'recipe': 'original', 'data': None, 'quick': False, 'seed': 0, 'gpu': -1,
     'precision': None,
-    'workers': None, 'start_epoch': 1, 'schedule_epoch': None, 'load_model': None,
+    'workers': None, 'threads': None, 'start_epoch': 1, 'schedule_epoch': None, 'load_model': None,
     'load_optimizer': None, 'load_log': None, 'reset_classifier': False, 'freeze': (),
     'head_lr': 1.,
 }

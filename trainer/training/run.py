@@ -7,6 +7,7 @@ import threading
 import chainer
 import filelock
 import numpy as np
+import threadpoolctl
 
 from trainer import datasets, engines, files
 from trainer.datasets import loading, parallel, splits
@@ -206,8 +207,11 @@ def _train(folder, resume, say, given, group):
         say('{}: all {} epochs are done; -e takes it further'.format(folder, options['epoch']))
         return True
     group.begin(device, *networks, gradients=np.float16 if precision == 'mixed' else None)
-    with stop, chainer.using_config('engine', engine), chainer.using_config(
-            'precision', precision):
+    # BLAS's threads wait by spinning: a network as small as --quick's gains nothing by
+    # them, and on a busy machine they cost it many times its time.
+    threads = options['threads'] or (1 if options['quick'] else None)
+    with stop, threadpoolctl.threadpool_limits(threads, 'blas'), chainer.using_config(
+            'engine', engine), chainer.using_config('precision', precision):
         try:
             trainer.run(show_loop_exception_msg=False)
         except parallel.Unreadable as e:
