@@ -41,6 +41,9 @@ class ResNext(Network):
                                relu_after_add=False, eps=eps)
         with self.init_scope():
             self.fc = layers.ConvBN(channels, category_num, 1, eps=eps)
+        for link in self.links():
+            if isinstance(link, layers.ConvBN):
+                link.eps_in_average = True
         if initialize:
             self.weight_initialization()
 

@@ -112,8 +112,8 @@ class TestFloat32:
         golden = layout.to_here(after, network.original_units(), '', '')
         found = npz.state(network)
         for name in golden:
-            if 'avg_' in name:
-                assert abs(found[name] - golden[name]).max() < 1e-5, name
+            if 'avg_' in name:  # the variances include eps, as Chainer v1's did
+                assert abs(found[name] - golden[name]).max() < 2e-6, name
 
     def test_activations(self, set_b, shared):
         network = small(set_b)
@@ -153,10 +153,11 @@ class TestFloat32:
         with np.load(folder / 'cifar_small_accum_b8_div4_after1.npz') as golden:
             found = errors(network, golden)
             assert max(found.values()) < 5e-4, found
-            means = layout.to_here(dict(golden), network.original_units(), '', '')
+            after = layout.to_here(dict(golden), network.original_units(), '', '')
         for name, array in npz.state(network).items():
-            if name.endswith('avg_var'):
-                assert abs(array - means[name]).max() < 4e-5, name
+            if 'avg_' in name:
+                # The biases, folded into the means, have decayed by 5e-5 of themselves.
+                assert abs(array - after[name]).max() < (1e-5 if 'var' in name else 2e-5), name
 
 
 def test_chunks_add_up_to_the_mean_loss(original, set_b):

@@ -92,7 +92,12 @@ class ConvBN(chainer.Chain):
         groups (int): Groups of the convolution.
         relu (bool): Whether a ReLU comes last.
         eps (float): Added to the variance by batch normalisation.
+
+    Attributes:
+        eps_in_average (bool): Whether running variances include eps, as Chainer v1's did.
     """
+
+    eps_in_average = False
 
     def __init__(self, in_channels, out_channels, ksize, stride=1, pad=0,
                  groups=1, relu=True, eps=1e-5):
@@ -113,7 +118,11 @@ class ConvBN(chainer.Chain):
         Returns:
             chainer.Variable: (batch, out_channels, out height, out width).
         """
-        return engines.current().conv_bn(x, self.conv, self.bn, self.relu, residual)
+        y = engines.current().conv_bn(x, self.conv, self.bn, self.relu, residual)
+        if self.eps_in_average and chainer.config.train:
+            n = y.size // y.shape[1]
+            self.bn.avg_var += (1 - self.bn.decay) * self.bn.eps * n / max(n - 1, 1)
+        return y
 
 
 class Bottleneck(chainer.Chain):
