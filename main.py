@@ -3,6 +3,7 @@
 Several processes train one network with ``mpiexec -n 4 python main.py ...``.
 """
 import argparse
+import os
 import sys
 
 from trainer import cli, datasets, recipes
@@ -130,6 +131,8 @@ def flags():
             p.error('--{} takes 0 or more'.format(name))
     if isinstance(given.get('resume'), str):
         folder = given['resume']
+        if not os.path.isdir(folder):
+            p.error('--resume {}: there is no such folder'.format(folder))
         if given.setdefault('save_path', folder) != folder:
             p.error('--resume {} and -p {} name two folders'.format(folder, given['save_path']))
     return given

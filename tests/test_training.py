@@ -485,7 +485,8 @@ class TestCommandLine:
                 (('--quick', '-m', tmp_path / 'nowhere', *p), 'nowhere: cannot be read'),
                 (('--quick', '-m', tmp_path / 'file', *p), 'not a file of weights'),
                 (('--quick', '-b', '2501', '--sampling', 'original', *p), '-b 2501'),
-                (('--resume', tmp_path / 'none', '-p', tmp_path), 'name two folders'),
+                (('--resume', tmp_path / 'none'), 'there is no such folder'),
+                (('--resume', cifar, '-p', tmp_path), 'name two folders'),
         ] + ([] if cuda.available else [(('--quick', '-g', '0', *p), '-g 0: ')]):
             assert words in self.line(capsys, *argv), argv
         assert not (tmp_path / 'run' / 'run.json').exists()
