@@ -108,7 +108,7 @@ def draw(path, tables):
         axes.minorticks_off()
         axes.grid(alpha=.3)
         axes.legend()
-    figures._save(figure, path)
+    figures.save(figure, path)
 
 
 def measure(gpu):

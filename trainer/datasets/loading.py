@@ -125,14 +125,14 @@ class Pieces(chainer.dataset.DatasetMixin):
         return len(self.plan) * self.pieces
 
     def get_example(self, i):
-        _end_with_parent(os.getpid())
+        end_with_parent(os.getpid())
         epoch, i = divmod(i, len(self))
         batch, piece = divmod(i, self.pieces)
         return self.load(np.array_split(self.plan(epoch)[batch], self.pieces)[piece], epoch)
 
 
 @functools.lru_cache(maxsize=None)
-def _end_with_parent(process):
+def end_with_parent(process):
     """Where this is a worker: end it when the main process is killed.
 
     Chainer's workers would wait for their next task for ever. ``process`` is the

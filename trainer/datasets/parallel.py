@@ -234,7 +234,7 @@ def _begin(load, shared, places):
     global _load, _memory
     # An interrupt is the main process's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    loading._end_with_parent(os.getpid())
+    loading.end_with_parent(os.getpid())
     _load, _memory = load, _as_array(shared, places)
 
 

@@ -198,7 +198,7 @@ def draw(compared, path):
     legend = figure.legend(handles=handles, loc='outside lower left', frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    figures._save(figure, path)
+    figures.save(figure, path)
 
 
 def _curve(axes, rows, key, colour, style, width):

@@ -65,7 +65,8 @@ def plain(name, width):
         name if len(name) <= width else '…' + name[1 - width:])
 
 
-def _save(figure, path):
+def save(figure, path):
+    """Write a Matplotlib figure to a file that appears whole or not at all."""
     FigureCanvasAgg(figure)
     with files.replacing(path) as unfinished, warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph .* missing', UserWarning)
@@ -83,7 +84,7 @@ def _curves(log, path, title, unit, curves, scale=1.):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=.3)
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def loss(log, path):
@@ -134,4 +135,4 @@ def confusion(matrix, classes, path):
                 axes.text(j, i, '{:.0f}'.format(share[i, j]), ha='center', va='center',
                           fontsize=8, color='white' if share[i, j] > 50 else 'black')
     figure.colorbar(image, shrink=.8, label='%')
-    _save(figure, path)
+    save(figure, path)

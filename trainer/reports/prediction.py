@@ -82,7 +82,7 @@ def draw(predictions, path):
         axis.axis('off')
     for i, prediction in enumerate(predictions):
         _draw_one(prediction, classes, *axes[i // columns][2 * (i % columns):][:2])
-    figures._save(figure, path)
+    figures.save(figure, path)
 
 
 def _draw_one(prediction, classes, picture, bars):
