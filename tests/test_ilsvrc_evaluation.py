@@ -224,6 +224,7 @@ def test_features(tree, tmp_path, monkeypatch, capsys):
     (tmp_path / 'val' / 'x').mkdir()
     (tmp_path / 'val' / 'x' / 'd.jpg').write_bytes(tree.paths[1].read_bytes())
     out = tmp_path / 'features.npy'
+    monkeypatch.chdir(tmp_path)
     for flags, function in (((), Bigger.test), (('--ten-crop',), Bigger.ten_crop)):
         # The classes need not be the network's.
         status, said, _ = run(monkeypatch, capsys, '-m', tree.models[0], '-ld', tmp_path,

@@ -358,5 +358,6 @@ def save(path, network, naming=None):
         add('data.pkl', _pickle(arrays))
         add('byteorder', b'little')
         for i, array in enumerate(arrays.values()):
-            add('data/{}'.format(i), array.astype(array.dtype.newbyteorder('<'), copy=False).data)
+            array = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
+            add('data/{}'.format(i), array.reshape(-1).view(np.uint8).data)
         add('version', _VERSION)
