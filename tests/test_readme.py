@@ -78,7 +78,7 @@ def commands():
                 yield words
 
 
-@pytest.mark.parametrize('words', commands(), ids=' '.join)
+@pytest.mark.parametrize('words', list(commands()), ids=' '.join)
 def test_commands_are_understood(words):
     script, *arguments = words
     module = __import__(script[:-3])
