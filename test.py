@@ -35,11 +35,7 @@ def parser():
     p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
                    help='GPU number, -1 for the CPU (default: %(default)s)')
     cli.add_inference_flags(p)
-    p.add_argument('--ten-crop', action='store_true',
-                   help='average the posteriors of ten crops: corners, centre, and mirrored')
-    p.add_argument('--workers', type=int, metavar='N',
-                   help='processes that load pictures; 0 loads in the main one (default: one '
-                        'for each core)')
+    cli.add_evaluation_flags(p)
     return p
 
 
@@ -47,8 +43,7 @@ def main():
     p = parser()
     args = p.parse_args()
     sys.stdout.reconfigure(errors='backslashreplace')  # names of classes may be no text
-    if (args.workers or 0) < 0:
-        p.error('--workers takes 0 or more')
+    cli.check_workers(p, args)
     run = args.model if os.path.isdir(args.model) else None
     if run is None and args.dataset is None:
         p.error('--dataset says what the model is to be tested on; a run knows it')

@@ -36,14 +36,10 @@ def parser():
                         (('--layers', '-l'), 'number of layers')):
         p.add_argument(*flags, type=natural, metavar='N',
                        help='{}; the file knows it, another is an error'.format(what))
-    p.add_argument('--ten-crop', action='store_true',
-                   help='average the posteriors of ten crops: corners, centre, and mirrored')
     p.add_argument('--features', metavar='FILE.npy',
                    help='write what enters the classifier instead, one row for each picture, '
                         'and the list of the pictures to FILE.json')
-    p.add_argument('--workers', type=int, metavar='N',
-                   help='processes that load pictures; 0 loads in the main one (default: one '
-                        'for each core)')
+    cli.add_evaluation_flags(p)
     return p
 
 
@@ -51,8 +47,7 @@ def main():
     p = parser()
     args = p.parse_args()
     models = args.load_model
-    if (args.workers or 0) < 0:
-        p.error('--workers takes 0 or more')
+    cli.check_workers(p, args)
     if args.features and len(models) > 1:
         p.error('--features takes one model')
     pictures = ilsvrc.find(args.load_data)

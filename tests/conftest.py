@@ -1,5 +1,6 @@
 """What the tests share. Importing ``trainer`` first makes Chainer importable."""
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -37,6 +38,21 @@ def original():
     """Numbers of the 2017 program's small CIFAR network: name -> array."""
     with np.load(FIXTURES / 'original_cifar_small.npz') as f:
         return {name: f[name] for name in f.files}
+
+
+@pytest.fixture
+def run_converter(tmp_path, monkeypatch, capsys):
+    """Run ilsvrc_converter.py in ``tmp_path``: (exit status, what it printed, its errors)."""
+    import ilsvrc_converter
+    from trainer import cli
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['ilsvrc_converter.py', *map(str, arguments)])
+        with pytest.raises(SystemExit) as e:
+            cli.run(ilsvrc_converter.main)
+        return (e.value.code or 0, *capsys.readouterr())
+    return run
 
 
 def starting_with(arrays, prefix):

@@ -21,18 +21,6 @@ FILES = {
     'pth': 'pytorch_torchvision.pth'}
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the converter in ``tmp_path``: (exit status, what it printed, its errors)."""
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, 'argv', ['ilsvrc_converter.py', *map(str, arguments)])
-        with pytest.raises(SystemExit) as e:
-            cli.run(ilsvrc_converter.main)
-        return (e.value.code or 0, *capsys.readouterr())
-    return run
-
-
 @pytest.mark.parametrize('kind', FILES)
 @pytest.mark.parametrize('name', ['x.npz', 'x.t7', 'x.safetensors', 'x'])
 def test_names_do_not_matter(kind, name, tmp_path):
@@ -76,39 +64,39 @@ def test_other_files_are_refused(content, message, tmp_path):
 
 
 @pytest.mark.parametrize('written', ['out.pth', 'out.pth.tar', 'out.PT', 'out.safetensors'])
-def test_the_script_goes_to_pytorch_and_back(written, run, tmp_path):
+def test_the_script_goes_to_pytorch_and_back(written, run_converter, tmp_path):
     if written.endswith('safetensors'):
         pytest.importorskip('safetensors', reason='safetensors is not installed')
     source = FIXTURES / FILES['pth']
-    assert run('-i', source)[0] == 0
-    status, told, errors = run('-i', 'pytorch_torchvision.npz', '-o', written,
+    assert run_converter('-i', source)[0] == 0
+    status, told, errors = run_converter('-i', 'pytorch_torchvision.npz', '-o', written,
                                '--naming', 'clcarwin')
     assert (status, errors) == (0, '') and 'wrote ' + written in told
     assert formats.kind_of(tmp_path / written) == formats.kind_for(written)
-    status, told, errors = run('-t', written, '-o', 'back')
+    status, told, errors = run_converter('-t', written, '-o', 'back')
     assert (status, errors) == (0, '') and "float32, clcarwin's names" in told
     assert formats.kind_of(tmp_path / 'back') == 'npz'
     assert same(resnext_ilsvrc.load(tmp_path / 'back'), pytorch.read(source)[0])
 
 
-def test_the_script_names_what_it_writes(run, tmp_path):
+def test_the_script_names_what_it_writes(run_converter, tmp_path):
     shutil.copy(FIXTURES / 'pytorch_lornatang.pth', tmp_path / 'best.pth.tar')
-    status, told, _ = run('-i', 'best.pth.tar')
+    status, told, _ = run_converter('-i', 'best.pth.tar')
     assert status == 0 and 'wrote best.npz' in told and 'its state_dict' in told
     assert not same(resnext_ilsvrc.load(tmp_path / 'best.npz'),
                     pytorch.read(tmp_path / 'best.pth.tar', 'ema_state_dict')[0])
-    status, told, _ = run('-i', 'best.pth.tar', '--to', 'pth', '--entry', 'ema_state_dict')
+    status, told, _ = run_converter('-i', 'best.pth.tar', '--to', 'pth', '--entry', 'ema_state_dict')
     assert status == 0 and 'wrote best.pth\n' in told and 'its ema_state_dict' in told
     assert same(resnext_ilsvrc.load(tmp_path / 'best.pth'),
                 pytorch.read(tmp_path / 'best.pth.tar', 'ema_state_dict')[0])
-    assert run('-i', 'best.pth.tar', '--to', 'pth', '-o', 'x.npz')[0] == 0
+    assert run_converter('-i', 'best.pth.tar', '--to', 'pth', '-o', 'x.npz')[0] == 0
     assert formats.kind_of(tmp_path / 'x.npz') == 'pth'
 
 
 @pytest.mark.parametrize('flags', [(), ('--keep-bn',)])
-def test_the_script_writes_onnx(flags, run, tmp_path):
+def test_the_script_writes_onnx(flags, run_converter, tmp_path):
     onnx = pytest.importorskip('onnx', reason='onnx is not installed')
-    status, told, errors = run('-i', FIXTURES / FILES['t7'], '-o', 'x.onnx', *flags)
+    status, told, errors = run_converter('-i', FIXTURES / FILES['t7'], '-o', 'x.onnx', *flags)
     assert (status, errors) == (0, '') and 'wrote x.onnx' in told
     onnx.checker.check_model(str(tmp_path / 'x.onnx'), full_check=True)
     kinds = [node.op_type for node in onnx.load(tmp_path / 'x.onnx').graph.node]
@@ -125,11 +113,11 @@ def test_the_script_writes_onnx(flags, run, tmp_path):
     ((FIXTURES / FILES['npz'], '--entry', 'model'), '--entry model: only PyTorch files'),
     (('none.pth',), 'none.pth: cannot be read'),
     (('text.pth',), 'text.pth: not a file of weights')])
-def test_bad_input_is_one_line(arguments, message, run, tmp_path):
+def test_bad_input_is_one_line(arguments, message, run_converter, tmp_path):
     shutil.copy(FIXTURES / FILES['pth'], tmp_path / 'x.pth')
     (tmp_path / 'text.pth').write_text('weights')
     before = sorted(path.name for path in tmp_path.iterdir())
-    status, told, errors = run('-i', *arguments)
+    status, told, errors = run_converter('-i', *arguments)
     assert status == 2 and errors.count('\n') == 1 and message in errors
     assert 'Traceback' not in errors and 'wrote' not in told
     assert sorted(path.name for path in tmp_path.iterdir()) == before

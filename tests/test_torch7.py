@@ -12,7 +12,6 @@ import resnext
 import resnext_ilsvrc
 import t7_files
 from conftest import FIXTURES, ROOT
-from trainer import cli
 from trainer.errors import InputError
 from trainer.weights import npz, torch7
 
@@ -359,18 +358,6 @@ def test_torchfile_itself_stays_as_it_was():
 
 # The script.
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the script in ``tmp_path``: (exit status, what it printed, its errors)."""
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, 'argv', ['ilsvrc_converter.py', *map(str, arguments)])
-        with pytest.raises(SystemExit) as e:
-            cli.run(ilsvrc_converter.main)
-        return (e.value.code or 0, *capsys.readouterr())
-    return run
-
-
 def test_script_runs_from_anywhere(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / 'ilsvrc_converter.py'), '-t', str(CIFAR)],
                           cwd=tmp_path, capture_output=True, text=True)
@@ -378,8 +365,8 @@ def test_script_runs_from_anywhere(tmp_path):
     assert (tmp_path / (CIFAR.name[:-3] + '.npz')).exists()
 
 
-def test_script_tells_and_writes(run, tmp_path):
-    status, told, errors = run('-t', CIFAR)
+def test_script_tells_and_writes(run_converter, tmp_path):
+    status, told, errors = run_converter('-t', CIFAR)
     assert (status, errors) == (0, '')
     for word in ('20 layers (blocks 2-2-2)', 'CIFAR form', '32x32', 'cardinality 4', 'base width 2',
                  'stem 8', 'type B', '10 classes', 'torch.FloatTensor', 'parameters'):
@@ -393,15 +380,15 @@ def test_script_tells_and_writes(run, tmp_path):
         assert all(np.array_equal(state[key], expected[key]) for key in expected)
     (tmp_path / 'sub').mkdir()
     for output, place in (('sub', 'sub/' + name), ('y.npz', 'y.npz'), ('y.npz', 'y.npz')):
-        assert run('-t', CIFAR, '-o', output)[0] == 0
+        assert run_converter('-t', CIFAR, '-o', output)[0] == 0
         with np.load(tmp_path / place) as f:
             assert all(np.array_equal(f[key], expected[key]) for key in expected)
 
 
-def test_script_writes_the_original_layout(run, tmp_path):
+def test_script_writes_the_original_layout(run_converter, tmp_path):
     tree = small(form='imagenet', stem=64)
     t7_files.write(tmp_path / 'x.t7', tree)
-    status, told, errors = run('-t', 'x.t7', '--layout', 'original')
+    status, told, errors = run_converter('-t', 'x.t7', '--layout', 'original')
     assert (status, errors) == (0, '')
     assert 'other numbers' in told
     with np.load(tmp_path / 'x.npz') as f:
@@ -419,11 +406,11 @@ def test_script_writes_the_original_layout(run, tmp_path):
     (('-t', str(CIFAR), '--layout', 'original'), '2017 program cannot hold'),
     (('-t', str(CIFAR), '--layout', 'other'), '--layout'),
 ])
-def test_script_ends_in_one_line(arguments, message, run, tmp_path):
+def test_script_ends_in_one_line(arguments, message, run_converter, tmp_path):
     (tmp_path / 'bad.t7').write_bytes(CIFAR.read_bytes()[:-100])
     output = tmp_path / (CIFAR.name[:-3] + '.npz')
     output.write_bytes(b'mine')
-    status, told, errors = run(*arguments)
+    status, told, errors = run_converter(*arguments)
     assert (status, errors.count('\n')) == (2, 1)
     assert message in errors and 'wrote' not in told
     assert {path.name for path in tmp_path.iterdir()} == {'bad.t7', output.name}

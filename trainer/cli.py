@@ -80,6 +80,21 @@ def add_inference_flags(p):
                         'have it; tf32 and mixed (float16) for cudnn (default: float32)')
 
 
+def add_evaluation_flags(p):
+    """Add --ten-crop and --workers."""
+    p.add_argument('--ten-crop', action='store_true',
+                   help='average the posteriors of ten crops: corners, centre, and mirrored')
+    p.add_argument('--workers', type=int, metavar='N',
+                   help='processes that load pictures; 0 loads in the main one (default: one '
+                        'for each core)')
+
+
+def check_workers(p, args):
+    """End with a line where --workers is below 0."""
+    if (args.workers or 0) < 0:
+        p.error('--workers takes 0 or more')
+
+
 def make_predictors(networks, args):
     """Return the predictors that :func:`add_inference_flags` asks for."""
     return [network.predictor(args.engine, args.precision) for network in networks]

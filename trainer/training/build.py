@@ -29,16 +29,11 @@ def network(options, given, architecture, dataset):
         trainer.errors.InputError: There is no such network, or it does not fit.
     """
     model, classes = options['load_model'], dataset.classes
-    if architecture is not None:
-        built = registry.build(architecture, RECORD, None)
-    elif model is not None:
-        built, _ = formats.read(model)
-        _take_sizes(options, given, built, model)
-        if options['reset_classifier']:
-            built = transfer.reset_classifier(built, classes, options['seed'])
-    else:
-        built = _new(options, len(classes))
+    built = of_options(options, given, architecture, len(classes))
+    if architecture is None and model is None:
         initial.fill(built, options['initialization'], options['seed'])
+    elif architecture is None and options['reset_classifier']:
+        built = transfer.reset_classifier(built, classes, options['seed'])
     where = RECORD if architecture is not None or model is None else '-m {}'.format(model)
     if built.category_num != len(classes):
         raise InputError('{}: a network of {} classes, but {} has {}{}'.format(

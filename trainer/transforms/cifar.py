@@ -68,7 +68,49 @@ def _hwc(images):
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
 
 
-class DataAugmentationCifar10NormalizeSmall:
+class OnePicture:
+    """``train`` and ``test`` of one picture, by a class's ``draw``, ``train_batch`` and
+    ``test_batch``."""
+
+    @staticmethod
+    def _told(drawn):
+        """Return what ``info`` says of what was drawn; of a test picture, ``None``."""
+        raise NotImplementedError
+
+    @classmethod
+    def train(cls, img, rng=np.random, drawn=None):
+        """Preprocess one picture for training.
+
+        Args:
+            img: See the class.
+            rng: ``numpy.random`` or a Generator to draw from.
+            drawn (Drawn): What to do, where it was drawn already.
+
+        Returns:
+            Sample: ``x``, float32 (3, 32, 32), and ``info``, what was drawn.
+        """
+        d = cls.draw(rng) if drawn is None else drawn
+        return Sample(cls.train_batch(load_chw(img)[None], [d])[0], cls._told(d))
+
+    @classmethod
+    def test(cls, img, out=None):
+        """Preprocess one picture for evaluation.
+
+        Args:
+            img: See the class.
+            out (numpy.ndarray): float32 (3, 32, 32) to write to.
+
+        Returns:
+            Sample: As :meth:`train`.
+        """
+        x = cls.test_batch(load_chw(img)[None])[0]
+        if out is not None:
+            out[...] = x
+            x = out
+        return Sample(x, cls._told(None))
+
+
+class DataAugmentationCifar10NormalizeSmall(OnePicture):
     """Contrast stretching, resizing, cropping, normalisation of each picture, flipping.
 
     Pictures are RGB, (3, height, width), values 0..255, uint8 or float; a path or a
@@ -131,38 +173,8 @@ class DataAugmentationCifar10NormalizeSmall:
                                for pixels in _hwc(images)]).transpose(0, 3, 1, 2)
         return normalize(images)
 
-    @classmethod
-    def train(cls, img, rng=np.random, drawn=None):
-        """Preprocess one picture for training.
-
-        Args:
-            img: See the class.
-            rng: ``numpy.random`` or a Generator to draw from.
-            drawn (Drawn): What to do, where it was drawn already.
-
-        Returns:
-            Sample: ``x``, float32 (3, 32, 32), and ``info``, what was drawn.
-        """
-        d = cls.draw(rng) if drawn is None else drawn
-        x = cls.train_batch(load_chw(img)[None], [d])[0]
-        return Sample(x, {
-            'interpolation': d.interpolation.name.lower(), 'resized': [d.side, d.side],
-            'keypoints': [[d.y, d.y + _SIDE], [d.x, d.x + _SIDE]], 'flip': d.flip})
-
-    @classmethod
-    def test(cls, img, out=None):
-        """Preprocess one picture for evaluation.
-
-        Args:
-            img: See the class.
-            out (numpy.ndarray): float32 (3, 32, 32) to write to.
-
-        Returns:
-            Sample: As :meth:`train`.
-        """
-        x = cls.test_batch(load_chw(img)[None])[0]
-        if out is not None:
-            out[...] = x
-            x = out
-        return Sample(x, {'interpolation': 'bilinear', 'resized': [_SIDE, _SIDE],
-                          'keypoints': [[0, _SIDE], [0, _SIDE]], 'flip': False})
+    @staticmethod
+    def _told(drawn):
+        d = drawn or Drawn(Image.Resampling.BILINEAR, _SIDE, 0, 0, False)
+        return {'interpolation': d.interpolation.name.lower(), 'resized': [d.side, d.side],
+                'keypoints': [[d.y, d.y + _SIDE], [d.x, d.x + _SIDE]], 'flip': d.flip}

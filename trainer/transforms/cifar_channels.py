@@ -4,8 +4,8 @@ import collections
 import numpy as np
 from PIL import Image
 
-from trainer.transforms import Sample, uniform_int
-from trainer.transforms.pictures import load_chw
+from trainer.transforms import uniform_int
+from trainer.transforms.cifar import OnePicture
 
 _SIDE = 32
 _PAD = 4
@@ -15,7 +15,7 @@ _PAD = 4
 Drawn = collections.namedtuple('Drawn', 'y x flip')
 
 
-class DataAugmentationCifarTorch7:
+class DataAugmentationCifarTorch7(OnePicture):
     """facebookresearch/ResNeXt's preprocessing of CIFAR-10 (``datasets/cifar10.lua``).
 
     Each channel is normalised by CIFAR-10's mean and standard deviation; in training the
@@ -93,37 +93,9 @@ class DataAugmentationCifarTorch7:
                 for i in images]).transpose(0, 3, 1, 2)
         return cls.normalize(images)
 
-    @classmethod
-    def train(cls, img, rng=np.random, drawn=None):
-        """Preprocess one picture for training.
-
-        Args:
-            img: See the class.
-            rng: ``numpy.random`` or a Generator to draw from.
-            drawn (Drawn): What to do, where it was drawn already.
-
-        Returns:
-            Sample: ``x``, float32 (3, 32, 32), and ``info``, what was drawn.
-        """
-        d = cls.draw(rng) if drawn is None else drawn
-        return Sample(cls.train_batch(load_chw(img)[None], [d])[0], d._asdict())
-
-    @classmethod
-    def test(cls, img, out=None):
-        """Preprocess one picture for evaluation.
-
-        Args:
-            img: See the class.
-            out (numpy.ndarray): float32 (3, 32, 32) to write to.
-
-        Returns:
-            Sample: As :meth:`train`.
-        """
-        x = cls.test_batch(load_chw(img)[None])[0]
-        if out is not None:
-            out[...] = x
-            x = out
-        return Sample(x, {})
+    @staticmethod
+    def _told(drawn):
+        return {} if drawn is None else drawn._asdict()
 
 
 class DataAugmentationCifar100Torch7(DataAugmentationCifarTorch7):
