@@ -1,0 +1,41 @@
+"""CUDA C in ``.cu`` files beside the modules that use it, compiled by CuPy on first use.
+
+The files include nothing, so that no CUDA toolkit has to be there, and stay within what
+a C++ compiler for the CPU understands given definitions of the CUDA names: so the tests
+compute with them on machines without a GPU.
+"""
+import functools
+import os
+
+import numpy as np
+
+
+@functools.lru_cache(maxsize=None)
+def _module(path):
+    import cupy
+    with open(path) as f:
+        return cupy.RawModule(code=f.read(), options=('--std=c++17',))
+
+
+@functools.lru_cache(maxsize=None)
+def kernels(module_file, name):
+    """Return a function that launches kernels of a ``.cu`` file on the current stream.
+
+    Args:
+        module_file (str): The ``__file__`` of the module that the file lies beside.
+        name (str): The file's name, such as 'bn.cu'.
+
+    Returns:
+        callable: ``launch(kernel, grid, threads, *args, shared=0)``: name of the kernel;
+        blocks (int or tuple) and threads of a block; arrays and NumPy scalars of the
+        types that the kernel declares, ``None`` for a null pointer; bytes of dynamic
+        shared memory.
+    """
+    path = os.path.join(os.path.dirname(os.path.abspath(module_file)), name)
+
+    def launch(kernel, grid, threads, *args, shared=0):
+        args = tuple(np.uintp(0) if a is None else a for a in args)
+        _module(path).get_function(kernel)(
+            grid if isinstance(grid, tuple) else (int(grid),), (int(threads),), args,
+            shared_mem=shared)
+    return launch
