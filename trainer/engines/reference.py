@@ -9,7 +9,7 @@ from trainer import engines
 from trainer.errors import InputError
 
 
-def conv_bn(x, conv, bn, relu, residual=None):
+def conv_bn(x, conv, bn, relu, residual=None, relu_first=False):
     """relu(bn(conv(x)) + residual), the ReLU and the addition where asked for.
 
     Args:
@@ -17,18 +17,16 @@ def conv_bn(x, conv, bn, relu, residual=None):
         conv (chainer.links.Convolution2D): The convolution, without a bias.
         bn (chainer.links.BatchNormalization): Its batch normalisation; it
             follows ``chainer.config.train``.
-        relu (bool): Whether a ReLU comes last.
+        relu (bool): Whether there is a ReLU.
         residual (chainer.Variable): Added before the ReLU.
+        relu_first (bool): Whether it is added behind the ReLU instead.
     """
     h = bn(conv(x))
+    if relu and relu_first:
+        h = F.relu(h)
     if residual is not None:
         h = h + residual
-    return F.relu(h) if relu else h
-
-
-def add(x, y):
-    """x + y, of one shape."""
-    return x + y
+    return F.relu(h) if relu and not relu_first else h
 
 
 def subsample_and_pad(x, stride, out_channels):

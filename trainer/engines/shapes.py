@@ -12,20 +12,16 @@ def zeros(shape):
     return chainer.Variable(np.broadcast_to(np.float32(0), shape), requires_grad=False)
 
 
-def conv_bn(x, conv, bn, relu, residual=None):
+def conv_bn(x, conv, bn, relu, residual=None, relu_first=False):
     out, channels, kh, kw = conv.W.shape
     (sy, sx), (py, px) = conv.stride, conv.pad
     n, given, h, w = x.shape
     if given != channels * conv.groups:
         raise ValueError('{} channels where {} belong'.format(given, channels * conv.groups))
     y = zeros((n, out, get_conv_outsize(h, kh, sy, py), get_conv_outsize(w, kw, sx, px)))
-    return y if residual is None else add(y, residual)
-
-
-def add(x, y):
-    if x.shape != y.shape:
-        raise ValueError('{} is added to {}'.format(y.shape, x.shape))
-    return x
+    if residual is not None and residual.shape != y.shape:
+        raise ValueError('{} is added to {}'.format(residual.shape, y.shape))
+    return y
 
 
 def subsample_and_pad(x, stride, out_channels):

@@ -90,8 +90,9 @@ class ConvBN(chainer.Chain):
         stride (int): Stride.
         pad (int): Zero padding on each side.
         groups (int): Groups of the convolution.
-        relu (bool): Whether a ReLU comes last.
+        relu (bool): Whether there is a ReLU.
         eps (float): Added to the variance by batch normalisation.
+        relu_first (bool): Whether a residual is added behind the ReLU, not before it.
 
     Attributes:
         eps_in_average (bool): Whether running variances include eps, as Chainer v1's did.
@@ -100,9 +101,10 @@ class ConvBN(chainer.Chain):
     eps_in_average = False
 
     def __init__(self, in_channels, out_channels, ksize, stride=1, pad=0,
-                 groups=1, relu=True, eps=1e-5):
+                 groups=1, relu=True, eps=1e-5, relu_first=False):
         super().__init__()
         self.relu = relu
+        self.relu_first = relu_first
         with self.init_scope():
             self.conv = L.Convolution2D(in_channels, out_channels, ksize, stride, pad,
                                         nobias=True, initialW=0, groups=groups)
@@ -113,12 +115,13 @@ class ConvBN(chainer.Chain):
 
         Args:
             x (chainer.Variable): (batch, in_channels, height, width).
-            residual (chainer.Variable): Added before the ReLU.
+            residual (chainer.Variable): Added to the output; see ``relu_first``.
 
         Returns:
             chainer.Variable: (batch, out_channels, out height, out width).
         """
-        y = engines.current().conv_bn(x, self.conv, self.bn, self.relu, residual)
+        y = engines.current().conv_bn(x, self.conv, self.bn, self.relu, residual,
+                                      self.relu_first)
         if self.eps_in_average and chainer.config.train:
             n = y.size // y.shape[1]
             self.bn.avg_var += (1 - self.bn.decay) * self.bn.eps * n / max(n - 1, 1)
@@ -147,7 +150,8 @@ class Bottleneck(chainer.Chain):
             self.reduce = ConvBN(in_channels, config.width, 1, eps=eps)
             self.grouped = ConvBN(config.width, config.width, 3, stride, 1,
                                   groups=config.groups, eps=eps)
-            self.expand = ConvBN(config.width, config.out_channels, 1, eps=eps)
+            self.expand = ConvBN(config.width, config.out_channels, 1, eps=eps,
+                                 relu_first=not relu_after_add)
             if projection:
                 self.shortcut = ConvBN(in_channels, config.out_channels, 1, stride,
                                        relu=False, eps=eps)
@@ -155,15 +159,12 @@ class Bottleneck(chainer.Chain):
                 self.shortcut = None
 
     def forward(self, x):
-        engine = engines.current()
         h = self.grouped(self.reduce(x))
         if self.shortcut is None:
-            residual = engine.subsample_and_pad(x, self.stride, self.out_channels)
+            residual = engines.current().subsample_and_pad(x, self.stride, self.out_channels)
         else:
             residual = self.shortcut(x)
-        if self.relu_after_add:
-            return self.expand(h, residual)
-        return engine.add(self.expand(h), residual)
+        return self.expand(h, residual)
 
 
 class Stage(chainer.Chain):

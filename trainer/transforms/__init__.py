@@ -2,7 +2,8 @@
 
 A class has ``train(img)`` and ``test(img)`` for one picture, ``train_batch`` and
 ``test_batch`` for arrays of them, and ``draw(rng)``, which draws everything random
-that ``train`` does to one picture. Training draws from :func:`generator`.
+that ``train`` does to one picture. Training draws from :func:`generator`. Where it runs on
+a GPU, :mod:`trainer.transforms.device` has what is computed there.
 """
 import collections
 
@@ -35,5 +36,6 @@ def generator(seed, epoch, picture):
 
 
 def uniform_int(u, low, high):
-    """Map u, uniform in [0, 1), to an integer uniform in low..high inclusive."""
-    return low + int(u * (high - low + 1))
+    """Map u, uniform in [0, 1), to an integer uniform in low..high inclusive; arrays likewise."""
+    u = u * (high - low + 1)
+    return low + (u.astype(np.int64) if isinstance(u, np.ndarray) else int(u))

@@ -1,5 +1,6 @@
 """The original's preprocessing for CIFAR (``nutszebra_data_augmentation.py``)."""
 import collections
+import math
 
 import numpy as np
 from PIL import Image
@@ -8,6 +9,7 @@ from trainer.transforms import INTERPOLATIONS, Sample, uniform_int
 from trainer.transforms.pictures import load_chw
 
 _SIDE = 32
+_MOST = 36
 
 #: What was drawn for one picture: interpolation (PIL.Image.Resampling), side of the
 #: square it is resized to, offset of the crop, whether it is flipped.
@@ -57,6 +59,58 @@ def normalize(images):
     return x
 
 
+def _bilinear(x):
+    return max(0, 1 - abs(x))
+
+
+def _bicubic(x, a=-.5):
+    x = abs(x)
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0
+
+
+#: Interpolation -> (function, how far it reaches). Pillow's.
+_FILTERS = {Image.Resampling.BILINEAR: (_bilinear, 1), Image.Resampling.BICUBIC: (_bicubic, 2)}
+
+#: Pillow resizes pictures of 8 bits with weights of so many bits after the point.
+WEIGHT_BITS = 22
+
+
+def weights(interpolation, side):
+    """Return how Pillow makes each of ``side`` pixels of 32: of which, with what weights.
+
+    A pixel is the sum of products with the weights plus 2^21, shifted right by
+    :data:`WEIGHT_BITS` and clipped to 0..255: the rows first, then the columns.
+
+    Args:
+        interpolation (PIL.Image.Resampling): Nearest, bilinear or bicubic.
+        side (int): 32 or more.
+
+    Returns:
+        numpy.ndarray: int32 (side, 5): the first of four pixels, and their weights.
+    """
+    found = np.zeros((side, 5), np.int32)
+    if interpolation == Image.Resampling.NEAREST or side == _SIDE:
+        ramp = Image.fromarray(np.arange(_SIDE, dtype=np.uint8)[None])
+        source = np.asarray(ramp.resize((side, 1), Image.Resampling.NEAREST))[0].astype(int)
+        first = source.clip(max=_SIDE - 4)
+        found[:, 0] = first
+        found[np.arange(side), 1 + source - first] = 1 << WEIGHT_BITS
+        return found
+    function, support = _FILTERS[interpolation]
+    for i, row in enumerate(found):
+        centre = (i + .5) * (_SIDE / side)
+        low, high = max(0, int(centre - support + .5)), min(_SIDE, int(centre + support + .5))
+        w = [function(x - centre + .5) for x in range(low, high)]
+        total = sum(w)
+        row[0] = min(low, _SIDE - 4)
+        for x, value in zip(range(low, high), w):
+            value = value / total * (1 << WEIGHT_BITS)
+            row[1 + x - row[0]] = int(value + math.copysign(.5, value))
+    return found
+
+
 def _resize(pixels, side, interpolation):
     """Resize (height, width, 3) uint8 to a square."""
     if pixels.shape[:2] == (side, side):
@@ -70,7 +124,13 @@ def _hwc(images):
 
 class OnePicture:
     """``train`` and ``test`` of one picture, by a class's ``draw``, ``train_batch`` and
-    ``test_batch``."""
+    ``test_batch``.
+
+    For :class:`trainer.transforms.device.Pictures` a class has as well ``uniforms``, how many
+    numbers of [0, 1) are drawn for a picture; ``choose(u)``, the integers that so many numbers
+    choose, or arrays of them; ``untouched``, those of a test picture; ``kernel``, the name of
+    what makes a picture of them on a GPU, and ``constants()``, the array that it takes.
+    """
 
     @staticmethod
     def _told(drawn):
@@ -121,9 +181,29 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
     shape = (3, _SIDE, _SIDE)
     #: ``train_batch`` and ``test_batch`` take arrays.
     arrays = True
+    uniforms = 5
+    untouched = 1, _SIDE, 0, 0, False
+    kernel = 'stretched'
 
     @staticmethod
-    def draw(rng):
+    def choose(u):
+        """Return (place in :data:`INTERPOLATIONS`, side, y, x, flip); see :class:`OnePicture`."""
+        side = uniform_int(u[1], _SIDE, _MOST)
+        return (uniform_int(u[0], 0, len(INTERPOLATIONS) - 1), side,
+                uniform_int(u[2], 0, side - _SIDE), uniform_int(u[3], 0, side - _SIDE),
+                u[4] < .5)
+
+    @staticmethod
+    def constants():
+        """Return :func:`weights`, int32 (interpolations, sides 32..36, 36, 5)."""
+        found = np.zeros((len(INTERPOLATIONS), _MOST - _SIDE + 1, _MOST, 5), np.int32)
+        for interpolation, of_sides in zip(INTERPOLATIONS, found):
+            for side, of_side in enumerate(of_sides, _SIDE):
+                of_side[:side] = weights(interpolation, side)
+        return found
+
+    @classmethod
+    def draw(cls, rng):
         """Draw what happens to one picture in training.
 
         Args:
@@ -133,11 +213,8 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
             Drawn: Interpolation uniform over nearest, bilinear, bicubic, bicubic;
             side uniform in 32..36; offsets uniform; flip with probability 0.5.
         """
-        u = rng.random(5)
-        side = uniform_int(u[1], _SIDE, _SIDE + 4)
-        return Drawn(INTERPOLATIONS[uniform_int(u[0], 0, 3)], side,
-                     uniform_int(u[2], 0, side - _SIDE), uniform_int(u[3], 0, side - _SIDE),
-                     bool(u[4] < .5))
+        interpolation, side, y, x, flip = cls.choose(rng.random(cls.uniforms))
+        return Drawn(INTERPOLATIONS[interpolation], side, y, x, bool(flip))
 
     @staticmethod
     def train_batch(images, drawn):

@@ -31,6 +31,9 @@ class DataAugmentationCifarTorch7(OnePicture):
     shape = (3, _SIDE, _SIDE)
     #: ``train_batch`` and ``test_batch`` take arrays.
     arrays = True
+    uniforms = 3
+    untouched = _PAD, _PAD, False
+    kernel = 'channels'
     #: Of each channel, in 0..255.
     mean = (125.3, 123.0, 113.9)
     std = (63.0, 62.1, 66.7)
@@ -38,7 +41,18 @@ class DataAugmentationCifarTorch7(OnePicture):
     of_dataset = {'cifar100': 'DataAugmentationCifar100Torch7'}
 
     @staticmethod
-    def draw(rng):
+    def choose(u):
+        """Return (y, x, flip); see :class:`~trainer.transforms.cifar.OnePicture`."""
+        return uniform_int(u[0], 0, 2 * _PAD), uniform_int(u[1], 0, 2 * _PAD), u[2] < .5
+
+    @classmethod
+    def constants(cls):
+        """Return each channel's 256 values normalised, and the padding: float32 (3, 257)."""
+        values = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
+        return np.concatenate([cls.normalize(values), cls._padding()], axis=2)[:, 0]
+
+    @classmethod
+    def draw(cls, rng):
         """Draw what happens to one picture in training.
 
         Args:
@@ -47,9 +61,8 @@ class DataAugmentationCifarTorch7(OnePicture):
         Returns:
             Drawn: Offsets uniform in 0..8; flip with probability 0.5.
         """
-        u = rng.random(3)
-        return Drawn(uniform_int(u[0], 0, 2 * _PAD), uniform_int(u[1], 0, 2 * _PAD),
-                     bool(u[2] < .5))
+        y, x, flip = cls.choose(rng.random(cls.uniforms))
+        return Drawn(y, x, bool(flip))
 
     @classmethod
     def normalize(cls, images):

@@ -1,5 +1,6 @@
 """The original's preprocessing for ImageNet, which is Torch7's in evaluation."""
 import collections
+import math
 import os
 
 import numpy as np
@@ -19,14 +20,21 @@ MAX_LONG_SIDE = 1 << 16
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# Pixel value 0..255 of each channel -> what the network gets, rounded as the original did.
-_TABLE = ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
+#: Pixel value 0..255 of each channel -> what the network gets, rounded as the original did:
+#: float32 (3, 256).
+TABLE = ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
            - np.float32(MEAN)) / np.float32(STD)).T.copy()
 
 #: What was drawn for one picture: interpolation (PIL.Image.Resampling); length of the
 #: short side it is resized to; where the crop is, 0 <= y, x < 1, of what the resized
 #: picture allows; whether it is flipped.
 Drawn = collections.namedtuple('Drawn', 'interpolation short_side y x flip')
+
+
+#: A picture before normalisation. values: uint8 (224, 224, 3), flipped where it is to be;
+#: colour: ``None``, or a linear change of colour that includes the normalisation: float32
+#: (12,), a matrix (3, 3) and an offset (3,).
+Pixels = collections.namedtuple('Pixels', 'values colour', defaults=(None,))
 
 
 def resized_size(height, width, short_side):
@@ -97,10 +105,46 @@ def normalize(pixels, out=None):
     """
     if out is None:
         out = np.empty((3,) + pixels.shape[:2], np.float32)
-    for channel, table in enumerate(_TABLE):
+    for channel, table in enumerate(TABLE):
         # 'clip' spares the check of what uint8 cannot exceed.
         table.take(pixels[:, :, channel], out=out[channel], mode='clip')
     return out
+
+
+def finish(pixels, out=None):
+    """Normalise :data:`Pixels`, or apply their change of colour.
+
+    Args:
+        pixels (Pixels): The picture.
+        out (numpy.ndarray): float32 (3, 224, 224) to write to.
+
+    Returns:
+        numpy.ndarray: float32 (3, 224, 224).
+    """
+    values, colour = pixels
+    if colour is None:
+        return normalize(values, out)
+    x = colour[:9].reshape(3, 3) @ values.reshape(-1, 3).T.astype(np.float32)
+    x += colour[9:, None]
+    x = x.reshape((3,) + values.shape[:2])
+    if out is None:
+        return x
+    out[...] = x
+    return out
+
+
+def write_row(pixels, out):
+    """Write :data:`Pixels` to a row of bytes, for :class:`trainer.transforms.device.Pixels`.
+
+    Args:
+        pixels (Pixels): The picture.
+        out (numpy.ndarray): uint8 (row bytes,): the values, then the change of colour where
+            there is one; see :meth:`DataAugmentationNormalizeBigger.row_bytes`.
+    """
+    values, colour = pixels
+    out[:values.size].reshape(values.shape)[...] = values
+    if colour is not None:
+        out[values.size:] = colour.view(np.uint8)
 
 
 def _info(interpolation, size, y, x, flip):
@@ -118,6 +162,8 @@ class DataAugmentationNormalizeBigger:
 
     #: Shape of what comes out.
     shape = (3, _SIDE, _SIDE)
+    #: Whether training changes colours.
+    colour = False
 
     @staticmethod
     def draw(rng):
@@ -135,13 +181,37 @@ class DataAugmentationNormalizeBigger:
                      uniform_int(u[1], _SIDE, 288), float(u[2]), float(u[3]), bool(u[4] < .5))
 
     @classmethod
+    def row_bytes(cls, training):
+        """Return the length of what :func:`write_row` writes."""
+        return math.prod(cls.shape) + 4 * 12 * (training and cls.colour)
+
+    @classmethod
+    def train_pixels(cls, img, rng=np.random, drawn=None):
+        """As :meth:`train`, all but the normalisation: ``x`` is :data:`Pixels`."""
+        d = cls.draw(rng) if drawn is None else drawn
+        # The nearest pixel of a smaller picture is another one.
+        image, size = _load(img, d.short_side, d.interpolation != Image.Resampling.NEAREST)
+        y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
+        pixels = _resize_and_crop(image, size, d.interpolation, y, x)
+        return Sample(Pixels(pixels[:, ::-1] if d.flip else pixels),
+                      _info(d.interpolation, size, y, x, d.flip))
+
+    @classmethod
+    def test_pixels(cls, img):
+        """As :meth:`test`, all but the normalisation: ``x`` is :data:`Pixels`."""
+        image, size = _load(img, _TEST_SHORT_SIDE)
+        y, x = map(_centre, size)
+        pixels = _resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
+        return Sample(Pixels(pixels), _info(Image.Resampling.BICUBIC, size, y, x, False))
+
+    @classmethod
     def train(cls, img, rng=np.random, drawn=None, out=None):
         """Preprocess one picture for training.
 
         Args:
             img: See the class.
             rng: ``numpy.random`` or a Generator to draw from.
-            drawn (Drawn): What to do, where it was drawn already.
+            drawn: What to do, where it was drawn already; see :meth:`draw`.
             out (numpy.ndarray): float32 (3, 224, 224) to write to.
 
         Returns:
@@ -150,13 +220,8 @@ class DataAugmentationNormalizeBigger:
         Raises:
             trainer.errors.InputError: The picture cannot be read.
         """
-        d = cls.draw(rng) if drawn is None else drawn
-        # The nearest pixel of a smaller picture is another one.
-        image, size = _load(img, d.short_side, d.interpolation != Image.Resampling.NEAREST)
-        y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
-        pixels = _resize_and_crop(image, size, d.interpolation, y, x)
-        return Sample(normalize(pixels[:, ::-1] if d.flip else pixels, out),
-                      _info(d.interpolation, size, y, x, d.flip))
+        pixels, info = cls.train_pixels(img, rng, drawn)
+        return Sample(finish(pixels, out), info)
 
     @classmethod
     def test(cls, img, out=None):
@@ -164,11 +229,8 @@ class DataAugmentationNormalizeBigger:
 
         Arguments, result and errors are those of :meth:`train`.
         """
-        image, size = _load(img, _TEST_SHORT_SIDE)
-        y, x = map(_centre, size)
-        pixels = _resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
-        return Sample(normalize(pixels, out),
-                      _info(Image.Resampling.BICUBIC, size, y, x, False))
+        pixels, info = cls.test_pixels(img)
+        return Sample(finish(pixels, out), info)
 
     @classmethod
     def ten_crop(cls, img, out=None):

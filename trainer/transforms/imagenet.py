@@ -34,36 +34,22 @@ class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
     """What the classes share; evaluation is as the 2017 program and Torch7 do it.
 
     A class has :meth:`draw`, ``_share(height, width, drawn)``, the share of a picture's
-    sides that is left of them, and ``_train(image, full size, drawn)``.
+    sides that is left of them, and ``_train(image, full size, drawn)``, which returns
+    :data:`trainer.transforms.ilsvrc.Pixels`.
     """
 
     @classmethod
-    def train(cls, img, rng=np.random, drawn=None, out=None):
-        """Preprocess one picture for training.
-
-        Args:
-            img: See the module.
-            rng: A Generator to draw from.
-            drawn: What to do, where it was drawn already; see :meth:`draw`.
-            out (numpy.ndarray): float32 (3, 224, 224) to write to.
-
-        Returns:
-            Sample: ``x``, float32 (3, 224, 224), and ``info``, what was drawn.
-
-        Raises:
-            trainer.errors.InputError: The picture cannot be read.
-        """
+    def train_pixels(cls, img, rng=np.random, drawn=None):
+        """As :meth:`train`, all but the normalisation: ``x`` is
+        :data:`trainer.transforms.ilsvrc.Pixels`."""
         d = cls.draw(rng) if drawn is None else drawn
         image, size = load_shrunk(img, lambda height, width: cls._share(height, width, d))
         try:
-            x = cls._train(image, size, d)
+            pixels = cls._train(image, size, d)
         except InputError as e:
             raise InputError('{}: {}'.format(img, e)) if isinstance(
                 img, (str, os.PathLike)) else e
-        if out is not None:
-            out[...] = x
-            x = out
-        return Sample(x, d._asdict())
+        return Sample(pixels, d._asdict())
 
 
 def _resized_crop(image, size, box, interpolation):
@@ -109,14 +95,13 @@ class _Colour:
             offset = offset + (1 - alpha) * rows @ (self.matrix @ self._mean + self.offset)
         self.matrix, self.offset = matrix, offset
 
-    def normalized(self, pixels):
-        """Apply it to uint8 (height, width, 3), then the mean and deviation of ImageNet."""
+    def pixels(self, values):
+        """Return :data:`~trainer.transforms.ilsvrc.Pixels` of uint8 (height, width, 3): they
+        are to change so, then the mean and deviation of ImageNet."""
         std = np.array(STD)
-        matrix = (self.matrix / 255 / std[:, None]).astype(np.float32)
-        offset = ((self.offset - MEAN) / std).astype(np.float32)
-        x = matrix @ pixels.reshape(-1, 3).T.astype(np.float32)
-        x += offset[:, None]
-        return x.reshape((3,) + pixels.shape[:2])
+        return ilsvrc.Pixels(values, np.concatenate([
+            (self.matrix / 255 / std[:, None]).ravel(), (self.offset - MEAN) / std],
+            dtype=np.float32, casting='same_kind'))
 
 
 def _round(x):
@@ -146,6 +131,8 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
 
     Resizing is Pillow's, which averages over all the pixels that it replaces.
     """
+
+    colour = True
 
     @staticmethod
     def draw(rng):
@@ -190,7 +177,7 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
         for which in d.order:
             colour.blend(d.alphas[which], ('none', 'mean', 'own')[which])
         colour.offset = colour.offset + lighting(d.lighting)
-        return colour.normalized(_flipped(pixels, d.flip))
+        return colour.pixels(_flipped(pixels, d.flip))
 
 
 #: What was drawn for one picture: length of the short side; where the crop is, 0 <= y,
@@ -207,6 +194,8 @@ class DataAugmentationImagenetPaper(_Preprocessing):
 
     The mean of each channel is subtracted, where that paper has one of each pixel.
     """
+
+    colour = True
 
     @staticmethod
     def draw(rng):
@@ -230,7 +219,7 @@ class DataAugmentationImagenetPaper(_Preprocessing):
         pixels = ilsvrc._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         colour = _Colour((0, 0, 0))
         colour.offset = lighting(d.lighting)
-        return colour.normalized(_flipped(pixels, d.flip))
+        return colour.pixels(_flipped(pixels, d.flip))
 
 
 #: What was drawn for one picture: attempts, float64 (10, 4), u in [0, 1): area, aspect
@@ -315,12 +304,11 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
         m = largest * d.strength / 30
         image = change(image, -m if signed and d.negated else m).rotate(d.angle)
         pixels = np.asarray(image)[::-1 if d.upside_down else 1, ::-1 if d.flip else 1]
-        return ilsvrc.normalize(pixels)
+        return ilsvrc.Pixels(pixels)
 
     @classmethod
-    def test(cls, img, out=None):
-        """Preprocess one picture for evaluation; arguments as :meth:`train`."""
+    def test_pixels(cls, img):
         image, size = ilsvrc._load(img, 256)
         y, x = (round((n - _SIDE) / 2) for n in size)
-        return Sample(ilsvrc.normalize(ilsvrc._resize_and_crop(
-            image, size, Image.Resampling.BILINEAR, y, x), out), {'resized': list(size)})
+        return Sample(ilsvrc.Pixels(ilsvrc._resize_and_crop(
+            image, size, Image.Resampling.BILINEAR, y, x)), {'resized': list(size)})

@@ -17,10 +17,11 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 from chainer import backend
+from chainer.utils.conv import get_conv_outsize
 
 from trainer import engines
 from trainer.engines import reference
-from trainer.engines.cudnn import arrays, graphs
+from trainer.engines.cudnn import arrays, graphs, kernels
 
 PRECISIONS = ('float32', 'tf32', 'mixed')
 
@@ -34,11 +35,15 @@ chainer.global_config.folded = None
 TOLERANCES = {'float32': 1e-4, 'tf32': 5e-3, 'mixed': 3e-2}
 
 
-def _operation(name):
+def _on_numpy(array):
+    return backend.get_array_module(array) is np
+
+
+def _convolution(name):
     by_graph, by_arrays = getattr(graphs, name), getattr(arrays, name)
 
     def compute(first, *args):
-        if backend.get_array_module(first) is not np:
+        if not _on_numpy(first):
             try:
                 return by_graph(first, *args, chainer.config.precision)
             except graphs.NotSupported:
@@ -47,21 +52,33 @@ def _operation(name):
     return compute
 
 
-_conv_forward = _operation('conv_forward')
-_conv_backward_data = _operation('conv_backward_data')
-_conv_backward_weights = _operation('conv_backward_weights')
-_conv_bias = _operation('conv_bias')
-_bn_forward = _operation('bn_forward')
-_bn_backward = _operation('bn_backward')
+def _kernel(name):
+    by_kernel, by_arrays = getattr(kernels, name), getattr(arrays, name)
+
+    def compute(first, *args):
+        return (by_arrays if _on_numpy(first) else by_kernel)(first, *args)
+    return compute
+
+
+_conv_forward = _convolution('conv_forward')
+_conv_backward_data = _convolution('conv_backward_data')
+_conv_backward_weights = _convolution('conv_backward_weights')
+_conv_bias = _convolution('conv_bias')
+_bn_forward = _kernel('bn_forward')
+_bn_backward = _kernel('bn_backward')
+_max_pooling = _kernel('max_pooling')
+_max_pooling_backward = _kernel('max_pooling_backward')
+_mean_pooling = _kernel('mean_pooling')
+_mean_pooling_backward = _kernel('mean_pooling_backward')
 
 
 def _nhwc(array, dtype):
     """Return ``array`` in a type and in NHWC memory, itself where it is so already."""
-    xp = backend.get_array_module(array)
     if array.dtype == dtype and array.transpose(0, 2, 3, 1).flags.c_contiguous:
         return array
-    return xp.ascontiguousarray(array.transpose(0, 2, 3, 1).astype(dtype, copy=False)).transpose(
-        0, 3, 1, 2)
+    converted = arrays.empty(backend.get_array_module(array), array.shape, dtype)
+    converted[...] = array
+    return converted
 
 
 def _feature_type(x):
@@ -70,13 +87,36 @@ def _feature_type(x):
     return np.promote_types(x.dtype, np.float32)
 
 
-class _ConvBN(chainer.FunctionNode):
-    """relu(bn(conv(x)) + residual) in training: two graphs forward, three backward."""
+class _Function(chainer.FunctionNode):
+    """A function whose gradients are added to those that its inputs have already.
 
-    def __init__(self, conv, bn, relu):
+    :meth:`gradients` returns them as arrays; the last argument has, for each input, the
+    array that is there, or ``None``, and what is in :attr:`adds` adds it by itself.
+    """
+
+    #: Indices of inputs.
+    adds = ()
+
+    def gradients(self, indexes, gy, there):
+        raise NotImplementedError
+
+    def backward_accumulate(self, indexes, grad_outputs, grad_inputs):
+        there = dict(zip(indexes, (None if g is None else g.array for g in grad_inputs)))
+        found = self.gradients(indexes, grad_outputs[0].array, there)
+        return tuple(chainer.Variable(
+            found[i] if there[i] is None or i in self.adds else found[i] + there[i])
+            for i in indexes)
+
+
+class _ConvBN(_Function):
+    """Convolution, batch normalisation and what comes behind it, in training."""
+
+    adds = 0,
+
+    def __init__(self, conv, bn, kind):
         self.stride, self.pad, self.groups = conv.stride[0], conv.pad[0], conv.groups
         self.bn = bn
-        self.relu = relu
+        self.kind = kind
 
     def forward(self, inputs):
         x, w, gamma, beta, *residual = inputs
@@ -87,48 +127,59 @@ class _ConvBN(chainer.FunctionNode):
         residual = _nhwc(residual[0], dtype) if residual else None
         h = _conv_forward(x, self.w, self.stride, self.pad, self.groups)
         y, self.mask, self.mean, self.inv_std = _bn_forward(
-            h, gamma, beta, self.bn.avg_mean, self.bn.avg_var, residual, self.relu, self.bn.eps,
+            h, gamma, beta, self.bn.avg_mean, self.bn.avg_var, residual, self.kind, self.bn.eps,
             self.bn.decay)
         self.x, self.h = x, h
-        self.retain_inputs((2,))
+        self.retain_inputs((2, 3))
         return y,
 
-    def backward(self, indexes, grad_outputs):
-        gy, = grad_outputs
-        gamma, = self.get_retained_inputs()
+    def gradients(self, indexes, gy, there):
+        gamma, beta = (v.array for v in self.get_retained_inputs())
         with chainer.using_config('precision', self.precision):
+            dtype = self.h.dtype
             gh, ggamma, gbeta, gresidual = _bn_backward(
-                _nhwc(gy.array, self.h.dtype), self.mask, self.h, gamma.array, self.mean,
-                self.inv_std, 4 in indexes)
+                _nhwc(gy, dtype), self.mask, self.h, gamma, beta, self.mean, self.inv_std,
+                self.kind, 4 in indexes)
             found = {2: ggamma, 3: gbeta, 4: gresidual}
             if 0 in indexes:
-                found[0] = _conv_backward_data(gh, self.w, self.x.shape, self.stride, self.pad,
-                                               self.groups)
+                found[0] = _conv_backward_data(
+                    gh, self.w, self.x.shape, self.stride, self.pad, self.groups,
+                    None if there[0] is None else _nhwc(there[0], dtype))
             if 1 in indexes:
                 found[1] = _conv_backward_weights(self.x, gh, self.w.shape, self.stride, self.pad,
                                                   self.groups)
-        return tuple(chainer.Variable(found[i].astype(self.given[i], copy=False))
-                     for i in indexes)
+        return {i: found[i].astype(self.given[i], copy=False) for i in indexes}
 
 
-class _ToFloat32(chainer.FunctionNode):
-    """Global average pooling, summed in float32: (batch, channels, 1, 1)."""
+class _MaxPooling(_Function):
+    def __init__(self, ksize, stride, pad, round_up):
+        self.window = ksize, stride, pad
+        self.round_up = round_up
 
     def forward(self, inputs):
-        x, = inputs
+        x = _nhwc(inputs[0], inputs[0].dtype)
+        self.shape = x.shape
+        size = tuple(get_conv_outsize(n, *self.window, cover_all=self.round_up)
+                     for n in x.shape[2:])
+        y, self.place = _max_pooling(x, x.shape[:2] + size, *self.window)
+        return y,
+
+    def gradients(self, indexes, gy, there):
+        return {0: _max_pooling_backward(_nhwc(gy, gy.dtype), self.place, self.shape,
+                                         *self.window)}
+
+
+class _MeanPooling(_Function):
+    def forward(self, inputs):
+        x = _nhwc(inputs[0], inputs[0].dtype)
         self.shape, self.dtype = x.shape, x.dtype
-        wide = np.promote_types(x.dtype, np.float32)
-        return x.mean(axis=(2, 3), dtype=wide, keepdims=True),
+        return _mean_pooling(x),
 
-    def backward(self, indexes, grad_outputs):
-        gy = grad_outputs[0].array
-        area = self.shape[2] * self.shape[3]
-        gx = graphs.empty(backend.get_array_module(gy), self.shape, self.dtype)
-        gx[...] = gy / gy.dtype.type(area)
-        return chainer.Variable(gx),
+    def gradients(self, indexes, gy, there):
+        return {0: _mean_pooling_backward(gy, self.shape, self.dtype)}
 
 
-class _SubsampleAndPad(chainer.FunctionNode):
+class _SubsampleAndPad(_Function):
     """Every ``stride``-th pixel, then zero channels."""
 
     def __init__(self, stride, out_channels):
@@ -139,41 +190,70 @@ class _SubsampleAndPad(chainer.FunctionNode):
         x, = inputs
         self.shape = x.shape
         kept = x[:, :, ::self.stride, ::self.stride]
-        y = graphs.empty(backend.get_array_module(x),
+        y = arrays.empty(backend.get_array_module(x),
                          (len(x), self.out_channels) + kept.shape[2:], x.dtype)
         y[:, x.shape[1]:] = 0
         y[:, :x.shape[1]] = kept
         return y,
 
-    def backward(self, indexes, grad_outputs):
-        gy = grad_outputs[0].array
-        gx = graphs.empty(backend.get_array_module(gy), self.shape, gy.dtype)
+    def gradients(self, indexes, gy, there):
+        gx = arrays.empty(backend.get_array_module(gy), self.shape, gy.dtype)
         gx[...] = 0
         gx[:, :, ::self.stride, ::self.stride] = gy[:, :self.shape[1]]
-        return chainer.Variable(gx),
+        return {0: gx}
+
+
+class _Linear(_Function):
+    """The classifier as a 1x1 convolution, on float32: cuBLAS cannot be captured."""
+
+    def forward(self, inputs):
+        x, w, b = inputs
+        # float16 would gain nothing here, and lose what the loss is made of.
+        self.precision = {'mixed': 'tf32'}.get(chainer.config.precision, chainer.config.precision)
+        self.x, self.w = _nhwc(x, w.dtype), _nhwc(w[:, :, None, None], w.dtype)
+        with chainer.using_config('precision', self.precision):
+            y = _conv_bias(self.x, self.w, b, 1, 0, 1, None, False, False)
+        return y.reshape(len(y), -1),
+
+    def gradients(self, indexes, gy, there):
+        gy = _nhwc(gy[:, :, None, None], gy.dtype)
+        found = {2: gy.sum(axis=(0, 2, 3))}
+        with chainer.using_config('precision', self.precision):
+            if 0 in indexes:
+                found[0] = _conv_backward_data(gy, self.w, self.x.shape, 1, 0, 1, None)
+            if 1 in indexes:
+                found[1] = _conv_backward_weights(self.x, gy, self.w.shape, 1, 0, 1).reshape(
+                    self.w.shape[:2])
+        return found
 
 
 # What an engine has: see trainer.engines.reference.
 
 
-def conv_bn(x, conv, bn, relu, residual=None):
+def conv_bn(x, conv, bn, relu, residual=None, relu_first=False):
     if not chainer.config.train:
-        return _conv_bn_inference(x, conv, bn, relu, residual)
-    inputs = (x, conv.W, bn.gamma, bn.beta) + (() if residual is None else (residual,))
-    return _ConvBN(conv, bn, relu).apply(inputs)[0]
+        return _conv_bn_inference(x, conv, bn, relu, residual, relu_first)
+    if residual is None:
+        kind, inputs = arrays.RELU if relu else arrays.PLAIN, ()
+    else:
+        kind = (arrays.ADD if not relu else
+                arrays.RELU_ADD if relu_first else arrays.ADD_RELU)
+        inputs = residual,
+    return _ConvBN(conv, bn, kind).apply((x, conv.W, bn.gamma, bn.beta) + inputs)[0]
 
 
-def _conv_bn_inference(x, conv, bn, relu, residual):
+def _conv_bn_inference(x, conv, bn, relu, residual, relu_first):
     x = chainer.as_variable(x)
     if chainer.config.enable_backprop:
         # Gradients through fixed statistics are rare; the reference has them.
         x = F.cast(x, conv.W.dtype)
         residual = residual if residual is None else F.cast(residual, conv.W.dtype)
-        return reference.conv_bn(x, conv, bn, relu, residual)
+        return reference.conv_bn(x, conv, bn, relu, residual, relu_first)
     dtype = _feature_type(x)
     w, b = _fold(conv, bn, dtype)
+    residual = None if residual is None else _nhwc(residual.array, dtype)
     y = _conv_bias(_nhwc(x.array, dtype), w, b, conv.stride[0], conv.pad[0], conv.groups,
-                   None if residual is None else _nhwc(residual.array, dtype), relu)
+                   residual, relu, relu_first)
     return chainer.Variable(y)
 
 
@@ -190,10 +270,6 @@ def _fold(conv, bn, dtype):
     return w, b
 
 
-def add(x, y):
-    return x + y
-
-
 def subsample_and_pad(x, stride, out_channels):
     if stride == 1 and x.shape[1] == out_channels:
         return x
@@ -201,23 +277,15 @@ def subsample_and_pad(x, stride, out_channels):
 
 
 def max_pooling(x, ksize, stride, pad, round_up):
-    return F.max_pooling_2d(x, ksize, stride, pad, cover_all=round_up)
+    return _MaxPooling(ksize, stride, pad, round_up).apply((x,))[0]
 
 
 def global_average_pooling(x):
-    return _ToFloat32().apply((x,))[0]
+    return _MeanPooling().apply((x,))[0]
 
 
 def linear(x, fc):
-    # A hundredth of the network's work; float32 already, after the pooling.
-    if not chainer.config.train and not chainer.config.enable_backprop and (
-            chainer.config.folded is not None):
-        # A 1x1 convolution: cuBLAS cannot be captured in a CUDA graph.
-        w = _nhwc(fc.W.array[:, :, None, None], np.float32)
-        with chainer.using_config('precision', 'float32'):
-            y = _conv_bias(_nhwc(x.array, np.float32), w, fc.b.array, 1, 0, 1, None, False)
-        return chainer.Variable(y.reshape(len(y), -1))
-    return reference.linear(F.cast(x, fc.W.dtype), fc)
+    return _Linear().apply((F.cast(x, fc.W.dtype), fc.W, fc.b))[0]
 
 
 # Whether it can be used.

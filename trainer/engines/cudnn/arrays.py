@@ -1,13 +1,20 @@
-"""The operations of the cuDNN engine on plain arrays, NumPy's or CuPy's.
+"""The operations of the cuDNN engine on plain arrays.
 
-They say what the graphs of :mod:`trainer.engines.cudnn.graphs` compute, and compute
-it where cuDNN has no plan: statistics and sums in float32 at least, whatever the
-type of the feature maps. ``precision`` is accepted and ignored.
+They say what the graphs of :mod:`trainer.engines.cudnn.graphs` and the kernels of
+:mod:`trainer.engines.cudnn.kernels` compute, on NumPy's arrays; the convolutions also
+compute on CuPy's, where cuDNN has no plan. Statistics and sums are in float32 at least,
+whatever the type of the feature maps. ``precision`` is accepted and ignored.
 """
 import chainer
 import chainer.functions as F
 import numpy as np
 from chainer import backend
+
+
+def empty(xp, shape, dtype):
+    """Return an array (batch, channels, height, width) whose memory is NHWC."""
+    n, c, h, w = shape
+    return xp.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
 def _wide(array):
@@ -36,11 +43,15 @@ def _conv_grad(x, w, gy, stride, pad, groups, which):
     return chainer.grad([y], [inputs[which]], [gy])[0].array
 
 
-def conv_backward_data(gy, w, x_shape, stride, pad, groups, precision=None):
-    """Gradient for the input of :func:`conv_forward`, in ``gy``'s type."""
+def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision=None):
+    """Gradient for the input of :func:`conv_forward`, + ``addend`` where that is not ``None``,
+    in ``gy``'s type."""
     xp = backend.get_array_module(gy)
     x = xp.zeros(x_shape, gy.dtype)
-    return _conv_grad(x, w, gy, stride, pad, groups, 0).astype(gy.dtype, copy=False)
+    gx = _conv_grad(x, w, gy, stride, pad, groups, 0)
+    if addend is not None:
+        gx = gx + addend
+    return gx.astype(gy.dtype, copy=False)
 
 
 def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision=None):
@@ -49,22 +60,35 @@ def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision=None):
     return _conv_grad(x, xp.zeros(w_shape, x.dtype), gy, stride, pad, groups, 1)
 
 
-def conv_bias(x, w, b, stride, pad, groups, residual, relu, precision=None):
-    """relu(conv(x, w) + b + residual): inference, batch normalisation folded."""
+def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precision=None):
+    """relu(conv(x, w) + b + residual): inference, batch normalisation folded.
+
+    ``relu_first`` adds the residual behind the ReLU.
+    """
     y = _conv(x, w, stride, pad, groups)[2].array + _channels(b)
+    if relu and relu_first:
+        y = y.clip(0, None)
     if residual is not None:
         y = y + residual
-    return (y.clip(0, None) if relu else y).astype(x.dtype, copy=False)
+    return (y.clip(0, None) if relu and not relu_first else y).astype(x.dtype, copy=False)
 
 
-def bn_forward(x, gamma, beta, avg_mean, avg_var, residual, relu, eps, decay, precision=None):
-    """relu(batch normalisation of x + residual), with the batch's statistics.
+#: What comes behind a normalisation.
+PLAIN, RELU, ADD, ADD_RELU, RELU_ADD = range(5)
+
+
+def bn_forward(x, gamma, beta, avg_mean, avg_var, residual, kind, eps, decay):
+    """Batch normalisation of x with the batch's statistics, and what comes behind it.
 
     ``avg_mean`` and ``avg_var`` are updated in place; the variance's share is unbiased.
 
+    Args:
+        kind (int): :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added;
+            :data:`ADD_RELU`, then comes a ReLU; :data:`RELU_ADD`, the ReLU comes first.
+
     Returns:
-        tuple: y, mask (bool, where the ReLU let pass; ``None`` without one), the
-        batch's mean and 1 / sqrt(variance + eps), one for each channel.
+        tuple: y, what :func:`bn_backward` takes as ``mask``, the batch's mean and
+        1 / sqrt(variance + eps), one for each channel.
     """
     wide = _wide(x)
     mean = x.mean(axis=(0, 2, 3), dtype=wide)
@@ -75,28 +99,71 @@ def bn_forward(x, gamma, beta, avg_mean, avg_var, residual, relu, eps, decay, pr
         average *= decay
         average += (1 - decay) * value
     y = (x - _channels(mean)) * _channels(inv_std * gamma) + _channels(beta)
-    if residual is not None:
-        y = y + residual
-    mask = y > 0 if relu else None
-    if relu:
-        y = y * mask
+    if kind == RELU_ADD:
+        mask = y > 0
+        y = y * mask + residual
+    else:
+        if kind in (ADD, ADD_RELU):
+            y = y + residual
+        mask = y > 0 if kind in (RELU, ADD_RELU) else None
+        y = y if mask is None else y * mask
     return y.astype(x.dtype, copy=False), mask, mean, inv_std
 
 
-def bn_backward(gy, mask, x, gamma, mean, inv_std, keep, precision=None):
+def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     """Gradients of :func:`bn_forward`.
 
+    Args:
+        keep (bool): Whether the gradient of the residual is wanted.
+
     Returns:
-        tuple: for x, gamma and beta, and ``gy`` where the ReLU let pass, which is the
-        residual's (``keep`` says whether it is wanted).
+        tuple: for x, gamma, beta, and the residual.
     """
-    if mask is not None:
-        gy = gy * mask
+    g = gy if mask is None else gy * mask
     wide = _wide(x)
     x_hat = (x - _channels(mean)) * _channels(inv_std)
-    gbeta = gy.sum(axis=(0, 2, 3), dtype=wide)
-    ggamma = (gy * x_hat).sum(axis=(0, 2, 3), dtype=wide)
+    gbeta = g.sum(axis=(0, 2, 3), dtype=wide)
+    ggamma = (g * x_hat).sum(axis=(0, 2, 3), dtype=wide)
     n = x.size // gamma.size
     gx = _channels(gamma * inv_std) * (
-        gy - (x_hat * _channels(ggamma) + _channels(gbeta)) / wide.type(n))
-    return gx.astype(x.dtype, copy=False), ggamma, gbeta, gy
+        g - (x_hat * _channels(ggamma) + _channels(gbeta)) / wide.type(n))
+    return gx.astype(x.dtype, copy=False), ggamma, gbeta, g if kind == ADD_RELU else gy
+
+
+def max_pooling(x, y_shape, size, stride, pad):
+    """Maximum of each window: y, and what :func:`max_pooling_backward` takes as ``place``."""
+    n, c, h, w = x.shape
+    rows, columns = ((out - 1) * stride + size for out in y_shape[2:])
+    padded = np.full((n, c, max(rows, h + 2 * pad), max(columns, w + 2 * pad)), -np.inf, x.dtype)
+    padded[:, :, pad:pad + h, pad:pad + w] = x
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3))
+    windows = windows[:, :, :rows - size + 1:stride, :columns - size + 1:stride]
+    windows = windows.reshape(y_shape + (size * size,))
+    place = windows.argmax(axis=-1)
+    return np.take_along_axis(windows, place[..., None], -1)[..., 0], place.astype(np.uint8)
+
+
+def max_pooling_backward(gy, place, x_shape, size, stride, pad):
+    """Gradient of :func:`max_pooling`, for the first of equal values."""
+    n, c, h, w = x_shape
+    rows, columns = ((out - 1) * stride + size for out in gy.shape[2:])
+    gx = np.zeros((n, c, max(rows, h + 2 * pad), max(columns, w + 2 * pad)), gy.dtype)
+    i, j, y, x = np.indices(gy.shape, sparse=True)
+    np.add.at(gx, (i, j, y * stride + place // size, x * stride + place % size), gy)
+    return gx[:, :, pad:pad + h, pad:pad + w]
+
+
+def mean_pooling(x):
+    """Mean over height and width, float32 at least: (batch, channels, 1, 1)."""
+    return x.mean(axis=(2, 3), dtype=_wide(x), keepdims=True)
+
+
+def mean_pooling_backward(gy, x_shape, dtype):
+    """Gradient of :func:`mean_pooling`, of type ``dtype``."""
+    gx = gy / gy.dtype.type(x_shape[2] * x_shape[3])
+    return np.broadcast_to(gx, x_shape).astype(dtype)
+
+
+def accumulate(x, y):
+    """Add y to x, in place."""
+    x += y

@@ -1,4 +1,4 @@
-"""The operations of the cuDNN engine as cuDNN graphs, by nvidia-cudnn-frontend.
+"""The convolutions of the cuDNN engine as cuDNN graphs, by nvidia-cudnn-frontend.
 
 Feature maps are CuPy arrays (batch, channels, height, width) whose memory is NHWC;
 weights likewise. Each function computes what the one of its name in
@@ -16,6 +16,8 @@ import chainer
 import numpy as np
 
 from trainer import files
+from trainer.engines.cudnn import kernels
+from trainer.engines.cudnn.arrays import empty
 
 #: Plans that are timed for each graph.
 TIMED = 6
@@ -50,12 +52,6 @@ def dims(shape):
     return [n, c, h, w], [h * w * c, 1, w * c, c]
 
 
-def empty(xp, shape, dtype):
-    """Return an array (batch, channels, height, width) whose memory is NHWC."""
-    n, c, h, w = shape
-    return xp.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
-
-
 class Graph:
     """A cuDNN graph under construction, then its chosen plan.
 
@@ -74,12 +70,11 @@ class Graph:
             intermediate_data_type=cudnn.data_type.FLOAT,
             compute_data_type=cudnn.data_type.FLOAT, device_property=device_property)
         self.tensors = []
-        self.scalars = {}
         self.plan = None
 
     def _type(self, dtype):
         types = self.cudnn.data_type
-        return {'e': types.HALF, 'f': types.FLOAT, '?': types.BOOLEAN}[np.dtype(dtype).char]
+        return {'e': types.HALF, 'f': types.FLOAT}[np.dtype(dtype).char]
 
     def input(self, shape, dtype):
         dim, stride = dims(shape)
@@ -90,14 +85,6 @@ class Graph:
     def channels(self, n):
         """An input of one float32 for each channel."""
         return self.input((1, n, 1, 1), np.float32)
-
-    def scalar(self, value):
-        """A float32 that is part of the graph's call, in host memory."""
-        tensor = self.graph.tensor(dim=[1, 1, 1, 1], stride=[1, 1, 1, 1],
-                                   data_type=self.cudnn.data_type.FLOAT, is_pass_by_value=True)
-        # The array must live as long as the graph: cuDNN reads it at each call.
-        self.scalars[tensor] = np.full(1, value, np.float32)
-        return tensor
 
     def output(self, tensor, shape, dtype):
         # Left unset, sizes and strides would be guessed.
@@ -129,9 +116,7 @@ class Graph:
         return self
 
     def _pack(self, arrays):
-        pack = {t: a.data.ptr for t, a in zip(self.tensors, arrays, strict=True)}
-        pack.update({t: a.ctypes.data for t, a in self.scalars.items()})
-        return pack
+        return {t: a.data.ptr for t, a in zip(self.tensors, arrays, strict=True)}
 
     def __call__(self, *arrays):
         """Compute. Arrays are in the order in which inputs and outputs were declared."""
@@ -231,10 +216,13 @@ def build_conv_forward(x, w, stride, pad, dtype, precision, device=None):
     return g.finish()
 
 
-def build_conv_backward_data(gy, w, x, stride, pad, dtype, precision, device=None):
-    g = Graph(('conv_backward_data', gy, w, x, stride, pad), precision, device)
+def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, device=None):
+    g = Graph(('conv_backward_data', gy, w, x, stride, pad, added), precision, device)
     gx = g.graph.conv_dgrad(loss=g.input(gy, dtype), filter=g.input(w, dtype),
                             **_conv_arguments(stride, pad))
+    if added:
+        g.virtual(gx, x)
+        gx = g.graph.add(a=gx, b=g.input(x, dtype))
     g.output(gx, x, dtype)
     return g.finish()
 
@@ -247,64 +235,23 @@ def build_conv_backward_weights(x, gy, w, stride, pad, out, dtype, precision, de
     return g.finish()
 
 
-def build_conv_bias(x, w, stride, pad, residual, relu, dtype, precision, device=None):
+def build_conv_bias(x, w, stride, pad, residual, relu, relu_first, dtype, precision,
+                    device=None):
     """relu(conv(x, w) + b + residual): inference, batch normalisation folded."""
-    g = Graph(('conv_bias', x, w, stride, pad, residual, relu), precision, device)
+    g = Graph(('conv_bias', x, w, stride, pad, residual, relu, relu_first), precision, device)
     y_shape = out_shape(x, w, stride, pad)
-    h = g.graph.conv_fprop(image=g.input(x, dtype), weight=g.input(w, dtype),
-                           **_conv_arguments(stride, pad))
-    g.virtual(h, y_shape)
-    b = g.channels(w[0])
-    last = g.graph.bias(input=h, bias=b)
-    if residual:
-        g.virtual(last, y_shape)
-        last = g.graph.add(a=last, b=g.input(y_shape, dtype))
-    if relu:
-        g.virtual(last, y_shape)
-        last = g.graph.relu(input=last)
+    last = g.graph.conv_fprop(image=g.input(x, dtype), weight=g.input(w, dtype),
+                              **_conv_arguments(stride, pad))
+    g.virtual(last, y_shape)
+    last = g.graph.bias(input=last, bias=g.channels(w[0]))
+    for what in ('relu', 'add') if relu_first else ('add', 'relu'):
+        if what == 'add' and residual:
+            g.virtual(last, y_shape)
+            last = g.graph.add(a=last, b=g.input(y_shape, dtype))
+        elif what == 'relu' and relu:
+            g.virtual(last, y_shape)
+            last = g.graph.relu(input=last)
     g.output(last, y_shape, dtype)
-    return g.finish()
-
-
-def build_bn_forward(shape, residual, relu, eps, momentum, dtype, precision, device=None):
-    g = Graph(('bn_forward', shape, residual, relu, eps, momentum), precision, device)
-    c = shape[1]
-    x = g.input(shape, dtype)
-    gamma, beta, mean, var = (g.channels(c) for _ in range(4))
-    h, batch_mean, inv_std, next_mean, next_var = g.graph.batchnorm(
-        input=x, scale=gamma, bias=beta, in_running_mean=mean, in_running_var=var,
-        epsilon=g.scalar(eps), momentum=g.scalar(momentum))
-    for tensor in (batch_mean, inv_std, next_mean, next_var):
-        g.output(tensor, (1, c, 1, 1), np.float32)
-    if residual:
-        g.virtual(h, shape)
-        h = g.graph.add(a=h, b=g.input(shape, dtype))
-    if relu:
-        g.virtual(h, shape)
-        mask = g.graph.cmp_gt(input=h, comparison=g.scalar(0.))
-        g.output(mask, shape, np.bool_)
-        h = g.graph.relu(input=h)
-    g.output(h, shape, dtype)
-    return g.finish()
-
-
-def build_bn_backward(shape, masked, keep, dtype, precision, device=None):
-    g = Graph(('bn_backward', shape, masked, keep), precision, device)
-    c = shape[1]
-    gy = g.input(shape, dtype)
-    x = g.input(shape, dtype)
-    gamma, mean, inv_std = (g.channels(c) for _ in range(3))
-    if masked:
-        gy = g.graph.mul(a=gy, b=g.input(shape, np.bool_))
-        if keep:
-            g.output(gy, shape, dtype)
-        else:
-            g.virtual(gy, shape)
-    gx, ggamma, gbeta = g.graph.batchnorm_backward(
-        grad=gy, input=x, scale=gamma, mean=mean, inv_variance=inv_std)
-    g.output(gx, shape, dtype)
-    for tensor in (ggamma, gbeta):
-        g.output(tensor, (1, c, 1, 1), np.float32)
     return g.finish()
 
 
@@ -329,8 +276,6 @@ _conv_forward = _once(build_conv_forward)
 _conv_backward_data = _once(build_conv_backward_data)
 _conv_backward_weights = _once(build_conv_backward_weights)
 _conv_bias = _once(build_conv_bias)
-_bn_forward = _once(build_bn_forward)
-_bn_backward = _once(build_bn_backward)
 
 
 # The operations.
@@ -347,10 +292,23 @@ def conv_forward(x, w, stride, pad, groups, precision):
     return y
 
 
-def conv_backward_data(gy, w, x_shape, stride, pad, groups, precision):
+def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
     gx = _like(gy, x_shape)
-    _conv_backward_data(gy.shape, w.shape, x_shape, stride, pad, gy.dtype.char, precision)(
-        gy, w, gx)
+
+    def compute(*addend):
+        graph = _conv_backward_data(gy.shape, w.shape, x_shape, stride, pad, bool(addend),
+                                    gy.dtype.char, precision)
+        graph(gy, w, *addend, gx)
+
+    if addend is not None:
+        try:
+            compute(addend)
+            return gx
+        except NotSupported:
+            pass
+    compute()
+    if addend is not None:
+        kernels.accumulate(gx, addend)
     return gx
 
 
@@ -369,35 +327,9 @@ def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
         return compute(x.dtype.char).astype(np.float32)
 
 
-def conv_bias(x, w, b, stride, pad, groups, residual, relu, precision):
+def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precision):
     y = _like(x, out_shape(x.shape, w.shape, stride, pad))
-    graph = _conv_bias(x.shape, w.shape, stride, pad, residual is not None, relu, x.dtype.char,
-                       precision)
+    graph = _conv_bias(x.shape, w.shape, stride, pad, residual is not None, relu,
+                       relu and relu_first and residual is not None, x.dtype.char, precision)
     graph(*(a for a in (x, w, b, residual, y) if a is not None))
     return y
-
-
-def bn_forward(x, gamma, beta, avg_mean, avg_var, residual, relu, eps, decay, precision):
-    import cupy
-    mean, inv_std, next_mean, next_var = (cupy.empty_like(gamma) for _ in range(4))
-    y = _like(x, x.shape)
-    mask = _like(x, x.shape, np.bool_) if relu else None
-    graph = _bn_forward(x.shape, residual is not None, relu, eps, 1 - decay, x.dtype.char,
-                        precision)
-    graph(*(a for a in (x, gamma, beta, avg_mean, avg_var, mean, inv_std, next_mean, next_var,
-                        residual, mask, y) if a is not None))
-    avg_mean[...] = next_mean
-    avg_var[...] = next_var
-    return y, mask, mean, inv_std
-
-
-def bn_backward(gy, mask, x, gamma, mean, inv_std, keep, precision):
-    import cupy
-    gx = _like(x, x.shape)
-    ggamma, gbeta = cupy.empty_like(gamma), cupy.empty_like(gamma)
-    masked = mask is not None
-    kept = _like(x, x.shape) if keep and masked else None
-    graph = _bn_backward(x.shape, masked, keep and masked, x.dtype.char, precision)
-    graph(*(a for a in (gy, x, gamma, mean, inv_std, mask, kept, gx, ggamma, gbeta)
-            if a is not None))
-    return gx, ggamma, gbeta, kept if masked else gy

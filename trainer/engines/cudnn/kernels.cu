@@ -1,0 +1,469 @@
+// What surrounds the convolutions: batch normalisation, pooling, sums. Feature maps are
+// NHWC, `rows` pixels of `channels` channels, float16 or float32; sums and statistics are
+// float32. Threads read and write 16 bytes at a time (8 or 4 channels) where the channels
+// allow it, else one value: kernels are called name_h8, name_h1, name_f4, name_f1.
+//
+// Sums over pixels are in an order that depends on the launch alone, so that the same
+// step gives the same bits.
+
+struct Half {
+    unsigned short bits;
+};
+
+__device__ inline float widen(float x) { return x; }
+
+__device__ inline void narrow(float x, float &y) { y = x; }
+
+__device__ inline float widen(Half x) {
+    float y;
+#ifdef __CUDA_ARCH__
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+#else
+    _Float16 h;
+    __builtin_memcpy(&h, &x.bits, 2);
+    y = h;
+#endif
+    return y;
+}
+
+__device__ inline void narrow(float x, Half &y) {
+#ifdef __CUDA_ARCH__
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#else
+    _Float16 h = x;
+    __builtin_memcpy(&y.bits, &h, 2);
+#endif
+}
+
+// Neighbouring channels of one pixel, moved in one access.
+template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
+    T lane[V];
+};
+
+template <typename T, int V> __device__ inline Pack<T, V> load(const T *p, long long i) {
+    return reinterpret_cast<const Pack<T, V> *>(p)[i];
+}
+
+template <typename T, int V>
+__device__ inline void store(T *p, long long i, const Pack<T, V> &v) {
+    reinterpret_cast<Pack<T, V> *>(p)[i] = v;
+}
+
+// A block's threads: `across` packs of channels, and as many pixels as there is room for.
+struct Place {
+    int pack, packs, across, lane, row, high, step;
+
+    __device__ Place(int channels, int V, int across_) : across(across_) {
+        packs = channels / V;
+        high = blockDim.x / across;
+        lane = threadIdx.x % across;
+        row = threadIdx.x / across;
+        pack = blockIdx.y * across + lane;
+        step = gridDim.x * high;
+    }
+    __device__ bool inside() const { return row < high && pack < packs; }
+    __device__ int first() const { return blockIdx.x * high + row; }
+};
+
+// Add up two sums of each channel: over the block's pixels, then over all blocks.
+//
+// `shared` holds 2 * V floats a thread. Each block writes its sums to `partial`, float
+// (gridDim.x, 2, channels). Returns true in the block that comes last of its channels:
+// there `shared` then holds the sums, for channel blockIdx.y * across * V + i at i, and the
+// second ones behind `across * V` of them.
+template <int V>
+__device__ bool add_up(const Place &at, int channels, float (&a)[V], float (&b)[V],
+                       float *shared, float *partial, unsigned int *counters) {
+    __shared__ bool last;
+    int width = at.across * V, used = at.high;
+    float *mine = shared + (at.row * at.across + at.lane) * 2 * V;
+    if (at.row < at.high)
+        for (int v = 0; v < V; ++v) {
+            mine[v] = a[v];
+            mine[V + v] = b[v];
+        }
+    __syncthreads();
+    while (used > 1) {
+        int half = (used + 1) / 2;
+        if (at.row + half < used)
+            for (int v = 0; v < 2 * V; ++v)
+                mine[v] += mine[half * at.across * 2 * V + v];
+        __syncthreads();
+        used = half;
+    }
+    int begin = blockIdx.y * width;
+    int count = min(width, channels - begin);
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        const float *sums = shared + i / V * 2 * V + i % V;
+        partial[(blockIdx.x * 2LL) * channels + begin + i] = sums[0];
+        partial[(blockIdx.x * 2LL + 1) * channels + begin + i] = sums[V];
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)  // wraps around to 0, ready for the next launch
+        last = atomicInc(counters + blockIdx.y, gridDim.x - 1) == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return false;
+    __threadfence();
+    // Slices of the blocks by different threads, many loads under way at a time; then the
+    // slices together.
+    constexpr int W = V < 4 ? 1 : 4;
+    int packs = 2 * width / W, slices = max(1, (int)blockDim.x / packs);
+    for (int i = threadIdx.x; i < packs * slices; i += blockDim.x) {
+        int which = i % packs * W / width, channel = begin + i % packs * W % width;
+        float total[W] = {};
+        if (channel < channels)
+#pragma unroll 8
+            for (int block = i / packs; block < (int)gridDim.x; block += slices) {
+                Pack<float, W> p = load<float, W>(
+                    partial + (block * 2LL + which) * channels + channel, 0);
+                for (int w = 0; w < W; ++w) total[w] += p.lane[w];
+            }
+        for (int w = 0; w < W; ++w) shared[i * W + w] = total[w];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 * width; i += blockDim.x)
+        for (int slice = 1; slice < slices; ++slice) shared[i] += shared[i + slice * 2 * width];
+    __syncthreads();
+    return true;
+}
+
+// Mean, 1 / standard deviation and running statistics.
+//
+// Values are taken relative to the first pixel's, lest their squares cancel.
+template <typename T, int V>
+__device__ void statistics(const T *x, int rows, int channels, int across, float eps,
+                           float decay, float *mean, float *inv_std, float *avg_mean,
+                           float *avg_var, float *partial, unsigned int *counters) {
+    extern __shared__ float shared[];
+    Place at(channels, V, across);
+    float sum[V] = {}, square[V] = {};
+    if (at.inside()) {
+        Pack<T, V> origin = load<T, V>(x, at.pack);
+        float o[V];
+        for (int v = 0; v < V; ++v) o[v] = widen(origin.lane[v]);
+#pragma unroll 4
+        for (int r = at.first(); r < rows; r += at.step) {
+            Pack<T, V> p = load<T, V>(x, (long long)r * at.packs + at.pack);
+            for (int v = 0; v < V; ++v) {
+                float d = widen(p.lane[v]) - o[v];
+                sum[v] += d;
+                square[v] = fmaf(d, d, square[v]);
+            }
+        }
+    }
+    if (!add_up<V>(at, channels, sum, square, shared, partial, counters)) return;
+    int width = across * V, begin = blockIdx.y * width;
+    for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
+        int c = begin + i;
+        double n = rows, d = shared[i] / n;
+        double m = d + widen(x[c]), var = max(shared[width + i] / n - d * d, 0.);
+        mean[c] = m;
+        inv_std[c] = 1 / sqrt(var + eps);
+        avg_mean[c] = decay * avg_mean[c] + (1 - decay) * (float)m;
+        avg_var[c] = decay * avg_var[c] + (1 - decay) * (float)(var * (n / max(n - 1, 1.)));
+    }
+}
+
+// The parameters of a thread's channels.
+template <int V> struct Channel {
+    float mean[V], scale[V], beta[V];
+
+    __device__ Channel(const Place &at, const float *mean_, const float *inv_std,
+                       const float *gamma, const float *beta_) {
+        for (int v = 0; v < V; ++v) {
+            int c = at.pack * V + v;
+            mean[v] = mean_[c];
+            scale[v] = gamma[c] * inv_std[c];
+            beta[v] = beta_[c];
+        }
+    }
+    // The same bits forward and backward: the sign decides what the ReLU lets pass.
+    __device__ float normal(float x, int v) const {
+        return fmaf(x - mean[v], scale[v], beta[v]);
+    }
+};
+
+// What is done behind the normalisation.
+enum { PLAIN, RELU, ADD, ADD_RELU, RELU_ADD };
+
+// y = normalised x, + residual, ReLU. `mask` gets a byte a pack, a bit a channel, where
+// the residual decides with x what the ReLU lets pass.
+template <typename T, int V>
+__device__ void normalize(const T *x, const T *residual, const float *mean,
+                          const float *inv_std, const float *gamma, const float *beta, int kind,
+                          int rows, int channels, int across, T *y, unsigned char *mask) {
+    Place at(channels, V, across);
+    if (!at.inside()) return;
+    Channel<V> channel(at, mean, inv_std, gamma, beta);
+    bool added = kind >= ADD, before = kind == RELU || kind == RELU_ADD;
+#pragma unroll 4
+    for (int r = at.first(); r < rows; r += at.step) {
+        long long i = (long long)r * at.packs + at.pack;
+        Pack<T, V> p = load<T, V>(x, i), q = p;
+        if (added) q = load<T, V>(residual, i);
+        unsigned char bits = 0;
+        for (int v = 0; v < V; ++v) {
+            float h = channel.normal(widen(p.lane[v]), v);
+            if (before) h = fmaxf(h, 0.f);
+            if (added) h += widen(q.lane[v]);
+            if (kind == ADD_RELU) {
+                bits |= (h > 0) << v;
+                h = fmaxf(h, 0.f);
+            }
+            narrow(h, p.lane[v]);
+        }
+        store<T, V>(y, i, p);
+        if (kind == ADD_RELU) mask[i] = bits;
+    }
+}
+
+// What the ReLU lets pass of a gradient.
+template <typename T, int V>
+__device__ inline void masked(const Channel<V> &channel, int kind, const unsigned char *mask,
+                              long long i, const Pack<T, V> &x, float (&g)[V]) {
+    if (kind == ADD_RELU) {
+        unsigned char bits = mask[i];
+        for (int v = 0; v < V; ++v) g[v] = bits >> v & 1 ? g[v] : 0;
+    } else if (kind == RELU || kind == RELU_ADD) {
+        for (int v = 0; v < V; ++v)
+            g[v] = channel.normal(widen(x.lane[v]), v) > 0 ? g[v] : 0;
+    }
+}
+
+// Gradients of gamma and beta; the masked gradient too, to `kept`, where that is not null.
+template <typename T, int V>
+__device__ void backward_sums(const T *gy, const T *x, const unsigned char *mask,
+                              const float *mean, const float *inv_std, const float *gamma,
+                              const float *beta, int kind, int rows, int channels, int across,
+                              T *kept, float *ggamma, float *gbeta, float *partial,
+                              unsigned int *counters) {
+    extern __shared__ float shared[];
+    Place at(channels, V, across);
+    float sum[V] = {}, product[V] = {};
+    if (at.inside()) {
+        Channel<V> channel(at, mean, inv_std, gamma, beta);
+#pragma unroll 2
+        for (int r = at.first(); r < rows; r += at.step) {
+            long long i = (long long)r * at.packs + at.pack;
+            Pack<T, V> p = load<T, V>(gy, i), q = load<T, V>(x, i);
+            float g[V];
+            for (int v = 0; v < V; ++v) g[v] = widen(p.lane[v]);
+            masked<T, V>(channel, kind, mask, i, q, g);
+            for (int v = 0; v < V; ++v) {
+                sum[v] += g[v];
+                product[v] = fmaf(g[v], widen(q.lane[v]) - channel.mean[v], product[v]);
+                narrow(g[v], p.lane[v]);
+            }
+            if (kept) store<T, V>(kept, i, p);
+        }
+    }
+    if (!add_up<V>(at, channels, sum, product, shared, partial, counters)) return;
+    int width = across * V, begin = blockIdx.y * width;
+    for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
+        gbeta[begin + i] = shared[i];
+        ggamma[begin + i] = shared[width + i] * inv_std[begin + i];
+    }
+}
+
+// Gradient of x.
+template <typename T, int V>
+__device__ void backward_input(const T *gy, const T *x, const unsigned char *mask,
+                               const float *mean, const float *inv_std, const float *gamma,
+                               const float *beta, const float *ggamma, const float *gbeta,
+                               int kind, int rows, int channels, int across, T *gx) {
+    Place at(channels, V, across);
+    if (!at.inside()) return;
+    Channel<V> channel(at, mean, inv_std, gamma, beta);
+    float linear[V], constant[V];
+    for (int v = 0; v < V; ++v) {
+        int c = at.pack * V + v;
+        linear[v] = ggamma[c] * inv_std[c] / rows;
+        constant[v] = gbeta[c] / rows;
+    }
+#pragma unroll 2
+    for (int r = at.first(); r < rows; r += at.step) {
+        long long i = (long long)r * at.packs + at.pack;
+        Pack<T, V> p = load<T, V>(gy, i), q = load<T, V>(x, i);
+        float g[V];
+        for (int v = 0; v < V; ++v) g[v] = widen(p.lane[v]);
+        masked<T, V>(channel, kind, mask, i, q, g);
+        for (int v = 0; v < V; ++v) {
+            float centred = widen(q.lane[v]) - channel.mean[v];
+            narrow(channel.scale[v] * (g[v] - fmaf(centred, linear[v], constant[v])), p.lane[v]);
+        }
+        store<T, V>(gx, i, p);
+    }
+}
+
+// One pack of one pixel a thread: batch, height, width and packs of its map.
+struct Pixel {
+    int n, y, x, pack;
+
+    // In 32 bits: a 64-bit division costs more than the memory access it is for.
+    __device__ Pixel(unsigned i, unsigned packs, unsigned height, unsigned width) {
+        pack = i % packs;
+        i /= packs;
+        x = i % width;
+        i /= width;
+        y = i % height;
+        n = i / height;
+    }
+};
+
+__device__ inline unsigned thread() { return blockIdx.x * blockDim.x + threadIdx.x; }
+
+// Max pooling; `place` gets where in its window each maximum is, the first of equal ones.
+template <typename T, int V>
+__device__ void max_pool(const T *x, int batch, int height, int width, int channels,
+                         int out_height, int out_width, int size, int stride, int pad, T *y,
+                         unsigned char *place) {
+    unsigned packs = channels / V, i = thread();
+    if (i >= (unsigned)batch * out_height * out_width * packs) return;
+    Pixel to(i, packs, out_height, out_width);
+    float most[V];
+    Pack<unsigned char, V> where;
+    Pack<T, V> out;
+    bool any = false;
+    for (int ky = 0; ky < size; ++ky)
+        for (int kx = 0; kx < size; ++kx) {
+            int iy = to.y * stride - pad + ky, ix = to.x * stride - pad + kx;
+            if (iy < 0 || iy >= height || ix < 0 || ix >= width) continue;
+            Pack<T, V> p = load<T, V>(x, (((long long)to.n * height + iy) * width + ix) * packs
+                                             + to.pack);
+            for (int v = 0; v < V; ++v) {
+                float h = widen(p.lane[v]);
+                if (!any || h > most[v]) {
+                    most[v] = h;
+                    where.lane[v] = ky * size + kx;
+                }
+            }
+            any = true;
+        }
+    for (int v = 0; v < V; ++v) narrow(most[v], out.lane[v]);
+    store<T, V>(y, i, out);
+    store<unsigned char, V>(place, i, where);
+}
+
+template <typename T, int V>
+__device__ void max_pool_backward(const T *gy, const unsigned char *place, int batch, int height,
+                                  int width, int channels, int out_height, int out_width,
+                                  int size, int stride, int pad, T *gx) {
+    unsigned packs = channels / V, i = thread();
+    if (i >= (unsigned)batch * height * width * packs) return;
+    Pixel to(i, packs, height, width);
+    float g[V] = {};
+    // The windows that this pixel lies in.
+    int top = max(0, (to.y + pad - size + stride) / stride);
+    int left = max(0, (to.x + pad - size + stride) / stride);
+    for (int oy = top; oy < out_height && oy * stride - pad <= to.y; ++oy)
+        for (int ox = left; ox < out_width && ox * stride - pad <= to.x; ++ox) {
+            int mine = (to.y - oy * stride + pad) * size + to.x - ox * stride + pad;
+            long long j = (((long long)to.n * out_height + oy) * out_width + ox) * packs + to.pack;
+            Pack<T, V> p = load<T, V>(gy, j);
+            Pack<unsigned char, V> where = load<unsigned char, V>(place, j);
+            for (int v = 0; v < V; ++v)
+                if (where.lane[v] == mine) g[v] += widen(p.lane[v]);
+        }
+    Pack<T, V> out;
+    for (int v = 0; v < V; ++v) narrow(g[v], out.lane[v]);
+    store<T, V>(gx, i, out);
+}
+
+// Mean over the pixels of each picture, to float32 (batch, channels).
+template <typename T, int V>
+__device__ void mean_pool(const T *x, int batch, int area, int channels, float *y) {
+    unsigned packs = channels / V, i = thread();
+    if (i >= batch * packs) return;
+    unsigned n = i / packs, pack = i % packs;
+    float sum[V] = {};
+#pragma unroll 4
+    for (int r = 0; r < area; ++r) {
+        Pack<T, V> p = load<T, V>(x, ((long long)n * area + r) * packs + pack);
+        for (int v = 0; v < V; ++v) sum[v] += widen(p.lane[v]);
+    }
+    for (int v = 0; v < V; ++v) y[(long long)i * V + v] = sum[v] / area;
+}
+
+template <typename T, int V>
+__device__ void mean_pool_backward(const float *gy, int batch, int area, int channels, T *gx) {
+    unsigned packs = channels / V, i = thread();
+    if (i >= (unsigned)batch * area * packs) return;
+    const float *from = gy + (i / packs / area * packs + i % packs) * V;
+    Pack<T, V> out;
+    for (int v = 0; v < V; ++v) narrow(from[v] / area, out.lane[v]);
+    store<T, V>(gx, i, out);
+}
+
+// x += y
+template <typename T, int V> __device__ void accumulate(T *x, const T *y, unsigned packs) {
+    unsigned i = thread();
+    if (i >= packs) return;
+    Pack<T, V> p = load<T, V>(x, i), q = load<T, V>(y, i);
+    for (int v = 0; v < V; ++v) narrow(widen(p.lane[v]) + widen(q.lane[v]), p.lane[v]);
+    store<T, V>(x, i, p);
+}
+
+// Nothing that a kernel reads through one of these pointers is written through another.
+#define IN(T) const T *__restrict__
+#define OUT(T) T *__restrict__
+#define MASK IN(unsigned char)
+
+#define KERNELS(suffix, T, V)                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) statistics_##suffix(                    \
+        IN(T) x, int rows, int channels, int across, float eps, float decay,                  \
+        OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean, OUT(float) avg_var,         \
+        float *partial, unsigned int *counters) {                                             \
+        statistics<T, V>(x, rows, channels, across, eps, decay, mean, inv_std, avg_mean,      \
+            avg_var, partial, counters);                                                      \
+    }                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) normalize_##suffix(                     \
+        IN(T) x, IN(T) residual, IN(float) mean, IN(float) inv_std, IN(float) gamma,          \
+        IN(float) beta, int kind, int rows, int channels, int across, OUT(T) y,               \
+        OUT(unsigned char) mask) {                                                            \
+        normalize<T, V>(x, residual, mean, inv_std, gamma, beta, kind, rows, channels,        \
+            across, y, mask);                                                                 \
+    }                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) backward_sums_##suffix(                 \
+        IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,     \
+        IN(float) beta, int kind, int rows, int channels, int across, OUT(T) kept,            \
+        OUT(float) ggamma, OUT(float) gbeta, float *partial, unsigned int *counters) {        \
+        backward_sums<T, V>(gy, x, mask, mean, inv_std, gamma, beta, kind, rows, channels,    \
+            across, kept, ggamma, gbeta, partial, counters);                                  \
+    }                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) backward_input_##suffix(                \
+        IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,     \
+        IN(float) beta, IN(float) ggamma, IN(float) gbeta, int kind, int rows, int channels,  \
+        int across, OUT(T) gx) {                                                              \
+        backward_input<T, V>(gy, x, mask, mean, inv_std, gamma, beta, ggamma, gbeta, kind,    \
+            rows, channels, across, gx);                                                      \
+    }                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) max_pool_##suffix(                      \
+        IN(T) x, int batch, int height, int width, int channels, int out_height,              \
+        int out_width, int size, int stride, int pad, OUT(T) y, OUT(unsigned char) place) {   \
+        max_pool<T, V>(x, batch, height, width, channels, out_height, out_width, size,        \
+            stride, pad, y, place);                                                           \
+    }                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) max_pool_backward_##suffix(             \
+        IN(T) gy, IN(unsigned char) place, int batch, int height, int width, int channels,    \
+        int out_height, int out_width, int size, int stride, int pad, OUT(T) gx) {            \
+        max_pool_backward<T, V>(gy, place, batch, height, width, channels, out_height,        \
+            out_width, size, stride, pad, gx);                                                \
+    }                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) mean_pool_##suffix(                     \
+        IN(T) x, int batch, int area, int channels, OUT(float) y) {                           \
+        mean_pool<T, V>(x, batch, area, channels, y);                                         \
+    }                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) mean_pool_backward_##suffix(            \
+        IN(float) gy, int batch, int area, int channels, OUT(T) gx) {                         \
+        mean_pool_backward<T, V>(gy, batch, area, channels, gx);                              \
+    }                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) accumulate_##suffix(                    \
+        OUT(T) x, IN(T) y, unsigned int packs) {                                              \
+        accumulate<T, V>(x, y, packs);                                                        \
+    }
+
+KERNELS(h8, Half, 8)
+KERNELS(h1, Half, 1)
+KERNELS(f4, float, 4)
+KERNELS(f1, float, 1)

@@ -1,0 +1,156 @@
+"""What surrounds the convolutions, by kernels of this project (``kernels.cu``).
+
+cuDNN computes batch normalisation as well, but keeps a byte for each value behind a ReLU
+where these need none or a bit. Functions take and return what those of their names in
+:mod:`trainer.engines.cudnn.arrays` do, as CuPy arrays of float16 or float32 whose memory
+is NHWC.
+"""
+import functools
+
+import numpy as np
+
+from trainer import cuda
+from trainer.engines.cudnn import arrays
+from trainer.engines.cudnn.arrays import ADD_RELU
+
+_launch = cuda.kernels(__file__, 'kernels.cu')
+
+_THREADS = 256
+
+#: Packs of channels beside each other in a block: 128 bytes, what one access of the
+#: memory moves.
+_ACROSS = 8
+
+
+def _empty(shape, dtype):
+    import cupy
+    return arrays.empty(cupy, shape, dtype)
+
+
+@functools.lru_cache(maxsize=None)
+def _processors(device):
+    import cupy
+    return cupy.cuda.Device(device).attributes['MultiProcessorCount']
+
+
+@functools.lru_cache(maxsize=None)
+def _counters(device, tiles):
+    import cupy
+    return cupy.zeros(tiles, np.uint32)
+
+
+def _kind(dtype, channels):
+    """Return the suffix of the kernels for a type and a number of channels, and their pack."""
+    letter, pack = ('h', 8) if dtype == np.float16 else ('f', 4)
+    return (letter, 1) if channels % pack else (letter, pack)
+
+
+class _Rows:
+    """How a map's pixels are dealt out to blocks."""
+
+    def __init__(self, x):
+        import cupy
+        n, self.channels, h, w = x.shape
+        self.rows = n * h * w
+        letter, pack = _kind(x.dtype, self.channels)
+        self.suffix = '_{}{}'.format(letter, pack)
+        packs = self.channels // pack
+        self.across = min(packs, _ACROSS)
+        tiles = -(-packs // self.across)
+        device = cupy.cuda.Device().id
+        high = _THREADS // self.across
+        # Three blocks a multiprocessor fill it; each thread should have a few pixels.
+        blocks = min(-(-3 * _processors(device) // tiles), -(-self.rows // (4 * high)))
+        self.grid = max(1, blocks), tiles
+        self.shared = _THREADS * 2 * pack * 4
+        self._device = device
+
+    def sizes(self):
+        return np.int32(self.rows), np.int32(self.channels), np.int32(self.across)
+
+    def sums(self):
+        """Return where sums of two kinds meet: of each block, and a counter of blocks."""
+        import cupy
+        # Counters return to 0; of a power of two, so that there are few sizes of them.
+        tiles = 1 << (self.grid[1] - 1).bit_length()
+        return (cupy.empty((self.grid[0], 2, self.channels), np.float32),
+                _counters(self._device, tiles))
+
+    def launch(self, kernel, *args, shared=0):
+        _launch(kernel + self.suffix, self.grid, _THREADS, *args, shared=shared)
+
+
+def bn_forward(x, gamma, beta, avg_mean, avg_var, residual, kind, eps, decay):
+    import cupy
+    rows = _Rows(x)
+    mean, inv_std = cupy.empty_like(gamma), cupy.empty_like(gamma)
+    rows.launch('statistics', x, *rows.sizes(), np.float32(eps), np.float32(decay), mean, inv_std,
+                avg_mean, avg_var, *rows.sums(), shared=rows.shared)
+    y = _empty(x.shape, x.dtype)
+    mask = None
+    if kind == ADD_RELU:
+        mask = cupy.empty(rows.rows * rows.channels // _kind(x.dtype, rows.channels)[1], np.uint8)
+    rows.launch('normalize', x, residual, mean, inv_std, gamma, beta, np.int32(kind),
+                *rows.sizes(), y, mask)
+    return y, mask, mean, inv_std
+
+
+def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
+    import cupy
+    rows = _Rows(x)
+    ggamma, gbeta = cupy.empty_like(gamma), cupy.empty_like(gamma)
+    kept = _empty(x.shape, x.dtype) if keep and kind == ADD_RELU else None
+    rows.launch('backward_sums', gy, x, mask, mean, inv_std, gamma, beta, np.int32(kind),
+                *rows.sizes(), kept, ggamma, gbeta, *rows.sums(), shared=rows.shared)
+    gx = _empty(x.shape, x.dtype)
+    # What was kept is masked already.
+    rows.launch('backward_input', *((gy, x, mask) if kept is None else (kept, x, None)), mean,
+                inv_std, gamma, beta, ggamma, gbeta, np.int32(kind if kept is None else 0),
+                *rows.sizes(), gx)
+    return gx, ggamma, gbeta, gy if kept is None else kept
+
+
+def _each(kernel, like, values, *args):
+    """Launch a kernel with a thread for each pack of so many values."""
+    letter, pack = _kind(like.dtype, like.shape[1])
+    threads = values // pack
+    if threads >= 1 << 31:
+        raise ValueError('{} values at once'.format(values))  # kernels count in 32 bits
+    _launch('{}_{}{}'.format(kernel, letter, pack), -(-threads // _THREADS), _THREADS, *args)
+
+
+def _window(x_shape, y_shape, size, stride, pad):
+    n, c, h, w = x_shape
+    return tuple(map(np.int32, (n, h, w, c) + tuple(y_shape[2:]) + (size, stride, pad)))
+
+
+def max_pooling(x, y_shape, size, stride, pad):
+    y, place = _empty(y_shape, x.dtype), _empty(y_shape, np.uint8)
+    _each('max_pool', x, y.size, x, *_window(x.shape, y_shape, size, stride, pad), y, place)
+    return y, place
+
+
+def max_pooling_backward(gy, place, x_shape, size, stride, pad):
+    gx = _empty(x_shape, gy.dtype)
+    _each('max_pool_backward', gy, gx.size, gy, place,
+          *_window(x_shape, gy.shape, size, stride, pad), gx)
+    return gx
+
+
+def mean_pooling(x):
+    import cupy
+    n, c, h, w = x.shape
+    y = cupy.empty((n, c, 1, 1), np.float32)
+    _each('mean_pool', x, n * c, x, np.int32(n), np.int32(h * w), np.int32(c), y)
+    return y
+
+
+def mean_pooling_backward(gy, x_shape, dtype):
+    gx = _empty(x_shape, dtype)
+    n, c, h, w = x_shape
+    _each('mean_pool_backward', gx, gx.size, gy, np.int32(n), np.int32(h * w), np.int32(c), gx)
+    return gx
+
+
+def accumulate(x, y):
+    _each('accumulate', x, x.size, x, y, np.uint32(x.size // _kind(x.dtype, x.shape[1])[1]))

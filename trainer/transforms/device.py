@@ -1,0 +1,139 @@
+"""Preprocessing that ends on a GPU.
+
+What is sent there is small: for pictures in memory, which one and what was drawn; for
+pictures in files, the bytes of the crop. Kernels (``device.cu``) make of it what
+``train_batch`` and ``test_batch`` make on the CPU. The draws are the same, and so are the
+roundings: pictures of CIFAR, and others without a change of colours, become the same
+numbers; those with one the same to 1e-6 of their range.
+"""
+import functools
+
+import chainer
+import numpy as np
+
+from trainer import cuda
+from trainer.transforms import draws, ilsvrc
+
+_launch = cuda.kernels(__file__, 'device.cu')
+
+_THREADS = 192
+
+#: Parts of a picture of 224x224 that are computed side by side, of 49.
+_PARTS = 7
+
+
+def available(preprocessing, pictures):
+    """Return whether these pictures can be made on a GPU.
+
+    Args:
+        preprocessing (type): A class of :mod:`data_augmentation`.
+        pictures (trainer.datasets.Pictures or trainer.datasets.folder.PictureFiles): They.
+    """
+    if hasattr(pictures, 'paths'):
+        return hasattr(preprocessing, 'train_pixels')
+    return hasattr(preprocessing, 'kernel') and pictures.images.shape[1:] == preprocessing.shape
+
+
+@functools.lru_cache(maxsize=2)
+def drawn(preprocessing, seed, epoch, pictures):
+    """Return what is drawn for all pictures of a dataset in one epoch.
+
+    Args:
+        preprocessing (type): A class of :class:`trainer.transforms.cifar.OnePicture`.
+        seed (int): The run's seed.
+        epoch (int): Epoch, from 1.
+        pictures (int): How many there are.
+
+    Returns:
+        numpy.ndarray: int32 (pictures, fields), by ``choose`` of the class.
+    """
+    u = draws.uniforms(seed, epoch, np.arange(pictures), preprocessing.uniforms)
+    return np.stack(preprocessing.choose(u), axis=1).astype(np.int32)
+
+
+def _compute(kernel, grid, shape, *args):
+    """Return what a kernel makes: (batch, 3, height, width), of NHWC memory, in the type in
+    which the engine computes."""
+    import cupy
+    half = chainer.config.engine == 'cudnn' and chainer.config.precision == 'mixed'
+    n, channels, height, width = shape
+    y = cupy.empty((n, height, width, channels), np.float16 if half else np.float32)
+    if n:
+        _launch(kernel + ('_h' if half else '_f'), grid, _THREADS, *args, y)
+    return y.transpose(0, 3, 1, 2)
+
+
+class _OnDevice:
+    """Arrays of which the GPU has copies from the first call on."""
+
+    def __init__(self, *arrays):
+        self._host = arrays
+        self._there = None
+
+    def __call__(self):
+        import cupy
+        if self._there is None:
+            self._there = [cupy.asarray(array) for array in self._host]
+            cupy.cuda.get_current_stream().synchronize()  # others may be the first to use them
+            self._host = None
+        return self._there
+
+
+class Pictures:
+    """Makes pictures of CIFAR on the GPU, where all of them are.
+
+    Args:
+        preprocessing (type): A class of :class:`trainer.transforms.cifar.OnePicture`.
+        images (sequence of numpy.ndarray): uint8 (pictures, 3, 32, 32) each. They are one
+            after the other in what rows count.
+    """
+
+    def __init__(self, preprocessing, *images):
+        self.preprocessing = preprocessing
+        self._arrays = _OnDevice(np.concatenate(images), preprocessing.constants())
+
+    def __call__(self, rows):
+        """Return the pictures of rows, on the current stream.
+
+        Args:
+            rows (cupy.ndarray): int32 (batch, 1 + fields): picture, and what ``choose`` of
+                the class chose.
+
+        Returns:
+            cupy.ndarray: (batch, 3, 32, 32) with NHWC memory, float32; float16 where the
+            cuDNN engine computes in 'mixed' precision.
+        """
+        images, constants = self._arrays()
+        n = len(rows)
+        return _compute(self.preprocessing.kernel, n, (n,) + self.preprocessing.shape, images,
+                        rows, constants)
+
+
+class Pixels:
+    """Normalises pictures of 224x224 on the GPU, or changes their colours there.
+
+    Args:
+        preprocessing (type): One with
+            :meth:`~trainer.transforms.ilsvrc.DataAugmentationNormalizeBigger.row_bytes`.
+    """
+
+    def __init__(self, preprocessing):
+        self.preprocessing = preprocessing
+        self._arrays = _OnDevice(ilsvrc.TABLE)
+
+    def __call__(self, rows):
+        """Return the pictures of rows, on the current stream.
+
+        Args:
+            rows (cupy.ndarray): uint8 (batch, row bytes), as
+                :func:`trainer.transforms.ilsvrc.write_row` writes them; aligned to 16 bytes.
+
+        Returns:
+            cupy.ndarray: (batch, 3, 224, 224) with NHWC memory, float32; float16 where the
+            cuDNN engine computes in 'mixed' precision.
+        """
+        n, length = rows.shape
+        plain = self.preprocessing.row_bytes(training=False)
+        kernel, table = ('normalized', self._arrays()) if length == plain else ('coloured', [])
+        return _compute(kernel, (_PARTS, n), (n,) + self.preprocessing.shape, rows,
+                        np.int32(length), np.int32(plain), *table)

@@ -1,0 +1,102 @@
+"""What :func:`trainer.transforms.generator` gives for many pictures, computed at once.
+
+NumPy makes a generator in about ten microseconds, a good part of what a GPU takes to train
+on a picture of CIFAR. Its SeedSequence and PCG64 (O'Neill 2014, HMC-CS-2014-0905) are fixed
+algorithms; here they are computed for arrays, a picture in a fraction of a microsecond.
+"""
+import numpy as np
+
+_POOL = 4
+_LOW = np.uint64(0xffffffff)
+_MULTIPLIER = 0x2360ed051fc65da4, 0x4385df649fccf645
+
+
+def uniforms(seed, epoch, pictures, n):
+    """Return ``generator(seed, epoch, picture).random(n)`` of each picture.
+
+    Args:
+        seed (int): The run's seed, 0 or more.
+        epoch (int): Epoch, from 1.
+        pictures (numpy.ndarray): int (pictures,), indices of pictures, below 2^32.
+        n (int): Numbers for each.
+
+    Returns:
+        numpy.ndarray: float64 (n, pictures), in [0, 1).
+    """
+    words = _seed_words(_words(seed) + _words(epoch) + [np.asarray(pictures, np.uint32)])
+    state, increment = _pcg64(words)
+    u = np.empty((n, len(pictures)))
+    for row in u:
+        state = _step(state, increment)
+        high, low = state
+        x, turn = high ^ low, high >> np.uint64(58)
+        x = (x >> turn) | (x << ((np.uint64(64) - turn) & np.uint64(63)))
+        np.multiply(x >> np.uint64(11), 2. ** -53, out=row)
+    return u
+
+
+def _words(number):
+    """Return an int as arrays of 32 bits, the least first."""
+    words = [np.array([number & 0xffffffff], np.uint32)]
+    return words + _words(number >> 32) if number >> 32 else words
+
+
+def _seed_words(entropy):
+    """Return ``SeedSequence(entropy).generate_state(8)`` as eight uint32 arrays."""
+    scramble = _scrambler(0x43b0d7e5, 0x931e8875)
+    zero = np.zeros(1, np.uint32)
+    pool = [scramble(word) for word in (entropy + _POOL * [zero])[:_POOL]]
+    for source in range(_POOL):
+        for i in range(_POOL):
+            if i != source:
+                pool[i] = _mix(pool[i], scramble(pool[source]))
+    for word in entropy[_POOL:]:
+        pool = [_mix(mixed, scramble(word)) for mixed in pool]
+    scramble = _scrambler(0x8b51f9dd, 0x58f38ded)
+    return [scramble(pool[i % _POOL]) for i in range(8)]
+
+
+def _scrambler(constant, factor):
+    def scramble(value):
+        nonlocal constant
+        value = value ^ np.uint32(constant)
+        constant = constant * factor & 0xffffffff
+        value *= np.uint32(constant)
+        return value ^ value >> np.uint32(16)
+    return scramble
+
+
+def _mix(x, y):
+    x = x * np.uint32(0xca01f9dd) - y * np.uint32(0x4973f715)
+    return x ^ x >> np.uint32(16)
+
+
+def _pcg64(words):
+    """Return the state and the increment, each (high, low) 64 bits, that PCG64 begins with."""
+    words = [word.astype(np.uint64) for word in words]
+    high, low, *sequence = (words[i] | words[i + 1] << np.uint64(32) for i in range(0, 8, 2))
+    increment = (sequence[0] << np.uint64(1) | sequence[1] >> np.uint64(63),
+                 sequence[1] << np.uint64(1) | np.uint64(1))
+    return _step(_add(increment, (high, low)), increment), increment
+
+
+def _step(state, increment):
+    return _add(_times(state), increment)
+
+
+def _add(a, b):
+    low = a[1] + b[1]
+    return a[0] + b[0] + (low < b[1]), low
+
+
+def _times(a):
+    """Multiply by the generator's constant, modulo 2^128."""
+    high, low = a
+    b_high, b_low = map(np.uint64, _MULTIPLIER)
+    half = np.uint64(32)
+    upper, lower = low >> half, low & _LOW
+    b_upper, b_lower = b_low >> half, b_low & _LOW
+    product, one, other = lower * b_lower, lower * b_upper, upper * b_lower
+    middle = (product >> half) + (one & _LOW) + (other & _LOW)
+    carried = upper * b_upper + (one >> half) + (other >> half) + (middle >> half)
+    return carried + high * b_low + low * b_high, (product & _LOW) | middle << half
