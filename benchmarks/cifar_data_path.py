@@ -68,7 +68,7 @@ def main():
 
     options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
     options['workers'] = args.workers
-    iterator, _ = run.data_path(dataset, options, Preprocess)
+    iterator = run.data_path(dataset, options, Preprocess).train
     batches = len(iterator.dataset.plan)
     loading.join(iterator.next())  # the workers start here
     seconds = []

@@ -228,7 +228,7 @@ def iterators(dataset, workers, **changed):
     given = dict(TINY, workers=workers, data='x', **changed)
     resolved, _ = options.resolve('', False, print, given)
     from data_augmentation import DataAugmentationCifarTorch7
-    return data_path(dataset, resolved, DataAugmentationCifarTorch7)
+    return data_path(dataset, resolved, DataAugmentationCifarTorch7)[:2]
 
 
 def state(iterator):

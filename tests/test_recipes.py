@@ -539,7 +539,8 @@ def test_pictures_from_files_and_from_memory(name, pictures):
     batches = []
     for workers in (0, 2):
         given = dict(resolve(preprocessing=name, batch=4), workers=workers)
-        iterators = data_path(dataset, given, preprocessing)
+        *iterators, finish = data_path(dataset, given, preprocessing)
+        assert finish is None
         batches.append([tuple(np.array(a) for a in loading.join(i.next()))
                         for i in iterators for _ in range(2)])
         for i in iterators:

@@ -424,7 +424,7 @@ def test_workers_change_nothing(cifar):
     for workers in (0, 1, 3):
         options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
         options.update(batch=60, workers=workers)
-        iterator, _ = run.data_path(dataset, options, preprocess)
+        iterator = run.data_path(dataset, options, preprocess).train
         seen.append([loading.join(iterator.next()) for _ in range(9)])  # into the third epoch
         iterator.finalize()
     for other in seen[1:]:

@@ -97,12 +97,14 @@ class Share:
 
     @functools.lru_cache(maxsize=2)
     def __call__(self, epoch):
-        return [batch[slice(*(self._start(len(batch), end) for end in self._ends))]
+        return [batch[slice(*(part_start(len(batch), self._parts, end) for end in self._ends))]
                 for batch in self.plan(epoch)]
 
-    def _start(self, size, part):
-        length, longer = divmod(size, self._parts)
-        return part * length + min(part, longer)
+
+def part_start(size, parts, part):
+    """Return where ``numpy.array_split`` of ``size`` into ``parts`` begins one, from 0."""
+    length, longer = divmod(size, parts)
+    return part * length + min(part, longer)
 
 
 class Pieces(chainer.dataset.DatasetMixin):
@@ -128,7 +130,9 @@ class Pieces(chainer.dataset.DatasetMixin):
         end_with_parent(os.getpid())
         epoch, i = divmod(i, len(self))
         batch, piece = divmod(i, self.pieces)
-        return self.load(np.array_split(self.plan(epoch)[batch], self.pieces)[piece], epoch)
+        indices = self.plan(epoch)[batch]
+        return self.load(indices[slice(*(part_start(len(indices), self.pieces, part)
+                                         for part in (piece, piece + 1)))], epoch)
 
 
 @functools.lru_cache(maxsize=None)

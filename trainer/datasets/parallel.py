@@ -19,7 +19,7 @@ import numpy as np
 from trainer.datasets import loading
 from trainer.errors import InputError
 
-#: A batch. items: what it was made from; x: float32 (items, ...); errors: a dict,
+#: A batch. items: what it was made from; x: (items, ...); errors: a dict,
 #: place in the batch -> what was wrong with a picture there, whose x is undefined.
 Batch = collections.namedtuple('Batch', 'items x errors')
 
@@ -35,17 +35,18 @@ def cores():
     return os.cpu_count() or 1
 
 
-def batches(load, plan, size, shape, workers=None):
+def batches(load, plan, size, shape, workers=None, dtype=np.float32):
     """Load batches ahead of their use, in order.
 
     Args:
         load (callable): ``load(item, out)`` writes one preprocessed picture to ``out``,
-            float32 of ``shape``, or raises :class:`~trainer.errors.InputError`; picklable.
+            an array of ``shape`` and ``dtype``, or raises :class:`~trainer.errors.InputError`; picklable.
         plan (iterable): The batches, each a sequence of items. Only those that are
             under way are drawn from it.
         size (int): Items in the largest batch.
         shape (tuple of int): Shape of one preprocessed picture.
         workers (int): Processes; ``None``: as many as there are cores; 0: this one loads.
+        dtype: Of the pictures.
 
     Yields:
         Batch: Its ``x`` is overwritten after the next has been asked for.
@@ -56,7 +57,7 @@ def batches(load, plan, size, shape, workers=None):
     if workers is None:
         workers = cores()
     if not workers:
-        x = np.empty((size,) + tuple(shape), np.float32)
+        x = np.empty((size,) + tuple(shape), dtype)
         for items in plan:
             yield Batch(items, x[:len(items)], _load_piece(load, items, x))
         return
@@ -66,10 +67,10 @@ def batches(load, plan, size, shape, workers=None):
     ahead = 2 + math.ceil(2 * workers * piece / size)
     ahead = min(ahead, operator.length_hint(plan, ahead))
     places = (ahead + 1, size) + tuple(shape)
-    shared = sharedctypes.RawArray('B', 4 * math.prod(places))
-    memory = _as_array(shared, places)
+    shared = sharedctypes.RawArray('B', np.dtype(dtype).itemsize * math.prod(places))
+    memory = _as_array(shared, places, dtype)
     executor = concurrent.futures.ProcessPoolExecutor(
-        workers, initializer=_begin, initargs=(load, shared, places))
+        workers, initializer=_begin, initargs=(load, shared, places, dtype))
     under_way = collections.deque()
     free = collections.deque(range(ahead + 1))
     plan = iter(plan)
@@ -103,7 +104,7 @@ class Iterator(chainer.dataset.Iterator):
 
     Args:
         load (callable): ``load((epoch, picture), out)`` writes a preprocessed picture to
-            ``out``, float32 of ``shape``, or raises
+            ``out``, an array of ``shape`` and ``dtype``, or raises
             :class:`~trainer.errors.InputError`; picklable. Epochs count from 1.
         plan: One of the plans of :mod:`trainer.datasets.loading`.
         labels (numpy.ndarray): int32 (pictures,).
@@ -114,16 +115,19 @@ class Iterator(chainer.dataset.Iterator):
             ``unreadable``, what was wrong with each in this epoch. ``False``: they raise
             :class:`Unreadable`; the iterator is then as if that batch had not been asked
             for.
+        dtype: Of the pictures.
 
     Raises:
         trainer.errors.InputError: See ``leave_out``; or no picture could be read at all.
     """
 
-    def __init__(self, load, plan, labels, shape, workers=0, repeat=True, leave_out=False):
+    def __init__(self, load, plan, labels, shape, workers=0, repeat=True, leave_out=False,
+                 dtype=np.float32):
         self.dataset = loading.Pieces(load, plan, 1)
         self.batch_size = plan.batch
         self._labels = labels
         self._shape = shape
+        self._dtype = dtype
         self._workers = workers
         self._repeat = repeat
         self._leave_out = leave_out
@@ -159,7 +163,7 @@ class Iterator(chainer.dataset.Iterator):
             raise StopIteration
         if self._ahead is None:
             self._ahead = batches(self.dataset.load, self._plan(), self.batch_size, self._shape,
-                                  self._workers)
+                                  self._workers, self._dtype)
         batch = next(self._ahead)
         t = self._labels[[picture for _, picture in batch.items]]
         x = batch.x
@@ -222,20 +226,20 @@ def _load_piece(load, items, out):
     return errors
 
 
-def _as_array(shared, places):
-    return np.frombuffer(shared, np.float32).reshape(places)
+def _as_array(shared, places, dtype):
+    return np.frombuffer(shared, dtype).reshape(places)
 
 
 # In a worker: what it loads with, and where to.
 _load = _memory = None
 
 
-def _begin(load, shared, places):
+def _begin(load, shared, places, dtype):
     global _load, _memory
     # An interrupt is the main process's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     loading.end_with_parent(os.getpid())
-    _load, _memory = load, _as_array(shared, places)
+    _load, _memory = load, _as_array(shared, places, dtype)
 
 
 def _load_at(place, at, items):

@@ -1,4 +1,9 @@
-"""The data of a run: batches of pictures, preprocessed, for training and for testing."""
+"""The data of a run: batches of pictures, preprocessed, for training and for testing.
+
+On a GPU most preprocessing ends there (:mod:`trainer.transforms.device`): what is loaded
+are rows of numbers, from which ``finish`` makes the pictures.
+"""
+import collections
 import functools
 import math
 import os
@@ -9,7 +14,12 @@ from PIL import Image
 from trainer.datasets import loading, parallel
 from trainer.errors import InputError
 from trainer.training import processes
-from trainer.transforms import generator
+from trainer.transforms import device, generator, ilsvrc
+
+#: train, test (chainer.dataset.Iterator): over lists of pieces (x, t); see
+#: :mod:`trainer.datasets.loading`. finish (callable): makes pictures, (batch, 3, height,
+#: width), of an x that was sent to the GPU; ``None`` where x are pictures already, float32.
+DataPath = collections.namedtuple('DataPath', 'train test finish')
 
 
 class FullBatches(loading.EveryPictureOnce):
@@ -86,8 +96,51 @@ class LoadFile(Load):
             out[...] = self.preprocessing.train(path, drawn=self._draw(epoch, i)).x
 
 
+class LoadDrawn(Load):
+    """Load what is drawn for pictures that lie on a GPU: rows for
+    :class:`trainer.transforms.device.Pictures`.
+
+    Args:
+        pictures, preprocessing, seed, mirror: See :class:`Load`.
+        first (int): Number of the first of the pictures among those on the GPU.
+    """
+
+    def __init__(self, pictures, preprocessing, seed=None, mirror=True, first=0):
+        super().__init__(pictures, preprocessing, seed, mirror)
+        self.first = first
+        self.fields = 1 + len(preprocessing.untouched)
+
+    def __call__(self, indices, epoch):
+        """Return x, int32 (pictures, fields), and t, int32 (pictures,)."""
+        labels = self.pictures.labels
+        x = np.empty((len(indices), self.fields), np.int32)
+        x[:, 0] = indices + self.first
+        x[:, 1:] = self.preprocessing.untouched if self.seed is None else device.drawn(
+            self.preprocessing, self.seed, epoch, len(labels))[indices]
+        if not self.mirror:
+            x[:, -1] = False
+        return x, labels[indices]
+
+
+class LoadPixels(LoadFile):
+    """Load one picture from a file as a row for :class:`trainer.transforms.device.Pixels`;
+    arguments are those of :class:`LoadFile`."""
+
+    def __call__(self, item, out):
+        """Write the picture of ``item``, (epoch, index), to ``out``, uint8 (row bytes,).
+
+        Raises:
+            trainer.errors.InputError: It cannot be read.
+        """
+        epoch, i = item
+        path = self.pictures.paths[i]
+        ilsvrc.write_row((
+            self.preprocessing.test_pixels(path) if self.seed is None else
+            self.preprocessing.train_pixels(path, drawn=self._draw(epoch, i))).x, out)
+
+
 def data_path(dataset, options, preprocessing, group=processes.Alone()):
-    """Return the iterators of a run: training and test batches, preprocessed.
+    """Return what gives a run's training and test batches.
 
     Args:
         dataset (trainer.datasets.Dataset): The pictures, in memory or in files.
@@ -96,19 +149,21 @@ def data_path(dataset, options, preprocessing, group=processes.Alone()):
         group (trainer.training.processes.Alone): The processes; each loads its share.
 
     Returns:
-        tuple of chainer.dataset.Iterator: Over lists of pieces (x, t); see
-        :mod:`trainer.datasets.loading`. A file that cannot be read ends training, and is
-        left out of testing (:class:`trainer.datasets.parallel.Iterator`).
+        DataPath: A file that cannot be read ends training, and is left out of testing
+        (:class:`trainer.datasets.parallel.Iterator`).
 
     Raises:
         trainer.errors.InputError: There are not enough pictures for a batch.
     """
     batch, workers = options['batch'], options['workers']
+    in_memory = hasattr(dataset.train, 'images')
+    on_device = options['gpu'] >= 0 and all(device.available(preprocessing, pictures)
+                                            for pictures in (dataset.train, dataset.test))
     if workers is None:
-        # On a CPU the network is a thousand times slower than its data.
-        most = 4 if hasattr(dataset.train, 'images') else parallel.cores()
+        # On a CPU the network is a thousand times slower than its data; drawing takes nothing.
+        most = 4 if in_memory else parallel.cores()
         cores = max(1, (os.cpu_count() or 1) // group.local_size)
-        workers = min(most, cores) if options['gpu'] >= 0 else 0
+        workers = 0 if options['gpu'] < 0 or in_memory and on_device else min(most, cores)
     plan = _PLANS[options['sampling']](len(dataset.train.labels), batch, options['seed'])
     if not len(plan):
         raise InputError('-b {}: there are only {} pictures to draw a batch from'.format(
@@ -120,15 +175,24 @@ def data_path(dataset, options, preprocessing, group=processes.Alone()):
     test_plan = group.share(test_plan)
 
     def iterator(pictures, plan, seed, repeat):
-        if hasattr(pictures, 'paths'):
-            return parallel.Iterator(
-                LoadFile(pictures, preprocessing, seed, dataset.mirror), plan, pictures.labels,
-                preprocessing.shape, workers, repeat, leave_out=not repeat)
-        picture = math.prod(preprocessing.shape) * 4 + 4
+        given = pictures, preprocessing, seed, dataset.mirror
+        if not in_memory:
+            load, shape, dtype = LoadFile(*given), preprocessing.shape, np.float32
+            if on_device:
+                load, shape, dtype = LoadPixels(*given), (preprocessing.row_bytes(repeat),), np.uint8
+            return parallel.Iterator(load, plan, pictures.labels, shape, workers, repeat,
+                                     leave_out=not repeat, dtype=dtype)
+        load = Load(*given)
+        if on_device:
+            load = LoadDrawn(*given, first=0 if repeat else len(dataset.train.labels))
+        picture = math.prod(preprocessing.shape) * 4 + 4  # bytes; rows are shorter
         return loading.iterator(
-            Load(pictures, preprocessing, seed, dataset.mirror), plan, workers=workers,
-            repeat=repeat,
+            load, plan, workers=workers, repeat=repeat,
             shared_mem=picture * -(-plan.batch // loading.MIN_PIECES))
 
-    return (iterator(dataset.train, plan, options['seed'], True),
-            iterator(dataset.test, test_plan, None, False))
+    finish = None
+    if on_device:
+        finish = device.Pictures(preprocessing, dataset.train.images, dataset.test.images) if (
+            in_memory) else device.Pixels(preprocessing)
+    return DataPath(iterator(dataset.train, plan, options['seed'], True),
+                    iterator(dataset.test, test_plan, None, False), finish)

@@ -148,7 +148,7 @@ def _train(folder, resume, say, given, group):
                     options['load_optimizer'], npz.describe(network), e))
         if options['load_log'] is not None:
             log.load(options['load_log'], epochs_before)
-    train_iterator, test_iterator = data_path(dataset, options, preprocessing, group)
+    data = data_path(dataset, options, preprocessing, group)
     models = os.path.join(folder, 'model')
 
     def begin_folder():
@@ -163,13 +163,13 @@ def _train(folder, resume, say, given, group):
 
     group.first(begin_folder)
     stop = _Stop(say, group)
-    updater = ChunkedUpdater(train_iterator, optimizer, device,
+    updater = ChunkedUpdater(data.train, optimizer, device,
                              group.chunks(options['train_batch_divide']), build.loss(options),
                              group)
     trainer = chainer.training.Trainer(
         updater, chainer.training.triggers.IntervalTrigger(options['epoch'], 'epoch'), folder)
     trainer.stop_trigger = stop.before(trainer.stop_trigger)
-    iterations = len(train_iterator.dataset.plan)
+    iterations = len(data.train.dataset.plan)
     networks = [network]
     if options['ema_decay']:
         average = extensions.MovingAverage(network, options['ema_decay'])
@@ -179,7 +179,7 @@ def _train(folder, resume, say, given, group):
     if precision == 'mixed':
         optimizer.loss_scaling()  # adapts to what float16 can hold
         trainer.extend(extensions.LossScale(optimizer))
-    evaluator = extensions.Evaluator(test_iterator, network, device, say, group)
+    evaluator = extensions.Evaluator(data.test, network, device, say, group)
     snapshot = snapshots.extension()
     chosen = [extensions.LearningRate(schedules.of(options), iterations), evaluator]
     if not group.rank:

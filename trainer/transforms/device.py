@@ -64,18 +64,18 @@ def _compute(kernel, grid, shape, *args):
 
 
 class _OnDevice:
-    """Arrays of which the GPU has copies from the first call on."""
+    """Arrays that are put on the GPU when they are first asked for; ``make`` returns them."""
 
-    def __init__(self, *arrays):
-        self._host = arrays
+    def __init__(self, make):
+        self._make = make
         self._there = None
 
     def __call__(self):
         import cupy
         if self._there is None:
-            self._there = [cupy.asarray(array) for array in self._host]
-            cupy.cuda.get_current_stream().synchronize()  # others may be the first to use them
-            self._host = None
+            self._there = [cupy.asarray(array) for array in self._make()]
+            # Whatever stream uses them next.
+            cupy.cuda.get_current_stream().synchronize()
         return self._there
 
 
@@ -90,7 +90,7 @@ class Pictures:
 
     def __init__(self, preprocessing, *images):
         self.preprocessing = preprocessing
-        self._arrays = _OnDevice(np.concatenate(images), preprocessing.constants())
+        self._arrays = _OnDevice(lambda: (np.concatenate(images), preprocessing.constants()))
 
     def __call__(self, rows):
         """Return the pictures of rows, on the current stream.
@@ -119,7 +119,7 @@ class Pixels:
 
     def __init__(self, preprocessing):
         self.preprocessing = preprocessing
-        self._arrays = _OnDevice(ilsvrc.TABLE)
+        self._arrays = _OnDevice(lambda: (ilsvrc.TABLE,))
 
     def __call__(self, rows):
         """Return the pictures of rows, on the current stream.

@@ -23,13 +23,12 @@ STD = (0.229, 0.224, 0.225)
 #: Pixel value 0..255 of each channel -> what the network gets, rounded as the original did:
 #: float32 (3, 256).
 TABLE = ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
-           - np.float32(MEAN)) / np.float32(STD)).T.copy()
+          - np.float32(MEAN)) / np.float32(STD)).T.copy()
 
 #: What was drawn for one picture: interpolation (PIL.Image.Resampling); length of the
 #: short side it is resized to; where the crop is, 0 <= y, x < 1, of what the resized
 #: picture allows; whether it is flipped.
 Drawn = collections.namedtuple('Drawn', 'interpolation short_side y x flip')
-
 
 #: A picture before normalisation. values: uint8 (224, 224, 3), flipped where it is to be;
 #: colour: ``None``, or a linear change of colour that includes the normalisation: float32
