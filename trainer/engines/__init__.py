@@ -77,9 +77,18 @@ class Predictor:
         """Return what enters the classifier: float32 (batch, channels, 1, 1)."""
         raise NotImplementedError
 
+    def refresh(self):
+        """Learn the network's weights anew, where they were changed in place."""
+        raise NotImplementedError
 
-def predictor(network, engine=None, precision='float32'):
-    """Make a network ready for inference; see :meth:`Network.predictor`."""
+
+def predictor(network, engine=None, precision='float32', finish=None):
+    """Make a network ready for inference; see :meth:`Network.predictor`.
+
+    Args:
+        finish (callable): Makes the pictures, on the device, of what the predictor is given
+            (:class:`trainer.training.data.DataPath`).
+    """
     from trainer.engines import openvino
     on_cpu = network.model_is_cpu_mode()
     if engine is None and not on_cpu:
@@ -93,4 +102,6 @@ def predictor(network, engine=None, precision='float32'):
         raise InputError('engine openvino: it computes on the CPU, and the network is on a GPU')
     if engine == 'cudnn' and on_cpu:
         raise InputError('engine cudnn: it computes on a GPU, which -g chooses')
-    return importlib.import_module('trainer.engines.' + engine).predictor(network, precision)
+    finish = {} if finish is None else {'finish': finish}
+    return importlib.import_module('trainer.engines.' + engine).predictor(
+        network, precision, **finish)

@@ -56,9 +56,15 @@ def linear(x, fc):
 
 
 class _Predictor(engines.Predictor):
+    def __init__(self, network, finish):
+        super().__init__(network, 'reference', 'Chainer {}, float32'.format(chainer.__version__))
+        self._finish = finish
+
     def _compute(self, function, x):
-        with chainer.no_backprop_mode(), chainer.using_config('train', False):
-            y = function(chainer.Variable(self.network.device.send(x)))
+        x = self.network.device.send(x)
+        with chainer.no_backprop_mode(), chainer.using_config('train', False), \
+                chainer.using_config('engine', 'reference'):
+            y = function(chainer.Variable(x if self._finish is None else self._finish(x)))
         return chainer.backends.cuda.to_cpu(y.array)
 
     def __call__(self, x):
@@ -67,8 +73,11 @@ class _Predictor(engines.Predictor):
     def features(self, x):
         return self._compute(self.network.features, x)
 
+    def refresh(self):
+        pass  # it computes with the network itself
 
-def predictor(network, precision='float32'):
+
+def predictor(network, precision='float32', finish=None):
     """The network itself, in evaluation mode and without a graph: float32 alone.
 
     Raises:
@@ -77,4 +86,4 @@ def predictor(network, precision='float32'):
     if precision != 'float32':
         raise InputError('precision {}: the engine reference has float32; on a CPU openvino has '
                          'bfloat16 ("uv sync --extra cpu" installs it)'.format(precision))
-    return _Predictor(network, 'reference', 'Chainer {}, {}'.format(chainer.__version__, precision))
+    return _Predictor(network, finish)

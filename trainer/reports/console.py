@@ -1,11 +1,15 @@
 """The console: a line for each epoch, and a progress bar with the time left."""
 import datetime
 import sys
+import time
 
 import tqdm
 from chainer.training import extension
 
 from trainer.training.extensions import ACCURACY
+
+#: Seconds between two losses.
+_SHOWN = 0.2
 
 _HEAD = 'epoch  train loss  test loss  accuracy    top-5        lr     time      left'
 _ROW = '{:5d}  {:10.4f}  {:9.4f}  {:7.2f}%  {:6.2f}%  {:8.2g}  {:>7s}  {:>8s}'
@@ -28,6 +32,7 @@ class Console(extension.Extension):
         self._epochs = epochs
         self._iterations = iterations
         self._bar = None
+        self._shown = 0
 
     def initialize(self, trainer):
         updater = trainer.updater
@@ -57,9 +62,13 @@ class Console(extension.Extension):
 
     def __call__(self, trainer):
         if self._bar is not None:
-            loss = trainer.observation['main/loss'][0]
-            self._bar.set_postfix_str('loss {:.3f}, {} left'.format(
-                loss, self._left(trainer)), refresh=False)
+            now = time.monotonic()
+            if not self._bar.disable and now > self._shown + _SHOWN:
+                # Of a GPU's step, the loss has to be waited for.
+                self._shown = now
+                self._bar.set_postfix_str('loss {:.3f}, {} left'.format(
+                    float(trainer.observation['main/loss'][0]), self._left(trainer)),
+                    refresh=False)
             self._bar.update()
         if len(self._log.log) > self._printed:
             self._printed = len(self._log.log)

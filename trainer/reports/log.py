@@ -2,6 +2,7 @@
 import json
 import os
 
+import chainer
 from chainer.training import extensions
 
 from trainer import files
@@ -36,6 +37,14 @@ class Log(extensions.LogReport):
                         {'_id': 'test_parameter', 'parameter': self._test}]
         self._header += [{'_id': 'test_parameter_{}'.format(i), 'parameter': n}
                          for i, n in enumerate(self._of_class)]
+
+    def serialize(self, serializer):
+        super().serialize(serializer)
+        if isinstance(serializer, chainer.serializer.Deserializer):
+            # Sums may go on on a GPU, which a NumPy array cannot be added to.
+            for summary in self._summary._summaries.values():
+                summary._x, summary._x2, summary._n = map(
+                    float, (summary._x, summary._x2, summary._n))
 
     def __call__(self, trainer):
         epochs = len(self.log)

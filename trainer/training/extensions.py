@@ -129,12 +129,19 @@ class Evaluator(chainer.training.extensions.Evaluator):
     keeps the :class:`~trainer.evaluation.Tally` as ``tally``. Pictures that cannot be
     read are named, and neither right nor wrong. Of several processes each evaluates its
     share, and has the numbers of all.
+
+    Args:
+        iterator (chainer.dataset.Iterator): Test batches.
+        predictor (trainer.engines.Predictor): Of the network, whose weights may change.
+        say (callable): Where messages go.
+        group (trainer.training.processes.Alone): The processes.
     """
 
     tally = None
 
-    def __init__(self, iterator, network, device, say=print, group=processes.Alone()):
-        super().__init__(iterator, network, device=device)
+    def __init__(self, iterator, predictor, say=print, group=processes.Alone()):
+        super().__init__(iterator, predictor.network, device=predictor.network.device)
+        self._predictor = predictor
         self._say = say
         self._group = group
 
@@ -142,12 +149,11 @@ class Evaluator(chainer.training.extensions.Evaluator):
         iterator, network = self.get_iterator('main'), self.get_target('main')
         iterator.reset()
         self.tally = Tally(network.category_num)
-        with chainer.no_backprop_mode():
-            for pieces in iterator:
-                x, t = loading.join(pieces, copy=False)
-                if len(t):
-                    y = network(chainer.Variable(self.device.send(x)))
-                    self.tally.add(cuda.to_cpu(y.array), t)
+        self._predictor.refresh()
+        for pieces in iterator:
+            x, t = loading.join(pieces, copy=False)
+            if len(t):
+                self.tally.add(self._predictor(x), t)
         self._group.sum_tally(self.tally)
         unreadable = self._group.collect(getattr(iterator, 'unreadable', []))
         if unreadable:

@@ -165,7 +165,7 @@ def _train(folder, resume, say, given, group):
     stop = _Stop(say, group)
     updater = ChunkedUpdater(data.train, optimizer, device,
                              group.chunks(options['train_batch_divide']), build.loss(options),
-                             group)
+                             group, data.finish, captured=engine == 'cudnn')
     trainer = chainer.training.Trainer(
         updater, chainer.training.triggers.IntervalTrigger(options['epoch'], 'epoch'), folder)
     trainer.stop_trigger = stop.before(trainer.stop_trigger)
@@ -179,7 +179,8 @@ def _train(folder, resume, say, given, group):
     if precision == 'mixed':
         optimizer.loss_scaling()  # adapts to what float16 can hold
         trainer.extend(extensions.LossScale(optimizer))
-    evaluator = extensions.Evaluator(data.test, network, device, say, group)
+    evaluator = extensions.Evaluator(data.test, engines.predictor(
+        network, engine, precision, data.finish), say, group)
     snapshot = snapshots.extension()
     chosen = [extensions.LearningRate(schedules.of(options), iterations), evaluator]
     if not group.rank:

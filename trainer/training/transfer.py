@@ -149,10 +149,10 @@ class HeadRate:
     timing = 'pre'
 
     def __init__(self, network, factor):
-        self._head = network[HEAD]
-        self._factor = factor
+        self.params = list(network[HEAD].params())
+        self.factor = factor
 
     def __call__(self, optimizer):
-        for param in self._head.params():
+        for param in self.params:
             if param.grad is not None:
-                param.grad *= self._factor
+                param.grad *= self.factor

@@ -19,7 +19,6 @@ import numpy as np
 from chainer import backend
 from chainer.utils.conv import get_conv_outsize
 
-from trainer import engines
 from trainer.engines import reference
 from trainer.engines.cudnn import arrays, graphs, kernels
 
@@ -250,14 +249,14 @@ def _conv_bn_inference(x, conv, bn, relu, residual, relu_first):
         residual = residual if residual is None else F.cast(residual, conv.W.dtype)
         return reference.conv_bn(x, conv, bn, relu, residual, relu_first)
     dtype = _feature_type(x)
-    w, b = _fold(conv, bn, dtype)
+    w, b = fold(conv, bn, dtype)
     residual = None if residual is None else _nhwc(residual.array, dtype)
     y = _conv_bias(_nhwc(x.array, dtype), w, b, conv.stride[0], conv.pad[0], conv.groups,
                    residual, relu, relu_first)
     return chainer.Variable(y)
 
 
-def _fold(conv, bn, dtype):
+def fold(conv, bn, dtype):
     """Return NHWC weights and float32 biases of a convolution with its normalisation."""
     kept = chainer.config.folded
     if kept is not None and id(conv) in kept:
@@ -350,63 +349,13 @@ def _current_gpu():
     return cupy.cuda.Device().id
 
 
-class _Predictor(engines.Predictor):
-    """The folded network, captured as one CUDA graph for each shape of input."""
-
-    def __init__(self, network, precision):
-        import cupy
-        super().__init__(network, 'cudnn', 'cuDNN {}, {}'.format(
-            graphs.version(), 'float16' if precision == 'mixed' else precision))
-        self._cupy = cupy
-        self._precision = precision
-        self._folded = {}
-        self._captured = {}
-        # What a graph reads and writes must not be given to anyone else.
-        self._pool = cupy.cuda.MemoryPool()
-        self._stream = cupy.cuda.Stream(non_blocking=True)
-
-    def _compute(self, x):
-        with chainer.using_config('engine', 'cudnn'), chainer.using_config('train', False), \
-                chainer.using_config('precision', self._precision), \
-                chainer.using_config('folded', self._folded), chainer.no_backprop_mode():
-            features = self.network.features(chainer.Variable(x))
-            return features.array, self.network.classify(features).array
-
-    def _capture(self, shape):
-        cupy = self._cupy
-        with cupy.cuda.using_allocator(self._pool.malloc), self._stream:
-            x = cupy.zeros(shape, np.float32)
-            self._compute(x)  # chooses plans, folds weights, takes the memory
-            self._stream.begin_capture()
-            try:
-                outputs = self._compute(x)
-            finally:
-                graph = self._stream.end_capture()
-            return graph, x, outputs
-
-    def _run(self, x):
-        if x.shape not in self._captured:
-            self._captured[x.shape] = self._capture(x.shape)
-        graph, captured_x, outputs = self._captured[x.shape]
-        with self._stream:
-            captured_x.set(np.ascontiguousarray(x, np.float32), self._stream)
-            graph.launch(self._stream)
-            results = [a.get(self._stream) for a in outputs]
-            self._stream.synchronize()
-        return results
-
-    def __call__(self, x):
-        return self._run(x)[1]
-
-    def features(self, x):
-        return self._run(x)[0]
-
-
-def predictor(network, precision='float32'):
-    """Make a network on a GPU ready for inference; later changes of its weights do not show.
+def predictor(network, precision='float32', finish=None):
+    """Make a network on a GPU ready for inference.
 
     Args:
         network (trainer.networks.base.Network): The network.
         precision (str): 'float32', 'tf32' or 'mixed' (float16).
+        finish (callable): See :func:`trainer.engines.predictor`.
     """
-    return _Predictor(network, precision)
+    from trainer.engines.cudnn.captured import Predictor
+    return Predictor(network, precision, finish)

@@ -22,6 +22,9 @@ from trainer.engines.cudnn.arrays import empty
 #: Plans that are timed for each graph.
 TIMED = 6
 
+#: Runs that are timed.
+_REPEATED = 5
+
 #: Workspace that a plan may ask for, in bytes.
 WORKSPACE = 1 << 30
 
@@ -136,7 +139,6 @@ class Graph:
         self.graph.execute_plan_at_index(pack, workspace.ptr, index, handle=handle)
 
     def _choose(self, pack, handle):
-        import cupy
         choices = _choices()
         known = choices.get(self.key)
         found = []
@@ -149,17 +151,11 @@ class Graph:
             with contextlib.suppress(RuntimeError):  # some plans fail when built or run
                 self.graph.build_plan_at_index(index)
                 size = self.graph.get_workspace_size_plan_at_index(index)
-                self._execute(pack, handle, index, size)
-                cupy.cuda.get_current_stream().synchronize()
+                elapsed = _time(lambda: self._execute(pack, handle, index, size),
+                                1 if known is not None else _REPEATED)
+                found.append((elapsed, index, size, name))
                 if known is not None:
-                    return index, size
-                begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-                begin.record()
-                for _ in range(3):
-                    self._execute(pack, handle, index, size)
-                end.record()
-                end.synchronize()
-                found.append((cupy.cuda.get_elapsed_time(begin, end), index, size, name))
+                    break
         if not found:
             if known is not None:  # by another version of this list
                 choices.pop(self.key)
@@ -169,6 +165,37 @@ class Graph:
         choices[self.key] = name
         _keep(choices)
         return index, size
+
+
+def _time(run, times=_REPEATED):
+    """Return the milliseconds of so many runs, after one that does not count."""
+    import cupy
+    run()
+    begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+    begin.record()
+    for _ in range(times):
+        run()
+    end.record()
+    end.synchronize()
+    return cupy.cuda.get_elapsed_time(begin, end)
+
+
+def _by_time(key, ways):
+    """Compute in the fastest of several ways, name -> function; remember which that is."""
+    choices = _choices()
+    if choices.get(key) not in ways:
+        found = []
+        for name, way in ways.items():
+            with contextlib.suppress(NotSupported):
+                found.append((_time(way), name))
+        if not found:
+            raise NotSupported('in no way')
+        choices[key] = min(found)[1]
+        _keep(choices)
+    try:
+        return ways[choices[key]]()
+    except NotSupported:  # it was chosen on another machine
+        return _by_time(key, {name: way for name, way in ways.items() if name != choices[key]})
 
 
 def _choices_path():
@@ -300,15 +327,15 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
                                     gy.dtype.char, precision)
         graph(gy, w, *addend, gx)
 
-    if addend is not None:
-        try:
-            compute(addend)
-            return gx
-        except NotSupported:
-            pass
-    compute()
-    if addend is not None:
+    def then_add():
+        compute()
         kernels.accumulate(gx, addend)
+
+    if addend is None:
+        compute()
+    else:
+        _by_time('{} {} {} {} added'.format(precision, gy.shape, w.shape, stride),
+                 {'one graph': lambda: compute(addend), 'two steps': then_add})
     return gx
 
 
@@ -317,14 +344,13 @@ def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
         gw = _like(x, w_shape, out)
         _conv_backward_weights(x.shape, gy.shape, w_shape, stride, pad, out, x.dtype.char,
                                precision)(x, gy, gw)
-        return gw
-    try:
+        return gw.astype(np.float32, copy=False)
+
+    if x.dtype.char == 'f':
         return compute('f')
-    except NotSupported:
-        if x.dtype.char == 'f':
-            raise
-        # Summed in float32 all the same, and rounded once.
-        return compute(x.dtype.char).astype(np.float32)
+    # Summed in float32 both ways; the second rounds once.
+    return _by_time('{} {} {} {} weights'.format(precision, x.shape, gy.shape, w_shape),
+                    {'float32': lambda: compute('f'), 'float16': lambda: compute('e')})
 
 
 def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precision):

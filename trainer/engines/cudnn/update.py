@@ -1,0 +1,157 @@
+"""An optimizer's update of all parameters as one kernel, loss scaling included.
+
+What changes from one update to the next is in the device's memory, so that the update
+can be captured in a CUDA graph: the rates, the loss scale, and a table of where
+parameters, gradients and states are.
+"""
+import chainer
+import numpy as np
+
+from trainer import cuda
+from trainer.training.optimizers import TorchSGD
+from trainer.training.transfer import HeadRate
+
+_launch = cuda.kernels(__file__, 'update.cu')
+
+_THREADS = 256
+
+#: Values of a parameter that one block updates.
+_PART = 1 << 13
+
+_ENTRY = np.dtype([('param', np.uintp), ('grad', np.uintp), ('state', np.uintp),
+                   ('begin', np.int32), ('count', np.int32), ('inner', np.int32),
+                   ('area', np.int32), ('rate', np.float32), ('unused', np.int32)])
+
+
+class NotSupported(Exception):
+    """This optimizer, or what hooks into it, has no kernel."""
+
+
+def _kind(optimizer):
+    """Return the number of the update in ``update.cu`` and the name of its state."""
+    if type(optimizer) is chainer.optimizers.MomentumSGD:
+        return 0, 'v'
+    if type(optimizer) is TorchSGD:
+        return 2 if optimizer.nesterov else 1, 'buffer'
+    raise NotSupported(type(optimizer).__name__)
+
+
+class Update:
+    """The updates of an optimizer: see the module.
+
+    Args:
+        optimizer (chainer.Optimizer): MomentumSGD or TorchSGD, set up, whose hooks are
+            weight decay and the classifier's own rate, in this order.
+
+    Raises:
+        NotSupported: It is another one.
+    """
+
+    def __init__(self, optimizer):
+        import cupy
+        self._kind, self._state = _kind(optimizer)
+        self._optimizer = optimizer
+        self._rate_of_head = 1
+        hooks = list(optimizer._pre_update_hooks.values())
+        if optimizer._post_update_hooks or len(hooks) > 2:
+            raise NotSupported('its hooks')
+        self._decay = hooks.pop(0) if hooks and isinstance(
+            hooks[0], chainer.optimizer_hooks.WeightDecay) else None
+        self._head = hooks.pop(0) if hooks and isinstance(hooks[0], HeadRate) else None
+        if hooks:
+            raise NotSupported('hook {}'.format(type(hooks[0]).__name__))
+        self.params = [p for p in optimizer.target.params() if p.update_rule.enabled]
+        for param in self.params:
+            rule = param.update_rule
+            if param.dtype != np.float32 or not param.array.flags.c_contiguous:
+                raise NotSupported('parameters other than float32')
+            hookable = rule._hookable
+            if hookable._pre_update_hooks or hookable._post_update_hooks:
+                raise NotSupported("an update rule's hooks")
+            rule._init_states(param)
+        self._entries = sum(-(-param.size // _PART) for param in self.params)
+        self._given = None
+        self._rates = cupy.empty(3, np.float32)
+        self._overflow = cupy.zeros(1, np.uint32)
+        self._scale = cupy.asarray(np.array([
+            optimizer._loss_scale or 1, getattr(optimizer, '_loss_scaling_isnan_ever', False)],
+            np.float64))
+        self._done = 0
+
+    @property
+    def scale(self):
+        """float64 array of no dimension, on the device: what the loss is multiplied by."""
+        return self._scale[0]
+
+    def table(self):
+        """Return the memory for a table, on the device."""
+        import cupy
+        return cupy.empty(self._entries * _ENTRY.itemsize, np.uint8)
+
+    def fill(self, table):
+        """Write to a table where everything is now.
+
+        Raises:
+            NotSupported: A gradient's memory is of another kind.
+        """
+        head = set() if self._head is None else {id(p) for p in self._head.params}
+        entries = np.zeros(self._entries, _ENTRY)
+        at = 0
+        for param in self.params:
+            begin = np.arange(0, param.size, _PART)
+            own = entries[at:at + len(begin)]
+            at += len(begin)
+            own['param'] = param.array.data.ptr
+            if param.grad is not None:  # else nothing depends on it
+                own['grad'] = param.grad.data.ptr
+                own['inner'], own['area'] = _layout(param.grad)
+            else:
+                own['area'] = 1
+            own['state'] = param.update_rule.state[self._state].data.ptr
+            own['begin'] = begin
+            own['count'] = np.minimum(param.size - begin, _PART)
+            own['rate'] = self._head.factor if id(param) in head else 1
+        table.set(entries.view(np.uint8))
+
+    def prepare(self):
+        """Bring the device's rates up to date with the optimizer's."""
+        optimizer = self._optimizer
+        rates = optimizer.lr, optimizer.momentum, self._decay.rate if self._decay else 0.
+        if rates != self._given:
+            for i, rate in enumerate(rates):
+                self._rates[i:i + 1].fill(rate)
+            self._given = rates
+        self._done += 1
+
+    def __call__(self, table):
+        """Update; can be captured."""
+        optimizer = self._optimizer
+        adapts = optimizer._loss_scaling_is_dynamic
+        if adapts:
+            _launch('find_overflow', self._entries, _THREADS, table, self._overflow)
+        _launch('update', self._entries, _THREADS, table, self._rates, self._scale,
+                self._overflow, np.int32(self._kind))
+        if adapts:
+            _launch('adapt', 1, 1, self._scale, self._overflow,
+                    np.float64(optimizer._loss_scaling_multiplier),
+                    np.float64(optimizer._loss_scale_max))
+
+    def settle(self):
+        """Bring the optimizer's counters and loss scale up to date with the updates."""
+        optimizer = self._optimizer
+        optimizer.t += self._done
+        for param in self.params:
+            param.update_rule.t += self._done
+        self._done = 0
+        if optimizer._loss_scaling_is_dynamic:
+            scale, ever = self._scale.get().tolist()
+            optimizer._loss_scale, optimizer._loss_scaling_isnan_ever = scale, bool(ever)
+
+
+def _layout(grad):
+    """Return (channels, pixels) of an NHWC gradient, or (1, 1) of one like its parameter."""
+    if grad.flags.c_contiguous:
+        return 1, 1
+    if grad.ndim == 4 and grad.transpose(0, 2, 3, 1).flags.c_contiguous:
+        return grad.shape[1], grad.shape[2] * grad.shape[3]
+    raise NotSupported("a gradient's memory")

@@ -1,0 +1,222 @@
+"""The training step as one CUDA graph."""
+import warnings
+
+import numpy as np
+
+from trainer.training.step import Step
+
+
+class _Captured:
+    """A step for batches of one shape: what it reads and writes, and its graphs.
+
+    Attributes:
+        x, t (cupy.ndarray): The batch.
+        totals (cupy.ndarray): float64 (2,): sum of the losses, pictures recognised.
+        table (cupy.ndarray): See :class:`trainer.engines.cudnn.update.Update`.
+        graphs (list): One graph, or two between which processes exchange gradients;
+            ``None`` before it is captured.
+        gradients (list): Which the graphs write and read.
+    """
+
+    def __init__(self, x, t, table):
+        import cupy
+        self.x, self.t = cupy.empty(x.shape, x.dtype), cupy.empty(t.shape, t.dtype)
+        self.totals = cupy.empty(2, np.float64)
+        self.table = table
+        self.graphs = self.gradients = None
+
+
+class CapturedStep(Step):
+    """A :class:`~trainer.training.step.Step` that is captured once and then replayed.
+
+    Forward, loss, backward, update and loss scale are one CUDA graph for each shape of
+    batch (several processes have two, and exchange gradients between them). The first
+    batch of a shape is computed as it comes, the second is captured. What changes from
+    step to step, the batch, the rates and the loss scale, is in the device's memory; a
+    batch travels there while the step before is still computed.
+
+    What cannot be captured (another optimizer than MomentumSGD or TorchSGD, or a layer
+    that needs cuBLAS) is computed as it comes; a warning says so, once.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._room = None
+        self._reason = None
+        self.forget()
+
+    def forget(self):
+        self._update = None
+        self._captured = {}
+
+    def settle(self):
+        if self._update is not None:
+            self._update.settle()
+
+    def __call__(self, x, t):
+        if self._reason is None and len(t):
+            from trainer.engines.cudnn.update import NotSupported
+            try:
+                return self._replay(x, t)
+            except NotSupported as e:
+                self._give_up(str(e))
+        return super().__call__(x, t)
+
+    def _give_up(self, reason):
+        self._reason = reason
+        self.settle()
+        self.forget()
+        warnings.warn('the training step is not captured as a CUDA graph: {}'.format(reason))
+
+    def _begin(self):
+        from trainer.engines.cudnn.captured import Room
+        from trainer.engines.cudnn.update import Update
+        if self._room is None:
+            self._room = Room()
+            self._upload = _Upload()
+        self._update = Update(self.optimizer)
+        self._params = list(self.network.params())
+        self._arrays = [p.array for p in self._params]
+        self._statistics = [(link, name, getattr(link, name)) for link in self.network.links()
+                            for name in link._persistent if np.ndim(getattr(link, name))]
+
+    def _moved(self):
+        """Tell whether somebody put other arrays in the place of those that graphs point to."""
+        return (any(p.array is not a for p, a in zip(self._params, self._arrays)) or
+                any(getattr(link, name) is not a for link, name, a in self._statistics))
+
+    def _replay(self, x, t):
+        if self._update is not None and self._moved():
+            self.settle()
+            self.forget()
+        if self._update is None:
+            self._begin()
+        pictures = round(*self.group.sum(len(t)))
+        key = x.shape, x.dtype.char, pictures
+        captured = self._captured.get(key)
+        with self._room.entered():
+            self._update.prepare()
+            if captured is None:
+                self._captured[key] = now = _Captured(x, t, self._update.table())
+            else:
+                now = captured
+            self._upload((x, t), (now.x, now.t), self._room.stream)
+        reason = None
+        if captured is not None and captured.graphs is None:
+            reason = self._capture(captured, pictures)
+        if now.graphs is None:
+            self._compute(now, pictures)
+        else:
+            self._launch(now)
+        with self._room.entered():
+            totals = now.totals / pictures
+        if reason is not None:
+            self._give_up(reason)
+        if self.group.size > 1:
+            totals = self.group.sum(*totals.get())
+        return totals[0], totals[1], pictures
+
+    def _gradients(self, captured, pictures):
+        self.network.cleargrads()
+        captured.totals.fill(0)
+        for loss, y, t, share in self._chunks(captured.x, captured.t, pictures):
+            loss.grad = (self._update.scale * share).astype(loss.dtype)
+            loss.backward()
+            captured.totals[0] += loss.array * len(t)
+            captured.totals[1] += (y.array.argmax(axis=1) == t).sum()
+            loss.unchain_backward()
+
+    def _compute(self, captured, pictures):
+        """Make the update as it comes."""
+        with self._room.entered():
+            self._gradients(captured, pictures)
+        self.group.mean_gradients(self.network)
+        with self._room.entered():
+            self._update.fill(captured.table)
+            self._update(captured.table)
+
+    def _capture(self, captured, pictures):
+        """Capture the update; return why that cannot be, or ``None``."""
+        import cupy
+
+        def parts():
+            yield lambda: self._gradients(captured, pictures)
+            yield lambda: self._update(captured.table)
+
+        def whole():
+            for part in parts():
+                part()
+        try:
+            with self._room.entered():
+                captured.graphs = [
+                    self._room.capture(part)[0]
+                    for part in (parts() if self.group.size > 1 else (whole,))]
+                captured.gradients = [param.grad for param in self._params]
+                self._update.fill(captured.table)
+        # CuPy's word for what cuBLAS cannot do under capture; CUDA's for everything else.
+        except (NotImplementedError, cupy.cuda.runtime.CUDARuntimeError) as e:
+            return str(e)
+        return None
+
+    def _launch(self, captured):
+        first, *second = captured.graphs
+        with self._room.entered():
+            first.launch()
+        if second:
+            for param, gradient in zip(self._params, captured.gradients):
+                param.grad = gradient
+            self.group.mean_gradients(self.network)
+            with self._room.entered():
+                second[0].launch()
+
+
+class _Upload:
+    """Copies batches to the device, while what was begun there goes on.
+
+    A batch goes by way of page-locked memory, of which there are two pieces: one is being
+    filled while the other is still under way.
+    """
+
+    def __init__(self):
+        import cupy
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._sent = [cupy.cuda.Event(), cupy.cuda.Event()]
+        self._read = cupy.cuda.Event()
+        self._size = self._turn = 0
+
+    def _make_room(self, size):
+        import cupy
+        import cupyx
+        if size > self._size:
+            self._stream.synchronize()
+            self._read.synchronize()
+            self._host = [cupyx.empty_pinned(size, np.uint8) for _ in range(2)]
+            self._device = cupy.empty(size, np.uint8)
+            self._size = size
+
+    def __call__(self, sources, targets, stream):
+        """Copy NumPy arrays to arrays on the device, in the order of a stream.
+
+        Arrays that are on the device already are copied there.
+        """
+        places, size = [], 0
+        for source in sources:
+            places.append(size)
+            size += -(-source.nbytes // 512) * 512
+        if isinstance(sources[0], np.ndarray):
+            self._make_room(size)
+            self._turn ^= 1
+            host, sent = self._host[self._turn], self._sent[self._turn]
+            sent.synchronize()
+            for place, source in zip(places, sources):
+                host[place:place + source.nbytes].view(source.dtype).reshape(
+                    source.shape)[...] = source
+            self._stream.wait_event(self._read)
+            self._device[:size].set(host[:size], stream=self._stream)
+            sent.record(self._stream)
+            stream.wait_event(sent)
+            sources = [self._device[place:place + source.nbytes].view(source.dtype).reshape(
+                source.shape) for place, source in zip(places, sources)]
+        for source, target in zip(sources, targets):
+            target[...] = source
+        self._read.record(stream)

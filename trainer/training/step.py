@@ -1,0 +1,76 @@
+"""One update of a network from one batch."""
+import chainer
+import numpy as np
+
+from trainer.training import processes
+
+
+class Step:
+    """Compute a batch in chunks, with the original's gradient accumulation, and update.
+
+    Batch normalisation sees one chunk at a time and updates its running statistics at
+    each; the gradients of the mean loss over the batch are added up, then the optimizer
+    updates once. Of several processes each computes its share of the batch; the gradients
+    are those of all of it.
+
+    Args:
+        optimizer (chainer.Optimizer): Its target is a network.
+        device (chainer.backend.Device): Where to compute.
+        divide (int): Number of chunks (``train_batch_divide``) of this process's share.
+        loss (callable): Mean loss from scores and labels; ``None``: the network's.
+        finish (callable): Makes what the network takes, on the device, of what is given;
+            ``None``: it is given that.
+        group (trainer.training.processes.Alone): The processes.
+    """
+
+    def __init__(self, optimizer, device, divide=1, loss=None, finish=None,
+                 group=processes.Alone()):
+        self.optimizer = optimizer
+        self.network = optimizer.target
+        self.device = device
+        self.divide = divide
+        self.group = group
+        self._loss = loss or self.network.calc_loss
+        self._finish = finish
+
+    def __call__(self, x, t):
+        """Update from a batch: x (batch, ...) and t int32 (batch,), NumPy arrays.
+
+        Of several processes each gives its share, which may be empty.
+
+        Returns:
+            tuple: Mean loss and accuracy over the whole batch (numbers, or arrays of no
+            dimension on the device), and its pictures.
+        """
+        self.network.cleargrads()
+        pictures = round(*self.group.sum(len(t)))
+        loss_sum = correct = 0
+        for loss, y, t_chunk, share in self._chunks(x, t, pictures):
+            (loss * share).backward(loss_scale=self.optimizer._loss_scale)
+            loss_sum += float(loss.array) * len(t_chunk)
+            correct += int((y.array.argmax(axis=1) == t_chunk).sum())
+            loss.unchain_backward()
+        self.group.mean_gradients(self.network)
+        self.optimizer.update()
+        loss_sum, correct = self.group.sum(loss_sum, correct)
+        return loss_sum / pictures, correct / pictures, pictures
+
+    def _chunks(self, x, t, pictures):
+        """Yield of each chunk the loss, the scores, the labels, and by what its loss
+        contributes to the gradients."""
+        chunks = min(self.divide, len(t))
+        for x_chunk, t_chunk in zip(np.array_split(x, chunks), np.array_split(t, chunks)
+                                    ) if chunks else ():
+            x_chunk, t_chunk = self.device.send(x_chunk), self.device.send(t_chunk)
+            if self._finish is not None:
+                x_chunk = self._finish(x_chunk)
+            y = self.network(chainer.Variable(x_chunk))
+            # Times the processes: their gradients are averaged.
+            share = len(t_chunk) / pictures * self.group.size
+            yield self._loss(y, t_chunk), y, t_chunk, share
+
+    def settle(self):
+        """Bring the optimizer up to date with what the steps did, before its state is read."""
+
+    def forget(self):
+        """Look at the optimizer anew, after its state was replaced."""
