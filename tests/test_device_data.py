@@ -61,7 +61,7 @@ def drawn_of(preprocessing, rows):
     kind = type(preprocessing.draw(np.random.default_rng(0)))
     rows = rows[:, 1:].tolist()
     if 'interpolation' in kind._fields:
-        rows = [[INTERPOLATIONS[row[0]]] + row[1:] for row in rows]
+        rows = [[INTERPOLATIONS[i], 32 + more, *row] for i, more, *row in rows]
     return [kind(*row[:-1], bool(row[-1])) for row in rows]
 
 
@@ -225,7 +225,7 @@ def test_stretched_pictures(images):
     rows, drawn = [], []
     for i, (interpolation, side) in enumerate(2 * SIZES):
         y, x = rng.integers(0, side - 31, 2).tolist()
-        rows.append((i % len(images), interpolation, side, y, x, i % 2))
+        rows.append((i % len(images), interpolation, side - 32, y, x, i % 2))
         drawn.append(cifar.Drawn(INTERPOLATIONS[interpolation], side, y, x, bool(i % 2)))
     rows = np.array(rows, np.int32)
     finish = device.Pictures(preprocessing, images[:7], images[7:])

@@ -128,8 +128,9 @@ class OnePicture:
 
     For :class:`trainer.transforms.device.Pictures` a class has as well ``uniforms``, how many
     numbers of [0, 1) are drawn for a picture; ``choose(u)``, the integers that so many numbers
-    choose, or arrays of them; ``untouched``, those of a test picture; ``kernel``, the name of
-    what makes a picture of them on a GPU, and ``constants()``, the array that it takes.
+    choose, or arrays of them, the last of which says whether to flip; ``untouched``, those of
+    a test picture; ``kernel``, the name of what makes a picture of them on a GPU, and
+    ``constants()``, the array that it takes.
     """
 
     @staticmethod
@@ -182,16 +183,16 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
     #: ``train_batch`` and ``test_batch`` take arrays.
     arrays = True
     uniforms = 5
-    untouched = 1, _SIDE, 0, 0, False
+    untouched = 1, 0, 0, 0, False
     kernel = 'stretched'
 
     @staticmethod
     def choose(u):
-        """Return (place in :data:`INTERPOLATIONS`, side, y, x, flip); see :class:`OnePicture`."""
-        side = uniform_int(u[1], _SIDE, _MOST)
-        return (uniform_int(u[0], 0, len(INTERPOLATIONS) - 1), side,
-                uniform_int(u[2], 0, side - _SIDE), uniform_int(u[3], 0, side - _SIDE),
-                u[4] < .5)
+        """Return place in :data:`INTERPOLATIONS`, pixels that the side gets longer, y, x, flip;
+        see :class:`OnePicture`."""
+        more = uniform_int(u[1], 0, _MOST - _SIDE)
+        return (uniform_int(u[0], 0, len(INTERPOLATIONS) - 1), more,
+                uniform_int(u[2], 0, more), uniform_int(u[3], 0, more), u[4] < .5)
 
     @staticmethod
     def constants():
@@ -213,8 +214,8 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
             Drawn: Interpolation uniform over nearest, bilinear, bicubic, bicubic;
             side uniform in 32..36; offsets uniform; flip with probability 0.5.
         """
-        interpolation, side, y, x, flip = cls.choose(rng.random(cls.uniforms))
-        return Drawn(INTERPOLATIONS[interpolation], side, y, x, bool(flip))
+        interpolation, more, y, x, flip = cls.choose(rng.random(cls.uniforms))
+        return Drawn(INTERPOLATIONS[interpolation], _SIDE + more, y, x, bool(flip))
 
     @staticmethod
     def train_batch(images, drawn):

@@ -47,8 +47,8 @@ __device__ inline int clip(int x) {
 
 // cifar.DataAugmentationCifar10NormalizeSmall: a block is a picture.
 //
-// images: uint8 (pictures, 3, 32, 32). rows: int (batch, 6): picture, interpolation, side,
-// y, x, flip. weights: int (interpolations, sides, 36, 5), as cifar.weights has them.
+// images: uint8 (pictures, 3, 32, 32). rows: int (batch, 6): picture, interpolation, side
+// less 32, y, x, flip. weights: int (interpolations, sides, 36, 5), as cifar.weights has them.
 template <typename T>
 __device__ inline void stretched(const byte *images, const int *rows, const int *weights, T *y) {
     constexpr int MOST = 36, SIDES = MOST - SIDE + 1;
@@ -60,7 +60,7 @@ __device__ inline void stretched(const byte *images, const int *rows, const int 
     const int t = threadIdx.x;
     const int *row = rows + 6 * blockIdx.x;
     const int flip = row[5];
-    weights += (row[1] * SIDES + row[2] - SIDE) * MOST * 5;
+    weights += (row[1] * SIDES + row[2]) * MOST * 5;
 
     if (t == 0) {
         least = 255;

@@ -97,7 +97,7 @@ class Pictures:
 
         Args:
             rows (cupy.ndarray): int32 (batch, 1 + fields): picture, and what ``choose`` of
-                the class chose.
+                the class chose. Zeros are valid.
 
         Returns:
             cupy.ndarray: (batch, 3, 32, 32) with NHWC memory, float32; float16 where the
