@@ -134,18 +134,23 @@ class _ConvBN(_Function):
 
     def gradients(self, indexes, gy, there):
         gamma, beta = (v.array for v in self.get_retained_inputs())
+        x, h = self.x, self.h
+        if h is None:
+            raise RuntimeError('backward was called before; call forward again')
+        # Their memory is wanted while the rest of the network is computed backward.
+        self.x = self.h = None
         with chainer.using_config('precision', self.precision):
-            dtype = self.h.dtype
             gh, ggamma, gbeta, gresidual = _bn_backward(
-                _nhwc(gy, dtype), self.mask, self.h, gamma, beta, self.mean, self.inv_std,
+                _nhwc(gy, h.dtype), self.mask, h, gamma, beta, self.mean, self.inv_std,
                 self.kind, 4 in indexes)
             found = {2: ggamma, 3: gbeta, 4: gresidual}
+            del h, gy
             if 0 in indexes:
                 found[0] = _conv_backward_data(
-                    gh, self.w, self.x.shape, self.stride, self.pad, self.groups,
-                    None if there[0] is None else _nhwc(there[0], dtype))
+                    gh, self.w, x.shape, self.stride, self.pad, self.groups,
+                    None if there[0] is None else _nhwc(there[0], x.dtype))
             if 1 in indexes:
-                found[1] = _conv_backward_weights(self.x, gh, self.w.shape, self.stride, self.pad,
+                found[1] = _conv_backward_weights(x, gh, self.w.shape, self.stride, self.pad,
                                                   self.groups)
         return {i: found[i].astype(self.given[i], copy=False) for i in indexes}
 

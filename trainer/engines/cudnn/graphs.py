@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 
 import chainer
 import numpy as np
@@ -26,7 +27,7 @@ TIMED = 6
 _REPEATED = 5
 
 #: Workspace that a plan may ask for, in bytes.
-WORKSPACE = 1 << 30
+WORKSPACE = 1 << 28
 
 
 class NotSupported(Exception):
@@ -114,7 +115,7 @@ class Graph:
                 graph.deselect_numeric_notes([notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS])
             graph.deselect_workspace_greater_than(WORKSPACE)
             graph.check_support()
-        except (RuntimeError, ValueError) as e:  # cudnnGraphNotSupportedError is one
+        except (RuntimeError, ValueError, cudnn.cudnnGraphNotSupportedError) as e:
             raise NotSupported(str(e))
         return self
 
@@ -141,6 +142,8 @@ class Graph:
     def _choose(self, pack, handle):
         choices = _choices()
         known = choices.get(self.key)
+        if known is None:
+            _say_once()
         found = []
         for index in range(self.graph.get_execution_plan_count()):
             name = self.graph.get_plan_name_at_index(index)
@@ -148,7 +151,8 @@ class Graph:
                 continue
             if len(found) == TIMED:
                 break
-            with contextlib.suppress(RuntimeError):  # some plans fail when built or run
+            # Some plans fail when built or run.
+            with contextlib.suppress(RuntimeError, self.cudnn.cudnnGraphNotSupportedError):
                 self.graph.build_plan_at_index(index)
                 size = self.graph.get_workspace_size_plan_at_index(index)
                 elapsed = _time(lambda: self._execute(pack, handle, index, size),
@@ -204,6 +208,12 @@ def _choices_path():
     folder = chainer.dataset.get_dataset_directory('resnext')
     return os.path.join(folder, 'cudnn_{}_{}.json'.format(
         properties['name'].decode().replace(' ', '_'), version()))
+
+
+@functools.lru_cache(maxsize=None)
+def _say_once():
+    print('timing what cuDNN offers for these shapes, once for this GPU: a minute or more; the '
+          'choice goes to\n{}'.format(_choices_path()), file=sys.stderr, flush=True)
 
 
 @functools.lru_cache(maxsize=None)

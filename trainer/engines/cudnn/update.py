@@ -51,10 +51,9 @@ class Update:
         import cupy
         self._kind, self._state = _kind(optimizer)
         self._optimizer = optimizer
-        self._rate_of_head = 1
-        hooks = list(optimizer._pre_update_hooks.values())
-        if optimizer._post_update_hooks or len(hooks) > 2:
-            raise NotSupported('its hooks')
+        hooks = list(optimizer._hookable._pre_update_hooks.values())
+        if optimizer._hookable._post_update_hooks:
+            raise NotSupported('hooks after the update')
         self._decay = hooks.pop(0) if hooks and isinstance(
             hooks[0], chainer.optimizer_hooks.WeightDecay) else None
         self._head = hooks.pop(0) if hooks and isinstance(hooks[0], HeadRate) else None

@@ -1,0 +1,235 @@
+"""The training step as a CUDA graph against the step as Chainer makes it."""
+import copy
+import io
+
+import chainer
+import numpy as np
+import pytest
+
+import resnext
+from trainer.training import transfer
+from trainer.training.captured_step import CapturedStep
+from trainer.training.optimizers import OPTIMIZERS
+from trainer.training.step import Step
+from trainer.training.updater import ChunkedUpdater
+from trainer.weights import npz
+
+pytestmark = pytest.mark.gpu
+
+#: Of a run of three epochs of three batches, the last one short.
+RATES = (.1, .1, .1, .05, .05, .05, .01, .02, .03)
+
+
+def network(seed=0):
+    built = resnext.PaperResNext(10, (1, 1, 1), C=2, d=4)
+    built.weight_initialization(seed)
+    return built
+
+
+def batches():
+    rng = np.random.default_rng(1)
+    for i in range(len(RATES)):
+        n = 5 if i % 3 == 2 else 8
+        yield (rng.standard_normal((n, 3, 16, 16)).astype(np.float32),
+               rng.integers(0, 10, n).astype(np.int32))
+
+
+def optimizer(model, name='momentum', scaled=False, decay=.01, head=1., freeze=()):
+    made = OPTIMIZERS[name](.1, .9).setup(model)
+    if decay:
+        made.add_hook(chainer.optimizer_hooks.WeightDecay(decay))
+    if head != 1:
+        made.add_hook(transfer.HeadRate(model, head))
+    if freeze:
+        transfer.Frozen(model, freeze)
+    if scaled:
+        made.loss_scaling()
+    return made
+
+
+def run(model, made, step, precision='float32', engine='cudnn', given=None):
+    """Make the updates of :func:`batches`: losses and accuracies."""
+    found = []
+    with chainer.using_config('engine', engine), chainer.using_config('precision', precision):
+        for lr, (x, t) in zip(RATES, given or batches()):
+            made.lr = lr
+            loss, accuracy, pictures = step(x, t)
+            assert pictures == len(t)
+            found.append((float(loss), float(accuracy)))
+    step.settle()
+    return np.array(found)
+
+
+def state(model):
+    get = chainer.get_device('@numpy').send
+    return {name: get(np.asarray(a) if not np.ndim(a) else a)
+            for name, a in npz.state(model).items()}
+
+
+def relative(a, b):
+    a, b = (np.asarray(v, np.float64) for v in (a, b))
+    return np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)
+
+
+def compare(precision='float32', divide=1, **options):
+    """Return (found, expected, states, steps) of the captured step and of Chainer's."""
+    results = []
+    for captured, gpu in ((True, 0), (False, -1)):
+        model = network()
+        model.check_gpu(gpu)
+        made = optimizer(model, **options)
+        step = (CapturedStep if captured else Step)(made, model.device, divide)
+        found = run(model, made, step, precision if captured else 'float32',
+                    'cudnn' if captured else 'reference')
+        results.append((found, state(model), made, step))
+    return results
+
+
+@pytest.mark.parametrize('name', sorted(OPTIMIZERS))
+@pytest.mark.parametrize('divide', [1, 2])
+def test_float32_follows_chainer(name, divide):
+    (found, arrays, made, step), (expected, golden, other, _) = compare(divide=divide, name=name)
+    assert relative(expected, found) < 1e-4
+    for key, array in golden.items():
+        assert relative(array, arrays[key]) < 2e-3, key
+    assert made.t == other.t == len(RATES)
+    assert all(p.update_rule.t == len(RATES) for p in step.network.params())
+    # Both shapes of batches were replayed, each as one graph.
+    assert [len(c.graphs) for c in step._captured.values()] == [1, 1]
+
+
+def test_head_rate_and_frozen_layers():
+    (found, arrays, *_), (expected, golden, *_) = compare(head=10., freeze=('stem', 'stage1'))
+    before = state(network())
+    assert relative(expected, found) < 1e-4
+    for key, array in golden.items():
+        assert relative(array, arrays[key]) < 2e-3, key
+        if key.startswith(('stem', 'stage1')):
+            assert (arrays[key] == before[key]).all(), key
+
+
+def test_mixed_follows_roughly_and_scales():
+    (found, arrays, made, _), (expected, golden, other, _) = compare('mixed', scaled=True)
+    assert relative(expected[:, 0], found[:, 0]) < 5e-2
+    assert made._loss_scale == other._loss_scale == 2. ** len(RATES)
+    assert all(a.dtype == np.float32 for a in arrays.values() if a.ndim)
+
+
+def test_overflow_changes_nothing_but_the_scale():
+    model = network()
+    model.check_gpu(0)
+    made = optimizer(model, scaled=True)
+    step = CapturedStep(made, model.device)
+    given = list(batches())[:1] * 4
+    with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', 'float32'):
+        for x, t in given[:2]:
+            step(x, t)
+        step.settle()
+        assert (made._loss_scale, made._loss_scaling_isnan_ever) == (4., False)
+        params = {n: p.array.get() for n, p in model.namedparams()}
+        step(np.full_like(given[2][0], np.inf), given[2][1])
+        step.settle()
+        assert (made._loss_scale, made._loss_scaling_isnan_ever) == (2., True)
+        for name, param in model.namedparams():
+            assert (params[name] == param.array.get()).all(), name
+        for link in model.links():  # what inf made of the statistics is not what is tested
+            if isinstance(link, chainer.links.BatchNormalization):
+                link.avg_mean[...] = 0
+                link.avg_var[...] = 1
+        step(*given[3])
+        step.settle()
+        assert made._loss_scale == pytest.approx(2 * 2 ** .001)
+        assert any((params[n] != p.array.get()).any() for n, p in model.namedparams())
+    assert made.t == 4
+
+
+def test_going_on_is_as_if_never_stopped():
+    """A snapshot between updates, taken up by another process's step."""
+    def begin():
+        model = network()
+        model.check_gpu(0)
+        made = optimizer(model, scaled=True)
+        updater = ChunkedUpdater(chainer.iterators.SerialIterator([0], 1), made, model.device,
+                                 captured=True)
+        return model, made, updater
+
+    def save(target):
+        file = io.BytesIO()
+        chainer.serializers.save_npz(file, target)
+        file.seek(0)
+        return file
+
+    given = list(batches())
+    model, made, updater = begin()
+    run(model, made, updater.step, 'mixed', given=given)
+    golden = state(model)
+
+    model, made, updater = begin()
+    run(model, made, updater.step, 'mixed', given=given[:5])
+    snapshot, scale = save(updater), made._loss_scale
+    model, made, updater = begin()
+    run(model, made, updater.step, 'mixed', given=given[:2])  # a state to be replaced
+    chainer.serializers.load_npz(snapshot, updater)
+    made._loss_scale = scale
+    with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', 'mixed'):
+        for lr, (x, t) in zip(RATES[5:], given[5:]):
+            made.lr = lr
+            updater.step(x, t)
+    updater.step.settle()
+    assert made._loss_scale == 2. ** len(RATES)
+    for key, array in state(model).items():
+        assert (array == golden[key]).all(), key
+
+
+def test_other_arrays_are_noticed():
+    model = network()
+    model.check_gpu(0)
+    made = optimizer(model)
+    step = CapturedStep(made, model.device)
+    given = list(batches())
+    run(model, made, step, given=given[:1] * 3)
+    model.fc.W.array = model.fc.W.array.copy()
+    model.stem.bn.avg_mean = model.stem.bn.avg_mean.copy()
+    before = model.fc.W.array.get(), model.stem.bn.avg_mean.get()
+    run(model, made, step, given=given[:1])
+    assert (model.fc.W.array.get() != before[0]).any()
+    assert (model.stem.bn.avg_mean.get() != before[1]).any()
+
+
+def test_what_cannot_be_captured_is_computed_as_it_comes():
+    results = []
+    for captured in (True, False):
+        model = network()
+        model.check_gpu(0)
+        made = chainer.optimizers.Adam().setup(model)
+        step = (CapturedStep if captured else Step)(made, model.device)
+        with chainer.using_config('engine', 'cudnn'):
+            if captured:
+                with pytest.warns(UserWarning, match='not captured as a CUDA graph: Adam'):
+                    losses = [float(step(x, t)[0]) for x, t in batches()]
+            else:
+                losses = [float(step(x, t)[0]) for x, t in batches()]
+        results.append(losses)
+    assert results[0] == results[1]
+
+
+def test_a_layer_that_needs_cublas():
+    class WithLinear(resnext.PaperResNext):
+        def classify(self, h):
+            return self.fc(h)
+
+    model = WithLinear(10, (1, 1, 1), C=2, d=4)
+    model.weight_initialization(0)
+    model.check_gpu(0)
+    made = optimizer(model)
+    step = CapturedStep(made, model.device)
+    with chainer.using_config('engine', 'cudnn'), pytest.warns(
+            UserWarning, match='not captured as a CUDA graph'):
+        found = [float(step(x, t)[0]) for x, t in batches()]
+    model = copy.deepcopy(network())
+    model.check_gpu(0)
+    made = optimizer(model)
+    step = CapturedStep(made, model.device)
+    with chainer.using_config('engine', 'cudnn'):
+        expected = [float(step(x, t)[0]) for x, t in batches()]
+    assert relative(expected, found) < 1e-4 and made.t == len(RATES)

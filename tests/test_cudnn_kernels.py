@@ -1,0 +1,108 @@
+"""The cuDNN engine's own kernels against NumPy in float64, on a GPU or a simulated one."""
+import chainer
+import numpy as np
+import pytest
+
+from trainer.engines.cudnn import arrays, kernels
+
+pytestmark = pytest.mark.gpu
+
+HALF = {np.float16: 1e-3, np.float32: 2e-6}  # a few roundings, relative to the largest
+
+#: Channels by packs and not, over one tile and several; pixels from one to many.
+SIZES = [(2, 64, 9, 7), (1, 10, 1, 1), (3, 136, 5, 4), (2, 3, 33, 31), (130, 8, 6, 6),
+         (1, 2048, 2, 3)]
+
+
+def send(array, dtype=None):
+    """Return a NumPy array on the GPU; feature maps with NHWC memory."""
+    import cupy
+    if array.ndim < 4:
+        return cupy.asarray(array.astype(np.float32))
+    there = arrays.empty(cupy, array.shape, dtype or array.dtype)
+    there[...] = cupy.asarray(array.astype(dtype or array.dtype))
+    return there
+
+
+def close(there, here, tolerance):
+    if there is None:
+        return here is None
+    there = chainer.get_device('@numpy').send(there).astype(np.float64)
+    return abs(there - here).max() <= tolerance * max(abs(here).max(), 1e-3)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('shape', SIZES)
+@pytest.mark.parametrize('kind', range(5))
+def test_batch_normalisation(shape, kind, dtype):
+    rng = np.random.default_rng(0)
+    c = shape[1]
+    # Far from 0, as what a convolution makes can be: squares must not cancel.
+    x = (rng.standard_normal(shape) + 5 * rng.standard_normal((1, c, 1, 1))).astype(dtype)
+    residual, gy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    gamma, beta, mean, var = (rng.uniform(.5, 1.5, c).astype(np.float32) for _ in range(4))
+    residual = residual if kind >= arrays.ADD else None
+    averages = [send(mean), send(var)]
+    wide = [a.astype(np.float64) for a in (x, gamma, beta, mean, var)]
+    expected = arrays.bn_forward(*wide, None if residual is None else residual.astype(float),
+                                 kind, 1e-5, .9)
+    there = send(x, dtype), send(gamma), send(beta)
+    for repeat in range(2):
+        found = kernels.bn_forward(*there, *(averages if not repeat else [send(mean), send(var)]),
+                                   None if residual is None else send(residual, dtype), kind,
+                                   1e-5, .9)
+        if repeat:  # the order of the sums is fixed
+            assert (found[0] == first).all()
+        first = found[0]
+    assert close(found[0], expected[0], HALF[dtype])
+    assert close(found[2], expected[2], 1e-6) and close(found[3], expected[3], 1e-4)
+    assert close(averages[0], wide[3], 1e-6) and close(averages[1], wide[4], 1e-5)
+
+    # A ReLU that flips by rounding says nothing of the gradients: its own mask is taken.
+    y = chainer.get_device('@numpy').send(found[0])
+    if expected[1] is not None:
+        own = (y > 0) if kind != arrays.RELU_ADD else expected[1]
+        expected = expected[0], own, *expected[2:]
+    keep = kind >= arrays.ADD
+    golden = arrays.bn_backward(gy.astype(np.float64), expected[1], wide[0], wide[1], wide[2],
+                                expected[2], expected[3], kind, keep)
+    gradients = kernels.bn_backward(send(gy, dtype), found[1], *there, *found[2:], kind, keep)
+    # In half precision a value's sign may be lost beside the residual's.
+    for there, here in zip(gradients, golden):
+        assert close(there, here, 3 * HALF[dtype] if dtype == np.float16 else 3e-5)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('shape, size, stride, pad, round_up', [
+    ((2, 64, 12, 9), 3, 2, 1, False), ((2, 16, 13, 12), 3, 2, 1, True), ((1, 3, 7, 5), 2, 2, 0, True),
+    ((3, 10, 6, 6), 3, 1, 1, False)])
+def test_max_pooling(shape, size, stride, pad, round_up, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, shape).astype(dtype)  # few values: windows with equal ones
+    out = shape[:2] + tuple(chainer.utils.conv.get_conv_outsize(n, size, stride, pad, round_up)
+                            for n in shape[2:])
+    y, place = kernels.max_pooling(send(x), out, size, stride, pad)
+    golden = arrays.max_pooling(x, out, size, stride, pad)
+    assert close(y, golden[0], 0) and close(place, golden[1], 0)
+    chainers = chainer.functions.max_pooling_2d(x, size, stride, pad, cover_all=round_up)
+    assert (chainers.array == golden[0]).all()
+    gy = rng.integers(-3, 4, out).astype(dtype)
+    gx = kernels.max_pooling_backward(send(gy), place, shape, size, stride, pad)
+    assert close(gx, arrays.max_pooling_backward(gy, golden[1], shape, size, stride, pad), 0)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('shape', SIZES)
+def test_mean_pooling_and_sums(shape, dtype):
+    rng = np.random.default_rng(0)
+    x, other = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    y = kernels.mean_pooling(send(x))
+    assert y.dtype == np.float32
+    assert close(y, arrays.mean_pooling(x.astype(np.float64)), 1e-6)
+    gy = rng.standard_normal(shape[:2] + (1, 1))
+    gx = kernels.mean_pooling_backward(send(gy, np.float32), shape, dtype)
+    assert gx.dtype == dtype
+    assert close(gx, arrays.mean_pooling_backward(gy, shape, np.float64), HALF[dtype])
+    there = send(x)
+    kernels.accumulate(there, send(other))
+    assert close(there, x.astype(np.float64) + other, HALF[dtype])
