@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 import data_augmentation
+import resnext_ilsvrc
+from trainer import engines, evaluation, prediction
 from trainer.datasets import Dataset, Pictures, folder, loading, quick
 from trainer.training import options
 from trainer.training.data import data_path
@@ -193,6 +195,53 @@ def test_rows_are_drawn_by_the_process_that_trains(in_memory):
         assert isinstance(iterator, chainer.iterators.SerialIterator)
 
 
+class ByRows(engines.Predictor):
+    """A predictor on the CPU that is given rows of bytes, as one on a GPU is."""
+
+    def __init__(self, network):
+        super().__init__(network, 'rows', '', device.of(network))
+        self._pictures = network.predictor('reference')
+
+    def __call__(self, x):
+        return self._pictures(finished(x))
+
+    def features(self, x):
+        return self._pictures.features(finished(x))
+
+
+@pytest.fixture(scope='module')
+def network():
+    made = resnext_ilsvrc.ResNext(2, (1,), C=1, d=2, multiplier=1, stem_width=2)
+    made.preprocessing = 'DataAugmentationNormalizeBigger'
+    return made
+
+
+def compare(network, predictor, dataset, ten_crop):
+    """Compare what a predictor finds out about files with the network's own on the CPU."""
+    given = dict(batch=20, ten_crop=ten_crop, workers=0)
+    plain = network.predictor('reference')
+    golden, found = ([] for _ in range(2))
+    for one, kept in ((plain, golden), (predictor, found)):
+        evaluated = evaluation.evaluate([one], dataset.test, **given)
+        kept += [evaluated.tally.loss, *evaluated.tally.confusion.ravel()]
+        evaluation.features(one, dataset.test, kept.append, **given)
+        kept += [answer.probability for said in prediction.predict(
+            [one], dataset.test.paths + ['/nowhere.jpg'], **given) for answer in said.answers]
+    assert len(golden) == len(found) > 8
+    for a, b in zip(golden, found):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize('ten_crop', [False, True])
+def test_prediction_by_rows(network, in_files, ten_crop):
+    predictor = ByRows(network)
+    assert prediction.take_rows([predictor])
+    assert not prediction.take_rows([predictor, network.predictor('reference')])
+    if ten_crop:
+        in_files = in_files._replace(test=in_files.test.take([1, 4]))
+    compare(network, predictor, in_files, ten_crop)
+
+
 # ---- what a GPU makes of it
 
 def made(finish, rows):
@@ -273,3 +322,14 @@ def test_no_pictures(in_memory, in_files):
         finish = path_of(dataset, name, 0).finish
         y = made(finish, np.empty(row, np.uint8 if row[1] > 6 else np.int32))
         assert y.shape == (0,) + getattr(data_augmentation, name).shape
+
+
+@pytest.mark.gpu
+def test_prediction(network, in_files):
+    other = network.copy('copy')
+    other.check_gpu(0)
+    predictor = other.predictor('reference')
+    assert prediction.take_rows([predictor])
+    compare(network, predictor, in_files, ten_crop=False)
+    x = np.random.default_rng(0).random((2, 3, 224, 224), np.float32)
+    np.testing.assert_allclose(predictor(x), network.predictor('reference')(x), atol=1e-5)

@@ -110,7 +110,7 @@ def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=Non
             tally.add(prediction.scores(computing, x, _chunk(batch, divide)), labels[items[read]])
 
     begun = time.perf_counter()
-    unreadable = _each_batch(networks, pictures, batch, ten_crop, workers, count,
+    unreadable = _each_batch(computing, pictures, batch, ten_crop, workers, count,
                              progress and (lambda n: progress(n, tally)))
     return Evaluation(tally, unreadable, time.perf_counter() - begun, computing[0].description)
 
@@ -142,7 +142,7 @@ def features(network, pictures, write, batch=64, divide=1, ten_crop=False, worke
             rows[read] = (h.mean(axis=1) if ten_crop else h)[..., 0, 0]
         write(rows)
 
-    return _each_batch([predictor.network], pictures, batch, ten_crop, workers, keep, progress)
+    return _each_batch([predictor], pictures, batch, ten_crop, workers, keep, progress)
 
 
 def save_features(path, network, pictures, **kwargs):
@@ -185,13 +185,15 @@ def _chunk(batch, divide):
     return max(1, batch // divide)
 
 
-def _each_batch(networks, pictures, batch, ten_crop, workers, use, progress):
+def _each_batch(predictors, pictures, batch, ten_crop, workers, use, progress):
     """Call ``use(x of what could be read, its places in the batch, indices of the batch)``.
 
     Returns:
         list: (path, what is wrong with it) of the pictures that could not be read.
     """
-    load = prediction.Load(prediction.preprocessing(networks), pictures.paths, ten_crop)
+    load = prediction.Load(
+        prediction.preprocessing([predictor.network for predictor in predictors]),
+        pictures.paths, ten_crop, prediction.take_rows(predictors))
     unreadable = []
     for items, x, errors in load.batches(batch, workers):
         unreadable += [(pictures.paths[items[i]], errors[i]) for i in sorted(errors)]

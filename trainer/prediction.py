@@ -6,6 +6,7 @@ import numpy as np
 from trainer import engines
 from trainer.datasets import class_names, loading, parallel
 from trainer.errors import InputError
+from trainer.transforms import device
 
 #: One of the likeliest classes. number: index of the class; synset (str): of ImageNet,
 #: or ``None``; name (str); probability (float): 0..1.
@@ -44,22 +45,29 @@ class Load:
         transform (type): A class of ``data_augmentation``.
         sources (list): Paths, or whatever the class takes; items are indices into it.
         ten_crop (bool): Whether to take ten crops of each.
+        rows (bool): Whether predictors make pictures of rows of bytes (:func:`take_rows`).
 
     Attributes:
         crops (int): Crops of each picture: 1 or 10.
-        shape (tuple of int): (3, height, width), or (10, 3, height, width).
+        shape (tuple of int): (3, height, width), or (10, 3, height, width); of rows,
+            (row bytes,) or (10, row bytes).
+        dtype: float32, or uint8.
 
     Raises:
         trainer.errors.InputError: The class makes no ten crops.
     """
 
-    def __init__(self, transform, sources, ten_crop=False):
+    def __init__(self, transform, sources, ten_crop=False, rows=False):
         if ten_crop and not hasattr(transform, 'ten_crop'):
             raise InputError('--ten-crop: there is none in {}'.format(transform.__name__))
         self.sources = sources
         self.crops = 10 if ten_crop else 1
-        self.shape = (10,) * ten_crop + transform.shape
+        self.shape, self.dtype = transform.shape, np.float32
         self._transform = transform.ten_crop if ten_crop else transform.test
+        if rows:
+            self.shape, self.dtype = (transform.row_bytes(training=False),), np.uint8
+            self._transform = transform.ten_crop_rows if ten_crop else transform.test_row
+        self.shape = (10,) * ten_crop + self.shape
 
     def batches(self, batch, workers):
         """Load all pictures in order; see :func:`trainer.datasets.parallel.batches`.
@@ -70,7 +78,7 @@ class Load:
         """
         size = max(1, min(batch // self.crops, len(self.sources)))
         plan = loading.InOrder(len(self.sources), size)(0)
-        return parallel.batches(self, plan, size, self.shape, workers)
+        return parallel.batches(self, plan, size, self.shape, workers, self.dtype)
 
     def __call__(self, i, out):
         source = self.sources[i]
@@ -91,13 +99,25 @@ def predictors(networks):
     return [n if isinstance(n, engines.Predictor) else n.predictor() for n in networks]
 
 
+def take_rows(predictors):
+    """Return whether predictors make pictures of rows of bytes on their GPU
+    (:class:`trainer.transforms.device.Pixels`)."""
+    return all(isinstance(predictor.finish, device.Pixels) for predictor in predictors)
+
+
+def _item(x):
+    """Return the shape of one picture, or row."""
+    return x.shape[-1:] if x.dtype == np.uint8 else x.shape[-3:]
+
+
 def compute(function, x, chunk=None):
     """Compute chunk by chunk, and check the numbers.
 
     Args:
         function (callable): A :class:`trainer.engines.Predictor`, or its ``features``.
         x (numpy.ndarray): float32 (pictures, 3, height, width), or with crops of each,
-            (pictures, crops, 3, height, width).
+            (pictures, crops, 3, height, width); or rows, uint8 (pictures, row bytes) or
+            (pictures, crops, row bytes), where :func:`take_rows` says so.
         chunk (int): Pictures or crops that are computed at a time; ``None``: all.
 
     Returns:
@@ -106,13 +126,14 @@ def compute(function, x, chunk=None):
     Raises:
         trainer.errors.InputError: It is not finite.
     """
-    flat = x.reshape((-1,) + x.shape[-3:])
+    item = _item(x)
+    flat = x.reshape((-1,) + item)
     chunk = chunk or len(flat)
     y = np.concatenate([function(flat[i:i + chunk]) for i in range(0, len(flat), chunk)])
     if not np.isfinite(y).all():
         raise InputError('-m: the network computes numbers that are not finite; its weights are '
                          'damaged')
-    return y.reshape(x.shape[:-3] + y.shape[1:])
+    return y.reshape(x.shape[:x.ndim - len(item)] + y.shape[1:])
 
 
 def log_posteriors(y):
@@ -135,7 +156,7 @@ def scores(networks, x, chunk=None):
         one crop, otherwise the logarithms of the averaged posteriors, float64.
     """
     computed = [compute(predictor, x, chunk) for predictor in predictors(networks)]
-    if len(computed) == 1 and x.ndim == 4:
+    if len(computed) == 1 and x.ndim == 1 + len(_item(x)):
         return computed[0]
     each = []
     for p in map(log_posteriors, computed):
@@ -180,7 +201,7 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
     computing = predictors(networks)
     networks = [predictor.network for predictor in computing]
     check_classes(networks)
-    load = Load(preprocessing(networks), sources, ten_crop)
+    load = Load(preprocessing(networks), sources, ten_crop, take_rows(computing))
     names, synsets = class_names.of(networks[0]), class_names.synsets(networks[0])
     if workers is None and len(sources) <= batch:
         workers = 0

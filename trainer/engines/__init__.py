@@ -8,6 +8,7 @@ import importlib
 import chainer
 
 from trainer.errors import InputError
+from trainer.transforms import device
 
 chainer.global_config.engine = 'reference'
 
@@ -60,12 +61,15 @@ class Predictor:
     before softmax: float32 (batch, classes), both NumPy's.
 
     Attributes:
+        finish (callable): Makes the pictures, on the device, of what it is called with;
+            ``None``: it is called with pictures.
         network (trainer.networks.base.Network): The network.
         engine (str): The engine's name.
         description (str): What computes, and in which precision.
     """
 
-    def __init__(self, network, engine, description):
+    def __init__(self, network, engine, description, finish=None):
+        self.finish = finish
         self.network = network
         self.engine = engine
         self.description = description
@@ -87,7 +91,9 @@ def predictor(network, engine=None, precision='float32', finish=None):
 
     Args:
         finish (callable): Makes the pictures, on the device, of what the predictor is given
-            (:class:`trainer.training.data.DataPath`).
+            (:class:`trainer.training.data.DataPath`). ``None``: on a GPU, with a network for
+            pictures of 224x224, :class:`trainer.transforms.device.Pixels`, which takes
+            pictures as well.
     """
     from trainer.engines import openvino
     on_cpu = network.model_is_cpu_mode()
@@ -102,6 +108,8 @@ def predictor(network, engine=None, precision='float32', finish=None):
         raise InputError('engine openvino: it computes on the CPU, and the network is on a GPU')
     if engine == 'cudnn' and on_cpu:
         raise InputError('engine cudnn: it computes on a GPU, which -g chooses')
+    if finish is None and not on_cpu:
+        finish = device.of(network)
     finish = {} if finish is None else {'finish': finish}
     return importlib.import_module('trainer.engines.' + engine).predictor(
         network, precision, **finish)

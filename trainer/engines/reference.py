@@ -57,14 +57,14 @@ def linear(x, fc):
 
 class _Predictor(engines.Predictor):
     def __init__(self, network, finish):
-        super().__init__(network, 'reference', 'Chainer {}, float32'.format(chainer.__version__))
-        self._finish = finish
+        super().__init__(network, 'reference', 'Chainer {}, float32'.format(chainer.__version__),
+                         finish)
 
     def _compute(self, function, x):
         x = self.network.device.send(x)
         with chainer.no_backprop_mode(), chainer.using_config('train', False), \
                 chainer.using_config('engine', 'reference'):
-            y = function(chainer.Variable(x if self._finish is None else self._finish(x)))
+            y = function(chainer.Variable(x if self.finish is None else self.finish(x)))
         return chainer.backends.cuda.to_cpu(y.array)
 
     def __call__(self, x):

@@ -134,9 +134,11 @@ class LoadPixels(LoadFile):
         """
         epoch, i = item
         path = self.pictures.paths[i]
-        ilsvrc.write_row((
-            self.preprocessing.test_pixels(path) if self.seed is None else
-            self.preprocessing.train_pixels(path, drawn=self._draw(epoch, i))).x, out)
+        if self.seed is None:
+            self.preprocessing.test_row(path, out)
+        else:
+            ilsvrc.write_row(
+                self.preprocessing.train_pixels(path, drawn=self._draw(epoch, i)).x, out)
 
 
 def data_path(dataset, options, preprocessing, group=processes.Alone()):

@@ -109,6 +109,20 @@ class Pictures:
                         rows, constants)
 
 
+def of(network):
+    """Return :class:`Pixels` for the pictures of a network on a GPU.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+
+    Returns:
+        Pixels: ``None`` where its preprocessing is of another kind.
+    """
+    import data_augmentation
+    preprocessing = getattr(data_augmentation, str(network.preprocessing), None)
+    return Pixels(preprocessing) if hasattr(preprocessing, 'test_row') else None
+
+
 class Pixels:
     """Normalises pictures of 224x224 on the GPU, or changes their colours there.
 
@@ -126,12 +140,15 @@ class Pixels:
 
         Args:
             rows (cupy.ndarray): uint8 (batch, row bytes), as
-                :func:`trainer.transforms.ilsvrc.write_row` writes them; aligned to 16 bytes.
+                :func:`trainer.transforms.ilsvrc.write_row` writes them, aligned to 16 bytes;
+                or pictures, float32, which are returned as they are.
 
         Returns:
             cupy.ndarray: (batch, 3, 224, 224) with NHWC memory, float32; float16 where the
             cuDNN engine computes in 'mixed' precision.
         """
+        if rows.dtype != np.uint8:
+            return rows.astype(np.float32, copy=False)
         n, length = rows.shape
         plain = self.preprocessing.row_bytes(training=False)
         kernel, table = ('normalized', self._arrays()) if length == plain else ('coloured', [])

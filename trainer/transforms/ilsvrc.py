@@ -249,19 +249,36 @@ class DataAugmentationNormalizeBigger:
         Raises:
             trainer.errors.InputError: The picture cannot be read.
         """
-        image, (height, width) = _load(img, _TEST_SHORT_SIDE)
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        crops, info = cls._five_crops(img)
         if out is None:
             out = np.empty((10,) + cls.shape, np.float32)
+        for crop, x in zip(crops, out):
+            normalize(crop, x)
+        out[5:] = out[:5, :, :, ::-1]
+        return Sample(out, info + [dict(i, flip=True) for i in info])
+
+    @staticmethod
+    def _five_crops(img):
+        image, (height, width) = _load(img, _TEST_SHORT_SIDE)
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
         bottom, right = height - _SIDE, width - _SIDE
         places = [(0, 0), (0, right), (bottom, 0), (bottom, right),
                   (_centre(height), _centre(width))]
-        info = []
-        for i, (y, x) in enumerate(places):
-            normalize(pixels[y:y + _SIDE, x:x + _SIDE], out[i])
-            info.append(_info(Image.Resampling.BICUBIC, (height, width), y, x, False))
-        out[5:] = out[:5, :, :, ::-1]
-        return Sample(out, info + [dict(i, flip=True) for i in info])
+        return ([pixels[y:y + _SIDE, x:x + _SIDE] for y, x in places],
+                [_info(Image.Resampling.BICUBIC, (height, width), y, x, False)
+                 for y, x in places])
+
+    @classmethod
+    def test_row(cls, img, out):
+        """As :meth:`test`, but write the picture as :func:`write_row` does."""
+        write_row(cls.test_pixels(img).x, out)
+
+    @classmethod
+    def ten_crop_rows(cls, img, out):
+        """As :meth:`ten_crop`, but write each as :func:`write_row` does: uint8 (10, row bytes)."""
+        for i, crop in enumerate(cls._five_crops(img)[0]):
+            write_row(Pixels(crop), out[i])
+            write_row(Pixels(crop[:, ::-1]), out[5 + i])
 
     @classmethod
     def train_batch(cls, images, drawn):

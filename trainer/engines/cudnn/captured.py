@@ -60,9 +60,8 @@ class Predictor(engines.Predictor):
 
     def __init__(self, network, precision, finish=None):
         super().__init__(network, 'cudnn', 'cuDNN {}, {}'.format(
-            graphs.version(), 'float16' if precision == 'mixed' else precision))
+            graphs.version(), 'float16' if precision == 'mixed' else precision), finish)
         self._precision = precision
-        self._finish = finish
         self._folded = {}
         self._captured = {}
         self._room = Room()
@@ -71,8 +70,8 @@ class Predictor(engines.Predictor):
         with chainer.using_config('engine', 'cudnn'), chainer.using_config('train', False), \
                 chainer.using_config('precision', self._precision), \
                 chainer.using_config('folded', self._folded), chainer.no_backprop_mode():
-            if self._finish is not None:
-                x = self._finish(x)
+            if self.finish is not None:
+                x = self.finish(x)
             features = self.network.features(chainer.Variable(x))
             return features.array, self.network.classify(features).array
 
@@ -87,7 +86,7 @@ class Predictor(engines.Predictor):
         import cupy
         on_device = isinstance(x, cupy.ndarray)
         if not on_device:
-            x = np.ascontiguousarray(x, None if self._finish else np.float32)
+            x = np.ascontiguousarray(x, None if self.finish else np.float32)
         with self._room.entered():
             key = x.shape, x.dtype.char
             if key not in self._captured:
