@@ -224,7 +224,8 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def test(cls, img, out=None):
-        """Preprocess one picture for evaluation: short side 256, bicubic, centre crop.
+        """Preprocess one picture for evaluation: short side 256, bicubic unless the class says
+        otherwise, centre crop.
 
         Arguments, result and errors are those of :meth:`train`.
         """

@@ -109,10 +109,6 @@ def _round(x):
     return math.floor(x + .5)
 
 
-def _flipped(pixels, flip):
-    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
-
-
 #: What was drawn for one picture: attempts, float64 (10, 5), u in [0, 1): area, aspect
 #: ratio, whether sides are exchanged, place (y, x); order, the permutation of brightness,
 #: contrast, saturation; alphas, what each takes of the picture; lighting (3,), normal
@@ -177,7 +173,7 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
         for which in d.order:
             colour.blend(d.alphas[which], ('none', 'mean', 'own')[which])
         colour.offset = colour.offset + lighting(d.lighting)
-        return colour.pixels(_flipped(pixels, d.flip))
+        return colour.pixels(pixels[:, ::-1] if d.flip else pixels)
 
 
 #: What was drawn for one picture: length of the short side; where the crop is, 0 <= y,
@@ -219,7 +215,7 @@ class DataAugmentationImagenetPaper(_Preprocessing):
         pixels = ilsvrc._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         colour = _Colour((0, 0, 0))
         colour.offset = lighting(d.lighting)
-        return colour.pixels(_flipped(pixels, d.flip))
+        return colour.pixels(pixels[:, ::-1] if d.flip else pixels)
 
 
 #: What was drawn for one picture: attempts, float64 (10, 4), u in [0, 1): area, aspect
@@ -308,6 +304,7 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
 
     @classmethod
     def test_pixels(cls, img):
+        """As in the base class, but bilinear."""
         image, size = ilsvrc._load(img, 256)
         y, x = (round((n - _SIDE) / 2) for n in size)
         return Sample(ilsvrc.Pixels(ilsvrc._resize_and_crop(
