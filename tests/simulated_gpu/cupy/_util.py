@@ -1,0 +1,2 @@
+class PerformanceWarning(RuntimeWarning):
+    """A slow way of doing something."""

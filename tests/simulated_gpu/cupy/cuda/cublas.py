@@ -1,0 +1,1 @@
+"""Chainer imports it. What cuBLAS computes is in :mod:`cupy`."""
