@@ -1,11 +1,15 @@
 """Training and inference on a GPU, side by side with PyTorch, in one run.
 
-    python benchmarks/gpu.py [-o gpu.json] [--only WORD]
+    python benchmarks/gpu.py [-o gpu.json] [--only WORD] [--data FOLDER]
 
 ResNeXt-50 32x4d at 224x224 and the CIFAR networks, by this project's cuDNN engine
-and by PyTorch eager and compiled: images/s, median and range over blocks of 20
-steps after warming up, and peak device memory. Each row runs in a process of its
-own. Needs CuPy, nvidia-cudnn-frontend and PyTorch.
+and by PyTorch, eager and compiled: images/s, median and range over blocks of 20 steps
+after warming up, and peak device memory. Each row runs in a process of its own. Pictures
+of the bare steps are on the device already, for both. Rows 'main.py' are whole epochs as
+a user has them, from the second on: data, augmentation and logging included, and in
+brackets with evaluation and files as well; they need CIFAR-10 (``--data``).
+
+Needs CuPy, nvidia-cudnn-frontend and PyTorch.
 """
 import argparse
 import json
@@ -13,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
@@ -36,7 +41,23 @@ for network in ('cifar2x64d', 'cifar8x64d'):
     for who, how in (('ours', 'mixed'), ('torch', 'bf16'), ('torch', 'bf16 compile')):
         ROWS['train {} b128 {} {}'.format(network, who, how)] = (
             'train', network, 128, who, how)
+    ROWS['main.py {} b128 mixed'.format(network)] = 'main', network, 128, 'ours', 'mixed'
 
+#: (row, row of the peer, how many times as fast it is to be)
+BARS = [('train resnext50 b{} ours mixed'.format(b),
+         'train resnext50 b{} torch bf16 compile'.format(b), 1.1) for b in (128, 256)]
+BARS += [('infer resnext50 b{} ours mixed'.format(b),
+          'infer resnext50 b{} torch fp16 compile'.format(b), 1. if b == 1 else 1.2)
+         for b in (1, 128, 256)]
+BARS += [('{} resnext50 b{} ours tf32'.format(task, b),
+          '{} resnext50 b{} torch tf32'.format(task, b), 1.)
+         for task in ('train', 'infer') for b in (128, 256)]
+BARS += [('main.py {} b128 mixed'.format(network),
+          'train {} b128 torch bf16 compile'.format(network), 1.1)
+         for network in ('cifar2x64d', 'cifar8x64d')]
+
+#: Epochs of the rows main.py; the first does not count.
+EPOCHS = 6
 
 def blocks(step, wait, batch):
     for _ in range(10):
@@ -47,12 +68,14 @@ def blocks(step, wait, batch):
         begun = time.perf_counter()
         for _ in range(STEPS):
             step()
+            if batch == 1:  # it is latency that matters
+                wait()
         wait()
         rates.append(batch * STEPS / (time.perf_counter() - begun))
     return rates
 
 
-def ours(task, network, batch, how):
+def ours(task, network, batch, how, data):
     import trainer  # noqa: F401  before Chainer
     import chainer
     import cupy
@@ -61,38 +84,64 @@ def ours(task, network, batch, how):
     import resnext
     import resnext_ilsvrc
     from trainer import engines
-    engine, precision, why = engines.choose(0, how, task == 'train')
+    from trainer.training.captured_step import CapturedStep
+    engine, precision, why = engines.choose(0, how, task != 'infer')
     if engine != 'cudnn':
         sys.exit(why)
+    if task == 'main':
+        return main_py(network, batch, precision, data)
     if network == 'resnext50':
         model, side, classes = resnext_ilsvrc.resnext50(), 224, 1000
     else:
         C = int(network[5])
         model, side, classes = resnext.PaperResNext(10, C=C, d=64), 32, 10
+    model.weight_initialization(0)
     model.check_gpu(0)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, 3, side, side)).astype(np.float32)
+    x = cupy.asarray(rng.standard_normal((batch, 3, side, side)).astype(np.float32))
     wait = cupy.cuda.Device().synchronize
     if task == 'infer':
         predictor = model.predictor('cudnn', precision)
         rates = blocks(lambda: predictor(x), wait, batch)
+        pool = predictor._room.pool
     else:
         optimizer = chainer.optimizers.MomentumSGD(.01).setup(model)
         optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(1e-4))
         if precision == 'mixed':
             optimizer.loss_scaling()
-        x = cupy.asarray(x)
         t = cupy.asarray(rng.integers(0, classes, batch).astype(np.int32))
+        step = CapturedStep(optimizer, model.device)
+        with chainer.using_config('engine', engine), chainer.using_config(
+                'precision', precision):
+            rates = blocks(lambda: step(x, t), wait, batch)
+        pool = step._room.pool
+    return rates, cupy.get_default_memory_pool().total_bytes() + pool.total_bytes()
 
-        def step():
-            with chainer.using_config('engine', engine), chainer.using_config(
-                    'precision', precision), chainer.using_config('train', True):
-                model.cleargrads()
-                loss = model.calc_loss(model(x), t)
-                loss.backward(loss_scale=optimizer._loss_scale)
-                optimizer.update()
-        rates = blocks(step, wait, batch)
-    return rates, cupy.get_default_memory_pool().total_bytes()
+
+def main_py(network, batch, precision, data):
+    """Time the epochs of a run with the original's network and recipe."""
+    import cupy
+
+    from trainer.training import extensions, run
+    times = []
+
+    class Timed(extensions.LearningRate):
+        def __call__(self, trainer):
+            super().__call__(trainer)
+            at = trainer.updater.iteration % self.iterations
+            if at in (0, 1):  # after the last update of an epoch, and after the first
+                cupy.cuda.Device().synchronize()
+                times.append(time.perf_counter())
+    extensions.LearningRate = Timed
+    with tempfile.TemporaryDirectory() as folder:
+        run.train(save_path=folder, data=data, gpu=0, precision=precision, batch=batch,
+                  train_batch_divide=1, C=int(network[5]), d=64, epoch=EPOCHS, seed=0,
+                  say=lambda text: print(text, file=sys.stderr))
+    pictures = 50000 - batch
+    bare = [pictures / (end - begin) for begin, end in zip(times[2::2], times[3::2])]
+    whole = [50000 / (after - before) for before, after in zip(times[1::2], times[3::2])]
+    assert len(bare) == EPOCHS - 1
+    return bare, cupy.cuda.Device().mem_info[1] - cupy.cuda.Device().mem_info[0], whole
 
 
 def torch_network(network):
@@ -137,7 +186,7 @@ def torch_network(network):
                          nn.Linear(channels, classes)), classes
 
 
-def peer(task, network, batch, how):
+def peer(task, network, batch, how, data):
     import torch
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -178,12 +227,14 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('-o', '--output', default='gpu.json', help='where the numbers go, as JSON')
     p.add_argument('--only', default='', help='only the rows with this word')
+    p.add_argument('--data', help='folder with CIFAR-10, for the rows main.py')
     p.add_argument('--row', help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.row:
         task, network, batch, who, how = ROWS[args.row]
-        rates, memory = (ours if who == 'ours' else peer)(task, network, batch, how)
-        print(json.dumps({'rates': rates, 'memory': memory}))
+        rates, memory, *whole = (ours if who == 'ours' else peer)(
+            task, network, batch, how, args.data)
+        print(json.dumps({'rates': rates, 'memory': memory, 'whole': whole and whole[0]}))
         return
     versions = subprocess.run(
         [sys.executable, '-c', 'import cupy, cudnn, torch; print(torch.cuda.get_device_name(0), '
@@ -198,19 +249,32 @@ def main():
     for row in ROWS:
         if args.only not in row:
             continue
-        process = subprocess.run([sys.executable, __file__, '--row', row], capture_output=True,
-                                 text=True)
+        if row.startswith('main.py') and not args.data:
+            print('{:44s} not run: needs --data'.format(row))
+            continue
+        process = subprocess.run(
+            [sys.executable, __file__, '--row', row] + (['--data', args.data] if args.data else []),
+            capture_output=True, text=True)
         if process.returncode:
             print('{:44s} failed: {}'.format(row, (process.stderr.strip().splitlines() or ['?'])[-1]
                                              [:60]))
             continue
         found[row] = json.loads(process.stdout.splitlines()[-1])
         rates = found[row]['rates']
-        print('{:44s} {:10,.0f} {:>17s} {:8.2f}'.format(
+        whole = found[row]['whole']
+        print('{:44s} {:10,.0f} {:>17s} {:8.2f}{}'.format(
             row, statistics.median(rates), '{:,.0f}..{:,.0f}'.format(min(rates), max(rates)),
-            found[row]['memory'] / 2 ** 30), flush=True)
+            found[row]['memory'] / 2 ** 30,
+            ' ({:,.0f})'.format(statistics.median(whole)) if whole else ''), flush=True)
         with open(args.output, 'w') as f:
             json.dump(found, f, indent=1)
+    print('\n{:44s} {:>10s} {:>17s} {:>8s}'.format('', 'times peer', 'wanted', 'memory'))
+    for row, other, wanted in BARS:
+        if row in found and other in found:
+            speed, memory = (statistics.median(found[row]['rates'])
+                             / statistics.median(found[other]['rates']),
+                             found[row]['memory'] / found[other]['memory'])
+            print('{:44s} {:10.2f} {:17.1f} {:8.2f}'.format(row, speed, wanted, memory))
 
 
 if __name__ == '__main__':

@@ -17,11 +17,11 @@ from trainer.weights import npz
 pytestmark = pytest.mark.gpu
 
 #: Of a run of three epochs of three batches, the last one short.
-RATES = (.1, .1, .1, .05, .05, .05, .01, .02, .03)
+RATES = (.004, .004, .004, .002, .002, .002, .001, .002, .003)
 
 
 def network(seed=0):
-    built = resnext.PaperResNext(10, (1, 1, 1), C=2, d=4)
+    built = resnext.PaperResNext(10, (1, 1, 1), C=2, d=4, widen_factor=.25)
     built.weight_initialization(seed)
     return built
 
@@ -34,8 +34,8 @@ def batches():
                rng.integers(0, 10, n).astype(np.int32))
 
 
-def optimizer(model, name='momentum', scaled=False, decay=.01, head=1., freeze=()):
-    made = OPTIMIZERS[name](.1, .9).setup(model)
+def optimizer(model, name='momentum', scaled=False, decay=.01, head=1., freeze=(), lr=.1):
+    made = OPTIMIZERS[name](lr, .9).setup(model)
     if decay:
         made.add_hook(chainer.optimizer_hooks.WeightDecay(decay))
     if head != 1:
@@ -89,7 +89,7 @@ def compare(precision='float32', divide=1, **options):
 @pytest.mark.parametrize('divide', [1, 2])
 def test_float32_follows_chainer(name, divide):
     (found, arrays, made, step), (expected, golden, other, _) = compare(divide=divide, name=name)
-    assert relative(expected, found) < 1e-4
+    assert relative(expected, found) < 1e-3
     for key, array in golden.items():
         assert relative(array, arrays[key]) < 2e-3, key
     assert made.t == other.t == len(RATES)
@@ -99,9 +99,9 @@ def test_float32_follows_chainer(name, divide):
 
 
 def test_head_rate_and_frozen_layers():
-    (found, arrays, *_), (expected, golden, *_) = compare(head=10., freeze=('stem', 'stage1'))
+    (found, arrays, *_), (expected, golden, *_) = compare(head=3., freeze=('stem', 'stage1'))
     before = state(network())
-    assert relative(expected, found) < 1e-4
+    assert relative(expected, found) < 1e-3
     for key, array in golden.items():
         assert relative(array, arrays[key]) < 2e-3, key
         if key.startswith(('stem', 'stage1')):
@@ -218,18 +218,19 @@ def test_a_layer_that_needs_cublas():
         def classify(self, h):
             return self.fc(h)
 
-    model = WithLinear(10, (1, 1, 1), C=2, d=4)
+    model = WithLinear(10, (1, 1, 1), C=2, d=4, widen_factor=.25)
     model.weight_initialization(0)
     model.check_gpu(0)
-    made = optimizer(model)
+    made = optimizer(model, lr=.002)
     step = CapturedStep(made, model.device)
     with chainer.using_config('engine', 'cudnn'), pytest.warns(
             UserWarning, match='not captured as a CUDA graph'):
         found = [float(step(x, t)[0]) for x, t in batches()]
+    assert made.t == len(RATES)  # some were made by the kernel, some by Chainer
     model = copy.deepcopy(network())
     model.check_gpu(0)
-    made = optimizer(model)
+    made = optimizer(model, lr=.002)
     step = CapturedStep(made, model.device)
     with chainer.using_config('engine', 'cudnn'):
         expected = [float(step(x, t)[0]) for x, t in batches()]
-    assert relative(expected, found) < 1e-4 and made.t == len(RATES)
+    assert relative(expected, found) < 1e-3

@@ -10,6 +10,16 @@ import os
 import numpy as np
 
 
+def lasting():
+    """Return a context manager: arrays made in it may be kept, whatever is being captured.
+
+    Memory of the work that is captured in a CUDA graph belongs to the graph
+    (:class:`trainer.engines.cudnn.captured.Room`).
+    """
+    import cupy
+    return cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc)
+
+
 @functools.lru_cache(maxsize=None)
 def _module(path):
     import cupy

@@ -15,7 +15,7 @@ class _Captured:
         table (cupy.ndarray): See :class:`trainer.engines.cudnn.update.Update`.
         graphs (list): One graph, or two between which processes exchange gradients;
             ``None`` before it is captured.
-        gradients (list): Which the graphs write and read.
+        gradients (list): What the processes exchange.
     """
 
     def __init__(self, x, t, table):
@@ -73,6 +73,7 @@ class CapturedStep(Step):
         from trainer.engines.cudnn.update import Update
         if self._room is None:
             self._room = Room()
+            self._losses = self._room.losses
             self._upload = _Upload()
         self._update = Update(self.optimizer)
         self._params = list(self.network.params())
@@ -91,6 +92,9 @@ class CapturedStep(Step):
             self.forget()
         if self._update is None:
             self._begin()
+        if self._losses != self._room.losses:
+            self._losses = self._room.losses
+            self._captured = {}
         pictures = round(*self.group.sum(len(t)))
         key = x.shape, x.dtype.char, pictures
         captured = self._captured.get(key)
@@ -129,11 +133,12 @@ class CapturedStep(Step):
     def _compute(self, captured, pictures):
         """Make the update as it comes."""
         with self._room.entered():
-            self._gradients(captured, pictures)
+            self._room.run(lambda: self._gradients(captured, pictures))
         self.group.mean_gradients(self.network)
         with self._room.entered():
             self._update.fill(captured.table)
             self._update(captured.table)
+        self.network.cleargrads()  # they are in memory that graphs write
 
     def _capture(self, captured, pictures):
         """Capture the update; return why that cannot be, or ``None``."""
@@ -151,8 +156,12 @@ class CapturedStep(Step):
                 captured.graphs = [
                     self._room.capture(part)[0]
                     for part in (parts() if self.group.size > 1 else (whole,))]
-                captured.gradients = [param.grad for param in self._params]
                 self._update.fill(captured.table)
+            if self.group.size > 1:
+                captured.gradients = [param.grad for param in self._params]
+            self.network.cleargrads()
+            if self._losses != self._room.losses:
+                captured.graphs = None
         # CuPy's word for what cuBLAS cannot do under capture; CUDA's for everything else.
         except (NotImplementedError, cupy.cuda.runtime.CUDARuntimeError) as e:
             return str(e)

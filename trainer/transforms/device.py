@@ -73,7 +73,8 @@ class _OnDevice:
     def __call__(self):
         import cupy
         if self._there is None:
-            self._there = [cupy.asarray(array) for array in self._make()]
+            with cuda.lasting():
+                self._there = [cupy.asarray(array) for array in self._make()]
             # Whatever stream uses them next.
             cupy.cuda.get_current_stream().synchronize()
         return self._there

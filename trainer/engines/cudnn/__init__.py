@@ -9,6 +9,7 @@ What cuDNN has no plan for is computed by :mod:`trainer.engines.cudnn.arrays`, w
 also computes everything on NumPy arrays: so the tests hold this engine's wiring
 against the reference without a GPU.
 """
+import contextlib
 import functools
 import importlib.util
 
@@ -19,6 +20,7 @@ import numpy as np
 from chainer import backend
 from chainer.utils.conv import get_conv_outsize
 
+from trainer import cuda
 from trainer.engines import reference
 from trainer.engines.cudnn import arrays, graphs, kernels
 
@@ -266,9 +268,10 @@ def fold(conv, bn, dtype):
     kept = chainer.config.folded
     if kept is not None and id(conv) in kept:
         return kept[id(conv)]
-    scale = bn.gamma.array / (bn.avg_var + bn.eps) ** .5
-    w = _nhwc(conv.W.array * scale.reshape(-1, 1, 1, 1), dtype)
-    b = (bn.beta.array - bn.avg_mean * scale).astype(np.promote_types(dtype, np.float32))
+    with contextlib.nullcontext() if kept is None or _on_numpy(bn.avg_mean) else cuda.lasting():
+        scale = bn.gamma.array / (bn.avg_var + bn.eps) ** .5
+        w = _nhwc(conv.W.array * scale.reshape(-1, 1, 1, 1), dtype)
+        b = (bn.beta.array - bn.avg_mean * scale).astype(np.promote_types(dtype, np.float32))
     if kept is not None:
         kept[id(conv)] = w, b
     return w, b

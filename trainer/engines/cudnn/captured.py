@@ -11,11 +11,17 @@ from trainer.networks.layers import ConvBN
 
 
 class Room:
-    """A stream and memory of its own for what is captured.
+    """A stream, and memory for what captured graphs compute on the way.
 
-    Memory that a graph reads and writes must not be given to anyone else. Graphs of one
-    room are never replayed at the same time, and share the memory of what they compute on
-    the way; what is to last from one replay to the next must be kept by someone.
+    Graphs write there whenever they are replayed, whoever may have that memory then. They
+    share it, as they are never replayed at the same time: what one leaves there lasts until
+    the next. Nothing else may be there; what is made once and kept is made in
+    :func:`trainer.cuda.lasting` memory.
+
+    Attributes:
+        stream (cupy.cuda.Stream): The stream.
+        losses (int): How often the memory of graphs was lost: where a GPU has no more of
+            it, CuPy gives back what it holds. Graphs captured before must not be replayed.
     """
 
     def __init__(self):
@@ -23,6 +29,15 @@ class Room:
         self._cupy = cupy
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool()
+        self.losses = 0
+
+    def _allocate(self, size):
+        before = self.pool.total_bytes()
+        memory = self.pool.malloc(size)
+        # It stays where memory is used again, else grows by at least what was asked for.
+        if self.pool.total_bytes() != before and self.pool.total_bytes() < before + size:
+            self.losses += 1
+        return memory
 
     @contextlib.contextmanager
     def entered(self):
@@ -31,20 +46,26 @@ class Room:
         before = self._cupy.cuda.get_current_stream()
         self.stream.wait_event(before.record())
         try:
-            with self._cupy.cuda.using_allocator(self.pool.malloc), self.stream:
+            with self.stream:
                 yield
         finally:
             before.wait_event(self.stream.record())
 
+    def run(self, function):
+        """Return what a function computes, on the way in the room's memory; in
+        :meth:`entered`."""
+        with self._cupy.cuda.using_allocator(self._allocate):
+            return function()
+
     def capture(self, function):
         """Return the graph of what a function computes, and what the function returns.
 
-        To be called in the room, after the function was run there once: what it makes but
+        To be called in :meth:`entered`, after the function was run once: what it makes but
         once (plans, compiled kernels) cannot be captured.
         """
         self.stream.begin_capture()
         try:
-            found = function()
+            found = self.run(function)
         except BaseException:
             with contextlib.suppress(Exception):
                 self.stream.end_capture()
@@ -65,6 +86,7 @@ class Predictor(engines.Predictor):
         self._folded = {}
         self._captured = {}
         self._room = Room()
+        self._losses = 0
 
     def _compute(self, x):
         with chainer.using_config('engine', 'cudnn'), chainer.using_config('train', False), \
@@ -78,9 +100,12 @@ class Predictor(engines.Predictor):
     def _capture(self, shape, dtype):
         import cupy
         x = cupy.zeros(shape, dtype)
-        self._compute(x)  # chooses plans, folds weights, takes the memory
-        graph, outputs = self._room.capture(lambda: self._compute(x))
-        return graph, x, outputs
+        while True:
+            losses = self._room.losses
+            self._room.run(lambda: self._compute(x))  # chooses plans, folds weights
+            graph, outputs = self._room.capture(lambda: self._compute(x))
+            if self._room.losses == losses:
+                return graph, x, outputs
 
     def _run(self, x, which):
         import cupy
@@ -88,6 +113,9 @@ class Predictor(engines.Predictor):
         if not on_device:
             x = np.ascontiguousarray(x, None if self.finish else np.float32)
         with self._room.entered():
+            if self._losses != self._room.losses:
+                self._losses = self._room.losses
+                self._captured.clear()
             key = x.shape, x.dtype.char
             if key not in self._captured:
                 self._captured[key] = self._capture(x.shape, x.dtype)

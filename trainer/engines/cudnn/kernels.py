@@ -36,7 +36,8 @@ def _processors(device):
 @functools.lru_cache(maxsize=None)
 def _counters(device, tiles):
     import cupy
-    return cupy.zeros(tiles, np.uint32)
+    with cuda.lasting():
+        return cupy.zeros(tiles, np.uint32)
 
 
 def _kind(dtype, channels):
