@@ -36,6 +36,8 @@ def install():
     _forkserver()
     # Where setuptools is older, Chainer's import of pkg_resources warns.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
+    # CuPy has no cuDNN any more; trainer.engines.cudnn reaches it another way.
+    warnings.filterwarnings('ignore', 'cuDNN is not enabled', UserWarning)
     # MultiprocessIterator still says Thread.setDaemon(True).
     warnings.filterwarnings('ignore', r'setDaemon\(\) is deprecated', DeprecationWarning)
     return supplied
