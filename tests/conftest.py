@@ -12,6 +12,12 @@ SHARED = ROOT.parent / 'shared'
 FIXTURES = ROOT / 'tests' / 'fixtures'
 
 
+def simulated():
+    """Whether the GPU is the simulation in tests/simulated_gpu, where long tests are shortened."""
+    from chainer.backends import cuda
+    return cuda.available and b'Simulated' in cuda.cupy.cuda.runtime.getDeviceProperties(0)['name']
+
+
 def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs a GPU and CuPy')
 

@@ -434,10 +434,12 @@ struct CudaOnCpuPlace { const char *file; unsigned line, column; };
 __attribute__((visibility("hidden"), weak))
 void __ubsan_handle_type_mismatch_v1(CudaOnCpuPlace *place, void *) {
   cuda_on_cpu::fail("an address is not aligned as its type asks", (int)place->line);
+  cuda_on_cpu::leave();  // for good: an error ends the launch
 }
 __attribute__((visibility("hidden"), weak))
 void __ubsan_handle_out_of_bounds(CudaOnCpuPlace *place, void *) {
   cuda_on_cpu::fail("an index is out of an array's bounds", (int)place->line);
+  cuda_on_cpu::leave();
 }
 }
 

@@ -375,8 +375,8 @@ class pygraph:
                 memory[id(t)] = _host(pointer, dtype)
                 continue
             if pointer % 16:
-                raise RuntimeError('CUDNN_STATUS_BAD_PARAM: {:#x} is not aligned to 16 bytes'.format(
-                    pointer))
+                raise RuntimeError('CUDNN_STATUS_BAD_PARAM: {:#x} is not aligned to 16 '
+                                   'bytes'.format(pointer))
             extent = sum((n - 1) * s for n, s in zip(t._dim, strides)) + dtype.itemsize
             _device.arena.find(pointer, extent)
             memory[id(t)] = _device.view(pointer, t._dim, dtype, strides)

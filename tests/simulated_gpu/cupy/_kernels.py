@@ -146,9 +146,8 @@ class _Parameter:
 def _signatures(text):
     """Return kernel -> (parameters' texts, greatest number of threads or ``None``)."""
     found = {}
-    for match in re.finditer(
-            r'__global__\s+(?:void\s+)?(?:__launch_bounds__\s*\(([^)]*)\)\s*)?(?:void\s+)?(\w+)\s*\(',
-            text):
+    for match in re.finditer(r'__global__\s+(?:void\s+)?(?:__launch_bounds__\s*\(([^)]*)\)\s*)?'
+                             r'(?:void\s+)?(\w+)\s*\(', text):
         depth, end = 1, match.end()
         while depth:
             depth += {'(': 1, ')': -1}.get(text[end], 0)
@@ -217,11 +216,12 @@ class RawModule:
         if '#include' in self.code:
             raise CompileException('the simulation has no headers to include')
         text = _preprocessed(self.code)
-        if re.search(r'__device__\s+(?!const|static const|constexpr)[\w ]+\s\w+(\[\w*\])?\s*(=[^=]|;)',
-                     text):
+        if re.search(r'__device__\s+(?!const|static const|constexpr)[\w ]+\s\w+(\[\w*\])?'
+                     r'\s*(=[^=]|;)', text):
             raise NotImplementedError('the simulation has no variables in device memory')
-        code = re.sub(r'extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([^;]*?)\b(\w+)\s*\[\s*\]\s*;',
-                      r'\1 *const \2 = (\1 *)cuda_on_cpu::state->dynamic;', self.code)
+        code = re.sub(r'extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([^;]*?)\b(\w+)'
+                      r'\s*\[\s*\]\s*;', r'\1 *const \2 = (\1 *)cuda_on_cpu::state->dynamic;',
+                      self.code)
         code = ['#line 1 "kernels.cu"\n', code, '\n']
         own = _own_types(text)
         signatures = {name: ([_Parameter(p, own) for p in parameters], bound)
