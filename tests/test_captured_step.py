@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import resnext
-from trainer.training import transfer
+from trainer.training import processes, transfer
 from trainer.training.captured_step import CapturedStep
 from trainer.training.optimizers import OPTIMIZERS
 from trainer.training.step import Step
@@ -179,6 +179,43 @@ def test_going_on_is_as_if_never_stopped():
     assert made._loss_scale == 2. ** len(RATES)
     for key, array in state(model).items():
         assert (array == golden[key]).all(), key
+
+
+class Twice(processes.Alone):
+    """Two processes that compute the same: gradients and sums are exchanged without a change."""
+
+    size = 2
+    exchanged = 0
+
+    def sum(self, *values):
+        return [2. * float(value) for value in values]
+
+    def mean_gradients(self, network):
+        for param in network.params():
+            param.grad *= .5
+            param.grad *= 2
+        self.exchanged += 1
+
+
+def test_processes_exchange_gradients_between_two_graphs():
+    found, states = [], []
+    for group in (processes.Alone(), Twice()):
+        model = network()
+        model.check_gpu(0)
+        step = CapturedStep(optimizer(model), model.device, 1, None, None, group)
+        losses = []
+        with chainer.using_config('engine', 'cudnn'):
+            for x, t in batches():
+                loss, accuracy, pictures = step(x, t)
+                assert pictures == group.size * len(t)
+                losses.append((float(loss), float(accuracy)))
+        found.append(losses)
+        states.append(state(model))
+        assert [len(c.graphs) for c in step._captured.values()] == [group.size] * 2
+    assert group.exchanged == len(RATES)
+    assert relative(*found) < 1e-6
+    for key, array in states[0].items():
+        assert relative(array, states[1][key]) < 1e-6, key
 
 
 def test_other_arrays_are_noticed():
