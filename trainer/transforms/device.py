@@ -55,7 +55,9 @@ def _compute(kernel, grid, shape, *args):
     """Return what a kernel makes: (batch, 3, height, width), of NHWC memory, in the type in
     which the engine computes."""
     import cupy
-    half = chainer.config.engine == 'cudnn' and chainer.config.precision == 'mixed'
+    # Neither is there where nothing but the pictures is wanted.
+    half = (getattr(chainer.config, 'engine', None), getattr(chainer.config, 'precision', None)
+            ) == ('cudnn', 'mixed')
     n, channels, height, width = shape
     y = cupy.empty((n, height, width, channels), np.float16 if half else np.float32)
     if n:
