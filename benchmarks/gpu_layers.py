@@ -38,7 +38,7 @@ def layers_of(network, batch, side):
     found = collections.Counter()
     compute = shapes.conv_bn
 
-    def noted(x, conv, bn, relu, residual=None, relu_first=False):
+    def noted(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.):
         kind = (arrays.RELU if relu else arrays.PLAIN) if residual is None else (
             arrays.RELU_ADD if relu_first else arrays.ADD_RELU)
         found[Layer(x.shape, conv.W.shape, conv.stride[0], conv.pad[0], conv.groups, kind,
@@ -90,12 +90,17 @@ def operations(layer, dtype, precision):
     yield 'conv backward, weights', lambda: graphs.conv_backward_weights(
         x, y, layer.w, *conv, precision), a + b
     residual = g if layer.kind >= arrays.ADD else None
-    forward = kernels.bn_forward(y, gamma, beta, mean, var, residual, layer.kind, 1e-5, .9)
+    running = arrays.Running(mean, var, 1e-5, .9, 0.)
+    if layer.w[2] == 1:
+        yield '  with statistics', lambda: graphs.conv_with_sums(x, w, *conv, precision), a + b
+    found = kernels.statistics(y, running)
+    mask = kernels.normalize(y, residual, *found, gamma, beta, layer.kind)[1]
     keep = layer.kind >= arrays.ADD
-    yield 'batch normalisation forward', lambda: kernels.bn_forward(
-        y, gamma, beta, mean, var, residual, layer.kind, 1e-5, .9), (3 + keep) * b
-    yield 'batch normalisation backward', lambda: kernels.bn_backward(
-        g, forward[1], y, gamma, beta, *forward[2:], layer.kind, keep), (
+    yield 'statistics', lambda: kernels.statistics(y, running), b
+    yield 'normalisation, addition, ReLU', lambda: kernels.normalize(
+        y, residual, *found, gamma, beta, layer.kind), (2 + keep) * b
+    yield 'the same backward', lambda: kernels.bn_backward(
+        g, mask, y, gamma, beta, *found, layer.kind, keep), (
             5 + (layer.kind == arrays.ADD_RELU)) * b
 
 

@@ -218,6 +218,7 @@ def test_cudnn_accepts_every_graph(precision):
                                   ((3, 128, 7, 7), (128, 4, 3, 3), 2, 1)):
             y = graphs.out_shape(x, w, stride, pad)
             graphs.build_conv_forward(x, w, stride, pad, dtype, precision)
+            graphs.build_conv_with_sums(x, w, stride, pad, dtype, precision)
             for added in (False, True):
                 graphs.build_conv_backward_data(y, w, x, stride, pad, added, dtype, precision)
             for out in {'f', dtype}:

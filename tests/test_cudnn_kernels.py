@@ -44,19 +44,27 @@ def test_batch_normalisation(shape, kind, dtype):
     residual = residual if kind >= arrays.ADD else None
     averages = [send(mean), send(var)]
     wide = [a.astype(np.float64) for a in (x, gamma, beta, mean, var)]
-    expected = arrays.bn_forward(*wide, None if residual is None else residual.astype(float),
-                                 kind, 1e-5, .9)
+    rule = 1e-5, .9, .1 * (kind == arrays.RELU)
+    expected = arrays.statistics(wide[0], arrays.Running(*wide[3:], *rule))
+    expected = (*arrays.normalize(
+        wide[0], None if residual is None else residual.astype(float), *expected, *wide[1:3],
+        kind), *expected)
     there = send(x, dtype), send(gamma), send(beta)
-    for repeat in range(2):
-        found = kernels.bn_forward(*there, *(averages if not repeat else [send(mean), send(var)]),
-                                   None if residual is None else send(residual, dtype), kind,
-                                   1e-5, .9)
-        if repeat:  # the order of the sums is fixed
-            assert (found[0] == first).all()
-        first = found[0]
+    found = kernels.statistics(there[0], arrays.Running(*averages, *rule))
+    again = kernels.statistics(there[0], arrays.Running(send(mean), send(var), *rule))
+    for one, other in zip(found, again):  # the order of the sums is fixed
+        assert (one == other).all()
+    found = (*kernels.normalize(there[0], None if residual is None else send(residual, dtype),
+                                *found, *there[1:], kind), *found)
     assert close(found[0], expected[0], HALF[dtype])
     assert close(found[2], expected[2], 1e-6) and close(found[3], expected[3], 1e-4)
     assert close(averages[0], wide[3], 1e-6) and close(averages[1], wide[4], 1e-5)
+    sums = [send(wide[0].sum(axis=(0, 2, 3))), send((wide[0] ** 2).sum(axis=(0, 2, 3)))]
+    means = [send(mean), send(var)]
+    found_of_sums = kernels.statistics_of_sums(*sums, x.size // c, arrays.Running(*means, *rule))
+    assert close(found_of_sums[0], expected[2], 1e-6) and close(means[0], wide[3], 1e-6)
+    if x.size // c > 1:  # squares of values far from 0 cancel
+        assert close(found_of_sums[1], expected[3], 1e-2) and close(means[1], wide[4], 1e-2)
 
     # A ReLU that flips by rounding says nothing of the gradients: its own mask is taken.
     y = chainer.get_device('@numpy').send(found[0])

@@ -9,7 +9,7 @@ from trainer import engines
 from trainer.errors import InputError
 
 
-def conv_bn(x, conv, bn, relu, residual=None, relu_first=False):
+def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.):
     """relu(bn(conv(x)) + residual), the ReLU and the addition where asked for.
 
     Args:
@@ -20,8 +20,13 @@ def conv_bn(x, conv, bn, relu, residual=None, relu_first=False):
         relu (bool): Whether there is a ReLU.
         residual (chainer.Variable): Added before the ReLU.
         relu_first (bool): Whether it is added behind the ReLU instead.
+        eps_in_average (float): Added in training to the batch's variance before it enters
+            the running one.
     """
     h = bn(conv(x))
+    if eps_in_average and chainer.config.train:
+        n = h.size // h.shape[1]
+        bn.avg_var += (1 - bn.decay) * eps_in_average * n / max(n - 1, 1)
     if relu and relu_first:
         h = F.relu(h)
     if residual is not None:

@@ -12,7 +12,7 @@ def zeros(shape):
     return chainer.Variable(np.broadcast_to(np.float32(0), shape), requires_grad=False)
 
 
-def conv_bn(x, conv, bn, relu, residual=None, relu_first=False):
+def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.):
     out, channels, kh, kw = conv.W.shape
     (sy, sx), (py, px) = conv.stride, conv.pad
     n, given, h, w = x.shape

@@ -120,12 +120,9 @@ class ConvBN(chainer.Chain):
         Returns:
             chainer.Variable: (batch, out_channels, out height, out width).
         """
-        y = engines.current().conv_bn(x, self.conv, self.bn, self.relu, residual,
-                                      self.relu_first)
-        if self.eps_in_average and chainer.config.train:
-            n = y.size // y.shape[1]
-            self.bn.avg_var += (1 - self.bn.decay) * self.bn.eps * n / max(n - 1, 1)
-        return y
+        return engines.current().conv_bn(
+            x, self.conv, self.bn, self.relu, residual, self.relu_first,
+            self.bn.eps if self.eps_in_average else 0.)
 
 
 class Bottleneck(chainer.Chain):

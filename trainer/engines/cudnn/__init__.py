@@ -65,12 +65,22 @@ _conv_forward = _convolution('conv_forward')
 _conv_backward_data = _convolution('conv_backward_data')
 _conv_backward_weights = _convolution('conv_backward_weights')
 _conv_bias = _convolution('conv_bias')
-_bn_forward = _kernel('bn_forward')
+_statistics = _kernel('statistics')
+_normalize = _kernel('normalize')
 _bn_backward = _kernel('bn_backward')
 _max_pooling = _kernel('max_pooling')
 _max_pooling_backward = _kernel('max_pooling_backward')
 _mean_pooling = _kernel('mean_pooling')
 _mean_pooling_backward = _kernel('mean_pooling_backward')
+
+
+def _conv_statistics(x, *args, running):
+    """Return a convolution's output and its statistics; see arrays."""
+    if not _on_numpy(x):
+        with contextlib.suppress(graphs.NotSupported):
+            return graphs.conv_statistics(x, *args, running, chainer.config.precision)
+    h = _conv_forward(x, *args)
+    return (h, *_statistics(h, running))
 
 
 def _nhwc(array, dtype):
@@ -114,10 +124,10 @@ class _ConvBN(_Function):
 
     adds = 0,
 
-    def __init__(self, conv, bn, kind):
+    def __init__(self, conv, bn, kind, eps_in_average):
         self.stride, self.pad, self.groups = conv.stride[0], conv.pad[0], conv.groups
-        self.bn = bn
         self.kind = kind
+        self.running = arrays.Running(bn.avg_mean, bn.avg_var, bn.eps, bn.decay, eps_in_average)
 
     def forward(self, inputs):
         x, w, gamma, beta, *residual = inputs
@@ -126,10 +136,9 @@ class _ConvBN(_Function):
         self.precision = chainer.config.precision
         x, self.w = _nhwc(x, dtype), _nhwc(w, dtype)
         residual = _nhwc(residual[0], dtype) if residual else None
-        h = _conv_forward(x, self.w, self.stride, self.pad, self.groups)
-        y, self.mask, self.mean, self.inv_std = _bn_forward(
-            h, gamma, beta, self.bn.avg_mean, self.bn.avg_var, residual, self.kind, self.bn.eps,
-            self.bn.decay)
+        h, self.mean, self.inv_std = _conv_statistics(
+            x, self.w, self.stride, self.pad, self.groups, running=self.running)
+        y, self.mask = _normalize(h, residual, self.mean, self.inv_std, gamma, beta, self.kind)
         self.x, self.h = x, h
         self.retain_inputs((2, 3))
         return y,
@@ -236,7 +245,7 @@ class _Linear(_Function):
 # What an engine has: see trainer.engines.reference.
 
 
-def conv_bn(x, conv, bn, relu, residual=None, relu_first=False):
+def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.):
     if not chainer.config.train:
         return _conv_bn_inference(x, conv, bn, relu, residual, relu_first)
     if residual is None:
@@ -245,7 +254,7 @@ def conv_bn(x, conv, bn, relu, residual=None, relu_first=False):
         kind = (arrays.ADD if not relu else
                 arrays.RELU_ADD if relu_first else arrays.ADD_RELU)
         inputs = residual,
-    return _ConvBN(conv, bn, kind).apply((x, conv.W, bn.gamma, bn.beta) + inputs)[0]
+    return _ConvBN(conv, bn, kind, eps_in_average).apply((x, conv.W, bn.gamma, bn.beta) + inputs)[0]
 
 
 def _conv_bn_inference(x, conv, bn, relu, residual, relu_first):

@@ -5,6 +5,8 @@ They say what the graphs of :mod:`trainer.engines.cudnn.graphs` and the kernels 
 compute on CuPy's, where cuDNN has no plan. Statistics and sums are in float32 at least,
 whatever the type of the feature maps. ``precision`` is accepted and ignored.
 """
+import collections
+
 import chainer
 import chainer.functions as F
 import numpy as np
@@ -77,27 +79,43 @@ def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precisio
 PLAIN, RELU, ADD, ADD_RELU, RELU_ADD = range(5)
 
 
-def bn_forward(x, gamma, beta, avg_mean, avg_var, residual, kind, eps, decay):
-    """Batch normalisation of x with the batch's statistics, and what comes behind it.
+#: Running statistics, mean and var, and how a batch changes them: batch normalisation's
+#: eps, what they keep, and what is added to a batch's variance
+#: (:func:`trainer.engines.reference.conv_bn`).
+Running = collections.namedtuple('Running', 'mean var eps decay eps_in_average')
 
-    ``avg_mean`` and ``avg_var`` are updated in place; the variance's share is unbiased.
+
+def statistics(x, running):
+    """Statistics of each channel; ``running`` is updated in place.
+
+    Args:
+        x (array): (batch, channels, height, width).
+        running (Running): The variance's share is unbiased.
+
+    Returns:
+        tuple of array: Mean and 1 / sqrt(variance + eps), (channels,).
+    """
+    wide = _wide(x)
+    mean = x.mean(axis=(0, 2, 3), dtype=wide)
+    var = x.astype(wide, copy=False).var(axis=(0, 2, 3))
+    n = x.size // mean.size
+    unbiased = (var + running.eps_in_average) * (n / max(n - 1, 1))
+    for average, value in ((running.mean, mean), (running.var, unbiased)):
+        average *= running.decay
+        average += (1 - running.decay) * value
+    return mean, 1 / (var + wide.type(running.eps)) ** wide.type(.5)
+
+
+def normalize(x, residual, mean, inv_std, gamma, beta, kind):
+    """Batch normalisation of x by its statistics, and what comes behind it.
 
     Args:
         kind (int): :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added;
             :data:`ADD_RELU`, then comes a ReLU; :data:`RELU_ADD`, the ReLU comes first.
 
     Returns:
-        tuple: y, what :func:`bn_backward` takes as ``mask``, the batch's mean and
-        1 / sqrt(variance + eps), one for each channel.
+        tuple: y, and what :func:`bn_backward` takes as ``mask``.
     """
-    wide = _wide(x)
-    mean = x.mean(axis=(0, 2, 3), dtype=wide)
-    var = x.astype(wide, copy=False).var(axis=(0, 2, 3))
-    inv_std = 1 / (var + wide.type(eps)) ** wide.type(.5)
-    n = x.size // gamma.size
-    for average, value in ((avg_mean, mean), (avg_var, var * (n / max(n - 1, 1)))):
-        average *= decay
-        average += (1 - decay) * value
     y = (x - _channels(mean)) * _channels(inv_std * gamma) + _channels(beta)
     if kind == RELU_ADD:
         mask = y > 0
@@ -107,11 +125,11 @@ def bn_forward(x, gamma, beta, avg_mean, avg_var, residual, kind, eps, decay):
             y = y + residual
         mask = y > 0 if kind in (RELU, ADD_RELU) else None
         y = y if mask is None else y * mask
-    return y.astype(x.dtype, copy=False), mask, mean, inv_std
+    return y.astype(x.dtype, copy=False), mask
 
 
 def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
-    """Gradients of :func:`bn_forward`.
+    """Gradients of :func:`normalize`, through the statistics as well.
 
     Args:
         keep (bool): Whether the gradient of the residual is wanted.

@@ -128,13 +128,28 @@ __device__ bool add_up(const Place &at, int channels, float (&a)[V], float (&b)[
     return true;
 }
 
+// Where the statistics of the channels go.
+struct Statistics {
+    float eps, decay, eps_in_average;
+    float *mean, *inv_std, *avg_mean, *avg_var;
+
+    // Of channel c, from sums over n values less `origin` and over their squares.
+    __device__ void finish(int c, double n, double sum, double square, double origin) const {
+        double d = sum / n, m = origin + d, var = max(square / n - d * d, 0.);
+        mean[c] = m;
+        inv_std[c] = 1 / sqrt(var + eps);
+        avg_mean[c] = decay * avg_mean[c] + (1 - decay) * (float)m;
+        avg_var[c] = decay * avg_var[c]
+            + (1 - decay) * (float)((var + eps_in_average) * (n / max(n - 1, 1.)));
+    }
+};
+
 // Mean, 1 / standard deviation and running statistics.
 //
 // Values are taken relative to the first pixel's, lest their squares cancel.
 template <typename T, int V>
-__device__ void statistics(const T *x, int rows, int channels, int across, float eps,
-                           float decay, float *mean, float *inv_std, float *avg_mean,
-                           float *avg_var, float *partial, unsigned int *counters) {
+__device__ void statistics(const T *x, int rows, int channels, int across,
+                           const Statistics &to, float *partial, unsigned int *counters) {
     extern __shared__ float shared[];
     Place at(channels, V, across);
     float sum[V] = {}, square[V] = {};
@@ -156,12 +171,7 @@ __device__ void statistics(const T *x, int rows, int channels, int across, float
     int width = across * V, begin = blockIdx.y * width;
     for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
         int c = begin + i;
-        double n = rows, d = shared[i] / n;
-        double m = d + widen(x[c]), var = max(shared[width + i] / n - d * d, 0.);
-        mean[c] = m;
-        inv_std[c] = 1 / sqrt(var + eps);
-        avg_mean[c] = decay * avg_mean[c] + (1 - decay) * (float)m;
-        avg_var[c] = decay * avg_var[c] + (1 - decay) * (float)(var * (n / max(n - 1, 1.)));
+        to.finish(c, rows, shared[i], shared[width + i], widen(x[c]));
     }
 }
 
@@ -409,59 +419,70 @@ template <typename T, int V> __device__ void accumulate(T *x, const T *y, unsign
 #define OUT(T) T *__restrict__
 #define MASK IN(unsigned char)
 
-#define KERNELS(suffix, T, V)                                                                 \
-    extern "C" __global__ void __launch_bounds__(256) statistics_##suffix(                    \
-        IN(T) x, int rows, int channels, int across, float eps, float decay,                  \
-        OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean, OUT(float) avg_var,         \
-        float *partial, unsigned int *counters) {                                             \
-        statistics<T, V>(x, rows, channels, across, eps, decay, mean, inv_std, avg_mean,      \
-            avg_var, partial, counters);                                                      \
-    }                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) normalize_##suffix(                     \
-        IN(T) x, IN(T) residual, IN(float) mean, IN(float) inv_std, IN(float) gamma,          \
-        IN(float) beta, int kind, int rows, int channels, int across, OUT(T) y,               \
-        OUT(unsigned char) mask) {                                                            \
-        normalize<T, V>(x, residual, mean, inv_std, gamma, beta, kind, rows, channels,        \
-            across, y, mask);                                                                 \
-    }                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) backward_sums_##suffix(                 \
-        IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,     \
-        IN(float) beta, int kind, int rows, int channels, int across, OUT(T) kept,            \
-        OUT(float) ggamma, OUT(float) gbeta, float *partial, unsigned int *counters) {        \
-        backward_sums<T, V>(gy, x, mask, mean, inv_std, gamma, beta, kind, rows, channels,    \
-            across, kept, ggamma, gbeta, partial, counters);                                  \
-    }                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) backward_input_##suffix(                \
-        IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,     \
-        IN(float) beta, IN(float) ggamma, IN(float) gbeta, int kind, int rows, int channels,  \
-        int across, OUT(T) gx) {                                                              \
-        backward_input<T, V>(gy, x, mask, mean, inv_std, gamma, beta, ggamma, gbeta, kind,    \
-            rows, channels, across, gx);                                                      \
-    }                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) max_pool_##suffix(                      \
-        IN(T) x, int batch, int height, int width, int channels, int out_height,              \
-        int out_width, int size, int stride, int pad, OUT(T) y, OUT(unsigned char) place) {   \
-        max_pool<T, V>(x, batch, height, width, channels, out_height, out_width, size,        \
-            stride, pad, y, place);                                                           \
-    }                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) max_pool_backward_##suffix(             \
-        IN(T) gy, IN(unsigned char) place, int batch, int height, int width, int channels,    \
-        int out_height, int out_width, int size, int stride, int pad, OUT(T) gx) {            \
-        max_pool_backward<T, V>(gy, place, batch, height, width, channels, out_height,        \
-            out_width, size, stride, pad, gx);                                                \
-    }                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) mean_pool_##suffix(                     \
-        IN(T) x, int batch, int area, int channels, OUT(float) y) {                           \
-        mean_pool<T, V>(x, batch, area, channels, y);                                         \
-    }                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) mean_pool_backward_##suffix(            \
-        IN(float) gy, int batch, int area, int channels, OUT(T) gx) {                         \
-        mean_pool_backward<T, V>(gy, batch, area, channels, gx);                              \
-    }                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256) accumulate_##suffix(                    \
-        OUT(T) x, IN(T) y, unsigned int packs) {                                              \
-        accumulate<T, V>(x, y, packs);                                                        \
+#define KERNELS(suffix, T, V)                                                                   \
+    extern "C" __global__ void __launch_bounds__(256) statistics_##suffix(                      \
+        IN(T) x, int rows, int channels, int across, float eps, float decay,                    \
+        float eps_in_average, OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean,         \
+        OUT(float) avg_var, float *partial, unsigned int *counters) {                           \
+        statistics<T, V>(x, rows, channels, across,                                             \
+            {eps, decay, eps_in_average, mean, inv_std, avg_mean, avg_var}, partial, counters); \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) normalize_##suffix(                       \
+        IN(T) x, IN(T) residual, IN(float) mean, IN(float) inv_std, IN(float) gamma,            \
+        IN(float) beta, int kind, int rows, int channels, int across, OUT(T) y,                 \
+        OUT(unsigned char) mask) {                                                              \
+        normalize<T, V>(x, residual, mean, inv_std, gamma, beta, kind, rows, channels,          \
+            across, y, mask);                                                                   \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) backward_sums_##suffix(                   \
+        IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,       \
+        IN(float) beta, int kind, int rows, int channels, int across, OUT(T) kept,              \
+        OUT(float) ggamma, OUT(float) gbeta, float *partial, unsigned int *counters) {          \
+        backward_sums<T, V>(gy, x, mask, mean, inv_std, gamma, beta, kind, rows, channels,      \
+            across, kept, ggamma, gbeta, partial, counters);                                    \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) backward_input_##suffix(                  \
+        IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,       \
+        IN(float) beta, IN(float) ggamma, IN(float) gbeta, int kind, int rows, int channels,    \
+        int across, OUT(T) gx) {                                                                \
+        backward_input<T, V>(gy, x, mask, mean, inv_std, gamma, beta, ggamma, gbeta, kind,      \
+            rows, channels, across, gx);                                                        \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) max_pool_##suffix(                        \
+        IN(T) x, int batch, int height, int width, int channels, int out_height,                \
+        int out_width, int size, int stride, int pad, OUT(T) y, OUT(unsigned char) place) {     \
+        max_pool<T, V>(x, batch, height, width, channels, out_height, out_width, size,          \
+            stride, pad, y, place);                                                             \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) max_pool_backward_##suffix(               \
+        IN(T) gy, IN(unsigned char) place, int batch, int height, int width, int channels,      \
+        int out_height, int out_width, int size, int stride, int pad, OUT(T) gx) {              \
+        max_pool_backward<T, V>(gy, place, batch, height, width, channels, out_height,          \
+            out_width, size, stride, pad, gx);                                                  \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) mean_pool_##suffix(                       \
+        IN(T) x, int batch, int area, int channels, OUT(float) y) {                             \
+        mean_pool<T, V>(x, batch, area, channels, y);                                           \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) mean_pool_backward_##suffix(              \
+        IN(float) gy, int batch, int area, int channels, OUT(T) gx) {                           \
+        mean_pool_backward<T, V>(gy, batch, area, channels, gx);                                \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) accumulate_##suffix(                      \
+        OUT(T) x, IN(T) y, unsigned int packs) {                                                \
+        accumulate<T, V>(x, y, packs);                                                          \
     }
+
+// The same from sums that a convolution made on the way.
+extern "C" __global__ void statistics_of_sums(
+    IN(float) sum, IN(float) square, int rows, int channels, float eps, float decay,
+    float eps_in_average, OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean,
+    OUT(float) avg_var) {
+    int c = thread();
+    if (c >= channels) return;
+    Statistics to = {eps, decay, eps_in_average, mean, inv_std, avg_mean, avg_var};
+    to.finish(c, rows, sum[c], square[c], 0);
+}
 
 KERNELS(h8, Half, 8)
 KERNELS(h1, Half, 1)

@@ -81,19 +81,39 @@ class _Rows:
         _launch(kernel + self.suffix, self.grid, _THREADS, *args, shared=shared)
 
 
-def bn_forward(x, gamma, beta, avg_mean, avg_var, residual, kind, eps, decay):
+def _statistics(running):
+    """Return the arguments of kernels that make statistics, the results first among them."""
+    import cupy
+    mean, inv_std = cupy.empty_like(running.mean), cupy.empty_like(running.mean)
+    return (mean, inv_std), (*map(np.float32, (running.eps, running.decay, running.eps_in_average)),
+                             mean, inv_std, running.mean, running.var)
+
+
+def statistics(x, running):
+    rows = _Rows(x)
+    found, arguments = _statistics(running)
+    rows.launch('statistics', x, *rows.sizes(), *arguments, *rows.sums(), shared=rows.shared)
+    return found
+
+
+def statistics_of_sums(total, square, rows, running):
+    """As :func:`statistics`, from the sums of ``rows`` values and of their squares."""
+    found, arguments = _statistics(running)
+    _launch('statistics_of_sums', -(-total.size // _THREADS), _THREADS, total, square,
+            np.int32(rows), np.int32(total.size), *arguments)
+    return found
+
+
+def normalize(x, residual, mean, inv_std, gamma, beta, kind):
     import cupy
     rows = _Rows(x)
-    mean, inv_std = cupy.empty_like(gamma), cupy.empty_like(gamma)
-    rows.launch('statistics', x, *rows.sizes(), np.float32(eps), np.float32(decay), mean, inv_std,
-                avg_mean, avg_var, *rows.sums(), shared=rows.shared)
     y = _empty(x.shape, x.dtype)
     mask = None
     if kind == ADD_RELU:
         mask = cupy.empty(rows.rows * rows.channels // _kind(x.dtype, rows.channels)[1], np.uint8)
     rows.launch('normalize', x, residual, mean, inv_std, gamma, beta, np.int32(kind),
                 *rows.sizes(), y, mask)
-    return y, mask, mean, inv_std
+    return y, mask
 
 
 def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
