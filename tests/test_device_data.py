@@ -1,4 +1,6 @@
 """Data that ends on a GPU: what is sent there, and what is made of it, against the CPU's."""
+import json
+
 import chainer
 import numpy as np
 import pytest
@@ -6,9 +8,10 @@ from PIL import Image
 
 import data_augmentation
 import resnext_ilsvrc
+from conftest import write_cifar10
 from trainer import engines, evaluation, prediction
 from trainer.datasets import Dataset, Pictures, folder, loading, quick
-from trainer.training import options
+from trainer.training import options, run
 from trainer.training.data import data_path
 from trainer.transforms import INTERPOLATIONS, cifar, device, draws, generator, ilsvrc
 
@@ -333,3 +336,21 @@ def test_prediction(network, in_files):
     compare(network, predictor, in_files, ten_crop=False)
     x = np.random.default_rng(0).random((2, 3, 224, 224), np.float32)
     np.testing.assert_allclose(predictor(x), network.predictor('reference')(x), atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_training_here_and_there(tmp_path):
+    data = write_cifar10(tmp_path / 'cifar-10-batches-bin', per_file=12)
+    losses = []
+    for i, gpus in enumerate([(-1, -1), (0, 0), (0, -1), (-1, 0)]):
+        folder = tmp_path / str(i)
+        for epoch, gpu in enumerate(gpus, 1):
+            given = dict(resume=True) if epoch > 1 else dict(
+                dataset='cifar10', data=str(data), network='original', C=2, d=2, multi=2,
+                block_num=(1, 1, 1), batch=20, train_batch_divide=2, lr=.01, lr_steps=(), seed=7)
+            assert run.train(save_path=str(folder), gpu=gpu, epoch=epoch, say=lambda text: None,
+                             precision='float32' if gpu >= 0 else None, **given)
+        losses.append([entry['loss'] for entry in json.loads((folder / 'log.json').read_text())
+                       if 'loss' in entry])
+    assert len(losses[0]) == 4
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 3, rtol=3e-3)
