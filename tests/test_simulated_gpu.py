@@ -276,6 +276,15 @@ class TestStreams:
             host[...] = value
             graph.launch(stream)
             assert x.get(stream).tolist() == [value] * 3
+        result = cupyx.empty_pinned(3, np.float32)
+        x.get(stream, out=result, blocking=False)
+        assert np.isnan(result).all()
+        stream.synchronize()
+        assert result.tolist() == [1] * 3
+        graph.launch(stream)
+        host[...] = 2
+        with pytest.raises(RuntimeError, match='changed before it was known to be copied'):
+            stream.synchronize()
         stream.begin_capture()
         with pytest.raises(RuntimeError, match='pageable'):
             copy(np.zeros(3, np.float32))

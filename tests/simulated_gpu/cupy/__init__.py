@@ -14,7 +14,8 @@ from numpy import (  # noqa: F401
     result_type, uint8, uint16, uint32, uint64)
 
 from cupy import _device, cuda  # noqa: F401
-from cupy._array import _apply, _write, host, ndarray, normalize_order, ufunc  # noqa: F401
+from cupy import _array
+from cupy._array import _apply, _write, ndarray, ufunc  # noqa: F401
 from cupy._kernels import ElementwiseKernel, RawKernel, RawModule, ReductionKernel  # noqa: F401
 
 __version__ = '14.2.0'
@@ -82,7 +83,7 @@ def empty_like(prototype, dtype=None, order='K', subok=None, shape=None):
     if not isinstance(prototype, ndarray):
         raise TypeError('{} is no cupy.ndarray'.format(type(prototype)))
     dtype = prototype.dtype if dtype is None else np.dtype(dtype)
-    order = normalize_order(order)
+    order = _array._order_of(order)
     if shape is not None:
         return ndarray(shape, dtype)
     if order in 'KA':
@@ -117,7 +118,7 @@ def array(obj, dtype=None, copy=True, order='K', subok=False, ndmin=0, *, blocki
         a = stack(list(obj))
         a = a if dtype is None else a.astype(dtype, copy=False)
     else:
-        order = normalize_order(order)
+        order = _array._order_of(order)
         if order in 'KA':
             order = 'F' if isinstance(obj, np.ndarray) and obj.flags.fnc else 'C'
         on_host = np.array(obj, dtype, copy=None, order=order)
@@ -194,7 +195,7 @@ def transpose(a, axes=None):
 
 def _view_function(name):
     def function(a, *args, **kwargs):
-        return a._view(getattr(np, name)(host(a), *args, **kwargs))
+        return a._view(getattr(np, name)(_array.host(a), *args, **kwargs))
     function.__name__ = name
     return function
 
@@ -225,11 +226,11 @@ def vstack(tup):
 
 
 def split(ary, indices_or_sections, axis=0):
-    return [ary._view(a) for a in np.split(host(ary), indices_or_sections, axis)]
+    return [ary._view(a) for a in np.split(_array.host(ary), indices_or_sections, axis)]
 
 
 def array_split(ary, indices_or_sections, axis=0):
-    return [ary._view(a) for a in np.array_split(host(ary), indices_or_sections, axis)]
+    return [ary._view(a) for a in np.array_split(_array.host(ary), indices_or_sections, axis)]
 
 
 def pad(array, pad_width, mode='constant', **kwargs):

@@ -13,7 +13,7 @@ from cupy._device import submit
 _SCALARS = (bool, int, float, complex, np.generic)
 
 
-def normalize_order(order):
+def _order_of(order):
     return 'K' if order is None else order.upper()
 
 
@@ -123,7 +123,7 @@ class ndarray:
     def astype(self, dtype, order='K', casting=None, subok=None, copy=True):
         if casting is not None or subok is not None:
             raise TypeError('casting and subok are not supported yet')
-        dtype, order = np.dtype(dtype), normalize_order(order)
+        dtype, order = np.dtype(dtype), _order_of(order)
         flags = self._host.flags
         if order == 'A' or order == 'K' and flags.forc:
             order = 'F' if flags.f_contiguous and not flags.c_contiguous else 'C'
@@ -198,9 +198,6 @@ class ndarray:
 
     def __bool__(self):
         return bool(self.get())
-
-    def __index__(self):
-        return self.get().__index__()
 
     def __repr__(self):
         return repr(self.get())

@@ -367,6 +367,19 @@ def _merge(into, other):
 
 _host_seen = {}
 _streams = {}
+_transfers = []  # from and to page-locked memory, which nobody has waited for yet
+
+
+def _wait(seen):
+    """The host learns what is done."""
+    _merge(_host_seen, seen)
+    waiting = []
+    for stream, clock, finish in _transfers:
+        if _host_seen.get(stream, 0) < clock:
+            waiting.append((stream, clock, finish))
+        else:
+            finish()
+    _transfers[:] = waiting
 _pid = None
 
 
@@ -420,14 +433,17 @@ class Stream:
     @property
     def done(self):
         _refuse_capture('cudaStreamQuery')
+        self._wait()
         return True
 
     def synchronize(self):
         _refuse_capture('cudaStreamSynchronize')
-        self._follow()
-        _merge(_host_seen, self._seen)
-        _merge(_host_seen, {self.ptr: self._clock})
+        self._wait()
         _raise_errors()
+
+    def _wait(self):
+        self._follow()
+        _wait({**self._seen, self.ptr: self._clock})
 
     def _follow(self):
         """Take in what this stream waits for without being told."""
@@ -520,11 +536,13 @@ class Event:
     @property
     def done(self):
         self._refuse('cudaEventQuery')
+        _wait(self._seen or {})
         return True
 
     def synchronize(self):
         self._refuse('cudaEventSynchronize')
-        _merge(_host_seen, self._seen or {})
+        _wait(self._seen or {})
+        _raise_errors()
 
 
 def get_elapsed_time(start_event, end_event):
@@ -550,9 +568,11 @@ class Graph:
         self._work, self._reads, self._writes = capture.work, capture.reads, capture.writes
 
     def launch(self, stream=None):
+        stream = stream or get_current_stream()
+
         def replay():
             for work in self._work:
-                work()
+                work(stream) if isinstance(work, _Transfer) else work()
         submit(replay, self._reads, self._writes, stream)
 
     def upload(self, stream=None):
@@ -602,7 +622,7 @@ def submit(work, reads, writes, stream=None):
         block.read[stream.ptr] = stream._clock
     for block in written:
         block.written, block.read = (stream.ptr, stream._clock), {}
-    work()
+    work(stream) if isinstance(work, _Transfer) else work()
 
 
 def runtime_memcpy(dst, src, size, kind, stream):
@@ -618,14 +638,40 @@ def runtime_memcpy(dst, src, size, kind, stream):
     writes = (dst,) if kind in (1, 3) else ()
     for ptr in reads + writes:
         arena.find(ptr, size)
-    submit(lambda: ctypes.memmove(dst, src, size), reads, writes, stream)
+    submit(_Transfer(dst, src, size, kind), reads, writes, stream)
+    if kind == 2 and not is_pinned(dst, size):
+        stream.synchronize()  # so CUDA does
+
+
+class _Transfer:
+    """A copy. Page-locked memory is read and written at a time of the device's own: what
+    comes to the host is there when it has waited, and what leaves must not change before."""
+
+    def __init__(self, dst, src, size, kind):
+        self.dst, self.src, self.size, self.kind = dst, src, size, kind
+
+    def __call__(self, stream):
+        sent = ctypes.string_at(self.src, self.size)
+        host = {1: self.src, 2: self.dst}.get(self.kind)
+        if host is None or not is_pinned(host, self.size):
+            ctypes.memmove(self.dst, sent, self.size)
+        elif self.kind == 1:
+            ctypes.memmove(self.dst, sent, self.size)
+            _transfers.append((stream.ptr, stream._clock, lambda: self._unchanged(sent)))
+        else:
+            ctypes.memset(self.dst, POISON, self.size)
+            _transfers.append((stream.ptr, stream._clock,
+                               lambda: ctypes.memmove(self.dst, sent, self.size)))
+
+    def _unchanged(self, sent):
+        if is_pinned(self.src, self.size) and ctypes.string_at(self.src, self.size) != sent:
+            _errors.append('page-locked memory was changed before it was known to be copied')
 
 
 def synchronize():
     """Wait for everything."""
     _refuse_capture('cudaDeviceSynchronize')
-    for stream in list(_streams.values()):
-        _merge(_host_seen, {stream.ptr: stream._clock})
+    _wait({stream.ptr: stream._clock for stream in list(_streams.values())})
     check_memory()
 
 

@@ -2,7 +2,7 @@
 import numpy as np
 
 import cupy
-from cupy._array import _apply, _write
+from cupy._array import _apply, _index, _write
 
 
 def rsqrt(x, out=None, dtype=None):
@@ -11,7 +11,7 @@ def rsqrt(x, out=None, dtype=None):
 
 
 def scatter_add(a, slices, value):
-    index, arrays = cupy._array._index(slices)
+    index, arrays = _index(slices)
     _write(lambda x, v, *_: np.add.at(x, index, v), a, value, *arrays)
 
 
