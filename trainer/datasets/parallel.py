@@ -40,7 +40,8 @@ def batches(load, plan, size, shape, workers=None, dtype=np.float32):
 
     Args:
         load (callable): ``load(item, out)`` writes one preprocessed picture to ``out``,
-            an array of ``shape`` and ``dtype``, or raises :class:`~trainer.errors.InputError`; picklable.
+            an array of ``shape`` and ``dtype``, or raises
+            :class:`~trainer.errors.InputError`; picklable.
         plan (iterable): The batches, each a sequence of items. Only those that are
             under way are drawn from it.
         size (int): Items in the largest batch.

@@ -181,7 +181,8 @@ def data_path(dataset, options, preprocessing, group=processes.Alone()):
         if not in_memory:
             load, shape, dtype = LoadFile(*given), preprocessing.shape, np.float32
             if on_device:
-                load, shape, dtype = LoadPixels(*given), (preprocessing.row_bytes(repeat),), np.uint8
+                load, dtype = LoadPixels(*given), np.uint8
+                shape = preprocessing.row_bytes(training=repeat),
             return parallel.Iterator(load, plan, pictures.labels, shape, workers, repeat,
                                      leave_out=not repeat, dtype=dtype)
         load = Load(*given)

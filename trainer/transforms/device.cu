@@ -163,7 +163,8 @@ __device__ inline void channels(const byte *images, const int *rows, const float
 //
 // rows: uint8 (batch, row_bytes), values (height, width, 3). table: (3, 256).
 template <typename T>
-__device__ inline void normalized(const byte *rows, int row_bytes, int values, const float *table, T *y) {
+__device__ inline void normalized(const byte *rows, int row_bytes, int values,
+                                  const float *table, T *y) {
     __shared__ uint4 whole[THREADS];
     __shared__ float own_table[3 * 256];
     const byte *part = reinterpret_cast<const byte *>(whole);
