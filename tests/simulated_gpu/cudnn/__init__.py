@@ -27,10 +27,6 @@ heur_mode = _names('heur_mode', 'A B FALLBACK OPENSOURCE')
 numerical_note = _names('numerical_note', 'TENSOR_CORE DOWN_CONVERT_INPUTS '
                         'REDUCED_PRECISION_REDUCTION FFT NONDETERMINISTIC WINOGRAD '
                         'WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13 STRICT_NAN_PROP')
-behavior_note = _names('behavior_note', 'RUNTIME_COMPILATION SUPPORTS_CUDA_GRAPH_NATIVE_API '
-                       'CUBLASLT_DEPENDENCY')
-build_plan_policy = _names('build_plan_policy', 'HEURISTICS_CHOICE ALL')
-reduction_mode = _names('reduction_mode', 'ADD MUL MIN MAX AMAX AVG NORM1 NORM2')
 
 _DTYPES = {data_type.FLOAT: np.dtype('f'), data_type.HALF: np.dtype('e'),
            data_type.BOOLEAN: np.dtype('?'), data_type.INT32: np.dtype('i'),
@@ -39,10 +35,6 @@ _DTYPES = {data_type.FLOAT: np.dtype('f'), data_type.HALF: np.dtype('e'),
 
 def backend_version():
     return 91900
-
-
-def backend_version_string():
-    return '9.19.0'
 
 
 _handles = {}
@@ -54,18 +46,10 @@ def create_handle():
     return handle
 
 
-def destroy_handle(handle):
-    del _handles[handle]
-
-
 def set_stream(handle, stream):
     if stream not in _device._streams:
         raise RuntimeError('CUDNN_STATUS_BAD_PARAM: there is no stream {:#x}'.format(stream))
     _handles[handle] = stream
-
-
-def get_stream(handle):
-    return _handles[handle]
 
 
 _uids = itertools.count(1)
@@ -75,18 +59,13 @@ class tensor:
     """A tensor of a graph."""
 
     def __init__(self, graph, dim=None, stride=None, data_type=data_type.NOT_SET,
-                 is_virtual=False, is_pass_by_value=False, name='', uid=-1):
+                 is_virtual=False, uid=-1):
         self._dim, self._stride, self._type = dim, stride, data_type
-        self._virtual, self._by_value, self._name = is_virtual, is_pass_by_value, name
+        self._graph, self._virtual = graph, is_virtual
         self._uid = uid if uid >= 0 else next(_uids)
-        self._graph = graph
 
     def set_output(self, value=True):
         self._virtual = not value
-        return self
-
-    def set_is_virtual(self, value):
-        self._virtual = value
         return self
 
     def set_dim(self, dim):
@@ -103,31 +82,14 @@ class tensor:
         self._type = data_type
         return self
 
-    def set_name(self, name):
-        self._name = name
-        return self
-
-    def set_uid(self, uid):
-        self._uid = uid
-        return self
-
     def get_dim(self):
         return list(self._dim or [])
 
     def get_stride(self):
         return list(self._stride or [])
 
-    def get_data_type(self):
-        return self._type
-
-    def get_is_virtual(self):
-        return self._virtual
-
     def get_uid(self):
         return self._uid
-
-    def get_name(self):
-        return self._name
 
 
 def _integers(values):
@@ -151,8 +113,9 @@ class pygraph:
 
     def tensor(self, dim, stride, data_type=data_type.NOT_SET, is_virtual=False,
                is_pass_by_value=False, ragged_offset=None, reordering_type=None, name='', uid=-1):
-        t = tensor(self, _integers(dim), _integers(stride), data_type, is_virtual,
-                   is_pass_by_value, name, uid)
+        if is_pass_by_value:
+            raise NotImplementedError('the simulation has no scalars')
+        t = tensor(self, _integers(dim), _integers(stride), data_type, is_virtual, uid)
         self._inputs.append(t)
         return t
 
@@ -184,37 +147,13 @@ class pygraph:
     def bias(self, input, bias, compute_data_type=None, name=''):  # noqa: A002
         return self._node('add', {'a': input, 'b': bias})
 
-    def scale(self, input, scale, compute_data_type=None, name=''):  # noqa: A002
-        return self._node('mul', {'a': input, 'b': scale})
-
     def relu(self, input, negative_slope=None, lower_clip=None, upper_clip=None,  # noqa: A002
              compute_data_type=None, name=''):
         return self._node('relu', {'a': input}, slope=negative_slope or 0, lower=lower_clip or 0,
                           upper=np.inf if upper_clip is None else upper_clip)
 
-    def relu_backward(self, loss, input, negative_slope=None, lower_clip=None,  # noqa: A002
-                      upper_clip=None, compute_data_type=None, name=''):
-        return self._node('relu_backward', {'a': loss, 'b': input})
-
-    def binary_select(self, input0, input1, mask, compute_data_type=None, name=''):
-        return self._node('select', {'a': input0, 'b': input1, 'm': mask})
-
-    def identity(self, input, compute_data_type=None, name=''):  # noqa: A002
-        return self._node('identity', {'a': input})
-
     def genstats(self, input, compute_data_type=None, name=''):  # noqa: A002
         return self._node('genstats', {'x': input}, 2)
-
-    def batchnorm(self, input, scale, bias, in_running_mean, in_running_var, epsilon,  # noqa: A002
-                  momentum, peer_stats=(), compute_data_type=None, name=''):
-        return self._node('batchnorm', {
-            'x': input, 'scale': scale, 'bias': bias, 'mean': in_running_mean,
-            'var': in_running_var, 'epsilon': epsilon, 'momentum': momentum}, 5)
-
-    def batchnorm_backward(self, grad, input, scale, mean, inv_variance,  # noqa: A002
-                           peer_stats=(), compute_data_type=None, name=''):
-        return self._node('batchnorm_backward', {
-            'y': grad, 'x': input, 'scale': scale, 'mean': mean, 'inv': inv_variance}, 3)
 
     # Checks and plans.
 
@@ -256,16 +195,8 @@ class pygraph:
             if _conv_shape(shapes['x'], shapes['w'], attributes) != shapes['y']:
                 raise ValueError('{}: sizes do not fit: {}'.format(operation, shapes))
             found = [made[0]._dim]
-        elif operation in ('batchnorm', 'batchnorm_backward', 'genstats'):
-            channels = [1, dims['x'][1], 1, 1]
-            found = [channels] * len(made)
-            if operation != 'genstats':
-                found[0] = dims['x']
-            for name in ('scale', 'bias', 'mean', 'var', 'inv'):
-                if dims.get(name, channels) != channels:
-                    raise ValueError('{}: {} is {}'.format(operation, name, dims[name]))
-            if dims.get('y', dims['x']) != dims['x']:
-                raise ValueError('{}: {}'.format(operation, dims))
+        elif operation == 'genstats':
+            found = [[1, dims['x'][1], 1, 1]] * 2
         else:
             found = [list(np.broadcast_shapes(*dims.values()))]
         for t, dim in zip(made, found):
@@ -289,10 +220,6 @@ class pygraph:
             return [] if node is None else [node] + [
                 n for i in node[1].values() for n in before(i)]
         for operation, inputs, made, attributes in self._nodes:
-            if operation == 'batchnorm_backward':
-                for name in {n[0] for n in before(inputs['y'])} & {'add', 'relu_backward'}:
-                    raise cudnnGraphNotSupportedError('No valid engine configs: {} in front of '
-                                                      'batchnorm_backward'.format(name))
             if operation == 'genstats':
                 for n in before(inputs['x']):
                     if n[0] == 'conv_fprop' and n[1]['w']._dim[1:] != n[1]['x']._dim[1:2] + [1, 1]:
@@ -332,11 +259,6 @@ class pygraph:
                 self._barred[index]))
         self._built.add(index)
 
-    def build_plans(self, policy=build_plan_policy.HEURISTICS_CHOICE):
-        for index in range(2):
-            if index not in self._barred:
-                self.build_plan_at_index(index)
-
     def _workspace(self, index):
         return 0 if index == 0 else 4096 + 4 * int(np.prod(self._nodes[0][2][0]._dim[1:]))
 
@@ -344,12 +266,6 @@ class pygraph:
         if self._plan(index) not in self._built:
             raise RuntimeError('the plan is not built')
         return self._workspace(index)
-
-    def get_workspace_size(self):
-        return self._workspace(min(self._built))
-
-    def execute(self, tensor_to_device_buffer, workspace, handle=None):
-        self.execute_plan_at_index(tensor_to_device_buffer, workspace, min(self._built), handle)
 
     def execute_plan_at_index(self, tensor_to_device_buffer, workspace, index, handle=None):
         if self._plan(index) not in self._built:
@@ -371,9 +287,6 @@ class pygraph:
         for t in inputs + outputs:
             pointer, dtype = pack[t._uid], _DTYPES[t._type]
             strides = [s * dtype.itemsize for s in t._stride]
-            if t._by_value:
-                memory[id(t)] = _host(pointer, dtype)
-                continue
             if pointer % 16:
                 raise RuntimeError('CUDNN_STATUS_BAD_PARAM: {:#x} is not aligned to 16 '
                                    'bytes'.format(pointer))
@@ -407,12 +320,6 @@ class pygraph:
                 if not t._virtual:
                     np.copyto(memory[id(t)], result, 'unsafe')
                 values[id(t)] = result.astype(_DTYPES[t._type])
-
-
-def _host(pointer, dtype):
-    import ctypes
-    return np.frombuffer((ctypes.c_char * dtype.itemsize).from_address(pointer), dtype).reshape(
-        1, 1, 1, 1).copy()
 
 
 def _tf32(a):
@@ -492,37 +399,12 @@ def _conv_dgrad(a, dim, padding, stride, dilation):
         n, h, w, c).transpose(0, 3, 1, 2)
 
 
-def _batchnorm(a, dim):
-    x, axes = a['x'], (0, 2, 3)
-    n = x.size // x.shape[1]
-    mean = x.mean(axes, dtype=np.float64, keepdims=True)
-    var = x.var(axes, dtype=np.float64, keepdims=True)
-    inv = 1 / np.sqrt(var + a['epsilon'])
-    momentum = a['momentum']
-    return ((x - mean) * (inv * a['scale']) + a['bias'], mean, inv,
-            (1 - momentum) * a['mean'] + momentum * mean,
-            (1 - momentum) * a['var'] + momentum * var * (n / max(n - 1, 1)))
-
-
-def _batchnorm_backward(a, dim):
-    y, axes = a['y'], (0, 2, 3)
-    normalized = (a['x'] - a['mean']) * a['inv']
-    bias = y.sum(axes, dtype=np.float64, keepdims=True)
-    scale = (y * normalized).sum(axes, dtype=np.float64, keepdims=True)
-    n = y.size // y.shape[1]
-    return a['scale'] * a['inv'] * (y - (normalized * scale + bias) / n), scale, bias
-
-
 _OPERATIONS = {
     'conv_fprop': _conv_fprop, 'conv_dgrad': _conv_dgrad, 'conv_wgrad': _conv_wgrad,
     'relu': lambda a, dim, slope, lower, upper: np.where(
         a['a'] > lower, np.minimum(a['a'], upper), lower + slope * (a['a'] - lower)),
-    'relu_backward': lambda a, dim: a['a'] * (a['b'] > 0),
-    'select': lambda a, dim: np.where(a['m'] != 0, a['a'], a['b']),
-    'identity': lambda a, dim: a['a'],
     'genstats': lambda a, dim: (a['x'].sum((0, 2, 3), keepdims=True),
                                 np.square(a['x']).sum((0, 2, 3), keepdims=True)),
-    'batchnorm': _batchnorm, 'batchnorm_backward': _batchnorm_backward,
 }
 
 
@@ -536,12 +418,5 @@ def _binary(operation, first, second, function):
     _OPERATIONS[operation] = lambda a, dim: function(a['a'], a['b'])
 
 
-for _operation, _function in (('add', np.add), ('sub', np.subtract), ('mul', np.multiply),
-                              ('div', np.divide)):
-    _binary(_operation, 'a', 'b', _function)
-for _operation, _function in (('max', np.maximum), ('min', np.minimum)):
-    _binary(_operation, 'input0', 'input1', _function)
-for _operation, _function in (('cmp_gt', np.greater), ('cmp_ge', np.greater_equal),
-                              ('cmp_lt', np.less), ('cmp_le', np.less_equal),
-                              ('cmp_eq', np.equal), ('cmp_neq', np.not_equal)):
-    _binary(_operation, 'input', 'comparison', _function)
+_binary('add', 'a', 'b', np.add)
+_binary('mul', 'a', 'b', np.multiply)

@@ -13,8 +13,7 @@ from numpy import (  # noqa: F401
     bool_, dtype, float16, float32, float64, inf, int8, int16, int32, int64, nan, newaxis, pi,
     result_type, uint8, uint16, uint32, uint64)
 
-from cupy import _device, cuda  # noqa: F401
-from cupy import _array
+from cupy import _array, _device, cuda
 from cupy._array import _apply, _write, ndarray, ufunc  # noqa: F401
 from cupy._kernels import ElementwiseKernel, RawKernel, RawModule, ReductionKernel  # noqa: F401
 
@@ -83,18 +82,7 @@ def empty_like(prototype, dtype=None, order='K', subok=None, shape=None):
     if not isinstance(prototype, ndarray):
         raise TypeError('{} is no cupy.ndarray'.format(type(prototype)))
     dtype = prototype.dtype if dtype is None else np.dtype(dtype)
-    order = _array._order_of(order)
-    if shape is not None:
-        return ndarray(shape, dtype)
-    if order in 'KA':
-        flags = prototype.flags
-        if flags.c_contiguous or flags.f_contiguous or order == 'A':
-            order = 'F' if flags.f_contiguous and not flags.c_contiguous else 'C'
-    strides = None
-    if order == 'K':
-        strides = np.empty_like(np.lib.stride_tricks.as_strided(
-            np.empty(0, dtype), prototype.shape, prototype.strides), order='K').strides
-    return ndarray(prototype.shape, dtype, None, strides, order)
+    return ndarray(shape, dtype) if shape is not None else prototype._like(dtype, order)
 
 
 def zeros_like(a, dtype=None, order='K', subok=None, shape=None):
@@ -145,10 +133,6 @@ def ascontiguousarray(a, dtype=None):
     return array(a, dtype, None, 'C', ndmin=1)
 
 
-def asfortranarray(a, dtype=None):
-    return array(a, dtype, None, 'F')
-
-
 def asnumpy(a, stream=None, order='C', out=None, *, blocking=True):
     return a.get(stream, order, out, blocking) if isinstance(a, ndarray) else np.asarray(a)
 
@@ -168,14 +152,6 @@ def copyto(dst, src, casting='same_kind', where=None):
 
 def arange(start, stop=None, step=1, dtype=None):
     return _apply(lambda: np.arange(*((0, start) if stop is None else (start, stop)), step, dtype))
-
-
-def eye(N, M=None, k=0, dtype=float):
-    return _apply(lambda: np.eye(N, M, k, dtype))
-
-
-def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
-    return _apply(lambda: np.linspace(start, stop, num, endpoint, retstep, dtype, axis))
 
 
 # Shapes.
@@ -204,11 +180,6 @@ broadcast_to, expand_dims, moveaxis, rollaxis, squeeze, swapaxes, flip = map(_vi
     'broadcast_to', 'expand_dims', 'moveaxis', 'rollaxis', 'squeeze', 'swapaxes', 'flip'))
 
 
-def broadcast_arrays(*args):
-    shape = np.broadcast_shapes(*(a.shape for a in args))
-    return [broadcast_to(a, shape) for a in args]
-
-
 def concatenate(tup, axis=0, out=None, *, dtype=None, casting='same_kind'):
     return _apply(lambda *a: np.concatenate(a, axis, dtype=dtype, casting=casting), *tup, out=out)
 
@@ -217,36 +188,12 @@ def stack(tup, axis=0, out=None, *, dtype=None, casting='same_kind'):
     return _apply(lambda *a: np.stack(a, axis, dtype=dtype, casting=casting), *tup, out=out)
 
 
-def hstack(tup):
-    return _apply(lambda *a: np.hstack(a), *tup)
-
-
-def vstack(tup):
-    return _apply(lambda *a: np.vstack(a), *tup)
-
-
 def split(ary, indices_or_sections, axis=0):
     return [ary._view(a) for a in np.split(_array.host(ary), indices_or_sections, axis)]
 
 
 def array_split(ary, indices_or_sections, axis=0):
     return [ary._view(a) for a in np.array_split(_array.host(ary), indices_or_sections, axis)]
-
-
-def pad(array, pad_width, mode='constant', **kwargs):
-    return _apply(lambda a: np.pad(a, pad_width, mode, **kwargs), array)
-
-
-def tile(A, reps):
-    return _apply(lambda a: np.tile(a, reps), A)
-
-
-def repeat(a, repeats, axis=None):
-    return _apply(lambda x: np.repeat(x, repeats, axis), a)
-
-
-def roll(a, shift, axis=None):
-    return _apply(lambda x: np.roll(x, shift, axis), a)
 
 
 def take(a, indices, axis=None, out=None):
@@ -273,38 +220,14 @@ def _method_function(name):
     return function
 
 
-sum, mean, prod, max, min, any, all, var, std, argmax, argmin, clip, cumsum, argsort = map(  # noqa
+sum, mean, prod, max, min, any, all, var, std, argmax, argmin, clip = map(  # noqa: A001
     _method_function, ('sum', 'mean', 'prod', 'max', 'min', 'any', 'all', 'var', 'std', 'argmax',
-                       'argmin', 'clip', 'cumsum', 'argsort'))
+                       'argmin', 'clip'))
 amax, amin = max, min
-
-
-def sort(a, axis=-1):
-    return _apply(lambda x: np.sort(x, axis), a)
-
-
-def count_nonzero(a, axis=None):
-    return _apply(lambda x: np.count_nonzero(x, axis), a)
-
-
-def array_equal(a, b):
-    return _apply(np.array_equal, a, b)
-
-
-def allclose(a, b, rtol=1e-5, atol=1e-8, equal_nan=False):
-    return _apply(lambda x, y: np.allclose(x, y, rtol, atol, equal_nan), a, b)
 
 
 def ndim(a):
     return a.ndim
-
-
-def size(a, axis=None):
-    return a.size if axis is None else a.shape[axis]
-
-
-def shape(a):
-    return a.shape
 
 
 def _by_cublas(function, *args, out=None):

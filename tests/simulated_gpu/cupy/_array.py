@@ -93,9 +93,6 @@ class ndarray:
     def squeeze(self, axis=None):
         return self._view(self._host.squeeze(axis))
 
-    def diagonal(self, offset=0, axis1=0, axis2=1):
-        return self._view(self._host.diagonal(offset, axis1, axis2))
-
     def reshape(self, *shape, order='C'):
         shape = shape[0] if len(shape) == 1 and np.iterable(shape[0]) else shape
         try:
@@ -120,22 +117,26 @@ class ndarray:
     def copy(self, order='C'):
         return self.astype(self.dtype, order=order)
 
-    def astype(self, dtype, order='K', casting=None, subok=None, copy=True):
-        if casting is not None or subok is not None:
-            raise TypeError('casting and subok are not supported yet')
-        dtype, order = np.dtype(dtype), _order_of(order)
-        flags = self._host.flags
+    def _like(self, dtype, order):
+        """Return an empty array of this shape, and of this layout where the order is 'K'."""
+        order, flags = _order_of(order), self._host.flags
         if order == 'A' or order == 'K' and flags.forc:
-            order = 'F' if flags.f_contiguous and not flags.c_contiguous else 'C'
-        if not copy and dtype == self.dtype and (
-                order == 'K' or order == 'C' and flags.c_contiguous
-                or order == 'F' and flags.f_contiguous):
-            return self
+            order = 'F' if flags.fnc else 'C'
         strides = None
         if order == 'K':
             strides = np.empty_like(np.lib.stride_tricks.as_strided(
                 np.empty(0, dtype), self.shape, self.strides), order='K').strides
-        new = ndarray(self.shape, dtype, None, strides, 'F' if order == 'F' else 'C')
+        return ndarray(self.shape, dtype, None, strides, order)
+
+    def astype(self, dtype, order='K', casting=None, subok=None, copy=True):
+        if casting is not None or subok is not None:
+            raise TypeError('casting and subok are not supported yet')
+        dtype, flags = np.dtype(dtype), self._host.flags
+        if not copy and dtype == self.dtype and (
+                order in ('K', None) or order == 'A' and flags.forc
+                or order == 'C' and flags.c_contiguous or order == 'F' and flags.f_contiguous):
+            return self
+        new = self._like(dtype, order)
         _assign(new, self)
         return new
 
@@ -203,9 +204,6 @@ class ndarray:
         return repr(self.get())
 
     __str__ = __repr__
-
-    def __format__(self, spec):
-        return format(self.get(), spec)
 
     def __len__(self):
         return len(self._host)
@@ -284,18 +282,6 @@ class ndarray:
     def dot(self, other, out=None):
         import cupy
         return cupy.dot(self, other, out)
-
-    def round(self, decimals=0, out=None):
-        return _apply(lambda x: x.round(decimals), self, out=out)
-
-    def cumsum(self, axis=None, dtype=None, out=None):
-        return _apply(lambda x: x.cumsum(axis, dtype), self, out=out)
-
-    def argsort(self, axis=-1):
-        return _apply(lambda x: x.argsort(axis, kind='stable'), self)
-
-    def sort(self, axis=-1):
-        _write(lambda x: x.sort(axis), self)
 
 
 def _reduction(name):

@@ -181,12 +181,6 @@ class MemoryPointer:
 
     __radd__ = __add__
 
-    def __sub__(self, offset):
-        return self + -offset
-
-    def __int__(self):
-        return self.ptr
-
     def copy_from_host_async(self, mem, size, stream=None):
         stream = stream or get_current_stream()
         if stream.is_capturing():
@@ -198,9 +192,6 @@ class MemoryPointer:
         if stream.is_capturing():
             raise RuntimeError('the current stream is capturing, so D2H transfers are disallowed')
         runtime_memcpy(_address(mem), self.ptr, size, 2, stream)
-
-    def copy_from_device_async(self, src, size, stream=None):
-        runtime_memcpy(self.ptr, src.ptr, size, 3, stream or get_current_stream())
 
     def memset_async(self, value, size, stream=None):
         target = view(self.ptr, (size,), np.uint8)
@@ -258,13 +249,6 @@ class MemoryPool:
     def total_bytes(self):
         return self._total
 
-    def free_bytes(self):
-        return self._total - self.used_bytes()
-
-    def n_free_blocks(self):
-        self._collect()
-        return sum(map(len, self._free.values()))
-
     def free_all_blocks(self, stream=None):
         _refuse_capture('cudaFree')
         with self._lock:
@@ -282,21 +266,11 @@ class _Local(threading.local):
 
 _local = _Local()
 default_pool = MemoryPool()
-_allocator = default_pool.malloc
 
 
 def alloc(size):
     """Allocate by the current allocator."""
-    return (_local.allocator or _allocator)(size)
-
-
-def set_allocator(allocator=None):
-    global _allocator
-    _allocator = allocator or _plain
-
-
-def get_allocator():
-    return _local.allocator or _allocator
+    return (_local.allocator or default_pool.malloc)(size)
 
 
 def _plain(size):
@@ -503,9 +477,6 @@ class Stream:
     def is_capturing(self):
         return self._capture is not None
 
-    def launch_host_func(self, callback, arg):
-        submit(lambda: callback(arg), (), (), self)
-
 
 class Event:
     """A CUDA event. Times are of the host's clock: the simulation says nothing of speed."""
@@ -574,9 +545,6 @@ class Graph:
             for work in self._work:
                 work(stream) if isinstance(work, _Transfer) else work()
         submit(replay, self._reads, self._writes, stream)
-
-    def upload(self, stream=None):
-        pass
 
 
 def submit(work, reads, writes, stream=None):
@@ -709,10 +677,6 @@ class Device:
 
     compute_capability = '90'
     pci_bus_id = '0000:00:00.0'
-
-    @property
-    def mem_info(self):
-        return len(arena.bytes) - arena.end, len(arena.bytes)
 
     @property
     def attributes(self):

@@ -27,7 +27,3 @@ def zeros_pinned(shape, dtype=float, order='C'):
     a = empty_pinned(shape, dtype, order)
     a[...] = 0
     return a
-
-
-def empty_like_pinned(a):
-    return empty_pinned(a.shape, a.dtype)

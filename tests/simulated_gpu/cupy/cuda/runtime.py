@@ -12,35 +12,11 @@ def getDeviceCount():
     return 1
 
 
-def getDevice():
-    return 0
-
-
-def setDevice(device):
-    _device.Device(device).use()
-
-
 def getDeviceProperties(device):
     return {'name': b'Simulated GPU', 'major': 9, 'minor': 0, 'multiProcessorCount': 4,
             'totalGlobalMem': len(_device.arena.bytes), 'warpSize': 32, 'maxThreadsPerBlock': 1024,
             'sharedMemPerBlock': 49152, 'maxThreadsPerMultiProcessor': 2048,
             'l2CacheSize': 1 << 20}
-
-
-def deviceSynchronize():
-    _device.synchronize()
-
-
-def runtimeGetVersion():
-    return 13000
-
-
-def driverGetVersion():
-    return 13000
-
-
-def memGetInfo():
-    return _device.Device(0).mem_info
 
 
 def _stream(ptr):
@@ -49,17 +25,3 @@ def _stream(ptr):
 
 def memcpyAsync(dst, src, size, kind, stream):
     _device.runtime_memcpy(dst, src, size, kind, _stream(stream))
-
-
-def memsetAsync(ptr, value, size, stream):
-    target = _device.view(ptr, (size,), 'u1')
-    _device.arena.find(ptr, size)
-    _device.submit(lambda: target.fill(value), (), (ptr,), _stream(stream))
-
-
-def streamSynchronize(stream):
-    _stream(stream).synchronize()
-
-
-def streamIsCapturing(stream):
-    return _stream(stream).is_capturing()
