@@ -15,9 +15,15 @@ here = pytest.mark.skipif(not simulated(), reason='is about the simulated GPU al
                           'simulated_gpu comes first on PYTHONPATH where it is meant')
 
 
+def has_compiler():
+    return sys.platform == 'linux' and shutil.which('g++') is not None and subprocess.run(
+        ['g++', '-std=c++17', '-x', 'c++', '-fsyntax-only', '-'], input=b'_Float16 x = 1;',
+        capture_output=True).returncode == 0
+
+
 @pytest.mark.skipif(simulated(), reason='this is such a run')
-@pytest.mark.skipif(shutil.which('g++') is None, reason='needs a C++ compiler (g++)')
-@pytest.mark.skipif(sys.platform != 'linux', reason='needs Linux')
+@pytest.mark.skipif(not has_compiler(), reason='needs Linux and g++ of a version that has '
+                    '_Float16 (12 on x86_64)')
 def test_everything_marked_gpu(tmp_path):
     environment = dict(os.environ, OPENBLAS_NUM_THREADS='1', CHAINER_DATASET_ROOT=str(tmp_path),
                        PYTHONPATH=str(ROOT / 'tests' / 'simulated_gpu'))
@@ -131,6 +137,13 @@ class TestKernels:
         assert (y.get() == 1).all()
         with pytest.raises(RuntimeError, match='not aligned'):
             kernel('misaligned')((1,), (1,), (x, y, np.int32(1)))
+
+    @pytest.mark.parametrize('line', ['#include <math.h>', 'typedef uint32_t word;',
+                                      '__device__ int counter;'])
+    def test_what_a_gpu_s_compiler_lacks(self, cupy, line):
+        module = cupy.RawModule(code=line + '\nextern "C" __global__ void f() {}\n')
+        with pytest.raises(Exception, match='simulation|NVRTC'):
+            module.get_function('f')
 
     def test_missing_barriers_show(self, cupy, kernel):
         y = cupy.empty(256, np.float32)

@@ -141,13 +141,13 @@ class ndarray:
         return new
 
     def fill(self, value):
-        if isinstance(value, np.ndarray):
-            if value.ndim:
-                raise ValueError('non-scalar numpy.ndarray cannot be used for fill')
-            value = value.item()
-        elif not isinstance(value, (ndarray,) + _SCALARS):
-            raise TypeError('Unsupported type {}'.format(type(value)))
-        _assign(self, value)
+        if isinstance(value, ndarray):
+            bool(value == 0)  # CuPy asks, which waits for the device
+        else:
+            value = np.asarray(value, self.dtype)
+        if value.shape != ():
+            raise ValueError('non-scalar numpy.ndarray cannot be used for fill')
+        _assign(self, value if isinstance(value, ndarray) else value[()])
 
     def get(self, stream=None, order='C', out=None, blocking=True):
         stream = stream or _device.get_current_stream()

@@ -216,6 +216,9 @@ class RawModule:
         if '#include' in self.code:
             raise CompileException('the simulation has no headers to include')
         text = _preprocessed(self.code)
+        unknown = re.search(r'\b(u?int(8|16|32|64|ptr)_t|NULL|std::\w+)\b', text)
+        if unknown:
+            raise CompileException('NVRTC does not know {} without headers'.format(unknown[0]))
         if re.search(r'__device__\s+(?!const|static const|constexpr)[\w ]+\s\w+(\[\w*\])?'
                      r'\s*(=[^=]|;)', text):
             raise NotImplementedError('the simulation has no variables in device memory')
