@@ -11,6 +11,9 @@ import pytest
 
 from conftest import ROOT, simulated
 
+if simulated():
+    from cupy._device import SimulationError
+
 here = pytest.mark.skipif(not simulated(), reason='is about the simulated GPU alone: tests/'
                           'simulated_gpu comes first on PYTHONPATH where it is meant')
 
@@ -128,14 +131,14 @@ class TestKernels:
         ('out_of_bounds', (np.int32(4),), 0, 'out of an array'),
         ('little_shared', (), 252, 'dynamic shared memory is written behind')])
     def test_errors(self, cupy, kernel, name, args, shared, what):
-        with pytest.raises(RuntimeError, match=what):
+        with pytest.raises(SimulationError, match=what):
             kernel(name)((1,), (64,), (cupy.empty(64, np.float32), *args), shared_mem=shared)
 
     def test_alignment(self, cupy, kernel):
         x, y = cupy.ones(64, np.float32), cupy.empty(4, np.float32)
         kernel('misaligned')((1,), (1,), (x, y, np.int32(4)))
         assert (y.get() == 1).all()
-        with pytest.raises(RuntimeError, match='not aligned'):
+        with pytest.raises(SimulationError, match='not aligned'):
             kernel('misaligned')((1,), (1,), (x, y, np.int32(1)))
 
     @pytest.mark.parametrize('line', ['#include <math.h>', 'typedef uint32_t word;',
@@ -153,7 +156,7 @@ class TestKernels:
     def test_written_behind_the_end(self, cupy, kernel):
         y = cupy.empty(10, np.float32)
         kernel('ones')((1,), (12,), (y,))
-        with pytest.raises(RuntimeError, match='behind the end of a block of 40 bytes'):
+        with pytest.raises(SimulationError, match='behind the end of a block of 40 bytes'):
             cupy.cuda.Device().synchronize()
 
     def test_elementwise_and_reduction(self, cupy):
@@ -204,13 +207,13 @@ class TestStreams:
     def test_races(self, cupy):
         a = cupy.ones(3)
         stream = cupy.cuda.Stream(non_blocking=True)
-        with stream, pytest.raises(RuntimeError, match='no event or synchronisation'):
+        with stream, pytest.raises(SimulationError, match='no event or synchronisation'):
             a + 1
         ready = cupy.cuda.Stream.null.record()
         stream.wait_event(ready)
         with stream:
             b = a + 1
-        with pytest.raises(RuntimeError, match='no event or synchronisation'):
+        with pytest.raises(SimulationError, match='no event or synchronisation'):
             a += 1  # the other stream still reads it
         stream.synchronize()
         a += b
@@ -296,7 +299,7 @@ class TestStreams:
         assert result.tolist() == [1] * 3
         graph.launch(stream)
         host[...] = 2
-        with pytest.raises(RuntimeError, match='changed before it was known to be copied'):
+        with pytest.raises(SimulationError, match='changed before it was known to be copied'):
             stream.synchronize()
         stream.begin_capture()
         with pytest.raises(RuntimeError, match='pageable'):

@@ -5,6 +5,11 @@ refuses, what lives how long, and what is ordered before what. It says nothing o
 only real hardware shows. It is stricter than a GPU, which computes on with races, with
 memory that nobody wrote and with memory that somebody else has been given. Names that it
 does not have raise; add them as they are needed, with CuPy's own behaviour.
+
+    PYTHONPATH=tests/simulated_gpu python -m pytest -m gpu tests
+
+The programs run on it too (``PYTHONPATH=tests/simulated_gpu python main.py -g 0 --quick``).
+It needs Linux and g++ 12. Compiled kernels are kept in the temporary folder.
 """
 import functools
 

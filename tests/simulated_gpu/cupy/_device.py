@@ -30,8 +30,11 @@ class CUDARuntimeError(RuntimeError):
         super().__init__('{}: {}'.format(name, message))
 
 
-class SimulationError(RuntimeError):
-    """What a GPU would do silently: a race, or memory written where it must not be."""
+class SimulationError(Exception):
+    """What a GPU would do silently: a race, or memory written where it must not be.
+
+    It is no RuntimeError, as CUDA's errors are, so that nobody takes it for one and goes on.
+    """
 
 
 class Race(SimulationError):
