@@ -24,7 +24,7 @@ from trainer.engines.cudnn.arrays import empty
 TIMED = 6
 
 #: Runs that are timed.
-_REPEATED = 5
+_REPEATED = 10
 
 #: Workspace that a plan may ask for, in bytes.
 WORKSPACE = 1 << 28
@@ -126,7 +126,6 @@ class Graph:
         """Compute. Arrays are in the order in which inputs and outputs were declared."""
         import cupy
         handle = _handle(cupy.cuda.Device().id)
-        self.cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
         pack = self._pack(arrays)
         if self.plan is None:
             self.plan = self._choose(pack, handle)
@@ -135,6 +134,7 @@ class Graph:
 
     def _execute(self, pack, handle, index, size):
         import cupy
+        self.cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
         # Too small a workspace is an illegal access, not an error.
         workspace = cupy.cuda.alloc(max(size, 1))
         self.graph.execute_plan_at_index(pack, workspace.ptr, index, handle=handle)
@@ -155,11 +155,11 @@ class Graph:
             with contextlib.suppress(RuntimeError, self.cudnn.cudnnGraphNotSupportedError):
                 self.graph.build_plan_at_index(index)
                 size = self.graph.get_workspace_size_plan_at_index(index)
-                elapsed = _time(lambda: self._execute(pack, handle, index, size),
-                                1 if known is not None else _REPEATED)
-                found.append((elapsed, index, size, name))
+                run = functools.partial(self._execute, pack, handle, index, size)
                 if known is not None:
-                    break
+                    run()
+                    return index, size
+                found.append((_time(run), index, size, name))
         if not found:
             if known is not None:  # by another version of this list
                 choices.pop(self.key)
@@ -171,16 +171,37 @@ class Graph:
         return index, size
 
 
-def _time(run, times=_REPEATED):
-    """Return the milliseconds of so many runs, after one that does not count."""
+def _time(run):
+    """Return the milliseconds of a few runs.
+
+    They are replayed as a CUDA graph, as in a training step: launched one by one, what is
+    small would take as long as Python does.
+    """
     import cupy
     run()
-    begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-    begin.record()
-    for _ in range(times):
-        run()
-    end.record()
-    end.synchronize()
+    device, stream = cupy.cuda.Device(), cupy.cuda.get_current_stream()
+    own = stream.ptr == cupy.cuda.Stream.null.ptr  # which cannot be captured
+    if own:
+        stream = cupy.cuda.Stream(non_blocking=True)
+    device.synchronize()
+    with stream:
+        stream.begin_capture()
+        try:
+            for _ in range(_REPEATED):
+                run()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                stream.end_capture()
+            raise
+        graph = stream.end_capture()
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        graph.launch()
+        begin.record()
+        graph.launch()
+        end.record()
+    device.synchronize()
+    if own:  # memory is kept for each stream
+        cupy.get_default_memory_pool().free_all_blocks(stream)
     return cupy.cuda.get_elapsed_time(begin, end)
 
 
@@ -317,12 +338,12 @@ def _once(build):
         try:
             return build(*key)
         except NotSupported as e:
-            return e
+            return str(e)  # the exception itself would keep callers' arrays
 
     def get(*key):
         graph = attempt(*key)
-        if isinstance(graph, NotSupported):
-            raise graph
+        if isinstance(graph, str):
+            raise NotSupported(graph)
         return graph
     return get
 
