@@ -20,6 +20,9 @@ def simulated():
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs a GPU and CuPy')
+    if simulated():
+        from trainer.engines.cudnn import graphs
+        graphs.REPEATED = 1  # how long a plan takes says nothing there
 
 
 def pytest_collection_modifyitems(items):

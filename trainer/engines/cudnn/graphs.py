@@ -24,7 +24,7 @@ from trainer.engines.cudnn.arrays import empty
 TIMED = 6
 
 #: Runs that are timed.
-_REPEATED = 10
+REPEATED = 10
 
 #: Workspace that a plan may ask for, in bytes.
 WORKSPACE = 1 << 28
@@ -187,7 +187,7 @@ def _time(run):
     with stream:
         stream.begin_capture()
         try:
-            for _ in range(_REPEATED):
+            for _ in range(REPEATED):
                 run()
         except BaseException:
             with contextlib.suppress(Exception):
