@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import resnext
+from conftest import simulated
 from trainer.training import processes, transfer
 from trainer.training.captured_step import CapturedStep
 from trainer.training.optimizers import OPTIMIZERS
@@ -177,8 +178,9 @@ def test_going_on_is_as_if_never_stopped():
             updater.step(x, t)
     updater.step.settle()
     assert made._loss_scale == 2. ** len(RATES)
+    # Some of cuDNN's plans add up in any order; simulated, nothing but the state can differ.
     for key, array in state(model).items():
-        assert (array == golden[key]).all(), key
+        assert relative(golden[key], array) <= (0 if simulated() else 2e-2), key
 
 
 class Twice(processes.Alone):
@@ -213,9 +215,9 @@ def test_processes_exchange_gradients_between_two_graphs():
         states.append(state(model))
         assert [len(c.graphs) for c in step._captured.values()] == [group.size] * 2
     assert group.exchanged == len(RATES)
-    assert relative(*found) < 1e-6
+    assert relative(*found) < 1e-3
     for key, array in states[0].items():
-        assert relative(array, states[1][key]) < 1e-6, key
+        assert relative(array, states[1][key]) < 2e-3, key
 
 
 def test_other_arrays_are_noticed():
@@ -247,7 +249,7 @@ def test_what_cannot_be_captured_is_computed_as_it_comes():
             else:
                 losses = [float(step(x, t)[0]) for x, t in batches()]
         results.append(losses)
-    assert results[0] == results[1]
+    assert relative(*results) < 1e-3
 
 
 def test_a_layer_that_needs_cublas():

@@ -63,6 +63,15 @@ struct Place {
     }
     __device__ bool inside() const { return row < high && pack < packs; }
     __device__ int first() const { return blockIdx.x * high + row; }
+
+    // Load this thread's packs of U pixels, `step` apart: all loads are under way together.
+    template <int U, typename T, int V>
+    __device__ void fetch(const T *x, int r, int rows, Pack<T, V> (&p)[U]) const {
+#pragma unroll
+        for (int u = 0; u < U; ++u)
+            if (r + u * step < rows)
+                p[u] = load<T, V>(x, (long long)(r + u * step) * packs + pack);
+    }
 };
 
 // Add up two sums of each channel: over the block's pixels, then over all blocks.
@@ -157,14 +166,18 @@ __device__ void statistics(const T *x, int rows, int channels, int across,
         Pack<T, V> origin = load<T, V>(x, at.pack);
         float o[V];
         for (int v = 0; v < V; ++v) o[v] = widen(origin.lane[v]);
-#pragma unroll 4
-        for (int r = at.first(); r < rows; r += at.step) {
-            Pack<T, V> p = load<T, V>(x, (long long)r * at.packs + at.pack);
-            for (int v = 0; v < V; ++v) {
-                float d = widen(p.lane[v]) - o[v];
-                sum[v] += d;
-                square[v] = fmaf(d, d, square[v]);
-            }
+        constexpr int U = 4;
+        for (int r = at.first(); r < rows; r += U * at.step) {
+            Pack<T, V> p[U];
+            at.fetch(x, r, rows, p);
+#pragma unroll
+            for (int u = 0; u < U; ++u)
+                if (r + u * at.step < rows)
+                    for (int v = 0; v < V; ++v) {
+                        float d = widen(p[u].lane[v]) - o[v];
+                        sum[v] += d;
+                        square[v] = fmaf(d, d, square[v]);
+                    }
         }
     }
     if (!add_up<V>(at, channels, sum, square, shared, partial, counters)) return;
@@ -207,33 +220,37 @@ __device__ void normalize(const T *x, const T *residual, const float *mean,
     if (!at.inside()) return;
     Channel<V> channel(at, mean, inv_std, gamma, beta);
     bool added = kind >= ADD, before = kind == RELU || kind == RELU_ADD;
-#pragma unroll 4
-    for (int r = at.first(); r < rows; r += at.step) {
-        long long i = (long long)r * at.packs + at.pack;
-        Pack<T, V> p = load<T, V>(x, i), q = p;
-        if (added) q = load<T, V>(residual, i);
-        unsigned char bits = 0;
-        for (int v = 0; v < V; ++v) {
-            float h = channel.normal(widen(p.lane[v]), v);
-            if (before) h = fmaxf(h, 0.f);
-            if (added) h += widen(q.lane[v]);
-            if (kind == ADD_RELU) {
-                bits |= (h > 0) << v;
-                h = fmaxf(h, 0.f);
+    constexpr int U = 4;
+    for (int r = at.first(); r < rows; r += U * at.step) {
+        Pack<T, V> p[U], q[U] = {};
+        at.fetch(x, r, rows, p);
+        if (added) at.fetch(residual, r, rows, q);
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            if (r + u * at.step >= rows) break;
+            long long i = (long long)(r + u * at.step) * at.packs + at.pack;
+            unsigned char bits = 0;
+            for (int v = 0; v < V; ++v) {
+                float h = channel.normal(widen(p[u].lane[v]), v);
+                if (before) h = fmaxf(h, 0.f);
+                if (added) h += widen(q[u].lane[v]);
+                if (kind == ADD_RELU) {
+                    bits |= (h > 0) << v;
+                    h = fmaxf(h, 0.f);
+                }
+                narrow(h, p[u].lane[v]);
             }
-            narrow(h, p.lane[v]);
+            store<T, V>(y, i, p[u]);
+            if (kind == ADD_RELU) mask[i] = bits;
         }
-        store<T, V>(y, i, p);
-        if (kind == ADD_RELU) mask[i] = bits;
     }
 }
 
 // What the ReLU lets pass of a gradient.
 template <typename T, int V>
-__device__ inline void masked(const Channel<V> &channel, int kind, const unsigned char *mask,
-                              long long i, const Pack<T, V> &x, float (&g)[V]) {
+__device__ inline void masked(const Channel<V> &channel, int kind, unsigned char bits,
+                              const Pack<T, V> &x, float (&g)[V]) {
     if (kind == ADD_RELU) {
-        unsigned char bits = mask[i];
         for (int v = 0; v < V; ++v) g[v] = bits >> v & 1 ? g[v] : 0;
     } else if (kind == RELU || kind == RELU_ADD) {
         for (int v = 0; v < V; ++v)
@@ -253,19 +270,27 @@ __device__ void backward_sums(const T *gy, const T *x, const unsigned char *mask
     float sum[V] = {}, product[V] = {};
     if (at.inside()) {
         Channel<V> channel(at, mean, inv_std, gamma, beta);
-#pragma unroll 2
-        for (int r = at.first(); r < rows; r += at.step) {
-            long long i = (long long)r * at.packs + at.pack;
-            Pack<T, V> p = load<T, V>(gy, i), q = load<T, V>(x, i);
-            float g[V];
-            for (int v = 0; v < V; ++v) g[v] = widen(p.lane[v]);
-            masked<T, V>(channel, kind, mask, i, q, g);
-            for (int v = 0; v < V; ++v) {
-                sum[v] += g[v];
-                product[v] = fmaf(g[v], widen(q.lane[v]) - channel.mean[v], product[v]);
-                narrow(g[v], p.lane[v]);
+        constexpr int U = 2;
+        for (int r = at.first(); r < rows; r += U * at.step) {
+            Pack<T, V> p[U], q[U];
+            Pack<unsigned char, 1> bits[U] = {};
+            at.fetch(gy, r, rows, p);
+            at.fetch(x, r, rows, q);
+            if (kind == ADD_RELU) at.fetch(mask, r, rows, bits);
+#pragma unroll
+            for (int u = 0; u < U; ++u) {
+                if (r + u * at.step >= rows) break;
+                float g[V];
+                for (int v = 0; v < V; ++v) g[v] = widen(p[u].lane[v]);
+                masked<T, V>(channel, kind, bits[u].lane[0], q[u], g);
+                for (int v = 0; v < V; ++v) {
+                    sum[v] += g[v];
+                    product[v] = fmaf(g[v], widen(q[u].lane[v]) - channel.mean[v], product[v]);
+                    narrow(g[v], p[u].lane[v]);
+                }
+                if (kept)
+                    store<T, V>(kept, (long long)(r + u * at.step) * at.packs + at.pack, p[u]);
             }
-            if (kept) store<T, V>(kept, i, p);
         }
     }
     if (!add_up<V>(at, channels, sum, product, shared, partial, counters)) return;
@@ -291,18 +316,26 @@ __device__ void backward_input(const T *gy, const T *x, const unsigned char *mas
         linear[v] = ggamma[c] * inv_std[c] / rows;
         constant[v] = gbeta[c] / rows;
     }
-#pragma unroll 2
-    for (int r = at.first(); r < rows; r += at.step) {
-        long long i = (long long)r * at.packs + at.pack;
-        Pack<T, V> p = load<T, V>(gy, i), q = load<T, V>(x, i);
-        float g[V];
-        for (int v = 0; v < V; ++v) g[v] = widen(p.lane[v]);
-        masked<T, V>(channel, kind, mask, i, q, g);
-        for (int v = 0; v < V; ++v) {
-            float centred = widen(q.lane[v]) - channel.mean[v];
-            narrow(channel.scale[v] * (g[v] - fmaf(centred, linear[v], constant[v])), p.lane[v]);
+    constexpr int U = 2;
+    for (int r = at.first(); r < rows; r += U * at.step) {
+        Pack<T, V> p[U], q[U];
+        Pack<unsigned char, 1> bits[U] = {};
+        at.fetch(gy, r, rows, p);
+        at.fetch(x, r, rows, q);
+        if (kind == ADD_RELU) at.fetch(mask, r, rows, bits);
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            if (r + u * at.step >= rows) break;
+            float g[V];
+            for (int v = 0; v < V; ++v) g[v] = widen(p[u].lane[v]);
+            masked<T, V>(channel, kind, bits[u].lane[0], q[u], g);
+            for (int v = 0; v < V; ++v) {
+                float centred = widen(q[u].lane[v]) - channel.mean[v];
+                narrow(channel.scale[v] * (g[v] - fmaf(centred, linear[v], constant[v])),
+                       p[u].lane[v]);
+            }
+            store<T, V>(gx, (long long)(r + u * at.step) * at.packs + at.pack, p[u]);
         }
-        store<T, V>(gx, i, p);
     }
 }
 

@@ -47,9 +47,12 @@ def _kind(dtype, channels):
 
 
 class _Rows:
-    """How a map's pixels are dealt out to blocks."""
+    """How a map's pixels are dealt out to blocks, of which a multiprocessor gets ``blocks``.
 
-    def __init__(self, x):
+    Kernels that add up take as many as run there at the same time, by their registers.
+    """
+
+    def __init__(self, x, blocks):
         import cupy
         n, self.channels, h, w = x.shape
         self.rows = n * h * w
@@ -60,8 +63,8 @@ class _Rows:
         tiles = -(-packs // self.across)
         device = cupy.cuda.Device().id
         high = _THREADS // self.across
-        # Three blocks a multiprocessor fill it; each thread should have a few pixels.
-        blocks = min(-(-3 * _processors(device) // tiles), -(-self.rows // (4 * high)))
+        # Each thread should have a few pixels.
+        blocks = min(-(-blocks * _processors(device) // tiles), -(-self.rows // (4 * high)))
         self.grid = max(1, blocks), tiles
         self.shared = _THREADS * 2 * pack * 4
         self._device = device
@@ -90,7 +93,7 @@ def _statistics(running):
 
 
 def statistics(x, running):
-    rows = _Rows(x)
+    rows = _Rows(x, 4)
     found, arguments = _statistics(running)
     rows.launch('statistics', x, *rows.sizes(), *arguments, *rows.sums(), shared=rows.shared)
     return found
@@ -106,7 +109,7 @@ def statistics_of_sums(total, square, rows, running):
 
 def normalize(x, residual, mean, inv_std, gamma, beta, kind):
     import cupy
-    rows = _Rows(x)
+    rows = _Rows(x, 8)
     y = _empty(x.shape, x.dtype)
     mask = None
     if kind == ADD_RELU:
@@ -118,12 +121,13 @@ def normalize(x, residual, mean, inv_std, gamma, beta, kind):
 
 def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     import cupy
-    rows = _Rows(x)
+    rows = _Rows(x, 2)
     ggamma, gbeta = cupy.empty_like(gamma), cupy.empty_like(gamma)
     kept = _empty(x.shape, x.dtype) if keep and kind == ADD_RELU else None
     rows.launch('backward_sums', gy, x, mask, mean, inv_std, gamma, beta, np.int32(kind),
                 *rows.sizes(), kept, ggamma, gbeta, *rows.sums(), shared=rows.shared)
     gx = _empty(x.shape, x.dtype)
+    rows = _Rows(x, 8)
     # What was kept is masked already.
     rows.launch('backward_input', *((gy, x, mask) if kept is None else (kept, x, None)), mean,
                 inv_std, gamma, beta, ggamma, gbeta, np.int32(kind if kept is None else 0),
