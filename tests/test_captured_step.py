@@ -252,6 +252,22 @@ def test_what_cannot_be_captured_is_computed_as_it_comes():
     assert relative(*results) < 1e-3
 
 
+def test_a_loss_that_waits_for_the_device():
+    def waiting(y, t):
+        loss = chainer.functions.softmax_cross_entropy(y, t)
+        seen.append(float(loss.array))
+        return loss
+
+    seen = []
+    model = network()
+    model.check_gpu(0)
+    step = CapturedStep(optimizer(model), model.device, 1, waiting)
+    with chainer.using_config('engine', 'cudnn'), pytest.warns(
+            UserWarning, match='not captured as a CUDA graph'):
+        found = [float(step(x, t)[0]) for x, t in batches()]
+    assert found == pytest.approx(seen[-len(found):], rel=1e-5)
+
+
 def test_a_layer_that_needs_cublas():
     class WithLinear(resnext.PaperResNext):
         def classify(self, h):

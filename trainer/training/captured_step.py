@@ -142,28 +142,27 @@ class CapturedStep(Step):
 
     def _capture(self, captured, pictures):
         """Capture the update; return why that cannot be, or ``None``."""
-        import cupy
+        def gradients():
+            self._gradients(captured, pictures)
 
-        def parts():
-            yield lambda: self._gradients(captured, pictures)
-            yield lambda: self._update(captured.table)
+        def update():
+            self._update(captured.table)
 
-        def whole():
-            for part in parts():
-                part()
+        def both():
+            gradients()
+            update()
         try:
             with self._room.entered():
-                captured.graphs = [
-                    self._room.capture(part)[0]
-                    for part in (parts() if self.group.size > 1 else (whole,))]
+                captured.graphs = [self._room.capture(part)[0] for part in (
+                    (gradients, update) if self.group.size > 1 else (both,))]
                 self._update.fill(captured.table)
             if self.group.size > 1:
                 captured.gradients = [param.grad for param in self._params]
             self.network.cleargrads()
             if self._losses != self._room.losses:
                 captured.graphs = None
-        # CuPy's word for what cuBLAS cannot do under capture; CUDA's for everything else.
-        except (NotImplementedError, cupy.cuda.runtime.CUDARuntimeError) as e:
+        # What cuBLAS cannot do under capture, what CuPy refuses there, what CUDA does.
+        except RuntimeError as e:
             return str(e)
         return None
 
