@@ -1,5 +1,8 @@
 """The cuDNN engine against the reference: its wiring on any machine, its kernels on a GPU."""
 import copy
+import re
+import shutil
+import subprocess
 
 import chainer
 import numpy as np
@@ -7,8 +10,8 @@ import pytest
 
 import resnext
 import resnext_ilsvrc
-from conftest import simulated
-from trainer import engines
+from conftest import ROOT, simulated
+from trainer import cuda, engines
 from trainer.engines import cudnn
 from trainer.engines.cudnn import graphs
 from trainer.errors import InputError
@@ -225,6 +228,20 @@ def test_cudnn_accepts_every_graph(precision):
                 graphs.build_conv_backward_weights(x, y, w, stride, pad, out, dtype, precision)
             for flags in ((False, False, False), (True, True, False), (True, True, True)):
                 graphs.build_conv_bias(x, w, stride, pad, *flags, dtype, precision)
+
+
+@pytest.mark.skipif(shutil.which('nvcc') is None, reason="needs NVIDIA's compiler (nvcc)")
+@pytest.mark.parametrize('path', sorted(
+    str(path.relative_to(ROOT)) for path in ROOT.glob('trainer/**/*.cu')))
+def test_kernels_compile(path, tmp_path):
+    """For the H100 and H200, without registers that overflow to memory."""
+    (tmp_path / 'source.cu').write_text(cuda.source(ROOT / path))
+    run = subprocess.run(
+        ['nvcc', '-arch=sm_90', '-std=c++17', '-cubin', '-Xptxas', '-v', '-o',
+         tmp_path / 'source.cubin', tmp_path / 'source.cu'], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    spilled = [int(n) for n in re.findall(r'(\d+) bytes spill', run.stderr)]
+    assert spilled and not any(spilled), run.stderr
 
 
 @pytest.mark.gpu

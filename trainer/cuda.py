@@ -1,8 +1,8 @@
 """CUDA C in ``.cu`` files beside the modules that use it, compiled by CuPy on first use.
 
-The files include nothing, so that no CUDA toolkit has to be there, and stay within what
-a C++ compiler for the CPU understands given definitions of the CUDA names: so the tests
-compute with them on machines without a GPU.
+The files include nothing, so that no CUDA toolkit has to be there; ``cuda.cuh`` is put in
+front of each. They stay within what a C++ compiler for the CPU understands given
+definitions of the CUDA names: so the tests compute with them on machines without a GPU.
 """
 import functools
 import os
@@ -20,11 +20,16 @@ def lasting():
     return cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc)
 
 
+def source(path):
+    """Return what is compiled for a ``.cu`` file."""
+    with open(os.path.splitext(os.path.abspath(__file__))[0] + '.cuh') as first, open(path) as f:
+        return '{}#line 1 "{}"\n{}'.format(first.read(), os.path.basename(path), f.read())
+
+
 @functools.lru_cache(maxsize=None)
 def _module(path):
     import cupy
-    with open(path) as f:
-        return cupy.RawModule(code=f.read(), options=('--std=c++17',))
+    return cupy.RawModule(code=source(path), options=('--std=c++17',))
 
 
 @functools.lru_cache(maxsize=None)

@@ -7,23 +7,8 @@
 
 typedef unsigned char byte;
 
-struct Half {
-    unsigned short bits;
-};
-
 constexpr int THREADS = 192, SIDE = 32, AREA = SIDE * SIDE, VALUES = 3 * AREA;
 static_assert(VALUES == 16 * THREADS, "");
-
-__device__ inline void narrow(float x, float &y) { y = x; }
-
-__device__ inline void narrow(float x, Half &y) {
-#ifdef __CUDA_ARCH__
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-#else
-    _Float16 h = x;
-    __builtin_memcpy(&y.bits, &h, 2);
-#endif
-}
 
 // Write VALUES numbers, value(0), value(1), ..., 16 bytes at a time.
 template <typename T, typename Value>

@@ -6,35 +6,6 @@
 // Sums over pixels are in an order that depends on the launch alone, so that the same
 // step gives the same bits.
 
-struct Half {
-    unsigned short bits;
-};
-
-__device__ inline float widen(float x) { return x; }
-
-__device__ inline void narrow(float x, float &y) { y = x; }
-
-__device__ inline float widen(Half x) {
-    float y;
-#ifdef __CUDA_ARCH__
-    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
-#else
-    _Float16 h;
-    __builtin_memcpy(&h, &x.bits, 2);
-    y = h;
-#endif
-    return y;
-}
-
-__device__ inline void narrow(float x, Half &y) {
-#ifdef __CUDA_ARCH__
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-#else
-    _Float16 h = x;
-    __builtin_memcpy(&y.bits, &h, 2);
-#endif
-}
-
 // Neighbouring channels of one pixel, moved in one access.
 template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
     T lane[V];
