@@ -223,13 +223,17 @@ def peer(task, network, batch, how, data):
     return rates, torch.cuda.max_memory_allocated()
 
 
-def main():
+def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('-o', '--output', default='gpu.json', help='where the numbers go, as JSON')
     p.add_argument('--only', default='', help='only the rows with this word')
     p.add_argument('--data', help='folder with CIFAR-10, for the rows main.py')
     p.add_argument('--row', help=argparse.SUPPRESS)
-    args = p.parse_args()
+    return p
+
+
+def main():
+    args = parser().parse_args()
     if args.row:
         task, network, batch, who, how = ROWS[args.row]
         rates, memory, *whole = (ours if who == 'ours' else peer)(

@@ -16,12 +16,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 
 import trainer  # noqa: E402, F401  before Chainer
 import chainer  # noqa: E402
-import cupy  # noqa: E402
 import numpy as np  # noqa: E402
 
 import resnext  # noqa: E402
 import resnext_ilsvrc  # noqa: E402
-from trainer import engines  # noqa: E402
+from trainer import cli, engines  # noqa: E402
 from trainer.engines import shapes  # noqa: E402
 from trainer.engines.cudnn import arrays, graphs, kernels  # noqa: E402
 
@@ -53,6 +52,7 @@ def layers_of(network, batch, side):
 
 def milliseconds(run):
     """Return the median of several blocks of runs."""
+    import cupy
     run()
     times = []
     for _ in range(5):
@@ -68,6 +68,7 @@ def milliseconds(run):
 
 def operations(layer, dtype, precision):
     """Yield (operation, function, bytes that it must move) of a layer."""
+    import cupy
     size = np.dtype(dtype).itemsize
     y_shape = graphs.out_shape(layer.x, layer.w, layer.stride, layer.pad)
 
@@ -104,15 +105,20 @@ def operations(layer, dtype, precision):
             5 + (layer.kind == arrays.ADD_RELU)) * b
 
 
-def main():
+def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('-b', '--batch', type=int, default=128)
     p.add_argument('--network', choices=NETWORKS, default='resnext50')
     p.add_argument('--precision', choices=('float32', 'tf32', 'mixed'), default='mixed')
-    args = p.parse_args()
+    return p
+
+
+def main():
+    args = parser().parse_args()
     engine, precision, why = engines.choose(0, args.precision, True)
     if why:
         sys.exit(why)
+    import cupy
     dtype = np.float16 if precision == 'mixed' else np.float32
     big = cupy.zeros(1 << 28, np.float32)
     rate = 2 * big.nbytes / milliseconds(big.copy)
@@ -136,4 +142,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)

@@ -1,4 +1,5 @@
 """What the README says holds."""
+import importlib.util
 import os
 import re
 import shlex
@@ -81,7 +82,9 @@ def commands():
 @pytest.mark.parametrize('words', list(commands()), ids=' '.join)
 def test_commands_are_understood(words):
     script, *arguments = words
-    module = __import__(script[:-3])
+    spec = importlib.util.spec_from_file_location('script', ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     module.parser().parse_args(arguments)
 
 
