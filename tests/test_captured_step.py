@@ -8,6 +8,7 @@ import pytest
 
 import resnext
 from conftest import simulated
+from trainer.engines.cudnn import graphs
 from trainer.training import processes, transfer
 from trainer.training.captured_step import CapturedStep
 from trainer.training.optimizers import OPTIMIZERS
@@ -289,3 +290,26 @@ def test_a_layer_that_needs_cublas():
     with chainer.using_config('engine', 'cudnn'):
         expected = [float(step(x, t)[0]) for x, t in batches()]
     assert relative(expected, found) < 1e-3
+
+
+def test_plans_are_timed_for_whole_batches_alone(monkeypatch):
+    timed = []
+
+    def time(run):
+        run()
+        timed.append(len(step._captured))
+        return 0.
+    monkeypatch.setattr(graphs, '_time', time)
+    monkeypatch.setattr(graphs, '_choices', dict)
+    monkeypatch.setattr(graphs, '_ways', {})
+    for name in ('_conv_forward', '_conv_with_sums', '_conv_backward_data',
+                 '_conv_backward_weights', '_conv_bias'):  # graphs without a plan as yet
+        monkeypatch.setattr(graphs, name, graphs._once(getattr(graphs, 'build' + name)))
+    model = network()
+    model.check_gpu(0)
+    step = CapturedStep(optimizer(model), model.device)
+    with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', 'mixed'):
+        for x, t in batches():
+            step(x, t)
+    assert len(timed) > 20 and set(timed) == {1}
+    assert [len(c.graphs) for c in step._captured.values()] == [1, 1]

@@ -132,7 +132,9 @@ class CapturedStep(Step):
 
     def _compute(self, captured, pictures):
         """Make the update as it comes."""
-        with self._room.entered():
+        from trainer.engines.cudnn.graphs import plans_for
+        rest = any(len(captured.x) < len(other.x) for other in self._captured.values())
+        with self._room.entered(), plans_for(rest):
             self._room.run(lambda: self._gradients(captured, pictures))
         self.group.mean_gradients(self.network)
         with self._room.entered():

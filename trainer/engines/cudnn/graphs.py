@@ -20,14 +20,21 @@ from trainer import files
 from trainer.engines.cudnn import kernels
 from trainer.engines.cudnn.arrays import empty
 
-#: Plans that are timed for each graph.
-TIMED = 6
+# How many plans are timed for each graph; 1 takes the first that runs. For shapes that are
+# seldom computed, timing is not worth its time.
+chainer.global_config.plans = 6
 
 #: Runs that are timed.
 REPEATED = 10
 
 #: Workspace that a plan may ask for, in bytes.
 WORKSPACE = 1 << 28
+
+
+def plans_for(rest):
+    """Return a context manager: no plans are timed in it if ``rest`` is true, which is for the
+    last batch of many, smaller than the others."""
+    return chainer.using_config('plans', 1 if rest else chainer.config.plans)
 
 
 class NotSupported(Exception):
@@ -142,21 +149,22 @@ class Graph:
     def _choose(self, pack, handle):
         choices = _choices()
         known = choices.get(self.key)
-        if known is None:
+        plans = chainer.config.plans
+        if known is None and plans > 1:
             _say_once()
         found = []
         for index in range(self.graph.get_execution_plan_count()):
             name = self.graph.get_plan_name_at_index(index)
             if known is not None and name != known:
                 continue
-            if len(found) == TIMED:
+            if len(found) == plans:
                 break
             # Some plans fail when built or run.
             with contextlib.suppress(RuntimeError, self.cudnn.cudnnGraphNotSupportedError):
                 self.graph.build_plan_at_index(index)
                 size = self.graph.get_workspace_size_plan_at_index(index)
                 run = functools.partial(self._execute, pack, handle, index, size)
-                if known is not None:
+                if known is not None or plans == 1:
                     run()
                     return index, size
                 found.append((_time(run), index, size, name))
@@ -205,29 +213,44 @@ def _time(run):
     return cupy.cuda.get_elapsed_time(begin, end)
 
 
+# What is computed in which of several ways in this process.
+_ways = {}
+
+
 def _by_time(key, ways, changed=()):
     """Compute in the fastest of several ways, name -> function; remember which that is.
 
     ``changed`` are arrays that they change.
     """
-    choices = _choices()
-    if choices.get(key) not in ways:
-        found = []
-        before = [array.copy() for array in changed]
-        for name, way in ways.items():
-            with contextlib.suppress(NotSupported):
-                found.append((_time(way), name))
-        for array, kept in zip(changed, before):
-            array[...] = kept
-        if not found:
-            raise NotSupported('in no way')
-        choices[key] = min(found)[1]
+    if key not in _ways:
+        _ways[key] = _choices().get(key)
+    if _ways[key] in ways:
+        with contextlib.suppress(NotSupported):  # it was chosen on another machine
+            return ways[_ways[key]]()
+    _ways[key] = _fastest(key, ways, changed)
+    return ways[_ways[key]]()
+
+
+def _fastest(key, ways, changed):
+    found = []
+    before = [array.copy() for array in changed]
+    for name, way in ways.items():
+        with contextlib.suppress(NotSupported):
+            if chainer.config.plans == 1:
+                way()
+                found.append((0., name))
+                break
+            found.append((_time(way), name))
+    for array, kept in zip(changed, before):
+        array[...] = kept
+    if not found:
+        raise NotSupported('in no way')
+    name = min(found)[1]
+    if chainer.config.plans > 1:
+        choices = _choices()
+        choices[key] = name
         _keep(choices)
-    try:
-        return ways[choices[key]]()
-    except NotSupported:  # it was chosen on another machine
-        return _by_time(key, {name: way for name, way in ways.items() if name != choices[key]},
-                        changed)
+    return name
 
 
 def _choices_path():
