@@ -60,12 +60,13 @@ class CapturedStep(Step):
                 return self._replay(x, t)
             except NotSupported as e:
                 self._give_up(str(e))
+        # One of several processes may have no picture of a batch.
+        self.settle()
+        self.forget()
         return super().__call__(x, t)
 
     def _give_up(self, reason):
         self._reason = reason
-        self.settle()
-        self.forget()
         warnings.warn('the training step is not captured as a CUDA graph: {}'.format(reason))
 
     def _begin(self):

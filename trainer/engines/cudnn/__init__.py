@@ -5,9 +5,10 @@
 their gradients in float32. Feature maps keep NHWC memory from the stem to the
 classifier. Parameters are Chainer's, and so is the autograd.
 
-What cuDNN has no plan for is computed by :mod:`trainer.engines.cudnn.arrays`, which
-also computes everything on NumPy arrays: so the tests hold this engine's wiring
-against the reference without a GPU.
+cuDNN computes the convolutions (:mod:`trainer.engines.cudnn.graphs`), and kernels of our
+own what surrounds them (:mod:`trainer.engines.cudnn.kernels`). What cuDNN has no plan for
+is computed by :mod:`trainer.engines.cudnn.arrays`, which also computes everything on NumPy
+arrays: so the tests hold this engine's wiring against the reference without a GPU.
 """
 import contextlib
 import functools
@@ -28,8 +29,8 @@ PRECISIONS = ('float32', 'tf32', 'mixed')
 
 chainer.global_config.precision = 'float32'
 
-# Weights and biases with batch normalisation folded in, by layer, where a predictor
-# keeps them; None folds at each call.
+# Layers (convolution, batch normalisation) and their weights and biases with the one folded
+# into the other, where a predictor keeps them; None folds at each call.
 chainer.global_config.folded = None
 
 #: How far each precision may be from float32, relative to the array's norm.
@@ -275,14 +276,14 @@ def _conv_bn_inference(x, conv, bn, relu, residual, relu_first):
 def fold(conv, bn, dtype):
     """Return NHWC weights and float32 biases of a convolution with its normalisation."""
     kept = chainer.config.folded
-    if kept is not None and id(conv) in kept:
-        return kept[id(conv)]
+    if kept is not None and (conv, bn) in kept:
+        return kept[conv, bn]
     with contextlib.nullcontext() if kept is None or _on_numpy(bn.avg_mean) else cuda.lasting():
         scale = bn.gamma.array / (bn.avg_var + bn.eps) ** .5
         w = _nhwc(conv.W.array * scale.reshape(-1, 1, 1, 1), dtype)
         b = (bn.beta.array - bn.avg_mean * scale).astype(np.promote_types(dtype, np.float32))
     if kept is not None:
-        kept[id(conv)] = w, b
+        kept[conv, bn] = w, b
     return w, b
 
 

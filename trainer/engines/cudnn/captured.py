@@ -7,7 +7,6 @@ import numpy as np
 from trainer import engines
 from trainer.engines import cudnn
 from trainer.engines.cudnn import graphs
-from trainer.networks.layers import ConvBN
 
 
 class Room:
@@ -137,8 +136,6 @@ class Predictor(engines.Predictor):
 
     def refresh(self):
         with self._room.entered(), chainer.using_config('folded', None):
-            for link in self.network.links():
-                if isinstance(link, ConvBN) and id(link.conv) in self._folded:
-                    kept = self._folded[id(link.conv)]
-                    for array, new in zip(kept, cudnn.fold(link.conv, link.bn, kept[0].dtype)):
-                        array[...] = new
+            for layer, kept in self._folded.items():
+                for array, new in zip(kept, cudnn.fold(*layer, kept[0].dtype)):
+                    array[...] = new

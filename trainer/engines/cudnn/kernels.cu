@@ -229,6 +229,30 @@ __device__ inline void masked(const Channel<V> &channel, int kind, unsigned char
     }
 }
 
+// Call use(i, x, g) for each of a thread's packs: its place, what was normalised, and what
+// the ReLU lets pass of the gradient.
+template <typename T, int V, typename Use>
+__device__ inline void each_gradient(const Place &at, const Channel<V> &channel, const T *gy,
+                                     const T *x, const unsigned char *mask, int kind, int rows,
+                                     Use use) {
+    constexpr int U = 2;
+    for (int r = at.first(); r < rows; r += U * at.step) {
+        Pack<T, V> p[U], q[U];
+        Pack<unsigned char, 1> bits[U] = {};
+        at.fetch(gy, r, rows, p);
+        at.fetch(x, r, rows, q);
+        if (kind == ADD_RELU) at.fetch(mask, r, rows, bits);
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+            if (r + u * at.step >= rows) break;
+            float g[V];
+            for (int v = 0; v < V; ++v) g[v] = widen(p[u].lane[v]);
+            masked<T, V>(channel, kind, bits[u].lane[0], q[u], g);
+            use((long long)(r + u * at.step) * at.packs + at.pack, q[u], g);
+        }
+    }
+}
+
 // Gradients of gamma and beta; the masked gradient too, to `kept`, where that is not null.
 template <typename T, int V>
 __device__ void backward_sums(const T *gy, const T *x, const unsigned char *mask,
@@ -241,28 +265,16 @@ __device__ void backward_sums(const T *gy, const T *x, const unsigned char *mask
     float sum[V] = {}, product[V] = {};
     if (at.inside()) {
         Channel<V> channel(at, mean, inv_std, gamma, beta);
-        constexpr int U = 2;
-        for (int r = at.first(); r < rows; r += U * at.step) {
-            Pack<T, V> p[U], q[U];
-            Pack<unsigned char, 1> bits[U] = {};
-            at.fetch(gy, r, rows, p);
-            at.fetch(x, r, rows, q);
-            if (kind == ADD_RELU) at.fetch(mask, r, rows, bits);
-#pragma unroll
-            for (int u = 0; u < U; ++u) {
-                if (r + u * at.step >= rows) break;
-                float g[V];
-                for (int v = 0; v < V; ++v) g[v] = widen(p[u].lane[v]);
-                masked<T, V>(channel, kind, bits[u].lane[0], q[u], g);
-                for (int v = 0; v < V; ++v) {
-                    sum[v] += g[v];
-                    product[v] = fmaf(g[v], widen(q[u].lane[v]) - channel.mean[v], product[v]);
-                    narrow(g[v], p[u].lane[v]);
-                }
-                if (kept)
-                    store<T, V>(kept, (long long)(r + u * at.step) * at.packs + at.pack, p[u]);
+        each_gradient<T, V>(at, channel, gy, x, mask, kind, rows,
+                            [&](long long i, const Pack<T, V> &q, const float (&g)[V]) {
+            Pack<T, V> out;
+            for (int v = 0; v < V; ++v) {
+                sum[v] += g[v];
+                product[v] = fmaf(g[v], widen(q.lane[v]) - channel.mean[v], product[v]);
+                narrow(g[v], out.lane[v]);
             }
-        }
+            if (kept) store<T, V>(kept, i, out);
+        });
     }
     if (!add_up<V>(at, channels, sum, product, shared, partial, counters)) return;
     int width = across * V, begin = blockIdx.y * width;
@@ -287,27 +299,16 @@ __device__ void backward_input(const T *gy, const T *x, const unsigned char *mas
         linear[v] = ggamma[c] * inv_std[c] / rows;
         constant[v] = gbeta[c] / rows;
     }
-    constexpr int U = 2;
-    for (int r = at.first(); r < rows; r += U * at.step) {
-        Pack<T, V> p[U], q[U];
-        Pack<unsigned char, 1> bits[U] = {};
-        at.fetch(gy, r, rows, p);
-        at.fetch(x, r, rows, q);
-        if (kind == ADD_RELU) at.fetch(mask, r, rows, bits);
-#pragma unroll
-        for (int u = 0; u < U; ++u) {
-            if (r + u * at.step >= rows) break;
-            float g[V];
-            for (int v = 0; v < V; ++v) g[v] = widen(p[u].lane[v]);
-            masked<T, V>(channel, kind, bits[u].lane[0], q[u], g);
-            for (int v = 0; v < V; ++v) {
-                float centred = widen(q[u].lane[v]) - channel.mean[v];
-                narrow(channel.scale[v] * (g[v] - fmaf(centred, linear[v], constant[v])),
-                       p[u].lane[v]);
-            }
-            store<T, V>(gx, (long long)(r + u * at.step) * at.packs + at.pack, p[u]);
+    each_gradient<T, V>(at, channel, gy, x, mask, kind, rows,
+                        [&](long long i, const Pack<T, V> &q, const float (&g)[V]) {
+        Pack<T, V> out;
+        for (int v = 0; v < V; ++v) {
+            float centred = widen(q.lane[v]) - channel.mean[v];
+            narrow(channel.scale[v] * (g[v] - fmaf(centred, linear[v], constant[v])),
+                   out.lane[v]);
         }
-    }
+        store<T, V>(gx, i, out);
+    });
 }
 
 // One pack of one pixel a thread: batch, height, width and packs of its map.

@@ -121,7 +121,7 @@ def normalize(x, residual, mean, inv_std, gamma, beta, kind):
 
 def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     import cupy
-    rows = _Rows(x, 2)
+    rows = _Rows(x, 3)
     ggamma, gbeta = cupy.empty_like(gamma), cupy.empty_like(gamma)
     kept = _empty(x.shape, x.dtype) if keep and kind == ADD_RELU else None
     rows.launch('backward_sums', gy, x, mask, mean, inv_std, gamma, beta, np.int32(kind),
