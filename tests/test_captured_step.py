@@ -9,6 +9,7 @@ import pytest
 import resnext
 from conftest import simulated
 from trainer.engines.cudnn import graphs
+from trainer.engines.cudnn.parameters import HalfWeights
 from trainer.training import processes, transfer
 from trainer.training.captured_step import CapturedStep
 from trainer.training.optimizers import OPTIMIZERS
@@ -115,6 +116,22 @@ def test_mixed_follows_roughly_and_scales():
     assert relative(expected[:, 0], found[:, 0]) < 5e-2
     assert made._loss_scale == other._loss_scale == 2. ** len(RATES)
     assert all(a.dtype == np.float32 for a in arrays.values() if a.ndim)
+
+
+def test_weights_are_converted_at_once():
+    # Of more than one part, with groups, and of sizes that fill no part.
+    model = resnext.PaperResNext(10, (1, 1, 1), C=2, d=48, widen_factor=.25)
+    model.weight_initialization(0)
+    model.check_gpu(0)
+    half = HalfWeights(model)
+    for _ in range(2):
+        half()
+        assert len(half.arrays) == 1 + 3 * 3 + 3
+        for array, converted in half.arrays.values():
+            assert converted.transpose(0, 2, 3, 1).flags.c_contiguous
+            assert (converted == array.astype(np.float16)).all()
+        for param in model.params():
+            param.array *= -2
 
 
 def test_overflow_changes_nothing_but_the_scale():

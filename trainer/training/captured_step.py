@@ -1,6 +1,7 @@
 """The training step as one CUDA graph."""
 import warnings
 
+import chainer
 import numpy as np
 
 from trainer.training.step import Step
@@ -12,7 +13,7 @@ class _Captured:
     Attributes:
         x, t (cupy.ndarray): The batch.
         totals (cupy.ndarray): float64 (2,): sum of the losses, pictures recognised.
-        table (cupy.ndarray): See :class:`trainer.engines.cudnn.update.Update`.
+        table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.Update`.
         graphs (list): One graph, or two between which processes exchange gradients;
             ``None`` before it is captured.
         gradients (list): What the processes exchange.
@@ -55,7 +56,7 @@ class CapturedStep(Step):
 
     def __call__(self, x, t):
         if self._reason is None and len(t):
-            from trainer.engines.cudnn.update import NotSupported
+            from trainer.engines.cudnn.parameters import NotSupported
             try:
                 return self._replay(x, t)
             except NotSupported as e:
@@ -71,12 +72,13 @@ class CapturedStep(Step):
 
     def _begin(self):
         from trainer.engines.cudnn.captured import Room
-        from trainer.engines.cudnn.update import Update
+        from trainer.engines.cudnn.parameters import HalfWeights, Update
         if self._room is None:
             self._room = Room()
             self._losses = self._room.losses
             self._upload = _Upload()
         self._update = Update(self.optimizer)
+        self._half = HalfWeights(self.network) if chainer.config.precision == 'mixed' else None
         self._params = list(self.network.params())
         self._arrays = [p.array for p in self._params]
         self._statistics = [(link, name, getattr(link, name)) for link in self.network.links()
@@ -124,12 +126,17 @@ class CapturedStep(Step):
     def _gradients(self, captured, pictures):
         self.network.cleargrads()
         captured.totals.fill(0)
-        for loss, y, t, share in self._chunks(captured.x, captured.t, pictures):
-            loss.grad = (self._update.scale * share).astype(loss.dtype)
-            loss.backward()
-            captured.totals[0] += loss.array * len(t)
-            captured.totals[1] += (y.array.argmax(axis=1) == t).sum()
-            loss.unchain_backward()
+        converted = None
+        if self._half is not None:
+            self._half()
+            converted = self._half.arrays
+        with chainer.using_config('converted', converted):
+            for loss, y, t, share in self._chunks(captured.x, captured.t, pictures):
+                loss.grad = (self._update.scale * share).astype(loss.dtype)
+                loss.backward()
+                captured.totals[0] += loss.array * len(t)
+                captured.totals[1] += (y.array.argmax(axis=1) == t).sum()
+                loss.unchain_backward()
 
     def _compute(self, captured, pictures):
         """Make the update as it comes."""

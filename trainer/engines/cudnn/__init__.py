@@ -33,6 +33,10 @@ chainer.global_config.precision = 'float32'
 # into the other, where a predictor keeps them; None folds at each call.
 chainer.global_config.folded = None
 
+# Weights that are converted already (trainer.engines.cudnn.parameters.HalfWeights), for as
+# long as they do not change; None converts them at each call.
+chainer.global_config.converted = None
+
 #: How far each precision may be from float32, relative to the array's norm.
 TOLERANCES = {'float32': 1e-4, 'tf32': 5e-3, 'mixed': 3e-2}
 
@@ -93,6 +97,14 @@ def _nhwc(array, dtype):
     return converted
 
 
+def _weights(w, dtype):
+    """As :func:`_nhwc`, of a convolution's weights."""
+    converted = chainer.config.converted or {}
+    if dtype == np.float16 and id(w) in converted:
+        return converted[id(w)][1]
+    return _nhwc(w, dtype)
+
+
 def _feature_type(x):
     if chainer.config.precision == 'mixed':
         return np.dtype(np.float16)
@@ -135,7 +147,7 @@ class _ConvBN(_Function):
         dtype = _feature_type(x)
         self.given = [a.dtype for a in inputs]
         self.precision = chainer.config.precision
-        x, self.w = _nhwc(x, dtype), _nhwc(w, dtype)
+        x, self.w = _nhwc(x, dtype), _weights(w, dtype)
         residual = _nhwc(residual[0], dtype) if residual else None
         h, self.mean, self.inv_std = _conv_statistics(
             x, self.w, self.stride, self.pad, self.groups, running=self.running)

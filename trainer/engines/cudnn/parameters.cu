@@ -1,32 +1,37 @@
-// An optimizer's update of all parameters at once. Each block has an entry of a table that
-// says which part of which parameter is its own.
+// Work on all parameters at once. Each block has an entry of a table that says which part of
+// which parameter is its own.
+
+struct Part {
+    int begin, count;
+    // Channels and pixels of a filter, where another array's memory is NHWC; the parameter's
+    // is NCHW.
+    int inner, area;
+
+    // Where value i of the parameter is in the other array's memory.
+    __device__ long long other(int i) const {
+        if (area == 1) return i;
+        int within = i % (inner * area);
+        return i - within + (long long)(within % area) * inner + within / area;
+    }
+};
 
 struct Entry {
     float *param;
     const float *grad; // null: all zeros
     float *state;
-    int begin, count;
-    // Of the gradient's memory, which may be NHWC: channels and pixels of a filter. The
-    // parameter's is NCHW.
-    int inner, area;
+    Part part;
     // Times the gradient, weight decay included.
     float rate;
     int unused;
 };
-
-__device__ inline long long place(const Entry &e, int i) {
-    if (e.area == 1) return i;
-    int within = i % (e.inner * e.area);
-    return i - within + (long long)(within % e.area) * e.inner + within / e.area;
-}
 
 // Whether a gradient is not finite: float16 could not hold it.
 extern "C" __global__ void __launch_bounds__(256)
 find_overflow(const unsigned char *table, unsigned int *overflow) {
     Entry e = reinterpret_cast<const Entry *>(table)[blockIdx.x];
     bool found = false;
-    for (int i = threadIdx.x; e.grad && i < e.count; i += blockDim.x)
-        found |= !isfinite(e.grad[e.begin + i]);
+    for (int i = threadIdx.x; e.grad && i < e.part.count; i += blockDim.x)
+        found |= !isfinite(e.grad[e.part.begin + i]);
     if (found) *overflow = 1;
 }
 
@@ -41,10 +46,10 @@ update(const unsigned char *table, const float *rates, const double *scale,
     Entry e = reinterpret_cast<const Entry *>(table)[blockIdx.x];
     float lr = rates[0], momentum = rates[1], decay = rates[2], back = 1 / scale[0];
 #pragma unroll 4
-    for (int j = threadIdx.x; j < e.count; j += blockDim.x) {
-        int i = e.begin + j;
+    for (int j = threadIdx.x; j < e.part.count; j += blockDim.x) {
+        int i = e.part.begin + j;
         float p = e.param[i], s = e.state[i];
-        float g = fmaf(decay, p, e.grad ? e.grad[place(e, i)] * back : 0) * e.rate;
+        float g = fmaf(decay, p, e.grad ? e.grad[e.part.other(i)] * back : 0) * e.rate;
         if (kind == MOMENTUM) {
             s = momentum * s - lr * g;
             p += s;
@@ -69,4 +74,20 @@ extern "C" __global__ void adapt(double *scale, unsigned int *overflow, double g
     }
     scale[0] = max(1., min(most, scale[0]));
     *overflow = 0;
+}
+
+struct Copy {
+    const float *from;
+    Half *to;
+    Part part;
+};
+
+// Parameters as float16.
+extern "C" __global__ void __launch_bounds__(256) convert(const unsigned char *table) {
+    Copy c = reinterpret_cast<const Copy *>(table)[blockIdx.x];
+#pragma unroll 4
+    for (int j = threadIdx.x; j < c.part.count; j += blockDim.x) {
+        int i = c.part.begin + j;
+        narrow(c.from[i], c.to[c.part.other(i)]);
+    }
 }

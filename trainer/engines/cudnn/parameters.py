@@ -1,4 +1,5 @@
-"""An optimizer's update of all parameters as one kernel, loss scaling included.
+"""Work on all parameters at once: an optimizer's update, loss scaling included, and the
+conversion of weights to float16. Each is one kernel.
 
 What changes from one update to the next is in the device's memory, so that the update
 can be captured in a CUDA graph: the rates, the loss scale, and a table of where
@@ -8,19 +9,33 @@ import chainer
 import numpy as np
 
 from trainer import cuda
+from trainer.engines.cudnn import arrays
 from trainer.training.optimizers import TorchSGD
 from trainer.training.transfer import HeadRate
 
-_launch = cuda.kernels(__file__, 'update.cu')
+_launch = cuda.kernels(__file__, 'parameters.cu')
 
 _THREADS = 256
 
-#: Values of a parameter that one block updates.
+#: Values of a parameter that one block has.
 _PART = 1 << 13
 
-_ENTRY = np.dtype([('param', np.uintp), ('grad', np.uintp), ('state', np.uintp),
-                   ('begin', np.int32), ('count', np.int32), ('inner', np.int32),
-                   ('area', np.int32), ('rate', np.float32), ('unused', np.int32)])
+# The structures of parameters.cu.
+_OF_PART = [(name, np.int32) for name in ('begin', 'count', 'inner', 'area')]
+_ENTRY = np.dtype([('param', np.uintp), ('grad', np.uintp), ('state', np.uintp), *_OF_PART,
+                   ('rate', np.float32), ('unused', np.int32)])
+_COPY = np.dtype([('from', np.uintp), ('to', np.uintp), *_OF_PART])
+
+
+def _parts(params, dtype):
+    """Return a table for parameters, and for each of them its entries, a part in each."""
+    begins = [np.arange(0, param.size, _PART) for param in params]
+    table = np.zeros(sum(map(len, begins)), dtype)
+    each = np.split(table, np.cumsum([len(begin) for begin in begins])[:-1])
+    for param, begin, entries in zip(params, begins, each):
+        entries['begin'], entries['area'] = begin, 1
+        entries['count'] = np.minimum(param.size - begin, _PART)
+    return table, each
 
 
 class NotSupported(Exception):
@@ -28,7 +43,7 @@ class NotSupported(Exception):
 
 
 def _kind(optimizer):
-    """Return the number of the update in ``update.cu`` and the name of its state."""
+    """Return the number of the update in ``parameters.cu`` and the name of its state."""
     if type(optimizer) is chainer.optimizers.MomentumSGD:
         return 0, 'v'
     if type(optimizer) is TorchSGD:
@@ -68,7 +83,7 @@ class Update:
             if hookable._pre_update_hooks or hookable._post_update_hooks:
                 raise NotSupported("an update rule's hooks")
             rule._init_states(param)
-        self._entries = sum(-(-param.size // _PART) for param in self.params)
+        self._entries = len(_parts(self.params, _ENTRY)[0])
         self._given = None
         self._rates = cupy.empty(3, np.float32)
         self._overflow = cupy.zeros(1, np.uint32)
@@ -94,21 +109,13 @@ class Update:
             NotSupported: A gradient's memory is of another kind.
         """
         head = set() if self._head is None else {id(p) for p in self._head.params}
-        entries = np.zeros(self._entries, _ENTRY)
-        at = 0
-        for param in self.params:
-            begin = np.arange(0, param.size, _PART)
-            own = entries[at:at + len(begin)]
-            at += len(begin)
+        entries, each = _parts(self.params, _ENTRY)
+        for param, own in zip(self.params, each):
             own['param'] = param.array.data.ptr
             if param.grad is not None:  # else nothing depends on it
                 own['grad'] = param.grad.data.ptr
                 own['inner'], own['area'] = _layout(param.grad)
-            else:
-                own['area'] = 1
             own['state'] = param.update_rule.state[self._state].data.ptr
-            own['begin'] = begin
-            own['count'] = np.minimum(param.size - begin, _PART)
             own['rate'] = self._head.factor if id(param) in head else 1
         table.set(entries.view(np.uint8))
 
@@ -154,3 +161,33 @@ def _layout(grad):
     if grad.ndim == 4 and grad.transpose(0, 2, 3, 1).flags.c_contiguous:
         return grad.shape[1], grad.shape[2] * grad.shape[3]
     raise NotSupported("a gradient's memory")
+
+
+class HalfWeights:
+    """The weights of convolutions in float16, of NHWC memory, for as long as they do not change.
+
+    Args:
+        network (chainer.Link): Whose convolutions, on a GPU.
+
+    Attributes:
+        arrays (dict): id of a parameter's array -> (that array, the converted one). What
+            ``chainer.config.converted`` takes.
+    """
+
+    def __init__(self, network):
+        import cupy
+        params = [link.W for link in network.links()
+                  if isinstance(link, chainer.links.Convolution2D)]
+        table, each = _parts(params, _COPY)
+        with cuda.lasting():
+            self.arrays = {id(p.array): (p.array, arrays.empty(cupy, p.shape, np.float16))
+                           for p in params}
+            for (source, converted), own in zip(self.arrays.values(), each):
+                own['from'], own['to'] = source.data.ptr, converted.data.ptr
+                own['inner'], own['area'] = _layout(converted)
+            self._table = cupy.asarray(table.view(np.uint8))
+        self._entries = len(table)
+
+    def __call__(self):
+        """Convert them all; can be captured."""
+        _launch('convert', self._entries, _THREADS, self._table)
