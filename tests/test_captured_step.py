@@ -184,14 +184,14 @@ def test_going_on_is_as_if_never_stopped():
     golden = state(model)
 
     model, made, updater = begin()
-    run(model, made, updater.step, 'mixed', given=given[:5])
+    run(model, made, updater.step, 'mixed', given=given[:6])
     snapshot, scale = save(updater), made._loss_scale
     model, made, updater = begin()
     run(model, made, updater.step, 'mixed', given=given[:2])  # a state to be replaced
     chainer.serializers.load_npz(snapshot, updater)
     made._loss_scale = scale
     with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', 'mixed'):
-        for lr, (x, t) in zip(RATES[5:], given[5:]):
+        for lr, (x, t) in zip(RATES[6:], given[6:]):
             made.lr = lr
             updater.step(x, t)
     updater.step.settle()

@@ -140,9 +140,10 @@ class CapturedStep(Step):
 
     def _compute(self, captured, pictures):
         """Make the update as it comes."""
-        from trainer.engines.cudnn.graphs import plans_for
+        from trainer.engines.cudnn.graphs import untimed
+        # The last batch of an epoch is seldom computed.
         rest = any(len(captured.x) < len(other.x) for other in self._captured.values())
-        with self._room.entered(), plans_for(rest):
+        with self._room.entered(), untimed(rest):
             self._room.run(lambda: self._gradients(captured, pictures))
         self.group.mean_gradients(self.network)
         with self._room.entered():

@@ -363,7 +363,8 @@ def _try_out(precision):
         layer.to_device(device)
         layer.cleargrads()
         inputs = [chainer.Variable(device.send(a)) for a in (x, residual)]
-        with chainer.using_config('precision', precision), chainer.using_config('train', True):
+        with chainer.using_config('precision', precision), chainer.using_config(
+                'train', True), graphs.untimed():
             # Without a ReLU, whose flips say nothing of the arithmetic.
             y = conv_bn(inputs[0], layer.conv, layer.bn, False, inputs[1])
             y.grad = device.send(gy).astype(y.dtype)

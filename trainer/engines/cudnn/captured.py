@@ -64,7 +64,8 @@ class Room:
         """
         self.stream.begin_capture()
         try:
-            found = self.run(function)
+            with graphs.untimed():
+                found = self.run(function)
         except BaseException:
             with contextlib.suppress(Exception):
                 self.stream.end_capture()
@@ -75,7 +76,8 @@ class Room:
 class Predictor(engines.Predictor):
     """The folded network, captured as one CUDA graph for each shape of input.
 
-    CuPy arrays give CuPy arrays, without waiting for the result.
+    The first input of a shape is computed as it comes: timing plans and capturing pay
+    from the second on. CuPy arrays give CuPy arrays, without waiting for the result.
     """
 
     def __init__(self, network, precision, finish=None):
@@ -84,6 +86,7 @@ class Predictor(engines.Predictor):
         self._precision = precision
         self._folded = {}
         self._captured = {}
+        self._seen = set()
         self._room = Room()
         self._losses = 0
 
@@ -99,11 +102,12 @@ class Predictor(engines.Predictor):
     def _capture(self, shape, dtype):
         import cupy
         x = cupy.zeros(shape, dtype)
+        # The last of many batches is seldom computed.
         rest = any(len(shape) == len(known) and shape[0] < known[0] for known, _ in self._captured)
-        with graphs.plans_for(rest):
+        with graphs.untimed(rest):
             while True:
                 losses = self._room.losses
-                self._room.run(lambda: self._compute(x))  # chooses plans, folds weights
+                self._room.run(lambda: self._compute(x))
                 graph, outputs = self._room.capture(lambda: self._compute(x))
                 if self._room.losses == losses:
                     return graph, x, outputs
@@ -118,14 +122,20 @@ class Predictor(engines.Predictor):
                 self._losses = self._room.losses
                 self._captured.clear()
             key = x.shape, x.dtype.char
-            if key not in self._captured:
-                self._captured[key] = self._capture(x.shape, x.dtype)
-            graph, captured_x, outputs = self._captured[key]
-            if on_device:
-                captured_x[...] = x
+            if key not in self._seen:
+                self._seen.add(key)
+                there = cupy.asarray(x)
+                with graphs.untimed():
+                    outputs = self._room.run(lambda: self._compute(there))
             else:
-                captured_x.set(x)
-            graph.launch()
+                if key not in self._captured:
+                    self._captured[key] = self._capture(x.shape, x.dtype)
+                graph, captured_x, outputs = self._captured[key]
+                if on_device:
+                    captured_x[...] = x
+                else:
+                    captured_x.set(x)
+                graph.launch()
             return outputs[which].copy() if on_device else outputs[which].get()
 
     def __call__(self, x):

@@ -20,8 +20,9 @@ from trainer import files
 from trainer.engines.cudnn import kernels
 from trainer.engines.cudnn.arrays import empty
 
-# How many plans are timed for each graph; 1 takes the first that runs. For shapes that are
-# seldom computed, timing is not worth its time.
+# How many plans are timed for each graph, once. 1 takes the best one known so far, or the
+# first that runs: for shapes that are seldom computed timing is not worth its time, and while
+# a CUDA graph is captured it is not possible.
 chainer.global_config.plans = 6
 
 #: Runs that are timed.
@@ -31,10 +32,9 @@ REPEATED = 10
 WORKSPACE = 1 << 28
 
 
-def plans_for(rest):
-    """Return a context manager: no plans are timed in it if ``rest`` is true, which is for the
-    last batch of many, smaller than the others."""
-    return chainer.using_config('plans', 1 if rest else chainer.config.plans)
+def untimed(when=True):
+    """Return a context manager in which no plans are timed, if ``when`` is true."""
+    return chainer.using_config('plans', 1 if when else chainer.config.plans)
 
 
 class NotSupported(Exception):
@@ -82,6 +82,7 @@ class Graph:
             compute_data_type=cudnn.data_type.FLOAT, device_property=device_property)
         self.tensors = []
         self.plan = None
+        self.timed = False
 
     def _type(self, dtype):
         types = self.cudnn.data_type
@@ -134,7 +135,8 @@ class Graph:
         import cupy
         handle = _handle(cupy.cuda.Device().id)
         pack = self._pack(arrays)
-        if self.plan is None:
+        if self.plan is None or not self.timed and chainer.config.plans > 1:
+            self.timed = chainer.config.plans > 1
             self.plan = self._choose(pack, handle)
         index, size = self.plan
         self._execute(pack, handle, index, size)
@@ -213,7 +215,8 @@ def _time(run):
     return cupy.cuda.get_elapsed_time(begin, end)
 
 
-# What is computed in which of several ways in this process.
+# What is computed in which of several ways in this process: key -> (name, whether they were
+# timed).
 _ways = {}
 
 
@@ -222,13 +225,14 @@ def _by_time(key, ways, changed=()):
 
     ``changed`` are arrays that they change.
     """
-    if key not in _ways:
-        _ways[key] = _choices().get(key)
-    if _ways[key] in ways:
+    time = chainer.config.plans > 1
+    name, timed = _ways.get(key) or (_choices().get(key), True)
+    if name in ways and (timed or not time):
         with contextlib.suppress(NotSupported):  # it was chosen on another machine
-            return ways[_ways[key]]()
-    _ways[key] = _fastest(key, ways, changed)
-    return ways[_ways[key]]()
+            return ways[name]()
+    name = _fastest(key, ways, changed)
+    _ways[key] = name, time
+    return ways[name]()
 
 
 def _fastest(key, ways, changed):
