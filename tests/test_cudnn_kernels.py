@@ -7,7 +7,7 @@ from trainer.engines.cudnn import arrays, kernels
 
 pytestmark = pytest.mark.gpu
 
-HALF = {np.float16: 1e-3, np.float32: 2e-6}  # a few roundings, relative to the largest
+ROUNDING = {np.float16: 1e-3, np.float32: 2e-6}  # a few roundings, relative to the largest
 
 #: Channels by packs and not, over one tile and several; pixels from one to many.
 SIZES = [(2, 64, 9, 7), (1, 10, 1, 1), (3, 136, 5, 4), (2, 3, 33, 31), (130, 8, 6, 6),
@@ -56,7 +56,7 @@ def test_batch_normalisation(shape, kind, dtype):
         assert (one == other).all()
     found = (*kernels.normalize(there[0], None if residual is None else send(residual, dtype),
                                 *found, *there[1:], kind), *found)
-    assert close(found[0], expected[0], HALF[dtype])
+    assert close(found[0], expected[0], ROUNDING[dtype])
     assert close(found[2], expected[2], 1e-6) and close(found[3], expected[3], 1e-4)
     assert close(averages[0], wide[3], 1e-6) and close(averages[1], wide[4], 1e-5)
     sums = [send(wide[0].sum(axis=(0, 2, 3))), send((wide[0] ** 2).sum(axis=(0, 2, 3)))]
@@ -77,13 +77,13 @@ def test_batch_normalisation(shape, kind, dtype):
     gradients = kernels.bn_backward(send(gy, dtype), found[1], *there, *found[2:], kind, keep)
     # In half precision a value's sign may be lost beside the residual's.
     for there, here in zip(gradients, golden):
-        assert close(there, here, 3 * HALF[dtype] if dtype == np.float16 else 3e-5)
+        assert close(there, here, 3 * ROUNDING[dtype] if dtype == np.float16 else 3e-5)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
 @pytest.mark.parametrize('shape, size, stride, pad, round_up', [
-    ((2, 64, 12, 9), 3, 2, 1, False), ((2, 16, 13, 12), 3, 2, 1, True), ((1, 3, 7, 5), 2, 2, 0, True),
-    ((3, 10, 6, 6), 3, 1, 1, False)])
+    ((2, 64, 12, 9), 3, 2, 1, False), ((2, 16, 13, 12), 3, 2, 1, True),
+    ((1, 3, 7, 5), 2, 2, 0, True), ((3, 10, 6, 6), 3, 1, 1, False)])
 def test_max_pooling(shape, size, stride, pad, round_up, dtype):
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, shape).astype(dtype)  # few values: windows with equal ones
@@ -110,7 +110,7 @@ def test_mean_pooling_and_sums(shape, dtype):
     gy = rng.standard_normal(shape[:2] + (1, 1))
     gx = kernels.mean_pooling_backward(send(gy, np.float32), shape, dtype)
     assert gx.dtype == dtype
-    assert close(gx, arrays.mean_pooling_backward(gy, shape, np.float64), HALF[dtype])
+    assert close(gx, arrays.mean_pooling_backward(gy, shape, np.float64), ROUNDING[dtype])
     there = send(x)
     kernels.accumulate(there, send(other))
-    assert close(there, x.astype(np.float64) + other, HALF[dtype])
+    assert close(there, x.astype(np.float64) + other, ROUNDING[dtype])

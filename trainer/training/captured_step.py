@@ -40,8 +40,8 @@ class CapturedStep(Step):
     that needs cuBLAS) is computed as it comes; a warning says so, once.
     """
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         self._room = None
         self._reason = None
         self.forget()
