@@ -88,12 +88,13 @@ class LoadFile(Load):
         Raises:
             trainer.errors.InputError: It cannot be read.
         """
+        out[...] = self._preprocessed(item, self.preprocessing.train, self.preprocessing.test)
+
+    def _preprocessed(self, item, train, test):
         epoch, i = item
         path = self.pictures.paths[i]
-        if self.seed is None:
-            out[...] = self.preprocessing.test(path).x
-        else:
-            out[...] = self.preprocessing.train(path, drawn=self._draw(epoch, i)).x
+        sample = test(path) if self.seed is None else train(path, drawn=self._draw(epoch, i))
+        return sample.x
 
 
 class LoadDrawn(Load):
@@ -132,13 +133,8 @@ class LoadPixels(LoadFile):
         Raises:
             trainer.errors.InputError: It cannot be read.
         """
-        epoch, i = item
-        path = self.pictures.paths[i]
-        if self.seed is None:
-            self.preprocessing.test_row(path, out)
-        else:
-            ilsvrc.write_row(
-                self.preprocessing.train_pixels(path, drawn=self._draw(epoch, i)).x, out)
+        ilsvrc.write_row(self._preprocessed(
+            item, self.preprocessing.train_pixels, self.preprocessing.test_pixels), out)
 
 
 def data_path(dataset, options, preprocessing, group=processes.Alone()):
