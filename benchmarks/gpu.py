@@ -248,7 +248,14 @@ def main():
         sys.exit('needs a GPU, CuPy, nvidia-cudnn-frontend and PyTorch: {}'.format(
             versions.stderr.strip().splitlines()[-1]))
     print(versions.stdout.strip())
+    from trainer import files  # not in the processes that PyTorch is measured in
     found = {'machine': versions.stdout.strip()}
+    try:
+        files.save_json(args.output, found)
+    except OSError as e:
+        print('gpu.py: error: -o {}: cannot be written ({})'.format(
+            args.output, e.strerror), file=sys.stderr)
+        sys.exit(2)
     print('{:44s} {:>10s} {:>17s} {:>8s}'.format('', 'images/s', 'range', 'GiB'))
     for row in ROWS:
         if args.only not in row:
@@ -270,8 +277,7 @@ def main():
             row, statistics.median(rates), '{:,.0f}..{:,.0f}'.format(min(rates), max(rates)),
             found[row]['memory'] / 2 ** 30,
             ' ({:,.0f})'.format(statistics.median(whole)) if whole else ''), flush=True)
-        with open(args.output, 'w') as f:
-            json.dump(found, f, indent=1)
+        files.save_json(args.output, found)
     print('\n{:44s} {:>10s} {:>17s} {:>8s}'.format('', 'times peer', 'wanted', 'memory'))
     for row, other, wanted in BARS:
         if row in found and other in found:

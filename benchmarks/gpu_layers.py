@@ -107,7 +107,7 @@ def operations(layer, dtype, precision):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('-b', '--batch', type=int, default=128)
+    p.add_argument('-b', '--batch', type=cli.positive(int), default=128)
     p.add_argument('--network', choices=NETWORKS, default='resnext50')
     p.add_argument('--precision', choices=('float32', 'tf32', 'mixed'), default='mixed')
     return p

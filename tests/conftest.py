@@ -64,6 +64,22 @@ def run_converter(tmp_path, monkeypatch, capsys):
     return run
 
 
+def relative(a, b):
+    """Return how far b is from a, relative to the norm of a."""
+    a, b = (np.asarray(array, np.float64) for array in (a, b))
+    return np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)
+
+
+def state_on_cpu(network):
+    """Return what a network's file holds, name -> NumPy array, wherever the network is."""
+    import chainer
+
+    from trainer.weights import npz
+    get = chainer.get_device('@numpy').send
+    return {name: get(np.asarray(a) if not np.ndim(a) else a)
+            for name, a in npz.state(network).items()}
+
+
 def starting_with(arrays, prefix):
     """Return the arrays whose names start with ``prefix``, without it."""
     return {name[len(prefix):]: a for name, a in arrays.items() if name.startswith(prefix)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import resnext
-from conftest import simulated
+from conftest import relative, simulated, state_on_cpu
 from trainer.engines.cudnn import graphs
 from trainer.engines.cudnn.parameters import HalfWeights
 from trainer.training import processes, transfer
@@ -15,7 +15,6 @@ from trainer.training.captured_step import CapturedStep
 from trainer.training.optimizers import OPTIMIZERS
 from trainer.training.step import Step
 from trainer.training.updater import ChunkedUpdater
-from trainer.weights import npz
 
 pytestmark = pytest.mark.gpu
 
@@ -63,17 +62,6 @@ def run(model, made, step, precision='float32', engine='cudnn', given=None):
     return np.array(found)
 
 
-def state(model):
-    get = chainer.get_device('@numpy').send
-    return {name: get(np.asarray(a) if not np.ndim(a) else a)
-            for name, a in npz.state(model).items()}
-
-
-def relative(a, b):
-    a, b = (np.asarray(v, np.float64) for v in (a, b))
-    return np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)
-
-
 def compare(precision='float32', divide=1, **options):
     """Return (found, expected, states, steps) of the captured step and of Chainer's."""
     results = []
@@ -84,7 +72,7 @@ def compare(precision='float32', divide=1, **options):
         step = (CapturedStep if captured else Step)(made, model.device, divide)
         found = run(model, made, step, precision if captured else 'float32',
                     'cudnn' if captured else 'reference')
-        results.append((found, state(model), made, step))
+        results.append((found, state_on_cpu(model), made, step))
     return results
 
 
@@ -103,7 +91,7 @@ def test_float32_follows_chainer(name, divide):
 
 def test_head_rate_and_frozen_layers():
     (found, arrays, *_), (expected, golden, *_) = compare(head=3., freeze=('stem', 'stage1'))
-    before = state(network())
+    before = state_on_cpu(network())
     assert relative(expected, found) < 1e-3
     for key, array in golden.items():
         assert relative(array, arrays[key]) < 2e-3, key
@@ -181,7 +169,7 @@ def test_going_on_is_as_if_never_stopped():
     given = list(batches())
     model, made, updater = begin()
     run(model, made, updater.step, 'mixed', given=given)
-    golden = state(model)
+    golden = state_on_cpu(model)
 
     model, made, updater = begin()
     run(model, made, updater.step, 'mixed', given=given[:6])
@@ -197,7 +185,7 @@ def test_going_on_is_as_if_never_stopped():
     updater.step.settle()
     assert made._loss_scale == 2. ** len(RATES)
     # Some of cuDNN's plans add up in any order; simulated, nothing but the state can differ.
-    for key, array in state(model).items():
+    for key, array in state_on_cpu(model).items():
         assert relative(golden[key], array) <= (0 if simulated() else 2e-2), key
 
 
@@ -230,7 +218,7 @@ def test_processes_exchange_gradients_between_two_graphs():
                 assert pictures == group.size * len(t)
                 losses.append((float(loss), float(accuracy)))
         found.append(losses)
-        states.append(state(model))
+        states.append(state_on_cpu(model))
         assert [len(c.graphs) for c in step._captured.values()] == [group.size] * 2
     assert group.exchanged == len(RATES)
     assert relative(*found) < 1e-3
@@ -319,8 +307,8 @@ def test_plans_are_timed_for_whole_batches_alone(monkeypatch):
     monkeypatch.setattr(graphs, '_time', time)
     monkeypatch.setattr(graphs, '_choices', dict)
     monkeypatch.setattr(graphs, '_ways', {})
-    for name in ('_conv_forward', '_conv_with_sums', '_conv_backward_data',
-                 '_conv_backward_weights', '_conv_bias'):  # graphs without a plan as yet
+    for name in ('_conv_forward', '_conv_backward_data', '_conv_backward_weights',
+                 '_conv_bias'):  # graphs without a plan as yet
         monkeypatch.setattr(graphs, name, graphs._once(getattr(graphs, 'build' + name)))
     model = network()
     model.check_gpu(0)

@@ -10,7 +10,7 @@ import pytest
 
 import resnext
 import resnext_ilsvrc
-from conftest import ROOT, simulated
+from conftest import ROOT, relative, simulated, state_on_cpu
 from trainer import cuda, engines
 from trainer.engines import cudnn
 from trainer.engines.cudnn import graphs
@@ -54,13 +54,7 @@ def step(network, x, t, engine, precision='float32', gpu=-1):
         y = network(chainer.Variable(send(x)))
         network.calc_loss(y, send(t)).backward()
     gradients = {name: get(p.grad) for name, p in network.namedparams()}
-    return get(y.array), gradients, {k: get(np.asarray(a) if not np.ndim(a) else a)
-                                     for k, a in npz.state(network).items()}
-
-
-def relative(a, b):
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12)
+    return get(y.array), gradients, state_on_cpu(network)
 
 
 class TestWiring:
@@ -220,8 +214,8 @@ def test_cudnn_accepts_every_graph(precision):
                                   ((1, 3, 65, 57), (8, 3, 7, 7), 2, 3),
                                   ((3, 128, 7, 7), (128, 4, 3, 3), 2, 1)):
             y = graphs.out_shape(x, w, stride, pad)
-            graphs.build_conv_forward(x, w, stride, pad, dtype, precision)
-            graphs.build_conv_with_sums(x, w, stride, pad, dtype, precision)
+            for summed in (False, True):
+                graphs.build_conv_forward(x, w, stride, pad, summed, dtype, precision)
             for added in (False, True):
                 graphs.build_conv_backward_data(y, w, x, stride, pad, added, dtype, precision)
             for out in {'f', dtype}:

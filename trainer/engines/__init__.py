@@ -8,7 +8,6 @@ import importlib
 import chainer
 
 from trainer.errors import InputError
-from trainer.transforms import device
 
 chainer.global_config.engine = 'reference'
 
@@ -109,6 +108,7 @@ def predictor(network, engine=None, precision='float32', finish=None):
     if engine == 'cudnn' and on_cpu:
         raise InputError('engine cudnn: it computes on a GPU, which -g chooses')
     if finish is None and not on_cpu:
+        from trainer.transforms import device
         finish = device.of(network)
     finish = {} if finish is None else {'finish': finish}
     return importlib.import_module('trainer.engines.' + engine).predictor(

@@ -75,7 +75,6 @@ class CapturedStep(Step):
         from trainer.engines.cudnn.parameters import HalfWeights, Update
         if self._room is None:
             self._room = Room()
-            self._losses = self._room.losses
             self._upload = _Upload()
         self._update = Update(self.optimizer)
         self._half = HalfWeights(self.network) if chainer.config.precision == 'mixed' else None
@@ -95,28 +94,26 @@ class CapturedStep(Step):
             self.forget()
         if self._update is None:
             self._begin()
-        if self._losses != self._room.losses:
-            self._losses = self._room.losses
-            self._captured = {}
+        if self._room.lost():
+            self._captured.clear()
         pictures = round(*self.group.sum(len(t)))
         key = x.shape, x.dtype.char, pictures
-        captured = self._captured.get(key)
+        first = key not in self._captured
         with self._room.entered():
             self._update.prepare()
-            if captured is None:
-                self._captured[key] = now = _Captured(x, t, self._update.table())
-            else:
-                now = captured
-            self._upload((x, t), (now.x, now.t), self._room.stream)
+            if first:
+                self._captured[key] = _Captured(x, t, self._update.table())
+            captured = self._captured[key]
+            self._upload((x, t), (captured.x, captured.t), self._room.stream)
         reason = None
-        if captured is not None and captured.graphs is None:
+        if not first and captured.graphs is None:
             reason = self._capture(captured, pictures)
-        if now.graphs is None:
-            self._compute(now, pictures)
+        if captured.graphs is None:
+            self._compute(captured, pictures)
         else:
-            self._launch(now)
+            self._launch(captured)
         with self._room.entered():
-            totals = now.totals / pictures
+            totals = captured.totals / pictures
         if reason is not None:
             self._give_up(reason)
         if self.group.size > 1:
@@ -170,7 +167,8 @@ class CapturedStep(Step):
             if self.group.size > 1:
                 captured.gradients = [param.grad for param in self._params]
             self.network.cleargrads()
-            if self._losses != self._room.losses:
+            if self._room.lost():
+                self._captured.clear()
                 captured.graphs = None
         # What cuBLAS cannot do under capture, what CuPy refuses there, what CUDA does.
         except RuntimeError as e:

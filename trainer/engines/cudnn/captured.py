@@ -19,8 +19,6 @@ class Room:
 
     Attributes:
         stream (cupy.cuda.Stream): The stream.
-        losses (int): How often the memory of graphs was lost: where a GPU has no more of
-            it, CuPy gives back what it holds. Graphs captured before must not be replayed.
     """
 
     def __init__(self):
@@ -28,15 +26,24 @@ class Room:
         self._cupy = cupy
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool()
-        self.losses = 0
+        self._lost = False
 
     def _allocate(self, size):
         before = self.pool.total_bytes()
         memory = self.pool.malloc(size)
         # It stays where memory is used again, else grows by at least what was asked for.
         if self.pool.total_bytes() != before and self.pool.total_bytes() < before + size:
-            self.losses += 1
+            self._lost = True
         return memory
+
+    def lost(self):
+        """Return whether graphs lost their memory since this was last asked.
+
+        Where a GPU has no more of it, CuPy gives back what it holds. Graphs that were
+        captured so far must not be replayed.
+        """
+        lost, self._lost = self._lost, False
+        return lost
 
     @contextlib.contextmanager
     def entered(self):
@@ -88,7 +95,6 @@ class Predictor(engines.Predictor):
         self._captured = {}
         self._seen = set()
         self._room = Room()
-        self._losses = 0
 
     def _compute(self, x):
         with chainer.using_config('engine', 'cudnn'), chainer.using_config('train', False), \
@@ -106,11 +112,11 @@ class Predictor(engines.Predictor):
         rest = any(len(shape) == len(known) and shape[0] < known[0] for known, _ in self._captured)
         with graphs.untimed(rest):
             while True:
-                losses = self._room.losses
                 self._room.run(lambda: self._compute(x))
                 graph, outputs = self._room.capture(lambda: self._compute(x))
-                if self._room.losses == losses:
+                if not self._room.lost():
                     return graph, x, outputs
+                self._captured.clear()
 
     def _run(self, x, which):
         import cupy
@@ -118,8 +124,7 @@ class Predictor(engines.Predictor):
         if not on_device:
             x = np.ascontiguousarray(x, None if self.finish else np.float32)
         with self._room.entered():
-            if self._losses != self._room.losses:
-                self._losses = self._room.losses
+            if self._room.lost():
                 self._captured.clear()
             key = x.shape, x.dtype.char
             if key not in self._seen:

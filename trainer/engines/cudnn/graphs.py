@@ -300,19 +300,11 @@ def _conv_arguments(stride, pad):
     return {'padding': [pad, pad], 'stride': [stride, stride], 'dilation': [1, 1]}
 
 
-def build_conv_forward(x, w, stride, pad, dtype, precision, device=None):
-    g = Graph(('conv_forward', x, w, stride, pad), precision, device)
+def build_conv_forward(x, w, stride, pad, summed, dtype, precision, device=None):
+    g = Graph(('conv_forward', x, w, stride, pad, summed), precision, device)
     y = g.graph.conv_fprop(image=g.input(x, dtype), weight=g.input(w, dtype),
                            **_conv_arguments(stride, pad))
-    g.output(y, out_shape(x, w, stride, pad), dtype)
-    return g.finish()
-
-
-def build_conv_with_sums(x, w, stride, pad, dtype, precision, device=None):
-    g = Graph(('conv_with_sums', x, w, stride, pad), precision, device)
-    y = g.graph.conv_fprop(image=g.input(x, dtype), weight=g.input(w, dtype),
-                           **_conv_arguments(stride, pad))
-    sums = g.graph.genstats(input=y)
+    sums = g.graph.genstats(input=y) if summed else ()
     g.output(y, out_shape(x, w, stride, pad), dtype)
     for tensor in sums:
         g.output(tensor, (1, w[0], 1, 1), np.float32)
@@ -376,7 +368,6 @@ def _once(build):
 
 
 _conv_forward = _once(build_conv_forward)
-_conv_with_sums = _once(build_conv_with_sums)
 _conv_backward_data = _once(build_conv_backward_data)
 _conv_backward_weights = _once(build_conv_backward_weights)
 _conv_bias = _once(build_conv_bias)
@@ -392,7 +383,7 @@ def _like(array, shape, dtype=None):
 
 def conv_forward(x, w, stride, pad, groups, precision):
     y = _like(x, out_shape(x.shape, w.shape, stride, pad))
-    _conv_forward(x.shape, w.shape, stride, pad, x.dtype.char, precision)(x, w, y)
+    _conv_forward(x.shape, w.shape, stride, pad, False, x.dtype.char, precision)(x, w, y)
     return y
 
 
@@ -402,7 +393,7 @@ def conv_with_sums(x, w, stride, pad, groups, precision):
     import cupy
     y = _like(x, out_shape(x.shape, w.shape, stride, pad))
     total, square = (cupy.empty(len(w), np.float32) for _ in range(2))
-    _conv_with_sums(x.shape, w.shape, stride, pad, x.dtype.char, precision)(
+    _conv_forward(x.shape, w.shape, stride, pad, True, x.dtype.char, precision)(
         x, w, y, total, square)
     return y, total, square
 
@@ -442,7 +433,7 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
     if addend is None:
         compute()
     else:
-        _by_time('{} {} {} {} added'.format(precision, gy.shape, w.shape, stride),
+        _by_time('{} {} {} {} {} added'.format(precision, gy.shape, w.shape, x_shape, stride),
                  {'one graph': lambda: compute(addend), 'two steps': then_add})
     return gx
 

@@ -41,7 +41,8 @@ def _counters(device, tiles):
 
 
 def _kind(dtype, channels):
-    """Return the suffix of the kernels for a type and a number of channels, and their pack."""
+    """Return the two parts of the suffix of the kernels for a type and a number of channels:
+    a letter, and how many channels a thread moves at once."""
     letter, pack = ('h', 8) if dtype == np.float16 else ('f', 4)
     return (letter, 1) if channels % pack else (letter, pack)
 
@@ -58,9 +59,9 @@ class _Rows:
         self.rows = n * h * w
         letter, pack = _kind(x.dtype, self.channels)
         self.suffix = '_{}{}'.format(letter, pack)
-        packs = self.channels // pack
-        self.across = min(packs, _ACROSS)
-        tiles = -(-packs // self.across)
+        self.packs = self.channels // pack
+        self.across = min(self.packs, _ACROSS)
+        tiles = -(-self.packs // self.across)
         device = cupy.cuda.Device().id
         high = _THREADS // self.across
         # Each thread should have a few pixels.
@@ -113,7 +114,7 @@ def normalize(x, residual, mean, inv_std, gamma, beta, kind):
     y = _empty(x.shape, x.dtype)
     mask = None
     if kind == ADD_RELU:
-        mask = cupy.empty(rows.rows * rows.channels // _kind(x.dtype, rows.channels)[1], np.uint8)
+        mask = cupy.empty(rows.rows * rows.packs, np.uint8)
     rows.launch('normalize', x, residual, mean, inv_std, gamma, beta, np.int32(kind),
                 *rows.sizes(), y, mask)
     return y, mask

@@ -179,11 +179,12 @@ class HalfWeights:
         params = [link.W for link in network.links()
                   if isinstance(link, chainer.links.Convolution2D)]
         table, each = _parts(params, _COPY)
+        self.arrays = {}
         with cuda.lasting():
-            self.arrays = {id(p.array): (p.array, arrays.empty(cupy, p.shape, np.float16))
-                           for p in params}
-            for (source, converted), own in zip(self.arrays.values(), each):
-                own['from'], own['to'] = source.data.ptr, converted.data.ptr
+            for param, own in zip(params, each):
+                converted = arrays.empty(cupy, param.shape, np.float16)
+                self.arrays[id(param.array)] = param.array, converted
+                own['from'], own['to'] = param.array.data.ptr, converted.data.ptr
                 own['inner'], own['area'] = _layout(converted)
             self._table = cupy.asarray(table.view(np.uint8))
         self._entries = len(table)
