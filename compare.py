@@ -1,4 +1,5 @@
 """Compare runs in a table and in one figure: ``python compare.py --help``."""
+
 import argparse
 import sys
 
@@ -10,8 +11,9 @@ def parser():
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Compare runs: a table of their results and of the options that differ, and '
-                    'one figure of error and loss over the epochs.',
-        formatter_class=argparse.HelpFormatter)
+        'one figure of error and loss over the epochs.',
+        formatter_class=argparse.HelpFormatter,
+    )
     p.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run')
     p.add_argument('--output', '-o', metavar='FILE.png', help='draw the figure')
     return p

@@ -1,4 +1,5 @@
 """Convert weights of ResNeXt: Torch7, PyTorch, safetensors, npz; and write ONNX."""
+
 import argparse
 import os
 
@@ -32,26 +33,58 @@ def convert(path, entry=None):
 def parser():
     """Return the parser of the flags."""
     p = cli.ArgumentParser(description=__doc__, formatter_class=argparse.HelpFormatter)
-    p.add_argument('-t', '--t7', '-i', '--input', dest='input', required=True, metavar='FILE',
-                   help='the file to convert, of whatever format and name')
-    p.add_argument('-o', '--output', metavar='FILE', default=None,
-                   help='where to write; by default the name of the file to convert with the '
-                   "new format's suffix, in the current folder")
-    p.add_argument('--to', choices=list(formats.SUFFIXES), default=None,
-                   help='the format to write; by default what -o ends in, otherwise npz')
-    p.add_argument('--layout', choices=['original', *forms.FORMS], default=None,
-                   help='of npz. original: as the 2017 program loads it; form-a, form-b: '
-                   "branches apart, as in the paper's figure 3; by default this project's "
-                   'own, which says what network it holds')
-    p.add_argument('--naming', choices=list(namings.table()), default=None,
-                   help="of pth and safetensors: the project whose names to use; by default "
-                   "torchvision's, for CIFAR networks prlz77's")
-    p.add_argument('--entry', metavar='NAME', default=None,
-                   help='which state dict of a PyTorch file with several, such as '
-                   'ema_state_dict; by default state_dict')
-    p.add_argument('--keep-bn', action='store_true',
-                   help='of onnx: leave batch normalisation as it is, instead of folding it '
-                   'into the convolutions')
+    p.add_argument(
+        '-t',
+        '--t7',
+        '-i',
+        '--input',
+        dest='input',
+        required=True,
+        metavar='FILE',
+        help='the file to convert, of whatever format and name',
+    )
+    p.add_argument(
+        '-o',
+        '--output',
+        metavar='FILE',
+        default=None,
+        help='where to write; by default the name of the file to convert with the '
+        "new format's suffix, in the current folder",
+    )
+    p.add_argument(
+        '--to',
+        choices=list(formats.SUFFIXES),
+        default=None,
+        help='the format to write; by default what -o ends in, otherwise npz',
+    )
+    p.add_argument(
+        '--layout',
+        choices=['original', *forms.FORMS],
+        default=None,
+        help='of npz. original: as the 2017 program loads it; form-a, form-b: '
+        "branches apart, as in the paper's figure 3; by default this project's "
+        'own, which says what network it holds',
+    )
+    p.add_argument(
+        '--naming',
+        choices=list(namings.table()),
+        default=None,
+        help='of pth and safetensors: the project whose names to use; by default '
+        "torchvision's, for CIFAR networks prlz77's",
+    )
+    p.add_argument(
+        '--entry',
+        metavar='NAME',
+        default=None,
+        help='which state dict of a PyTorch file with several, such as '
+        'ema_state_dict; by default state_dict',
+    )
+    p.add_argument(
+        '--keep-bn',
+        action='store_true',
+        help='of onnx: leave batch normalisation as it is, instead of folding it '
+        'into the convolutions',
+    )
     return p
 
 
@@ -64,14 +97,17 @@ def _output(args):
         suffixes = [s for of_kind in formats.SUFFIXES.values() for s in of_kind]
         for suffix in sorted([*suffixes, os.path.splitext(name)[1]], key=len, reverse=True):
             if suffix and name.lower().endswith(suffix.lower()):
-                name = name[:-len(suffix)]
+                name = name[: -len(suffix)]
                 break
         output = os.path.join(output, name + formats.SUFFIXES[kind][0])
     if not os.path.isdir(os.path.dirname(output) or '.'):
-        raise InputError('-o {}: there is no folder {}'.format(output, os.path.dirname(output)))
-    if os.path.exists(output) and os.path.exists(args.input) and os.path.samefile(
-            output, args.input):
-        raise InputError('-o {}: is the file to convert itself; give another name'.format(output))
+        raise InputError(f'-o {output}: there is no folder {os.path.dirname(output)}')
+    if (
+        os.path.exists(output)
+        and os.path.exists(args.input)
+        and os.path.samefile(output, args.input)
+    ):
+        raise InputError(f'-o {output}: is the file to convert itself; give another name')
     return output, kind
 
 
@@ -79,26 +115,38 @@ def main():
     p = parser()
     args = p.parse_args()
     output, kind = _output(args)
-    for flag, given, kinds in (('--layout', args.layout, ('npz',)),
-                               ('--naming', args.naming, ('pth', 'safetensors')),
-                               ('--keep-bn', args.keep_bn, ('onnx',))):
+    for flag, given, kinds in (
+        ('--layout', args.layout, ('npz',)),
+        ('--naming', args.naming, ('pth', 'safetensors')),
+        ('--keep-bn', args.keep_bn, ('onnx',)),
+    ):
         if given and kind not in kinds:
-            p.error('{} is of {}, and what is written is {}'.format(
-                flag, ' and '.join(kinds), kind))
+            p.error(
+                '{} is of {}, and what is written is {}'.format(flag, ' and '.join(kinds), kind)
+            )
 
     network, found = formats.read(args.input, args.entry)
-    print('{}: {} layers (blocks {}), {} form for {}x{} pictures'.format(
-        args.input, network.layers, '-'.join(map(str, network.block_num)), _FORMS[network.kind],
-        found.picture_size, found.picture_size))
-    print('cardinality {}, base width {}, stem {}, shortcut type {}, {} classes'.format(
-        network.C, network.d, len(network.stem.conv.W), network.shortcut,
-        network.category_num))
-    print('{:,} parameters, {}'.format(network.count_params(), found.details))
+    print(
+        '{}: {} layers (blocks {}), {} form for {}x{} pictures'.format(
+            args.input,
+            network.layers,
+            '-'.join(map(str, network.block_num)),
+            _FORMS[network.kind],
+            found.picture_size,
+            found.picture_size,
+        )
+    )
+    print(
+        f'cardinality {network.C}, base width {network.d}, stem {len(network.stem.conv.W)}, shortcut type {network.shortcut}, {network.category_num} classes'
+    )
+    print(f'{network.count_params():,} parameters, {found.details}')
     formats.write(output, network, kind, args.layout, args.naming, not args.keep_bn)
     if args.layout == 'original' and network.round_up_pooling is not None:
-        print('note: the 2017 program rounds the max pooling\'s size up, which Torch7 does not: '
-              'it will compute other numbers from this file, and err more')
-    print('wrote {}'.format(output))
+        print(
+            "note: the 2017 program rounds the max pooling's size up, which Torch7 does not: "
+            'it will compute other numbers from this file, and err more'
+        )
+    print(f'wrote {output}')
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 Several processes train one network with ``mpiexec -n 4 python main.py ...``.
 """
+
 import argparse
 import os
 import sys
@@ -13,110 +14,230 @@ from trainer.training import options, processes, run
 def parser():
     """Return the parser of the flags; only those that are given appear in its result."""
     defaults = dict(options.DEFAULTS, **recipes.get('original')._asdict())
-    p = cli.ArgumentParser(description='Train a ResNeXt with Chainer. The defaults are those of '
-                           '--recipe original.', formatter_class=argparse.HelpFormatter,
-                           argument_default=argparse.SUPPRESS)
+    p = cli.ArgumentParser(
+        description='Train a ResNeXt with Chainer. The defaults are those of --recipe original.',
+        formatter_class=argparse.HelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
 
     def add(group, *flags, help, **kwargs):
         name = flags[0].strip('-').replace('-', '_')
         default = defaults.get(name)
         if default not in (None, False, (), 0):
             default = ' '.join(map(str, default)) if isinstance(default, tuple) else default
-            help = '{} (default: {})'.format(help, default)
+            help = f'{help} (default: {default})'
         if name in options.CHOICES:
             kwargs['choices'] = options.CHOICES[name]
         group.add_argument(*flags, help=help, **kwargs)
 
     natural, number = cli.positive(int), cli.positive(float)
-    add(p, '--recipe', choices=[n for n in recipes.available() if n != 'quick'],
-        help='train as this source does; every other flag overrides a value of it')
-    add(p, '--quick', action='store_true',
-        help='a small network on 2,500 pictures that are part of the project: two minutes on a CPU')
+    add(
+        p,
+        '--recipe',
+        choices=[n for n in recipes.available() if n != 'quick'],
+        help='train as this source does; every other flag overrides a value of it',
+    )
+    add(
+        p,
+        '--quick',
+        action='store_true',
+        help='a small network on 2,500 pictures that are part of the project: two minutes on a CPU',
+    )
     add(p, '--save_path', '-p', metavar='DIR', help='folder for models, snapshots, log, figures')
-    add(p, '--resume', nargs='?', const=True, metavar='DIR',
-        help='go on with the run in DIR (default: in -p), with its options')
-    add(p, '--summary', action='store_true',
-        help="print the network's layers, output sizes, parameters and multiply-adds, and end")
-    add(p, '--gpu', '-g', type=int, help='GPU number, -1 for the CPU; several processes '
-        'take this one and the next')
-    add(p, '--precision', help='on a GPU by cuDNN: true float32, TF32, or float16 with float32 sums'
-        ' (default: mixed by cuDNN, else float32)')
+    add(
+        p,
+        '--resume',
+        nargs='?',
+        const=True,
+        metavar='DIR',
+        help='go on with the run in DIR (default: in -p), with its options',
+    )
+    add(
+        p,
+        '--summary',
+        action='store_true',
+        help="print the network's layers, output sizes, parameters and multiply-adds, and end",
+    )
+    add(
+        p,
+        '--gpu',
+        '-g',
+        type=int,
+        help='GPU number, -1 for the CPU; several processes take this one and the next',
+    )
+    add(
+        p,
+        '--precision',
+        help='on a GPU by cuDNN: true float32, TF32, or float16 with float32 sums'
+        ' (default: mixed by cuDNN, else float32)',
+    )
     add(p, '--seed', type=int, help='of the initial weights, the order and the augmentation')
-    add(p, '--workers', type=int, metavar='N',
-        help='processes that load data; 0: the main one does (default: 0 on a CPU, else up to 4)')
-    add(p, '--threads', type=natural, metavar='N',
-        help='threads of BLAS on a CPU (default: as BLAS decides; 1 with --quick)')
+    add(
+        p,
+        '--workers',
+        type=int,
+        metavar='N',
+        help='processes that load data; 0: the main one does (default: 0 on a CPU, else up to 4)',
+    )
+    add(
+        p,
+        '--threads',
+        type=natural,
+        metavar='N',
+        help='threads of BLAS on a CPU (default: as BLAS decides; 1 with --quick)',
+    )
 
     g = p.add_argument_group('network')
-    add(g, '--network', help="the 2017 program's for CIFAR, the paper's for CIFAR, or the paper's "
-        'for ImageNet')
-    add(g, '--depth', '--layers', type=natural, help='layers: 9n + 2 for CIFAR; 50, 101 or 152 for '
-        'ilsvrc')
-    add(g, '--block_num', type=natural, nargs='+', metavar='N',
-        help='blocks in each stage, instead of --depth')
+    add(
+        g,
+        '--network',
+        help="the 2017 program's for CIFAR, the paper's for CIFAR, or the paper's for ImageNet",
+    )
+    add(
+        g,
+        '--depth',
+        '--layers',
+        type=natural,
+        help='layers: 9n + 2 for CIFAR; 50, 101 or 152 for ilsvrc',
+    )
+    add(
+        g,
+        '--block_num',
+        type=natural,
+        nargs='+',
+        metavar='N',
+        help='blocks in each stage, instead of --depth',
+    )
     add(g, '--C', '-C', type=natural, help='cardinality')
     add(g, '--d', '-d', type=natural, help='base width')
     add(g, '--multi', '-multi', type=natural, help='multiplier of the output channels')
-    add(g, '--widen_factor', type=natural, help='output channels of the first stage, in units of '
-        '64 (paper)')
+    add(
+        g,
+        '--widen_factor',
+        type=natural,
+        help='output channels of the first stage, in units of 64 (paper)',
+    )
     add(g, '--shortcut', help='type of the shortcuts')
     add(g, '--initialization', help='initial weights, as which source draws them')
 
     g = p.add_argument_group('data')
     add(g, '--dataset', choices=[n for n in datasets.available() if n != 'quick'], help='dataset')
-    add(g, '--data', metavar='PATH',
+    add(
+        g,
+        '--data',
+        metavar='PATH',
         help='folder or archive with the dataset, instead of downloading it once; for --dataset '
         'folder one of class folders, DIR/train/<class> and DIR/val/<class>, or DIR/<class>, of '
-        'which a fifth is then kept for testing')
+        'which a fifth is then kept for testing',
+    )
     add(g, '--preprocessing', metavar='CLASS', help='a class of data_augmentation')
-    add(g, '--sampling',
+    add(
+        g,
+        '--sampling',
         help="'original' draws each batch anew and visits 63 %% of the pictures in an epoch; "
-        "'full-batches' leaves out the last, smaller one")
+        "'full-batches' leaves out the last, smaller one",
+    )
 
     g = p.add_argument_group('training')
     add(g, '--epoch', '-e', type=natural, help='last epoch')
     add(g, '--batch', '-b', type=natural, help='pictures in a batch, of all processes together')
     add(g, '--batch_scaling', help="what another batch than the recipe's scales")
-    add(g, '--train_batch_divide', '-trb', type=natural, help='compute each batch in so many '
-        'chunks')
+    add(
+        g, '--train_batch_divide', '-trb', type=natural, help='compute each batch in so many chunks'
+    )
     add(g, '--test_batch_divide', '-teb', type=natural, help='the same for testing')
-    add(g, '--optimizer', help="SGD as Chainer has it, or as Torch has it")
+    add(g, '--optimizer', help='SGD as Chainer has it, or as Torch has it')
     add(g, '--momentum', type=float, help='momentum')
     add(g, '--weight_decay', type=float, help='weight decay, on all parameters')
-    add(g, '--label_smoothing', type=cli.share, metavar='SHARE',
-        help='spread this share of each label over all classes')
-    add(g, '--ema_decay', type=cli.share, metavar='DECAY',
-        help="evaluate and save a moving average of the weights of this decay; 0: the weights")
+    add(
+        g,
+        '--label_smoothing',
+        type=cli.share,
+        metavar='SHARE',
+        help='spread this share of each label over all classes',
+    )
+    add(
+        g,
+        '--ema_decay',
+        type=cli.share,
+        metavar='DECAY',
+        help='evaluate and save a moving average of the weights of this decay; 0: the weights',
+    )
 
     g = p.add_argument_group('learning rate')
     add(g, '--lr', '-lr', type=number, help='learning rate at the start')
-    add(g, '--lr_schedule', help='divided by 10 after the epochs --lr_steps, after every '
-        '--lr_period epochs, or falling along a cosine that begins anew every --lr_period')
-    add(g, '--lr_steps', type=cli.epochs, nargs='*', metavar='EPOCH',
-        help='epochs, or shares of all epochs where they are below 1')
+    add(
+        g,
+        '--lr_schedule',
+        help='divided by 10 after the epochs --lr_steps, after every '
+        '--lr_period epochs, or falling along a cosine that begins anew every --lr_period',
+    )
+    add(
+        g,
+        '--lr_steps',
+        type=cli.epochs,
+        nargs='*',
+        metavar='EPOCH',
+        help='epochs, or shares of all epochs where they are below 1',
+    )
     add(g, '--lr_period', type=cli.epochs, metavar='EPOCHS', help='the same')
     add(g, '--lr_min', type=float, help='where the cosine ends')
-    add(g, '--warmup', type=natural, metavar='EPOCHS',
-        help='climb from 0, update by update, in so many epochs')
-    add(g, '--schedule_epoch', type=natural, metavar='EPOCHS',
-        help='all epochs that shares are of (default: the first -e of the run)')
+    add(
+        g,
+        '--warmup',
+        type=natural,
+        metavar='EPOCHS',
+        help='climb from 0, update by update, in so many epochs',
+    )
+    add(
+        g,
+        '--schedule_epoch',
+        type=natural,
+        metavar='EPOCHS',
+        help='all epochs that shares are of (default: the first -e of the run)',
+    )
 
     g = p.add_argument_group('transfer: other classes for a network that is trained already')
-    add(g, '--retrain', dest='load_model', metavar='FILE',
+    add(
+        g,
+        '--retrain',
+        dest='load_model',
+        metavar='FILE',
         help='start from the weights in this file, npz, Torch7, PyTorch or safetensors (the same '
-        'as -m)')
-    add(g, '--reset-classifier', action='store_true',
-        help="give it a new classifier, for the dataset's classes")
-    add(g, '--freeze', nargs='+', metavar='LAYER',
+        'as -m)',
+    )
+    add(
+        g,
+        '--reset-classifier',
+        action='store_true',
+        help="give it a new classifier, for the dataset's classes",
+    )
+    add(
+        g,
+        '--freeze',
+        nargs='+',
+        metavar='LAYER',
         help='leave these layers as they are, batch normalisation too: stem, stage1, '
-        'stage2/block1, ...')
-    add(g, '--head_lr', '--head-lr', type=number, metavar='TIMES',
-        help='the classifier learns so many times as fast as the rest')
+        'stage2/block1, ...',
+    )
+    add(
+        g,
+        '--head_lr',
+        '--head-lr',
+        type=number,
+        metavar='TIMES',
+        help='the classifier learns so many times as fast as the rest',
+    )
 
     g = p.add_argument_group('going on by hand, as in 2017')
     add(g, '--load_model', '-m', metavar='FILE', help='start from the weights in this file')
-    add(g, '--load_optimizer', '-o', metavar='FILE',
-        help="the optimizer's state: a snapshot, or a file of Chainer's save_npz")
+    add(
+        g,
+        '--load_optimizer',
+        '-o',
+        metavar='FILE',
+        help="the optimizer's state: a snapshot, or a file of Chainer's save_npz",
+    )
     add(g, '--load_log', '-l', metavar='FILE', help='log.json of the epochs before -s')
     add(g, '--start_epoch', '-s', type=natural, help='first epoch')
     return p
@@ -128,11 +249,11 @@ def flags():
     given = vars(p.parse_args())
     for name in ('seed', 'workers', 'momentum', 'weight_decay', 'lr_min'):
         if not 0 <= given.get(name, 0) < float('inf'):
-            p.error('--{} takes 0 or more'.format(name))
+            p.error(f'--{name} takes 0 or more')
     if isinstance(given.get('resume'), str):
         folder = given['resume']
         if not os.path.isdir(folder):
-            p.error('--resume {}: there is no such folder'.format(folder))
+            p.error(f'--resume {folder}: there is no such folder')
         if given.setdefault('save_path', folder) != folder:
             p.error('--resume {} and -p {} name two folders'.format(folder, given['save_path']))
     return given

@@ -1,4 +1,5 @@
 """Say what pictures show: ``python predict.py photo.jpg -m model``."""
+
 import argparse
 import json
 import sys
@@ -11,26 +12,59 @@ from trainer.weights import registry
 
 def parser():
     """Return the parser of the flags."""
-    p = cli.ArgumentParser(description='Say what pictures show: the likeliest classes.',
-                           formatter_class=argparse.HelpFormatter)
+    p = cli.ArgumentParser(
+        description='Say what pictures show: the likeliest classes.',
+        formatter_class=argparse.HelpFormatter,
+    )
     natural = cli.positive(int)
-    p.add_argument('pictures', nargs='+', metavar='PICTURE',
-                   help='a picture, or a folder: all pictures in it and below it')
-    p.add_argument('--load_model', '-m', metavar='FILE', action='append', required=True,
-                   help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
-                        'repeated: the posteriors of all are averaged')
-    p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
-                   help='GPU number, -1 for the CPU (default: %(default)s)')
+    p.add_argument(
+        'pictures',
+        nargs='+',
+        metavar='PICTURE',
+        help='a picture, or a folder: all pictures in it and below it',
+    )
+    p.add_argument(
+        '--load_model',
+        '-m',
+        metavar='FILE',
+        action='append',
+        required=True,
+        help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
+        'repeated: the posteriors of all are averaged',
+    )
+    p.add_argument(
+        '--gpu',
+        '-g',
+        type=int,
+        default=-1,
+        metavar='N',
+        help='GPU number, -1 for the CPU (default: %(default)s)',
+    )
     cli.add_inference_flags(p)
-    p.add_argument('-k', type=natural, default=5, metavar='N',
-                   help='classes for each picture (default: %(default)s)')
-    p.add_argument('--batch', '-b', type=natural, default=16, metavar='N',
-                   help='pictures that are computed at a time (default: %(default)s)')
-    p.add_argument('--ten-crop', action='store_true',
-                   help='average the posteriors of ten crops: corners, centre, and mirrored')
+    p.add_argument(
+        '-k',
+        type=natural,
+        default=5,
+        metavar='N',
+        help='classes for each picture (default: %(default)s)',
+    )
+    p.add_argument(
+        '--batch',
+        '-b',
+        type=natural,
+        default=16,
+        metavar='N',
+        help='pictures that are computed at a time (default: %(default)s)',
+    )
+    p.add_argument(
+        '--ten-crop',
+        action='store_true',
+        help='average the posteriors of ten crops: corners, centre, and mirrored',
+    )
     p.add_argument('--json', action='store_true', help='print JSON')
-    p.add_argument('--draw', metavar='FILE.png',
-                   help='draw each picture with the probabilities of its classes')
+    p.add_argument(
+        '--draw', metavar='FILE.png', help='draw each picture with the probabilities of its classes'
+    )
     return p
 
 
@@ -41,21 +75,21 @@ def main():
     if args.draw:
         report.check_drawing(args.draw, len(sources))
     networks = cli.make_predictors(
-        [registry.load(path, args.gpu) for path in args.load_model], args)
+        [registry.load(path, args.gpu) for path in args.load_model], args
+    )
     sys.stdout.reconfigure(errors='backslashreplace')  # file names may be no text
     found = []
-    for said in prediction.predict(networks, sources, args.k, args.batch,
-                                   ten_crop=args.ten_crop):
+    for said in prediction.predict(networks, sources, args.k, args.batch, ten_crop=args.ten_crop):
         found.append(said)
         if said.error is not None:
-            print('{}: error: {}: {}'.format(p.prog, said.source, said.error), file=sys.stderr)
+            print(f'{p.prog}: error: {said.source}: {said.error}', file=sys.stderr)
         elif not args.json:
             print(report.text(said), flush=True)
     if args.json:
         print(json.dumps([report.as_json(said) for said in found], indent=1))
     readable = [said for said in found if said.error is None]
     if readable and networks[0].engine != 'reference':  # plain Chainer goes without saying
-        print('computed by {}'.format(networks[0].description), file=sys.stderr)
+        print(f'computed by {networks[0].description}', file=sys.stderr)
     if args.draw and readable:
         report.draw(readable, args.draw)
     return 0 if len(readable) == len(found) else 2

@@ -1,4 +1,5 @@
 """The CIFAR network of nutszebra/resnext, and the paper's."""
+
 from trainer.errors import InputError
 from trainer.networks import layers, paper
 from trainer.networks.base import Network
@@ -28,17 +29,39 @@ class ResNext(Network):
     kind = 'original-cifar'
     preprocessing = 'DataAugmentationCifar10NormalizeSmall'
 
-    def __init__(self, category_num, block_num=(3, 3, 3), C=4, d=64, multiplier=4,
-                 initialize=True, shortcut='A'):
+    def __init__(
+        self,
+        category_num,
+        block_num=(3, 3, 3),
+        C=4,
+        d=64,
+        multiplier=4,
+        initialize=True,
+        shortcut='A',
+    ):
         super().__init__()
         self.multiplier = multiplier
-        stages = [layers.StageConfig(blocks, C * d * 2 ** i, C, d * 2 ** i * multiplier,
-                                     2 if i else 1, paper.projections(shortcut))
-                  for i, blocks in enumerate(block_num)]
+        stages = [
+            layers.StageConfig(
+                blocks,
+                C * d * 2**i,
+                C,
+                d * 2**i * multiplier,
+                2 if i else 1,
+                paper.projections(shortcut),
+            )
+            for i, blocks in enumerate(block_num)
+        ]
         # Chainer v1's default, which its files were trained with.
         eps = 2e-5
-        channels = self._build(category_num, stages, stem=(3, 1, 1), stem_width=d * multiplier,
-                               relu_after_add=False, eps=eps)
+        channels = self._build(
+            category_num,
+            stages,
+            stem=(3, 1, 1),
+            stem_width=d * multiplier,
+            relu_after_add=False,
+            eps=eps,
+        )
         with self.init_scope():
             self.fc = layers.ConvBN(channels, category_num, 1, eps=eps)
         for link in self.links():
@@ -51,28 +74,40 @@ class ResNext(Network):
         return self.fc(h).reshape((len(h), self.category_num))
 
     def architecture(self):
-        return {'network': self.kind, 'category_num': self.category_num,
-                'block_num': list(self.block_num), 'C': self.C, 'd': self.d,
-                'multiplier': self.multiplier, 'shortcut': self.shortcut,
-                'classes': self.classes}
+        return {
+            'network': self.kind,
+            'category_num': self.category_num,
+            'block_num': list(self.block_num),
+            'C': self.C,
+            'd': self.d,
+            'multiplier': self.multiplier,
+            'shortcut': self.shortcut,
+            'classes': self.classes,
+        }
 
     def original_units(self):
         if self.shortcut != 'A':
-            raise InputError('the 2017 program cannot hold this network: its shortcuts have no '
-                             'weights')
+            raise InputError(
+                'the 2017 program cannot hold this network: its shortcuts have no weights'
+            )
 
         def unit(here, names):
-            return (here + '/conv', [name + '/conv' for name in names],
-                    here + '/bn', [name + '/bn' for name in names])
+            return (
+                here + '/conv',
+                [name + '/conv' for name in names],
+                here + '/bn',
+                [name + '/bn' for name in names],
+            )
 
         units = [unit('stem', ['conv_bn_relu'])]
         for i, blocks in enumerate(self.block_num, 1):
             for j in range(1, blocks + 1):
-                here = 'stage{}/block{}/'.format(i, j)
-                there = 'resnext_block_{}_{}/conv_bn_relu'.format(i, j)
+                here = f'stage{i}/block{j}/'
+                there = f'resnext_block_{i}_{j}/conv_bn_relu'
                 for part, number in (('reduce', 1), ('grouped', 2)):
-                    units.append(unit(here + part, [
-                        '{}{}_{}'.format(there, number, k) for k in range(1, self.C + 1)]))
+                    units.append(
+                        unit(here + part, [f'{there}{number}_{k}' for k in range(1, self.C + 1)])
+                    )
                 units.append(unit(here + 'expand', [there + '3']))
         units.append(unit('fc', ['linear']))
         return units
@@ -102,8 +137,20 @@ class PaperResNext(paper.PaperNetwork):
 
     kind = 'paper-cifar'
 
-    def __init__(self, category_num, block_num=(3, 3, 3), C=8, d=64, widen_factor=4, *,
-                 stem_width=64, stages=None, shortcut='B', eps=1e-5, initialize=True):
+    def __init__(
+        self,
+        category_num,
+        block_num=(3, 3, 3),
+        C=8,
+        d=64,
+        widen_factor=4,
+        *,
+        stem_width=64,
+        stages=None,
+        shortcut='B',
+        eps=1e-5,
+        initialize=True,
+    ):
         if stages is None:
             stages = paper.stages(block_num, C, d, 64 * widen_factor / (C * d), shortcut)
             if shortcut == 'B' and stages[0].out_channels == stem_width:

@@ -1,10 +1,19 @@
 """The paper's ImageNet networks, which the Torch7 files hold."""
+
 from trainer.errors import InputError
 from trainer.networks import paper
 from trainer.weights.registry import load
 
-__all__ = ['ResNext', 'resnext50', 'resnext101', 'resnext152', 'resnet50', 'resnet101',
-           'resnet152', 'load']
+__all__ = [
+    'ResNext',
+    'resnext50',
+    'resnext101',
+    'resnext152',
+    'resnet50',
+    'resnet101',
+    'resnet152',
+    'load',
+]
 
 # Layers -> blocks in each stage.
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -43,9 +52,21 @@ class ResNext(paper.PaperNetwork):
     preprocessing = 'DataAugmentationNormalizeBigger'
     picture_size = 224
 
-    def __init__(self, category_num, block_num=(3, 4, 23, 3), C=64, d=4, multiplier=1, *,
-                 stem_width=64, stages=None, shortcut='B', round_up_pooling=False, eps=1e-5,
-                 initialize=True):
+    def __init__(
+        self,
+        category_num,
+        block_num=(3, 4, 23, 3),
+        C=64,
+        d=4,
+        multiplier=1,
+        *,
+        stem_width=64,
+        stages=None,
+        shortcut='B',
+        round_up_pooling=False,
+        eps=1e-5,
+        initialize=True,
+    ):
         if stages is None:
             stages = paper.stages(block_num, C, d, multiplier, shortcut)
         self.round_up_pooling = bool(round_up_pooling)
@@ -59,35 +80,48 @@ class ResNext(paper.PaperNetwork):
             trainer.errors.InputError: There is no network of so many layers.
         """
         if depth not in _BLOCKS:
-            raise InputError('depth {}: ImageNet networks have 50, 101 or 152 layers; block_num '
-                             'gives others'.format(depth))
+            raise InputError(
+                f'depth {depth}: ImageNet networks have 50, 101 or 152 layers; block_num '
+                'gives others'
+            )
         return _BLOCKS[depth]
 
     def original_units(self):
         block_num, C, d = self.block_num, self.C, self.d
-        if (self.stages != paper.stages(block_num, C, d, self.multiplier)
-                or self.multiplier != int(self.multiplier)
-                or self.stem_width != 64 or self.eps != 1e-5):
+        if (
+            self.stages != paper.stages(block_num, C, d, self.multiplier)
+            or self.multiplier != int(self.multiplier)
+            or self.stem_width != 64
+            or self.eps != 1e-5
+        ):
             raise InputError(
                 'the 2017 program cannot hold this network: its own has a stem of 64 channels, a '
                 "projection in each stage's first block, widths that double from stage to stage, "
-                'a whole multiplier and eps 1e-5')
+                'a whole multiplier and eps 1e-5'
+            )
 
         def unit(here, convs, bn=None):
-            return (here + '/conv', [conv + '/conv' for conv in convs],
-                    here + '/bn', [(bn or convs[0]) + '/bn'])
+            return (
+                here + '/conv',
+                [conv + '/conv' for conv in convs],
+                here + '/bn',
+                [(bn or convs[0]) + '/bn'],
+            )
 
         units = [unit('stem', ['conv_bn_relu'])]
         for i, blocks in enumerate(block_num):
-            stage = 'stage{}/'.format(i + 1)
-            units.append(unit(stage + 'block1/shortcut', ['skip_connection_{}'.format(i)]))
+            stage = f'stage{i + 1}/'
+            units.append(unit(stage + 'block1/shortcut', [f'skip_connection_{i}']))
             for j in range(blocks):
-                here = '{}block{}/'.format(stage, j + 1)
-                there = 'resnext_block_{}_{}/'.format(i, j)
+                here = f'{stage}block{j + 1}/'
+                there = f'resnext_block_{i}_{j}/'
                 units += [
                     unit(here + 'reduce', [there + 'conv_bn_relu_1']),
-                    unit(here + 'grouped', ['{}conv_group_2/conv_group_{}'.format(there, k)
-                                            for k in range(C)], there + 'bn_relu_3'),
+                    unit(
+                        here + 'grouped',
+                        [f'{there}conv_group_2/conv_group_{k}' for k in range(C)],
+                        there + 'bn_relu_3',
+                    ),
                     unit(here + 'expand', [there + 'conv_bn_4']),
                 ]
         units.append(('fc', ['linear/linear'], None, []))

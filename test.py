@@ -1,4 +1,5 @@
 """Test a model on a dataset: ``python test.py --help``."""
+
 import argparse
 import os
 import sys
@@ -14,26 +15,53 @@ def parser():
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Test a model: loss, top-1 and top-5 error on the test pictures of a dataset. '
-                    'A picture that cannot be read is named, and counts as neither right nor '
-                    'wrong. Nothing is written without -p.',
-        formatter_class=argparse.HelpFormatter)
+        'A picture that cannot be read is named, and counts as neither right nor '
+        'wrong. Nothing is written without -p.',
+        formatter_class=argparse.HelpFormatter,
+    )
     natural = cli.positive(int)
-    p.add_argument('model', metavar='RUN_OR_MODEL',
-                   help="a run's folder, whose best model is tested on the run's own test "
-                        'pictures; or a file of weights, with --dataset')
-    p.add_argument('--epoch', '-e', type=natural, metavar='N',
-                   help="the run's model after this epoch (default: the best)")
-    p.add_argument('--dataset', choices=datasets.available(),
-                   help="dataset (default: the run's)")
-    p.add_argument('--data', metavar='PATH',
-                   help="folder or archive with the dataset (default: the run's, or as main.py)")
-    p.add_argument('--part', choices=['test', 'train'], default='test',
-                   help='which of its pictures (default: %(default)s)')
+    p.add_argument(
+        'model',
+        metavar='RUN_OR_MODEL',
+        help="a run's folder, whose best model is tested on the run's own test "
+        'pictures; or a file of weights, with --dataset',
+    )
+    p.add_argument(
+        '--epoch',
+        '-e',
+        type=natural,
+        metavar='N',
+        help="the run's model after this epoch (default: the best)",
+    )
+    p.add_argument('--dataset', choices=datasets.available(), help="dataset (default: the run's)")
+    p.add_argument(
+        '--data',
+        metavar='PATH',
+        help="folder or archive with the dataset (default: the run's, or as main.py)",
+    )
+    p.add_argument(
+        '--part',
+        choices=['test', 'train'],
+        default='test',
+        help='which of its pictures (default: %(default)s)',
+    )
     p.add_argument('--save_path', '-p', metavar='DIR', help='write log.json to this folder')
-    p.add_argument('--batch', '-b', type=natural, default=64, metavar='N',
-                   help='pictures in a batch (default: %(default)s)')
-    p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
-                   help='GPU number, -1 for the CPU (default: %(default)s)')
+    p.add_argument(
+        '--batch',
+        '-b',
+        type=natural,
+        default=64,
+        metavar='N',
+        help='pictures in a batch (default: %(default)s)',
+    )
+    p.add_argument(
+        '--gpu',
+        '-g',
+        type=int,
+        default=-1,
+        metavar='N',
+        help='GPU number, -1 for the CPU (default: %(default)s)',
+    )
     cli.add_inference_flags(p)
     cli.add_evaluation_flags(p)
     return p
@@ -48,25 +76,39 @@ def main():
     if run is None and args.dataset is None:
         p.error('--dataset says what the model is to be tested on; a run knows it')
     if run is None and args.epoch is not None:
-        p.error('--epoch chooses among the models of a run; {} is none'.format(args.model))
+        p.error(f'--epoch chooses among the models of a run; {args.model} is none')
     if args.save_path and os.path.exists(os.path.join(args.save_path, options.RECORD)):
-        raise InputError('-p {}: the log.json there is that of a run; choose another '
-                         'folder'.format(args.save_path))
+        raise InputError(
+            f'-p {args.save_path}: the log.json there is that of a run; choose another folder'
+        )
     path = args.model if run is None else runs.model(run, args.epoch or 'best')
     network = registry.load(path, args.gpu)
     dataset = runs.dataset(run, args.dataset, args.data)
     pictures = runs.pictures(dataset, args.part)
     predictors = cli.make_predictors([network], args)
     with report.Progress(len(pictures)) as progress:
-        found = evaluation.evaluate(predictors, pictures, args.batch, ten_crop=args.ten_crop,
-                                    workers=args.workers, progress=progress)
-    print('{:<12s} {}, {}'.format('dataset', dataset.name, 'all pictures' if dataset.test is None
-                                  else args.part + ' pictures'))
+        found = evaluation.evaluate(
+            predictors,
+            pictures,
+            args.batch,
+            ten_crop=args.ten_crop,
+            workers=args.workers,
+            progress=progress,
+        )
+    print(
+        '{:<12s} {}, {}'.format(
+            'dataset',
+            dataset.name,
+            'all pictures' if dataset.test is None else args.part + ' pictures',
+        )
+    )
     print(report.table(found, [path], network, args.ten_crop))
     if args.save_path:
         os.makedirs(args.save_path, exist_ok=True)
-        files.save_json(os.path.join(args.save_path, 'log.json'), report.log(
-            found, [path], pictures, network, args.ten_crop))
+        files.save_json(
+            os.path.join(args.save_path, 'log.json'),
+            report.log(found, [path], pictures, network, args.ten_crop),
+        )
     return 0
 
 

@@ -1,4 +1,5 @@
 """Measure the error of ImageNet models: ``python test_ilsvrc.py --help``."""
+
 import argparse
 import os
 import sys
@@ -14,31 +15,76 @@ def parser():
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Measure the top-1 and top-5 error of an ImageNet model, or of several '
-                    'together, and write log.json. A picture that cannot be read is named, and '
-                    'counts as neither right nor wrong.', formatter_class=argparse.HelpFormatter)
+        'together, and write log.json. A picture that cannot be read is named, and '
+        'counts as neither right nor wrong.',
+        formatter_class=argparse.HelpFormatter,
+    )
     natural = cli.positive(int)
-    p.add_argument('--load_model', '-m', metavar='FILE', action='append', required=True,
-                   help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
-                        'repeated: the posteriors of all are averaged')
-    p.add_argument('--load_data', '-ld', metavar='DIR',
-                   help='the ILSVRC tree (ImageSets, Annotations, Data), or a folder of class '
-                        'folders, DIR/val/n01440764/*.JPEG (default: {})'.format(ilsvrc.DEFAULT))
-    p.add_argument('--save_path', '-p', metavar='DIR', default='./',
-                   help='folder for log.json (default: %(default)s)')
-    p.add_argument('--batch', '-b', type=natural, default=64, metavar='N',
-                   help='pictures in a batch (default: %(default)s)')
-    p.add_argument('--gpu', '-g', type=int, default=-1, metavar='N',
-                   help='GPU number, -1 for the CPU (default: %(default)s)')
+    p.add_argument(
+        '--load_model',
+        '-m',
+        metavar='FILE',
+        action='append',
+        required=True,
+        help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
+        'repeated: the posteriors of all are averaged',
+    )
+    p.add_argument(
+        '--load_data',
+        '-ld',
+        metavar='DIR',
+        help='the ILSVRC tree (ImageSets, Annotations, Data), or a folder of class '
+        f'folders, DIR/val/n01440764/*.JPEG (default: {ilsvrc.DEFAULT})',
+    )
+    p.add_argument(
+        '--save_path',
+        '-p',
+        metavar='DIR',
+        default='./',
+        help='folder for log.json (default: %(default)s)',
+    )
+    p.add_argument(
+        '--batch',
+        '-b',
+        type=natural,
+        default=64,
+        metavar='N',
+        help='pictures in a batch (default: %(default)s)',
+    )
+    p.add_argument(
+        '--gpu',
+        '-g',
+        type=int,
+        default=-1,
+        metavar='N',
+        help='GPU number, -1 for the CPU (default: %(default)s)',
+    )
     cli.add_inference_flags(p)
-    p.add_argument('--test_batch_divide', '-teb', type=natural, default=1, metavar='N',
-                   help='compute each batch in so many chunks (default: %(default)s)')
-    for flags, what in ((('--C', '-c'), 'cardinality'), (('--d', '-d'), 'base width'),
-                        (('--layers', '-l'), 'number of layers')):
-        p.add_argument(*flags, type=natural, metavar='N',
-                       help='{}; the file knows it, another is an error'.format(what))
-    p.add_argument('--features', metavar='FILE.npy',
-                   help='write what enters the classifier instead, one row for each picture, '
-                        'and the list of the pictures to FILE.json')
+    p.add_argument(
+        '--test_batch_divide',
+        '-teb',
+        type=natural,
+        default=1,
+        metavar='N',
+        help='compute each batch in so many chunks (default: %(default)s)',
+    )
+    for flags, what in (
+        (('--C', '-c'), 'cardinality'),
+        (('--d', '-d'), 'base width'),
+        (('--layers', '-l'), 'number of layers'),
+    ):
+        p.add_argument(
+            *flags,
+            type=natural,
+            metavar='N',
+            help=f'{what}; the file knows it, another is an error',
+        )
+    p.add_argument(
+        '--features',
+        metavar='FILE.npy',
+        help='write what enters the classifier instead, one row for each picture, '
+        'and the list of the pictures to FILE.json',
+    )
     cli.add_evaluation_flags(p)
     return p
 
@@ -56,22 +102,28 @@ def main():
         networks.append(registry.load(path, args.gpu))
         registry.check_flags(networks[-1], path, args.C, args.d, args.layers)
     predictors = cli.make_predictors(networks, args)
-    options = {'batch': args.batch, 'divide': args.test_batch_divide,
-               'ten_crop': args.ten_crop, 'workers': args.workers}
+    options = {
+        'batch': args.batch,
+        'divide': args.test_batch_divide,
+        'ten_crop': args.ten_crop,
+        'workers': args.workers,
+    }
     if args.features:
         with report.Progress(len(pictures)) as progress:
             unreadable = evaluation.save_features(
-                args.features, predictors[0], pictures, progress=progress, **options)
-        print(report.features_table(args.features, pictures, unreadable,
-                                    predictors[0].description))
+                args.features, predictors[0], pictures, progress=progress, **options
+            )
+        print(report.features_table(args.features, pictures, unreadable, predictors[0].description))
         return 0
     os.makedirs(args.save_path, exist_ok=True)
     if not os.access(args.save_path, os.W_OK):
-        raise InputError('-p {}: log.json cannot be written there'.format(args.save_path))
+        raise InputError(f'-p {args.save_path}: log.json cannot be written there')
     with report.Progress(len(pictures)) as progress:
         found = evaluation.evaluate(predictors, pictures, progress=progress, **options)
-    files.save_json(os.path.join(args.save_path, 'log.json'), report.log(
-        found, models, pictures, networks[0], args.ten_crop))
+    files.save_json(
+        os.path.join(args.save_path, 'log.json'),
+        report.log(found, models, pictures, networks[0], args.ten_crop),
+    )
     print(report.table(found, models, networks[0], args.ten_crop))
     return 0
 

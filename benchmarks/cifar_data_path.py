@@ -7,6 +7,7 @@ whole epochs of the training data path (batch 256): on the CPU, and what it does
 GPU, which makes the pictures itself. Without --data the 2,500
 pictures of --quick stand in twenty times each for CIFAR-10's 50,000.
 """
+
 import argparse
 import os
 import platform
@@ -18,6 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 
 import trainer  # noqa: F401  before Chainer
 
+# isort: split
 import numpy as np
 import PIL
 
@@ -29,8 +31,7 @@ from trainer.transforms import generator
 
 
 def spread(values):
-    return 'median {:,.2f} (from {:,.2f} to {:,.2f}, {} runs)'.format(
-        statistics.median(values), min(values), max(values), len(values))
+    return f'median {statistics.median(values):,.2f} (from {min(values):,.2f} to {max(values):,.2f}, {len(values)} runs)'
 
 
 def main():
@@ -39,15 +40,16 @@ def main():
     p.add_argument('--workers', type=int, default=2)
     p.add_argument('--runs', type=int, default=5)
     args = p.parse_args()
-    print('{}, {} cores; Python {}, NumPy {}, Pillow {}'.format(
-        platform.machine(), os.cpu_count(), platform.python_version(), np.__version__,
-        PIL.__version__))
+    print(
+        f'{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, NumPy {np.__version__}, Pillow {PIL.__version__}'
+    )
     if args.data:
         dataset = datasets.load('cifar10', args.data)
     else:
         dataset = datasets.load('quick')
-        dataset = dataset._replace(train=Pictures(*(np.repeat(a, 20, axis=0)
-                                                    for a in dataset.train)))
+        dataset = dataset._replace(
+            train=Pictures(*(np.repeat(a, 20, axis=0) for a in dataset.train))
+        )
     images = dataset.train.images
 
     rates = []
@@ -55,21 +57,23 @@ def main():
         begun = time.perf_counter()
         for start in range(0, 5120, 256):
             drawn = [Preprocess.draw(generator(0, i + 1, j)) for j in range(start, start + 256)]
-            Preprocess.train_batch(images[start:start + 256], drawn)
+            Preprocess.train_batch(images[start : start + 256], drawn)
         rates.append(5120 / (time.perf_counter() - begun))
-    print('train_batch, 256 pictures, one process: pictures/s {}'.format(spread(rates)))
+    print(f'train_batch, 256 pictures, one process: pictures/s {spread(rates)}')
 
     rates = []
     for i in range(args.runs):
         begun = time.perf_counter()
         for start in range(0, 5120, 256):
-            Preprocess.test_batch(images[start:start + 256])
+            Preprocess.test_batch(images[start : start + 256])
         rates.append(5120 / (time.perf_counter() - begun))
-    print('test_batch, 256 pictures, one process: pictures/s {}'.format(spread(rates)))
+    print(f'test_batch, 256 pictures, one process: pictures/s {spread(rates)}')
 
     options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
-    for what, given in (('{} workers'.format(args.workers), {'workers': args.workers}),
-                        ('for a GPU', {'gpu': 0})):
+    for what, given in (
+        (f'{args.workers} workers', {'workers': args.workers}),
+        ('for a GPU', {'gpu': 0}),
+    ):
         iterator = run.data_path(dataset, dict(options, **given), Preprocess).train
         batches = len(iterator.dataset.plan)
         loading.join(iterator.next())  # the workers start here
@@ -80,8 +84,7 @@ def main():
                 loading.join(iterator.next())
             seconds.append(time.perf_counter() - begun)
         iterator.finalize()
-        print('an epoch of {:,} pictures, batch 256, {}: seconds {}'.format(
-            len(images), what, spread(seconds)))
+        print(f'an epoch of {len(images):,} pictures, batch 256, {what}: seconds {spread(seconds)}')
 
 
 if __name__ == '__main__':

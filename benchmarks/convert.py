@@ -5,6 +5,7 @@ weights is converted on one core; a 50-layer npz is loaded; then 1,000 damaged T
 and 1,000 damaged npz files are read. Each must end in the whole file's arrays or in one
 line; in a Torch7 file, which has no checksums, damaged numbers are read as they are.
 """
+
 import argparse
 import os
 import pathlib
@@ -19,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
 import damage  # noqa: E402
 import t7_files  # noqa: E402
+
 import resnext_ilsvrc  # noqa: E402
 from trainer.weights import torch7  # noqa: E402
 
@@ -37,10 +39,10 @@ def big_file(folder):
     t7 = os.path.join(folder, 'resnext_101_64x4d.t7')
     subprocess.run([sys.executable, __file__, '--write', t7], check=True)
     size = os.path.getsize(t7)
-    cpu, peak = measured(
-        [sys.executable, str(ROOT / 'ilsvrc_converter.py'), '-t', t7], folder)
-    print('convert {:.0f} MB: {:.2f} s of CPU, peak {:.0f} MB = {:.2f} x the file'.format(
-        size / 1e6, cpu, peak / 1e6, peak / size))
+    cpu, peak = measured([sys.executable, str(ROOT / 'ilsvrc_converter.py'), '-t', t7], folder)
+    print(
+        f'convert {size / 1e6:.0f} MB: {cpu:.2f} s of CPU, peak {peak / 1e6:.0f} MB = {peak / size:.2f} x the file'
+    )
 
 
 def write_big_file(path):
@@ -59,21 +61,30 @@ def load_time(folder):
         start = time.perf_counter()
         resnext_ilsvrc.load(path)
         times.append(time.perf_counter() - start)
-    print('load a 50-layer npz of {:.0f} MB: {:.2f} s (best {:.2f})'.format(
-        os.path.getsize(path) / 1e6, times[0], min(times)))
+    print(
+        f'load a 50-layer npz of {os.path.getsize(path) / 1e6:.0f} MB: {times[0]:.2f} s (best {min(times):.2f})'
+    )
 
 
 def campaign(what, folder, read, data, numbers, count, seed):
     outcomes, slowest = damage.campaign(
-        pathlib.Path(folder, 'damaged'), read, data, numbers, count, seed)
-    print('{} damaged {} files: {}; slowest {:.2f} s, peak {:.0f} MB'.format(
-        count, what, ', '.join('{} {}'.format(n, o) for o, n in outcomes.most_common()), slowest,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+        pathlib.Path(folder, 'damaged'), read, data, numbers, count, seed
+    )
+    print(
+        '{} damaged {} files: {}; slowest {:.2f} s, peak {:.0f} MB'.format(
+            count,
+            what,
+            ', '.join(f'{n} {o}' for o, n in outcomes.most_common()),
+            slowest,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        )
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--damaged', type=int, default=1000, help='files of each kind')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--no-big-file', action='store_true')
@@ -83,10 +94,18 @@ def main():
         return write_big_file(args.write)
     with tempfile.TemporaryDirectory() as folder:
         t7, numbers = damage.small_t7()
-        campaign('Torch7', folder, lambda path: torch7.read(path)[0], t7, numbers, args.damaged,
-                 args.seed)
-        campaign('npz', folder, resnext_ilsvrc.load, damage.small_npz(), [], args.damaged,
-                 args.seed)
+        campaign(
+            'Torch7',
+            folder,
+            lambda path: torch7.read(path)[0],
+            t7,
+            numbers,
+            args.damaged,
+            args.seed,
+        )
+        campaign(
+            'npz', folder, resnext_ilsvrc.load, damage.small_npz(), [], args.damaged, args.seed
+        )
         if not args.no_big_file:
             load_time(folder)
             big_file(folder)

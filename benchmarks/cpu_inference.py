@@ -5,6 +5,7 @@ program's engines, PyTorch (eager, channels_last) and ONNX Runtime, as far as th
 installed. In each round each of them computes each batch once, so that whatever else
 the machine does falls on all; ratios are medians over the rounds.
 """
+
 import argparse
 import os
 import pathlib
@@ -29,9 +30,9 @@ def build():
     rng = np.random.default_rng(0)
     for name, array in npz.state(network).items():
         if name.endswith(('bn/gamma', 'bn/avg_var')):
-            array[...] = rng.uniform(.5, 1.5, array.shape)
+            array[...] = rng.uniform(0.5, 1.5, array.shape)
         elif name.endswith(('bn/beta', 'bn/avg_mean')):
-            array[...] = rng.normal(0, .1, array.shape)
+            array[...] = rng.normal(0, 0.1, array.shape)
     return network
 
 
@@ -42,20 +43,27 @@ def pytorch(network):
     except ImportError:
         return
     import torch_networks
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
-                          else os.cpu_count())
+
+    torch.set_num_threads(
+        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    )
 
     def peer(dtype):
         sizes = torch_networks.Sizes((3, 4, 6, 3), 32, 128, 256, 64, 1000)
         model = torch_networks.Torchvision(sizes)
-        model.load_state_dict({name: torch.tensor(array) for name, array in
-                               state_dict.write(network, 'torchvision').items()})
+        model.load_state_dict(
+            {
+                name: torch.tensor(array)
+                for name, array in state_dict.write(network, 'torchvision').items()
+            }
+        )
         model = model.eval().to(dtype).to(memory_format=torch.channels_last)
 
         def compute(x):
             with torch.inference_mode():
                 x = torch.from_numpy(x).to(dtype).contiguous(memory_format=torch.channels_last)
                 return model(x).float().numpy()
+
         return compute
 
     yield BASELINE, peer(torch.float32)
@@ -65,6 +73,7 @@ def pytorch(network):
 def onnx_runtime(network):
     try:
         import onnxruntime
+
         model = onnx.build(network).SerializeToString()
     except (ImportError, InputError):
         return
@@ -73,17 +82,21 @@ def onnx_runtime(network):
 
 
 def ours(network):
-    for engine, precision in (('reference', 'float32'), ('openvino', 'float32'),
-                              ('openvino', 'bfloat16')):
+    for engine, precision in (
+        ('reference', 'float32'),
+        ('openvino', 'float32'),
+        ('openvino', 'bfloat16'),
+    ):
         try:
-            yield '{} {}'.format(engine, precision), network.predictor(engine, precision)
+            yield f'{engine} {precision}', network.predictor(engine, precision)
         except InputError as e:
-            print('left out: {}'.format(e))
+            print(f'left out: {e}')
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--batch', type=int, nargs='+', default=[1, 8])
     parser.add_argument('--rounds', type=int, default=15)
     args = parser.parse_args()
@@ -94,20 +107,25 @@ def main():
     for batch in args.batch:
         x = np.random.default_rng(batch).normal(size=(batch, 3, 224, 224)).astype(np.float32)
         reference = peers['reference float32'](x)
-        errors = {name: abs(compute(x) - reference).max() / abs(reference).max()
-                  for name, compute in peers.items()}
+        errors = {
+            name: abs(compute(x) - reference).max() / abs(reference).max()
+            for name, compute in peers.items()
+        }
         seconds = {name: [] for name in peers}
         for _ in range(args.rounds):
             for name, compute in peers.items():
                 start = time.perf_counter()
                 compute(x)
                 seconds[name].append(time.perf_counter() - start)
-        print('\nbatch {}: images/s (median, best), times {}, largest difference of a logit '
-              'from the reference, relative to the largest'.format(batch, BASELINE))
+        print(
+            f'\nbatch {batch}: images/s (median, best), times {BASELINE}, largest difference of a logit '
+            'from the reference, relative to the largest'
+        )
         for name, times in seconds.items():
             ratio = np.median(np.divide(seconds.get(BASELINE, np.nan), times))
-            print('{:22s} {:7.1f} {:7.1f}   {:5.2f} x   {:.1e}'.format(
-                name, batch / np.median(times), batch / min(times), ratio, errors[name]))
+            print(
+                f'{name:22s} {batch / np.median(times):7.1f} {batch / min(times):7.1f}   {ratio:5.2f} x   {errors[name]:.1e}'
+            )
 
 
 if __name__ == '__main__':

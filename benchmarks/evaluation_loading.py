@@ -6,6 +6,7 @@ that has torch, NumPy and Pillow (default: this one); without torch only this pr
 measured. Chainer's MultiprocessIterator is measured too: it is what
 ``trainer.datasets.parallel`` is there for.
 """
+
 import argparse
 import os
 import pathlib
@@ -30,20 +31,28 @@ def write_pictures(folder, number):
     rng = np.random.default_rng(0)
     if golden.exists():
         with np.load(golden) as f:
-            photos = [Image.fromarray(f[name]).convert('RGB') for name in f.files
-                      if name.endswith('decoded') and min(f[name].shape[:2]) > 200]
+            photos = [
+                Image.fromarray(f[name]).convert('RGB')
+                for name in f.files
+                if name.endswith('decoded') and min(f[name].shape[:2]) > 200
+            ]
         kind = 'cut out of photographs'
     else:
-        photos = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).resize(
-            (500, 375), Image.BICUBIC) for _ in range(8)]
+        photos = [
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).resize(
+                (500, 375), Image.BICUBIC
+            )
+            for _ in range(8)
+        ]
         kind = 'smooth random colours'
     for i in range(number):
         photo = photos[i % len(photos)]
-        x, y = rng.uniform(0, .1, 2) * photo.size
-        w, h = rng.uniform(.85, .9, 2) * photo.size
+        x, y = rng.uniform(0, 0.1, 2) * photo.size
+        w, h = rng.uniform(0.85, 0.9, 2) * photo.size
         size = (375, 500) if i % 4 == 3 else (500, 375)
         photo.resize(size, Image.BICUBIC, box=(x, y, x + w, y + h)).save(
-            folder / '{:04d}.JPEG'.format(i), quality=90)
+            folder / f'{i:04d}.JPEG', quality=90
+        )
     return kind
 
 
@@ -52,8 +61,8 @@ def peer(folder, passes, workers):
     import torch
 
     paths = sorted(map(str, pathlib.Path(folder).glob('*.JPEG'))) * passes
-    mean = torch.tensor([.485, .456, .406]).view(3, 1, 1)
-    std = torch.tensor([.229, .224, .225]).view(3, 1, 1)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
     class Pictures(torch.utils.data.Dataset):
         def __len__(self):
@@ -90,14 +99,23 @@ class ChainerLoad:
 
 
 def start_peer(arguments, folder):
-    command = [arguments.peer_python, __file__, '--peer', str(folder), '--passes',
-               str(arguments.passes), '--workers', str(arguments.workers)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    command = [
+        arguments.peer_python,
+        __file__,
+        '--peer',
+        str(folder),
+        '--passes',
+        str(arguments.passes),
+        '--workers',
+        str(arguments.workers),
+    ]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     version = process.stdout.readline().strip()
     if version:
         return process, version
-    print('PyTorch is not measured: {}'.format(process.stderr.read().strip().splitlines()[-1]))
+    print(f'PyTorch is not measured: {process.stderr.read().strip().splitlines()[-1]}')
     return None, None
 
 
@@ -126,9 +144,12 @@ def main():
 
     def chainers():
         begun, first = time.perf_counter(), None
-        iterator = loading.iterator(ChainerLoad(transform, paths),
-                                    loading.InOrder(len(paths), BATCH), repeat=False,
-                                    workers=arguments.workers)
+        iterator = loading.iterator(
+            ChainerLoad(transform, paths),
+            loading.InOrder(len(paths), BATCH),
+            repeat=False,
+            workers=arguments.workers,
+        )
         for pieces in iterator:
             x = loading.join(pieces)[0]
             first = x if first is None else first
@@ -148,14 +169,14 @@ def main():
         process, version = start_peer(arguments, folder)
         sides = {'this project': ours, "Chainer's MultiprocessIterator": chainers}
         if process is not None:
-            sides['PyTorch {} DataLoader'.format(version)] = torchs
-        print('{}, {} cores; Python {}, NumPy {}, Pillow {}'.format(
-            _cpu(), len(os.sched_getaffinity(0)), platform.python_version(), np.__version__,
-            PIL.__version__))
-        print('{} JPEG files of 500x375, {:.0f} KB on average, {}; {} pictures a block, batches '
-              'of {}, {} workers, load average {:.1f}'.format(
-                  arguments.files, sum(map(os.path.getsize, paths)) / len(paths) / 1e3, kind,
-                  len(paths), BATCH, arguments.workers, os.getloadavg()[0]))
+            sides[f'PyTorch {version} DataLoader'] = torchs
+        print(
+            f'{_cpu()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, NumPy {np.__version__}, Pillow {PIL.__version__}'
+        )
+        print(
+            f'{arguments.files} JPEG files of 500x375, {sum(map(os.path.getsize, paths)) / len(paths) / 1e3:.0f} KB on average, {kind}; {len(paths)} pictures a block, batches '
+            f'of {BATCH}, {arguments.workers} workers, load average {os.getloadavg()[0]:.1f}'
+        )
         rates, first = {name: [] for name in sides}, {}
         for _ in range(arguments.blocks + 1):
             for name, side in sides.items():
@@ -165,15 +186,23 @@ def main():
             process.stdin.close()
             process.wait()
             first[name] = np.load(folder / 'peer.npy')
-    print('images/s, median of {} blocks in turns (least to greatest), against this '
-          'project:'.format(arguments.blocks))
+    print(
+        f'images/s, median of {arguments.blocks} blocks in turns (least to greatest), against this '
+        'project:'
+    )
     base = statistics.median(rates['this project'][1:])
     for name, values in rates.items():
         values = values[1:]  # the first warms up
-        print('{:32s} {:6.0f} ({:.0f} to {:.0f}) {:5.2f}   largest difference {:.1e}'.format(
-            name, statistics.median(values), min(values), max(values),
-            statistics.median(values) / base,
-            abs(first[name] - first['this project']).max()))
+        print(
+            '{:32s} {:6.0f} ({:.0f} to {:.0f}) {:5.2f}   largest difference {:.1e}'.format(
+                name,
+                statistics.median(values),
+                min(values),
+                max(values),
+                statistics.median(values) / base,
+                abs(first[name] - first['this project']).max(),
+            )
+        )
 
 
 def _cpu():

@@ -7,6 +7,7 @@ an interpreter that has torch, NumPy and Pillow (default: this one); without tor
 this project is measured. ``--size 2000x1500`` measures photographs, of which this project
 decodes many to a half or less (``--whole`` keeps it from that).
 """
+
 import argparse
 import math
 import os
@@ -20,9 +21,8 @@ import time
 
 import numpy as np
 import PIL
-from PIL import Image
-
 from evaluation_loading import BATCH, ROOT, _cpu, write_pictures
+from PIL import Image
 
 SIDE = 224
 
@@ -30,7 +30,7 @@ SIDE = 224
 def crop_box(width, height, uniform):
     """torchvision's rule of a random sized crop; ``uniform(low, high)`` draws."""
     for _ in range(10):
-        area = width * height * uniform(.08, 1)
+        area = width * height * uniform(0.08, 1)
         ratio = math.exp(uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -49,8 +49,8 @@ def peer(folder, workers):
     import torch
 
     paths = sorted(map(str, pathlib.Path(folder).glob('*/*.JPEG')))
-    mean = torch.tensor([.485, .456, .406]).view(3, 1, 1)
-    std = torch.tensor([.229, .224, .225]).view(3, 1, 1)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
     class Pictures(torch.utils.data.Dataset):
         def __len__(self):
@@ -61,7 +61,7 @@ def peer(folder, workers):
                 image = image.convert('RGB')
             x, y, w, h = crop_box(*image.size, random.uniform)
             image = image.crop((x, y, x + w, y + h)).resize((SIDE, SIDE), Image.BILINEAR)
-            if random.random() < .5:
+            if random.random() < 0.5:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
             return pixels.to(torch.float32).div(255).sub_(mean).div_(std), 0
@@ -101,7 +101,7 @@ def transform(whole):
                 if box is None:
                     share(*size)
             pixels = np.asarray(imagenet._resized_crop(image, size, box, Image.BILINEAR))
-            ilsvrc.normalize(pixels[:, ::-1] if rng.random() < .5 else pixels, out)
+            ilsvrc.normalize(pixels[:, ::-1] if rng.random() < 0.5 else pixels, out)
 
     return Transform()
 
@@ -111,6 +111,7 @@ class Load:
 
     def __init__(self, paths, transform):
         from trainer.transforms import generator
+
         self.paths = paths
         self.transform = transform
         self.generator = generator
@@ -134,7 +135,8 @@ def main():
         return peer(arguments.peer, arguments.workers)
 
     sys.path.insert(0, str(ROOT))
-    from trainer.datasets import folder as folders, loading, parallel
+    from trainer.datasets import folder as folders
+    from trainer.datasets import loading, parallel
 
     def torchs():
         process.stdin.write('go\n')
@@ -152,31 +154,53 @@ def main():
             begun = clocks()
             # One epoch, from starting the processes to ending them, as the DataLoader's is.
             iterator = parallel.Iterator(
-                load, loading.EveryPictureOnce(n, BATCH, int(begun[0])), pictures.labels,
-                (3, SIDE, SIDE), arguments.workers, repeat=False)
+                load,
+                loading.EveryPictureOnce(n, BATCH, int(begun[0])),
+                pictures.labels,
+                (3, SIDE, SIDE),
+                arguments.workers,
+                repeat=False,
+            )
             seen = sum(len(loading.join(pieces, copy=False)[0]) for pieces in iterator)
             assert seen == n
             return clocks() - begun
 
         process = subprocess.Popen(
-            [arguments.peer_python, __file__, '--peer', str(folder), '--workers',
-             str(arguments.workers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True)
+            [
+                arguments.peer_python,
+                __file__,
+                '--peer',
+                str(folder),
+                '--workers',
+                str(arguments.workers),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         version = process.stdout.readline().strip()
         sides = {'this project': ours}
         if version:
-            sides['PyTorch {} DataLoader'.format(version)] = torchs
+            sides[f'PyTorch {version} DataLoader'] = torchs
         else:
-            print('PyTorch is not measured: {}'.format(
-                process.stderr.read().strip().splitlines()[-1]))
-        print('{}, {} cores; Python {}, NumPy {}, Pillow {}'.format(
-            _cpu(), len(os.sched_getaffinity(0)), platform.python_version(), np.__version__,
-            PIL.__version__))
-        print('{} JPEG files of {}, {:.0f} KB on average, {}; batches of {}, {} workers{}, load '
-              'average {:.1f}'.format(
-                  n, arguments.size, sum(map(os.path.getsize, pictures.paths)) / n / 1e3, kind,
-                  BATCH, arguments.workers, ', decoded whole' * arguments.whole,
-                  os.getloadavg()[0]))
+            print(f'PyTorch is not measured: {process.stderr.read().strip().splitlines()[-1]}')
+        print(
+            f'{_cpu()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, NumPy {np.__version__}, Pillow {PIL.__version__}'
+        )
+        print(
+            '{} JPEG files of {}, {:.0f} KB on average, {}; batches of {}, {} workers{}, load '
+            'average {:.1f}'.format(
+                n,
+                arguments.size,
+                sum(map(os.path.getsize, pictures.paths)) / n / 1e3,
+                kind,
+                BATCH,
+                arguments.workers,
+                ', decoded whole' * arguments.whole,
+                os.getloadavg()[0],
+            )
+        )
         took = {name: [] for name in sides}
         for _ in range(arguments.epochs + 1):
             for name, side in sides.items():
@@ -184,14 +208,23 @@ def main():
         if version:
             process.stdin.close()
             process.wait()
-    print('median of {} epochs in turns (least to greatest); this project against it; CPU time, '
-          'which other programs disturb less:'.format(arguments.epochs))
+    print(
+        f'median of {arguments.epochs} epochs in turns (least to greatest); this project against it; CPU time, '
+        'which other programs disturb less:'
+    )
     rates = {name: n / np.array(times[1:])[:, 0] for name, times in took.items()}  # 1: warm-up
     cpu = {name: 1e3 / n * np.median(times[1:], axis=0)[1] for name, times in took.items()}
     for name, rate in rates.items():
-        print('{:28s} {:5.0f} images/s ({:.0f} to {:.0f}) {:5.2f} {:7.2f} ms of CPU/image'.format(
-            name, np.median(rate), rate.min(), rate.max(),
-            np.median(rates['this project']) / np.median(rate), cpu[name]))
+        print(
+            '{:28s} {:5.0f} images/s ({:.0f} to {:.0f}) {:5.2f} {:7.2f} ms of CPU/image'.format(
+                name,
+                np.median(rate),
+                rate.min(),
+                rate.max(),
+                np.median(rates['this project']) / np.median(rate),
+                cpu[name],
+            )
+        )
 
 
 def write_class_folders(folder, number, size):

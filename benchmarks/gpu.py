@@ -11,6 +11,7 @@ brackets with evaluation and files as well; they need CIFAR-10 (``--data``).
 
 Needs CuPy, nvidia-cudnn-frontend and PyTorch.
 """
+
 import argparse
 import json
 import os
@@ -28,36 +29,53 @@ BLOCKS, STEPS = 5, 20
 #: name -> (network, picture size, batch, who, how)
 ROWS = {}
 for batch in (128, 256):
-    for who, how in (('ours', 'mixed'), ('ours', 'tf32'), ('torch', 'tf32'), ('torch', 'bf16'),
-                     ('torch', 'bf16 compile')):
-        ROWS['train resnext50 b{} {} {}'.format(batch, who, how)] = (
-            'train', 'resnext50', batch, who, how)
+    for who, how in (
+        ('ours', 'mixed'),
+        ('ours', 'tf32'),
+        ('torch', 'tf32'),
+        ('torch', 'bf16'),
+        ('torch', 'bf16 compile'),
+    ):
+        ROWS[f'train resnext50 b{batch} {who} {how}'] = ('train', 'resnext50', batch, who, how)
 for batch in (1, 128, 256):
-    for who, how in (('ours', 'mixed'), ('ours', 'tf32'), ('torch', 'tf32'),
-                     ('torch', 'fp16 compile')):
-        ROWS['infer resnext50 b{} {} {}'.format(batch, who, how)] = (
-            'infer', 'resnext50', batch, who, how)
+    for who, how in (
+        ('ours', 'mixed'),
+        ('ours', 'tf32'),
+        ('torch', 'tf32'),
+        ('torch', 'fp16 compile'),
+    ):
+        ROWS[f'infer resnext50 b{batch} {who} {how}'] = ('infer', 'resnext50', batch, who, how)
 for network in ('cifar2x64d', 'cifar8x64d'):
     for who, how in (('ours', 'mixed'), ('torch', 'bf16'), ('torch', 'bf16 compile')):
-        ROWS['train {} b128 {} {}'.format(network, who, how)] = (
-            'train', network, 128, who, how)
-    ROWS['main.py {} b128 mixed'.format(network)] = 'main', network, 128, 'ours', 'mixed'
+        ROWS[f'train {network} b128 {who} {how}'] = ('train', network, 128, who, how)
+    ROWS[f'main.py {network} b128 mixed'] = 'main', network, 128, 'ours', 'mixed'
 
 #: (row, row of the peer, how many times as fast it is to be)
-BARS = [('train resnext50 b{} ours mixed'.format(b),
-         'train resnext50 b{} torch bf16 compile'.format(b), 1.1) for b in (128, 256)]
-BARS += [('infer resnext50 b{} ours mixed'.format(b),
-          'infer resnext50 b{} torch fp16 compile'.format(b), 1. if b == 1 else 1.2)
-         for b in (1, 128, 256)]
-BARS += [('{} resnext50 b{} ours tf32'.format(task, b),
-          '{} resnext50 b{} torch tf32'.format(task, b), 1.)
-         for task in ('train', 'infer') for b in (128, 256)]
-BARS += [('main.py {} b128 mixed'.format(network),
-          'train {} b128 torch bf16 compile'.format(network), 1.1)
-         for network in ('cifar2x64d', 'cifar8x64d')]
+BARS = [
+    (f'train resnext50 b{b} ours mixed', f'train resnext50 b{b} torch bf16 compile', 1.1)
+    for b in (128, 256)
+]
+BARS += [
+    (
+        f'infer resnext50 b{b} ours mixed',
+        f'infer resnext50 b{b} torch fp16 compile',
+        1.0 if b == 1 else 1.2,
+    )
+    for b in (1, 128, 256)
+]
+BARS += [
+    (f'{task} resnext50 b{b} ours tf32', f'{task} resnext50 b{b} torch tf32', 1.0)
+    for task in ('train', 'infer')
+    for b in (128, 256)
+]
+BARS += [
+    (f'main.py {network} b128 mixed', f'train {network} b128 torch bf16 compile', 1.1)
+    for network in ('cifar2x64d', 'cifar8x64d')
+]
 
 #: Epochs of the rows main.py; the first does not count.
 EPOCHS = 6
+
 
 def blocks(step, wait, batch):
     for _ in range(10):
@@ -77,6 +95,8 @@ def blocks(step, wait, batch):
 
 def ours(task, network, batch, how, data):
     import trainer  # noqa: F401  before Chainer
+
+    # isort: split
     import chainer
     import cupy
     import numpy as np
@@ -85,6 +105,7 @@ def ours(task, network, batch, how, data):
     import resnext_ilsvrc
     from trainer import engines
     from trainer.training.captured_step import CapturedStep
+
     engine, precision, why = engines.choose(0, how, task != 'infer')
     if engine != 'cudnn':
         sys.exit(why)
@@ -105,14 +126,13 @@ def ours(task, network, batch, how, data):
         rates = blocks(lambda: predictor(x), wait, batch)
         pool = predictor._room.pool
     else:
-        optimizer = chainer.optimizers.MomentumSGD(.01).setup(model)
+        optimizer = chainer.optimizers.MomentumSGD(0.01).setup(model)
         optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(1e-4))
         if precision == 'mixed':
             optimizer.loss_scaling()
         t = cupy.asarray(rng.integers(0, classes, batch).astype(np.int32))
         step = CapturedStep(optimizer, model.device)
-        with chainer.using_config('engine', engine), chainer.using_config(
-                'precision', precision):
+        with chainer.using_config('engine', engine), chainer.using_config('precision', precision):
             rates = blocks(lambda: step(x, t), wait, batch)
         pool = step._room.pool
     return rates, cupy.get_default_memory_pool().total_bytes() + pool.total_bytes()
@@ -123,6 +143,7 @@ def main_py(network, batch, precision, data):
     import cupy
 
     from trainer.training import extensions, run
+
     times = []
 
     class Timed(extensions.LearningRate):
@@ -132,11 +153,22 @@ def main_py(network, batch, precision, data):
             if at in (0, 1):  # after the last update of an epoch, and after the first
                 cupy.cuda.Device().synchronize()
                 times.append(time.perf_counter())
+
     extensions.LearningRate = Timed
     with tempfile.TemporaryDirectory() as folder:
-        run.train(save_path=folder, data=data, gpu=0, precision=precision, batch=batch,
-                  train_batch_divide=1, C=int(network[5]), d=64, epoch=EPOCHS, seed=0,
-                  say=lambda text: print(text, file=sys.stderr))
+        run.train(
+            save_path=folder,
+            data=data,
+            gpu=0,
+            precision=precision,
+            batch=batch,
+            train_batch_divide=1,
+            C=int(network[5]),
+            d=64,
+            epoch=EPOCHS,
+            seed=0,
+            say=lambda text: print(text, file=sys.stderr),
+        )
     pictures = 50000 - batch
     bare = [pictures / (end - begin) for begin, end in zip(times[2::2], times[3::2])]
     whole = [50000 / (after - before) for before, after in zip(times[1::2], times[3::2])]
@@ -151,13 +183,22 @@ def torch_network(network):
         def __init__(self, channels, width, out, stride, groups):
             super().__init__()
             self.main = nn.Sequential(
-                nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width),
+                nn.Conv2d(channels, width, 1, bias=False),
+                nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
                 nn.Conv2d(width, width, 3, stride, 1, groups=groups, bias=False),
-                nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-                nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out))
-            self.shortcut = nn.Identity() if (channels, stride) == (out, 1) else nn.Sequential(
-                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, out, 1, bias=False),
+                nn.BatchNorm2d(out),
+            )
+            self.shortcut = (
+                nn.Identity()
+                if (channels, stride) == (out, 1)
+                else nn.Sequential(
+                    nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+                )
+            )
             self.relu = nn.ReLU(inplace=True)
 
         def forward(self, x):
@@ -167,14 +208,17 @@ def torch_network(network):
         parts, out = [], 256
         for i, count in enumerate(counts):
             for j in range(count):
-                parts.append(Block(channels, width << i, out << i, 2 if i and not j else 1,
-                                   groups))
+                parts.append(Block(channels, width << i, out << i, 2 if i and not j else 1, groups))
                 channels = out << i
         return parts, channels
 
     if network == 'resnext50':
-        head = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
-                nn.MaxPool2d(3, 2, 1)]
+        head = [
+            nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1),
+        ]
         parts, channels = stages(64, (3, 4, 6, 3), 128, 32)
         classes = 1000
     else:
@@ -182,12 +226,14 @@ def torch_network(network):
         head = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
         parts, channels = stages(64, (3, 3, 3), 64 * C, C)
         classes = 10
-    return nn.Sequential(*head, *parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(channels, classes)), classes
+    return nn.Sequential(
+        *head, *parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
+    ), classes
 
 
 def peer(task, network, batch, how, data):
     import torch
+
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     model, classes = torch_network(network)
@@ -208,7 +254,7 @@ def peer(task, network, batch, how, data):
             with torch.inference_mode():
                 model(x)
     else:
-        optimizer = torch.optim.SGD(model.parameters(), .01, .9, weight_decay=1e-4)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
         loss = torch.nn.CrossEntropyLoss()
         if compiled:
             model = torch.compile(model, mode='reduce-overhead' if side == 32 else None)
@@ -219,6 +265,7 @@ def peer(task, network, batch, how, data):
                 value = loss(model(x), t)
             value.backward()
             optimizer.step()
+
     rates = blocks(step, torch.cuda.synchronize, batch)
     return rates, torch.cuda.max_memory_allocated()
 
@@ -237,54 +284,75 @@ def main():
     if args.row:
         task, network, batch, who, how = ROWS[args.row]
         rates, memory, *whole = (ours if who == 'ours' else peer)(
-            task, network, batch, how, args.data)
+            task, network, batch, how, args.data
+        )
         print(json.dumps({'rates': rates, 'memory': memory, 'whole': whole and whole[0]}))
         return
     versions = subprocess.run(
-        [sys.executable, '-c', 'import cupy, cudnn, torch; print(torch.cuda.get_device_name(0), '
-         '"CuPy", cupy.__version__, "cuDNN", cudnn.backend_version(), "PyTorch", '
-         'torch.__version__)'], capture_output=True, text=True)
+        [
+            sys.executable,
+            '-c',
+            'import cupy, cudnn, torch; print(torch.cuda.get_device_name(0), '
+            '"CuPy", cupy.__version__, "cuDNN", cudnn.backend_version(), "PyTorch", '
+            'torch.__version__)',
+        ],
+        capture_output=True,
+        text=True,
+    )
     if versions.returncode:
-        sys.exit('needs a GPU, CuPy, nvidia-cudnn-frontend and PyTorch: {}'.format(
-            versions.stderr.strip().splitlines()[-1]))
+        sys.exit(
+            f'needs a GPU, CuPy, nvidia-cudnn-frontend and PyTorch: {versions.stderr.strip().splitlines()[-1]}'
+        )
     print(versions.stdout.strip())
     from trainer import files  # not in the processes that PyTorch is measured in
+
     found = {'machine': versions.stdout.strip()}
     try:
         files.save_json(args.output, found)
     except OSError as e:
-        print('gpu.py: error: -o {}: cannot be written ({})'.format(
-            args.output, e.strerror), file=sys.stderr)
+        print(f'gpu.py: error: -o {args.output}: cannot be written ({e.strerror})', file=sys.stderr)
         sys.exit(2)
     print('{:44s} {:>10s} {:>17s} {:>8s}'.format('', 'images/s', 'range', 'GiB'))
     for row in ROWS:
         if args.only not in row:
             continue
         if row.startswith('main.py') and not args.data:
-            print('{:44s} not run: needs --data'.format(row))
+            print(f'{row:44s} not run: needs --data')
             continue
         process = subprocess.run(
             [sys.executable, __file__, '--row', row] + (['--data', args.data] if args.data else []),
-            capture_output=True, text=True)
+            capture_output=True,
+            text=True,
+        )
         if process.returncode:
-            print('{:44s} failed: {}'.format(row, (process.stderr.strip().splitlines() or ['?'])[-1]
-                                             [:60]))
+            print(
+                '{:44s} failed: {}'.format(
+                    row, (process.stderr.strip().splitlines() or ['?'])[-1][:60]
+                )
+            )
             continue
         found[row] = json.loads(process.stdout.splitlines()[-1])
         rates = found[row]['rates']
         whole = found[row]['whole']
-        print('{:44s} {:10,.0f} {:>17s} {:8.2f}{}'.format(
-            row, statistics.median(rates), '{:,.0f}..{:,.0f}'.format(min(rates), max(rates)),
-            found[row]['memory'] / 2 ** 30,
-            ' ({:,.0f})'.format(statistics.median(whole)) if whole else ''), flush=True)
+        print(
+            '{:44s} {:10,.0f} {:>17s} {:8.2f}{}'.format(
+                row,
+                statistics.median(rates),
+                f'{min(rates):,.0f}..{max(rates):,.0f}',
+                found[row]['memory'] / 2**30,
+                f' ({statistics.median(whole):,.0f})' if whole else '',
+            ),
+            flush=True,
+        )
         files.save_json(args.output, found)
     print('\n{:44s} {:>10s} {:>17s} {:>8s}'.format('', 'times peer', 'wanted', 'memory'))
     for row, other, wanted in BARS:
         if row in found and other in found:
-            speed, memory = (statistics.median(found[row]['rates'])
-                             / statistics.median(found[other]['rates']),
-                             found[row]['memory'] / found[other]['memory'])
-            print('{:44s} {:10.2f} {:17.1f} {:8.2f}'.format(row, speed, wanted, memory))
+            speed, memory = (
+                statistics.median(found[row]['rates']) / statistics.median(found[other]['rates']),
+                found[row]['memory'] / found[other]['memory'],
+            )
+            print(f'{row:44s} {speed:10.2f} {wanted:17.1f} {memory:8.2f}')
 
 
 if __name__ == '__main__':

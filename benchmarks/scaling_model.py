@@ -17,6 +17,7 @@ to 2 (n - 1) / n times the gradients, and all wait for the slowest link. NCCL ha
 ways for many GPUs, so that far right the model is on the safe side. Loading pictures and
 waiting for a slower neighbour are not in it.
 """
+
 import argparse
 import pathlib
 import sys
@@ -26,6 +27,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 import trainer  # noqa: E402,F401  before Chainer
+
+# isort: split
 import chainer  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
@@ -36,7 +39,7 @@ from trainer.reports import figures  # noqa: E402
 from trainer.training import processes  # noqa: E402
 
 #: Measured on one H200 at 128 pictures: seconds of a step, and of its forward pass.
-STEP, FORWARD, BATCH = .0283, .0080, 128
+STEP, FORWARD, BATCH = 0.0283, 0.0080, 128
 #: Counted: weights of ResNeXt-50 32x4d.
 WEIGHTS = 25028904
 
@@ -70,29 +73,44 @@ def links(args):
     """Return (name, function from GPUs to a link)."""
     nvlink = args.nvlink * 1e9, args.nvlink_us / 1e6
     ethernet = args.ethernet * 1e9 / 8 * args.ethernet_share, args.ethernet_us / 1e6
-    return [('NVLink', lambda n: nvlink),
-            ('Ethernet, machines of {}'.format(args.machine),
-             lambda n: nvlink if n <= args.machine else ethernet),
-            ('Ethernet, machines of 1', lambda n: ethernet)]
+    return [
+        ('NVLink', lambda n: nvlink),
+        (
+            f'Ethernet, machines of {args.machine}',
+            lambda n: nvlink if n <= args.machine else ethernet,
+        ),
+        ('Ethernet, machines of 1', lambda n: ethernet),
+    ]
 
 
 def table(title, pictures_of, args):
     """Print a table; return its numbers, {name of the link: images/s by :data:`GPUS`}."""
-    alone = images_per_second(1, pictures_of(1), (1., 0.), args)
-    found = {name: [images_per_second(n, pictures_of(n), link(n), args) for n in GPUS]
-             for name, link in links(args)}
-    print('\n{}: images/s, and share of n times one GPU'.format(title))
-    print('{:>4s} {:>5s}'.format('GPUs', 'each') + ''.join('{:>26s}'.format(n) for n in found))
+    alone = images_per_second(1, pictures_of(1), (1.0, 0.0), args)
+    found = {
+        name: [images_per_second(n, pictures_of(n), link(n), args) for n in GPUS]
+        for name, link in links(args)
+    }
+    print(f'\n{title}: images/s, and share of n times one GPU')
+    print('{:>4s} {:>5s}'.format('GPUs', 'each') + ''.join(f'{n:>26s}' for n in found))
     for i, n in enumerate(GPUS):
-        print('{:4d} {:5.0f}'.format(n, pictures_of(n)) + ''.join(
-            '{:19,.0f} {:4.0f} %'.format(speeds[i], 100 * speeds[i] / n / alone)
-            for speeds in found.values()))
+        print(
+            f'{n:4d} {pictures_of(n):5.0f}'
+            + ''.join(
+                f'{speeds[i]:19,.0f} {100 * speeds[i] / n / alone:4.0f} %'
+                for speeds in found.values()
+            )
+        )
     for name, speeds in found.items():
         # Twice the GPUs pay where they give more than half as much again.
         last = next((n for i, n in enumerate(GPUS[:-1]) if speeds[i + 1] < 1.5 * speeds[i]), None)
-        print('{}: {}'.format(name, 'pays throughout' if last is None else
-                              'stops paying at {} GPUs: twice as many give less than 1.5 times'
-                              .format(last)))
+        print(
+            '{}: {}'.format(
+                name,
+                'pays throughout'
+                if last is None
+                else f'stops paying at {last} GPUs: twice as many give less than 1.5 times',
+            )
+        )
     return found
 
 
@@ -106,7 +124,7 @@ def draw(path, tables):
         axes.set(title=title, xlabel='GPUs', ylabel='images/s', xscale='log', yscale='log')
         axes.set_xticks(GPUS, GPUS)
         axes.minorticks_off()
-        axes.grid(alpha=.3)
+        axes.grid(alpha=0.3)
         axes.legend()
     figures.save(figure, path)
 
@@ -132,26 +150,31 @@ def measure(gpu):
             sizes.append(sum(p.size for p in network.params()) * (2 if gpu >= 0 else 4))
         if group.rank == 0:
             n, (small, large) = group.size, seconds
-            print('{} processes: {:.3f} ms for {} bytes, {:.1f} ms for {:.1f} MB'.format(
-                n, 1e3 * small, sizes[0], 1e3 * large, sizes[1] / 1e6))
+            print(
+                f'{n} processes: {1e3 * small:.3f} ms for {sizes[0]} bytes, {1e3 * large:.1f} ms for {sizes[1] / 1e6:.1f} MB'
+            )
             if n > 1:
-                print('in the model: a message of {:.1f} us, {:.2f} GB/s'.format(
-                    1e6 * small / (2 * (n - 1)),
-                    2 * (n - 1) / n * sizes[1] / (large - small) / 1e9))
+                print(
+                    f'in the model: a message of {1e6 * small / (2 * (n - 1)):.1f} us, {2 * (n - 1) / n * sizes[1] / (large - small) / 1e9:.2f} GB/s'
+                )
 
 
 def main():
     p = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('--overlap', type=float, default=0.,
-                   help='share of the exchange that may run beside the backward pass (now: none)')
+    p.add_argument(
+        '--overlap',
+        type=float,
+        default=0.0,
+        help='share of the exchange that may run beside the backward pass (now: none)',
+    )
     p.add_argument('--gradient_bytes', type=int, default=2, help='of each: float16')
-    p.add_argument('--nvlink', type=float, default=360., help='GB/s each way: 80 %% of 450')
-    p.add_argument('--nvlink_us', type=float, default=5., help='microseconds of a message')
-    p.add_argument('--ethernet', type=float, default=100., help='Gb/s')
-    p.add_argument('--ethernet_share', type=float, default=.9, help='of it, what is reached')
-    p.add_argument('--ethernet_us', type=float, default=25., help='microseconds of a message')
+    p.add_argument('--nvlink', type=float, default=360.0, help='GB/s each way: 80 %% of 450')
+    p.add_argument('--nvlink_us', type=float, default=5.0, help='microseconds of a message')
+    p.add_argument('--ethernet', type=float, default=100.0, help='Gb/s')
+    p.add_argument('--ethernet_share', type=float, default=0.9, help='of it, what is reached')
+    p.add_argument('--ethernet_us', type=float, default=25.0, help='microseconds of a message')
     p.add_argument('--machine', type=int, default=8, help='GPUs in a machine')
-    p.add_argument('--fixed_ms', type=float, default=3., help='of a step, whatever the batch')
+    p.add_argument('--fixed_ms', type=float, default=3.0, help='of a step, whatever the batch')
     p.add_argument('--batch', type=int, default=256, help='the whole batch that is shared out')
     p.add_argument('--draw', metavar='FILE', help='draw both tables')
     p.add_argument('--measure', action='store_true', help='time the exchange, under mpiexec')
@@ -159,17 +182,19 @@ def main():
     args = p.parse_args()
     if args.measure:
         return measure(args.gpu)
-    print('measured: {:.1f} ms a step ({:.1f} ms forward) at {} pictures on one H200, {:,} weights'
-          .format(1e3 * STEP, 1e3 * FORWARD, BATCH, WEIGHTS))
-    print('assumed: NVLink {:g} GB/s and {:g} us; Ethernet {:g} Gb/s, {:.0%} of it, and {:g} us; '
-          '{:g} ms of a step\nare there whatever the batch; {:.0%} of the exchange may run beside '
-          'the backward pass'.format(args.nvlink, args.nvlink_us, args.ethernet,
-                                     args.ethernet_share, args.ethernet_us, args.fixed_ms,
-                                     args.overlap))
+    print(
+        f'measured: {1e3 * STEP:.1f} ms a step ({1e3 * FORWARD:.1f} ms forward) at {BATCH} pictures on one H200, {WEIGHTS:,} weights'
+    )
+    print(
+        f'assumed: NVLink {args.nvlink:g} GB/s and {args.nvlink_us:g} us; Ethernet {args.ethernet:g} Gb/s, {args.ethernet_share:.0%} of it, and {args.ethernet_us:g} us; '
+        f'{args.fixed_ms:g} ms of a step\nare there whatever the batch; {args.overlap:.0%} of the exchange may run beside '
+        'the backward pass'
+    )
     tables = {}
     for title, pictures_of in (
-            ('{} pictures for each GPU (-b grows)'.format(BATCH), lambda n: BATCH),
-            ('-b {} shared out'.format(args.batch), lambda n: args.batch / n)):
+        (f'{BATCH} pictures for each GPU (-b grows)', lambda n: BATCH),
+        (f'-b {args.batch} shared out', lambda n: args.batch / n),
+    ):
         tables[title] = table(title, pictures_of, args)
     if args.draw:
         draw(args.draw, tables)

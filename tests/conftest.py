@@ -1,4 +1,5 @@
 """What the tests share. Importing ``trainer`` first makes Chainer importable."""
+
 import pathlib
 import sys
 
@@ -15,6 +16,7 @@ FIXTURES = ROOT / 'tests' / 'fixtures'
 def simulated():
     """Whether the GPU is the simulation in tests/simulated_gpu, where long tests are shortened."""
     from chainer.backends import cuda
+
     return cuda.available and b'Simulated' in cuda.cupy.cuda.runtime.getDeviceProperties(0)['name']
 
 
@@ -22,11 +24,13 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs a GPU and CuPy')
     if simulated():
         from trainer.engines.cudnn import graphs
+
         graphs.REPEATED = 1  # how long a plan takes says nothing there
 
 
 def pytest_collection_modifyitems(items):
     from chainer.backends import cuda
+
     if not cuda.available:
         skip = pytest.mark.skip(reason='needs a GPU with CuPy, and there is none here')
         for item in items:
@@ -61,6 +65,7 @@ def run_converter(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as e:
             cli.run(ilsvrc_converter.main)
         return (e.value.code or 0, *capsys.readouterr())
+
     return run
 
 
@@ -75,27 +80,35 @@ def state_on_cpu(network):
     import chainer
 
     from trainer.weights import npz
+
     get = chainer.get_device('@numpy').send
-    return {name: get(np.asarray(a) if not np.ndim(a) else a)
-            for name, a in npz.state(network).items()}
+    return {
+        name: get(np.asarray(a) if not np.ndim(a) else a) for name, a in npz.state(network).items()
+    }
 
 
 def starting_with(arrays, prefix):
     """Return the arrays whose names start with ``prefix``, without it."""
-    return {name[len(prefix):]: a for name, a in arrays.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
 
 
 def write_cifar10(folder, per_file=40):
     """Write a small dataset in the form of CIFAR-10's binary version, of real pictures."""
     from trainer.datasets import quick
+
     pictures = quick.load()
     order = np.random.default_rng(0).permutation(len(pictures.train.labels))
     folder.mkdir()
-    names = ['data_batch_{}.bin'.format(i) for i in range(1, 6)] + ['test_batch.bin']
+    names = [f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']
     for i, name in enumerate(names):
         source = pictures.test if name == 'test_batch.bin' else pictures.train
-        chosen = order[i * per_file:(i + 1) * per_file] % len(source.labels)
-        records = np.concatenate([source.labels[chosen, None].astype(np.uint8),
-                                  source.images[chosen].reshape(per_file, -1)], axis=1)
+        chosen = order[i * per_file : (i + 1) * per_file] % len(source.labels)
+        records = np.concatenate(
+            [
+                source.labels[chosen, None].astype(np.uint8),
+                source.images[chosen].reshape(per_file, -1),
+            ],
+            axis=1,
+        )
         (folder / name).write_bytes(records.tobytes())
     return folder

@@ -1,4 +1,5 @@
 """Damaged files for the tests and for benchmarks/convert.py."""
+
 import collections
 import io
 import pathlib
@@ -6,16 +7,20 @@ import tempfile
 import time
 
 import numpy as np
-
 import t7_files
+
 import resnext_ilsvrc
 from trainer.errors import InputError
 from trainer.weights import npz
 
 # Lengths and counts as they stand in files, made absurd.
-_HUGE = [(-1).to_bytes(4, 'little', signed=True), (2 ** 31 - 1).to_bytes(4, 'little'),
-         (-1).to_bytes(8, 'little', signed=True), (2 ** 62).to_bytes(8, 'little'),
-         (10 ** 9).to_bytes(8, 'little')]
+_HUGE = [
+    (-1).to_bytes(4, 'little', signed=True),
+    (2**31 - 1).to_bytes(4, 'little'),
+    (-1).to_bytes(8, 'little', signed=True),
+    (2**62).to_bytes(8, 'little'),
+    (10**9).to_bytes(8, 'little'),
+]
 
 
 def damaged(data, rng, avoid=()):
@@ -32,23 +37,37 @@ def damaged(data, rng, avoid=()):
         spared[first:end] = False
     places = np.flatnonzero(spared)
     while True:
-        at = int(rng.choice(places) if rng.random() < .5 else rng.integers(len(data)))
-        kind = rng.choice(['cut', 'bit', 'bit', 'byte', 'byte', 'huge', 'huge', 'insert',
-                           'delete', 'zeros', 'swap', 'append'])
+        at = int(rng.choice(places) if rng.random() < 0.5 else rng.integers(len(data)))
+        kind = rng.choice(
+            [
+                'cut',
+                'bit',
+                'bit',
+                'byte',
+                'byte',
+                'huge',
+                'huge',
+                'insert',
+                'delete',
+                'zeros',
+                'swap',
+                'append',
+            ]
+        )
         damage = bytearray(data)
         if kind == 'cut':
-            del damage[at if rng.random() < .7 else len(data) - int(rng.integers(1, 99)):]
+            del damage[at if rng.random() < 0.7 else len(data) - int(rng.integers(1, 99)) :]
         elif kind == 'bit':
             damage[at] ^= 1 << int(rng.integers(8))
         elif kind == 'byte':
             damage[at] = int(rng.integers(256))
         elif kind == 'huge':
             huge = _HUGE[rng.integers(len(_HUGE))]
-            damage[at:at + len(huge)] = huge
+            damage[at : at + len(huge)] = huge
         elif kind == 'insert':
             damage[at:at] = rng.bytes(int(rng.integers(1, 9)))
         elif kind == 'delete':
-            del damage[at:at + int(rng.integers(1, 9))]
+            del damage[at : at + int(rng.integers(1, 9))]
         elif kind == 'zeros':
             end = min(at + int(rng.integers(1, 99)), len(data))
             damage[at:end] = bytes(end - at)
@@ -58,7 +77,7 @@ def damaged(data, rng, avoid=()):
         else:
             damage += rng.bytes(int(rng.integers(1, 99)))
         if damage != data:
-            yield '{} at {}'.format(kind, at), bytes(damage)
+            yield f'{kind} at {at}', bytes(damage)
 
 
 def places(data, storages):
@@ -88,8 +107,9 @@ def compare(whole, read, data, damaged, numbers):
     values = set()
     if len(data) == len(damaged):
         for at in np.flatnonzero(np.frombuffer(data, 'u1') != np.frombuffer(damaged, 'u1')):
-            values |= {damaged[at - (at - first) % 4:][:4] for first, end in numbers
-                       if first <= at < end}
+            values |= {
+                damaged[at - (at - first) % 4 :][:4] for first, end in numbers if first <= at < end
+            }
     changed = {v.tobytes() for n in whole for v in read[n][whole[n] != read[n]]}
     if not changed:
         return 'equal arrays'
@@ -99,14 +119,18 @@ def compare(whole, read, data, damaged, numbers):
 def small_t7():
     """Make a small Torch7 file with all that a file can have: (bytes, places of its numbers)."""
     tree = t7_files.Builder(clear=False).network(
-        'cifar', (2, 1), 2, 2, 8, 16, 3, bottleneck='resnext_B')
+        'cifar', (2, 1), 2, 2, 8, 16, 3, bottleneck='resnext_B'
+    )
     t7_files.share_storage(tree)
     with io.BytesIO() as f:
         t7_files.Writer(f).write(tree)
         data = f.getvalue()
-    storages = {id(t.storage): t.storage.array for module in tree.walk()
-                for t in module.fields.values()
-                if isinstance(t, t7_files.Tensor) and t.storage is not None}
+    storages = {
+        id(t.storage): t.storage.array
+        for module in tree.walk()
+        for t in module.fields.values()
+        if isinstance(t, t7_files.Tensor) and t.storage is not None
+    }
     return data, places(data, storages.values())
 
 
@@ -132,6 +156,7 @@ def campaign(path, read, data, numbers, count, seed):
     Returns:
         tuple: Counter of outcomes, and the longest time in s.
     """
+
     def arrays():
         return {name: np.array(array) for name, array in npz.state(read(path)).items()}
 
@@ -144,7 +169,7 @@ def campaign(path, read, data, numbers, count, seed):
         start = time.perf_counter()
         try:
             outcome = compare(whole, arrays(), data, damage, numbers)
-            assert outcome, 'read wrongly: {}'.format(how)
+            assert outcome, f'read wrongly: {how}'
         except InputError as e:
             assert '\n' not in str(e) and str(path) in str(e), how
             outcome = 'one line'

@@ -3,6 +3,7 @@
 The first argument names a function below; the others are its arguments. Each process
 calls it.
 """
+
 import os
 import pathlib
 import signal
@@ -11,6 +12,8 @@ import sys
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent)]
 
 import trainer  # noqa: E402,F401  before Chainer
+
+# isort: split
 import chainer  # noqa: E402
 import numpy as np  # noqa: E402
 
@@ -23,8 +26,19 @@ from trainer.training import processes, run  # noqa: E402
 from trainer.training.updater import ChunkedUpdater  # noqa: E402
 
 #: As in tests/test_training.py; one thread of BLAS, whose number changes how sums round.
-TINY = dict(C=2, d=2, multi=2, block_num=(1, 1, 1), batch=60, train_batch_divide=2, epoch=4,
-            lr=.05, lr_steps=(2, 3), seed=7, threads=1)
+TINY = dict(
+    C=2,
+    d=2,
+    multi=2,
+    block_num=(1, 1, 1),
+    batch=60,
+    train_batch_divide=2,
+    epoch=4,
+    lr=0.05,
+    lr_steps=(2, 3),
+    seed=7,
+    threads=1,
+)
 
 
 def network(seed=0):
@@ -36,8 +50,10 @@ def network(seed=0):
 def batches(sizes):
     """Return as many batches of noise, the same for everyone."""
     rng = np.random.default_rng(0)
-    return [(rng.standard_normal((size, 3, 32, 32)),
-             rng.integers(0, 10, size).astype(np.int32)) for size in sizes]
+    return [
+        (rng.standard_normal((size, 3, 32, 32)), rng.integers(0, 10, size).astype(np.int32))
+        for size in sizes
+    ]
 
 
 def states(link):
@@ -74,7 +90,7 @@ def updates(group, sizes, divide):
     for param in net.params():  # in single precision rounding grows a hundredfold an update
         param.array = param.array.astype(np.float64)
     device = chainer.get_device('@numpy')
-    optimizer = chainer.optimizers.MomentumSGD(.05).setup(net)
+    optimizer = chainer.optimizers.MomentumSGD(0.05).setup(net)
     group.begin(device, net)
     updater = ChunkedUpdater(iterator, optimizer, device, group.chunks(divide), group=group)
     seen, reports, conv = [], [], net.stem.conv
@@ -86,8 +102,9 @@ def updates(group, sizes, divide):
             if args.link is conv:
                 y = args.out.array
                 count = y.size // y.shape[1]
-                seen[-1].append((y.mean(axis=(0, 2, 3)),
-                                 y.var(axis=(0, 2, 3)) * count / (count - 1)))
+                seen[-1].append(
+                    (y.mean(axis=(0, 2, 3)), y.var(axis=(0, 2, 3)) * count / (count - 1))
+                )
 
     with Watch():
         for _ in sizes:
@@ -109,19 +126,22 @@ def shares(out):
             updater, reports, _ = updates(group, sizes, divide)
             net = updater.get_optimizer('main').target
             for name, array in states(net).items():
-                held['{}/own/{}'.format(i, name)] = array
+                held[f'{i}/own/{name}'] = array
             group.mean_statistics(net)
             for name, array in states(net).items():
-                held['{}/{}'.format(i, name)] = array
-            held['{}/reports'.format(i)] = np.array(reports)
+                held[f'{i}/{name}'] = array
+            held[f'{i}/reports'] = np.array(reports)
         tally = Tally(10)
         rng = np.random.default_rng(group.rank)
         tally.add(rng.standard_normal((5 + group.rank, 10)), rng.integers(0, 10, 5 + group.rank))
         group.sum_tally(tally)
         held.update(confusion=tally.confusion, top5=tally.top5, loss=np.array(tally.loss))
-        np.savez(os.path.join(out, 'rank{}.npz'.format(group.rank)),
-                 said=np.array(repr(agree(group))), unreadable=np.array(repr(unreadable(group))),
-                 **held)
+        np.savez(
+            os.path.join(out, f'rank{group.rank}.npz'),
+            said=np.array(repr(agree(group))),
+            unreadable=np.array(repr(unreadable(group))),
+            **held,
+        )
 
 
 #: Sizes of batches and train_batch_divide: uneven; fewer pictures than processes.
@@ -130,12 +150,18 @@ SHARES = [([30, 31, 29, 10, 32, 31], 1), ([20, 1, 2], 3), ([25, 26], 5)]
 
 def agree(group):
     """Return what processes tell each other: results, errors, numbers."""
-    said = [group.together(lambda: group.rank), group.first(lambda: group.rank + 10),
-            group.in_turn(lambda: group.rank), group.sum(group.rank, 1)]
+    said = [
+        group.together(lambda: group.rank),
+        group.first(lambda: group.rank + 10),
+        group.in_turn(lambda: group.rank),
+        group.sum(group.rank, 1),
+    ]
     for failing in ((1,), (0, 1, 2), (2, 1)):
+
         def fail():
             if group.rank in failing:
-                raise InputError('of {}'.format(group.rank))
+                raise InputError(f'of {group.rank}')
+
         try:
             group.together(fail)
             said.append('nothing')
@@ -143,8 +169,10 @@ def agree(group):
             said.append(str(e))
     os.environ['CUDA_VISIBLE_DEVICES'] = str(group.rank)
     shown = processes.Processes(group._world)
-    return said + [[group.local_rank, group.local_size, group.size],
-                   [group.gpu(-1), group.gpu(2), shown.gpu(2)]]
+    return said + [
+        [group.local_rank, group.local_size, group.size],
+        [group.gpu(-1), group.gpu(2), shown.gpu(2)],
+    ]
 
 
 def unreadable(group):
@@ -153,14 +181,14 @@ def unreadable(group):
 
     def load(item, out):
         if item[1] in broken:
-            raise InputError('picture {}'.format(item[1]))
+            raise InputError(f'picture {item[1]}')
         out[...] = item[1]
 
     iterator = parallel.Iterator(load, group.share(Plan([6, 6, 2])), np.arange(14), (1,))
     said = []
     for _ in range(4):
         try:
-            (x, t), = group.together(iterator.next, undo=iterator.step_back)
+            ((x, t),) = group.together(iterator.next, undo=iterator.step_back)
             assert (x[:, 0] == t).all()
             said.append(t.tolist())
         except InputError as e:
@@ -172,7 +200,7 @@ def unreadable(group):
 def fails(folder, data, how, where):
     """Train, and in the sixth update let one process fail."""
     rank, _ = processes.launched()
-    processes.PATIENCE = 1.
+    processes.PATIENCE = 1.0
     real = run.ChunkedUpdater.update_core
 
     def update_core(self):
@@ -193,8 +221,10 @@ def train(folder, data, *options):
     """Train, TINY, but for options of the form name=integer."""
     given = dict(TINY, save_path=folder, data=data)
     resume = 'resume' in options
-    given.update((name, int(value)) for name, value in (
-        option.split('=') for option in options if option != 'resume'))
+    given.update(
+        (name, int(value))
+        for name, value in (option.split('=') for option in options if option != 'resume')
+    )
     return 0 if run.train(resume=resume, **given) else 130
 
 

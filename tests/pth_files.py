@@ -2,15 +2,21 @@
 
 Written after the formats themselves; shares nothing with the converter.
 """
+
 import pickle
 import struct
 import zipfile
 
 import numpy as np
 
-MAGIC = 0x1950a86a20f9469cfc6c
-KINDS = {'float16': 'Half', 'float32': 'Float', 'float64': 'Double', 'int64': 'Long',
-         'uint16': 'BFloat16'}
+MAGIC = 0x1950A86A20F9469CFC6C
+KINDS = {
+    'float16': 'Half',
+    'float32': 'Float',
+    'float64': 'Double',
+    'int64': 'Long',
+    'uint16': 'BFloat16',
+}
 
 
 class Ref:
@@ -31,7 +37,7 @@ class Persistent:
 def opcodes(value):
     """Pickle (protocol 2) a value, without its beginning and its end."""
     if isinstance(value, Ref):
-        return 'c{}\n{}\n'.format(value.module, value.name).encode()
+        return f'c{value.module}\n{value.name}\n'.encode()
     if isinstance(value, Call):
         state = b'' if value.state is None else opcodes(value.state) + b'b'
         return opcodes(value.function) + opcodes(value.arguments) + b'R' + state
@@ -52,16 +58,25 @@ def dumps(value):
 
 def tensor(key, dtype, count, shape, strides=None, offset=0):
     if strides is None:
-        strides = tuple(int(np.prod(shape[i + 1:])) for i in range(len(shape)))
+        strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
     storage = Persistent('storage', Ref('torch', KINDS[dtype] + 'Storage'), key, 'cpu', count)
-    return Call(Ref('torch._utils', '_rebuild_tensor_v2'), storage, offset, tuple(shape),
-                tuple(strides), False, Call(Ref('collections', 'OrderedDict')))
+    return Call(
+        Ref('torch._utils', '_rebuild_tensor_v2'),
+        storage,
+        offset,
+        tuple(shape),
+        tuple(strides),
+        False,
+        Call(Ref('collections', 'OrderedDict')),
+    )
 
 
 def contents(arrays):
     """Return (the dict of tensors to pickle, key -> array) of arrays."""
-    tensors = {name: tensor(str(i), a.dtype.name, a.size, a.shape)
-               for i, (name, a) in enumerate(arrays.items())}
+    tensors = {
+        name: tensor(str(i), a.dtype.name, a.size, a.shape)
+        for i, (name, a) in enumerate(arrays.items())
+    }
     return tensors, {str(i): a for i, a in enumerate(arrays.values())}
 
 
@@ -72,8 +87,9 @@ def write_zip(path, root, storages, byteorder=b'little', more=(), pickled=None):
         archive.writestr('x/byteorder', byteorder)
         for key, array in storages.items():
             order = '>' if byteorder == b'big' else '<'
-            archive.writestr('x/data/' + key, array.astype(
-                array.dtype.newbyteorder(order)).tobytes())
+            archive.writestr(
+                'x/data/' + key, array.astype(array.dtype.newbyteorder(order)).tobytes()
+            )
         for name, data in more:
             archive.writestr(name, data)
 
@@ -81,8 +97,15 @@ def write_zip(path, root, storages, byteorder=b'little', more=(), pickled=None):
 def write_legacy(path, root, storages, pickled=None):
     """Write the format before the zip archive."""
     with open(path, 'wb') as f:
-        for value in (MAGIC, 1001, {'protocol_version': 1001, 'little_endian': True,
-                                    'type_sizes': {'short': 2, 'int': 4, 'long': 4}}):
+        for value in (
+            MAGIC,
+            1001,
+            {
+                'protocol_version': 1001,
+                'little_endian': True,
+                'type_sizes': {'short': 2, 'int': 4, 'long': 4},
+            },
+        ):
             f.write(dumps(value))
         f.write(dumps(root) if pickled is None else pickled)
         f.write(dumps(list(storages)))

@@ -1,13 +1,14 @@
 """The training step as a CUDA graph against the step as Chainer makes it."""
+
 import copy
 import io
 
 import chainer
 import numpy as np
 import pytest
+from conftest import relative, simulated, state_on_cpu
 
 import resnext
-from conftest import relative, simulated, state_on_cpu
 from trainer.engines.cudnn import graphs
 from trainer.engines.cudnn.parameters import HalfWeights
 from trainer.training import processes, transfer
@@ -19,11 +20,11 @@ from trainer.training.updater import ChunkedUpdater
 pytestmark = pytest.mark.gpu
 
 #: Of a run of three epochs of three batches, the last one short.
-RATES = (.004, .004, .004, .002, .002, .002, .001, .002, .003)
+RATES = (0.004, 0.004, 0.004, 0.002, 0.002, 0.002, 0.001, 0.002, 0.003)
 
 
 def network(seed=0):
-    built = resnext.PaperResNext(10, (1, 1, 1), C=2, d=4, widen_factor=.25)
+    built = resnext.PaperResNext(10, (1, 1, 1), C=2, d=4, widen_factor=0.25)
     built.weight_initialization(seed)
     return built
 
@@ -32,12 +33,14 @@ def batches():
     rng = np.random.default_rng(1)
     for i in range(len(RATES)):
         n = 5 if i % 3 == 2 else 8
-        yield (rng.standard_normal((n, 3, 16, 16)).astype(np.float32),
-               rng.integers(0, 10, n).astype(np.int32))
+        yield (
+            rng.standard_normal((n, 3, 16, 16)).astype(np.float32),
+            rng.integers(0, 10, n).astype(np.int32),
+        )
 
 
-def optimizer(model, name='momentum', scaled=False, decay=.01, head=1., freeze=(), lr=.1):
-    made = OPTIMIZERS[name](lr, .9).setup(model)
+def optimizer(model, name='momentum', scaled=False, decay=0.01, head=1.0, freeze=(), lr=0.1):
+    made = OPTIMIZERS[name](lr, 0.9).setup(model)
     if decay:
         made.add_hook(chainer.optimizer_hooks.WeightDecay(decay))
     if head != 1:
@@ -70,8 +73,13 @@ def compare(precision='float32', divide=1, **options):
         model.check_gpu(gpu)
         made = optimizer(model, **options)
         step = (CapturedStep if captured else Step)(made, model.device, divide)
-        found = run(model, made, step, precision if captured else 'float32',
-                    'cudnn' if captured else 'reference')
+        found = run(
+            model,
+            made,
+            step,
+            precision if captured else 'float32',
+            'cudnn' if captured else 'reference',
+        )
         results.append((found, state_on_cpu(model), made, step))
     return results
 
@@ -90,7 +98,7 @@ def test_float32_follows_chainer(name, divide):
 
 
 def test_head_rate_and_frozen_layers():
-    (found, arrays, *_), (expected, golden, *_) = compare(head=3., freeze=('stem', 'stage1'))
+    (found, arrays, *_), (expected, golden, *_) = compare(head=3.0, freeze=('stem', 'stage1'))
     before = state_on_cpu(network())
     assert relative(expected, found) < 1e-3
     for key, array in golden.items():
@@ -102,13 +110,13 @@ def test_head_rate_and_frozen_layers():
 def test_mixed_follows_roughly_and_scales():
     (found, arrays, made, _), (expected, golden, other, _) = compare('mixed', scaled=True)
     assert relative(expected[:, 0], found[:, 0]) < 5e-2
-    assert made._loss_scale == other._loss_scale == 2. ** len(RATES)
+    assert made._loss_scale == other._loss_scale == 2.0 ** len(RATES)
     assert all(a.dtype == np.float32 for a in arrays.values() if a.ndim)
 
 
 def test_weights_are_converted_at_once():
     # Of more than one part, with groups, and of sizes that fill no part.
-    model = resnext.PaperResNext(10, (1, 1, 1), C=2, d=48, widen_factor=.25)
+    model = resnext.PaperResNext(10, (1, 1, 1), C=2, d=48, widen_factor=0.25)
     model.weight_initialization(0)
     model.check_gpu(0)
     half = HalfWeights(model)
@@ -132,11 +140,11 @@ def test_overflow_changes_nothing_but_the_scale():
         for x, t in given[:2]:
             step(x, t)
         step.settle()
-        assert (made._loss_scale, made._loss_scaling_isnan_ever) == (4., False)
+        assert (made._loss_scale, made._loss_scaling_isnan_ever) == (4.0, False)
         params = {n: p.array.get() for n, p in model.namedparams()}
         step(np.full_like(given[2][0], np.inf), given[2][1])
         step.settle()
-        assert (made._loss_scale, made._loss_scaling_isnan_ever) == (2., True)
+        assert (made._loss_scale, made._loss_scaling_isnan_ever) == (2.0, True)
         for name, param in model.namedparams():
             assert (params[name] == param.array.get()).all(), name
         for link in model.links():  # what inf made of the statistics is not what is tested
@@ -145,19 +153,21 @@ def test_overflow_changes_nothing_but_the_scale():
                 link.avg_var[...] = 1
         step(*given[3])
         step.settle()
-        assert made._loss_scale == pytest.approx(2 * 2 ** .001)
+        assert made._loss_scale == pytest.approx(2 * 2**0.001)
         assert any((params[n] != p.array.get()).any() for n, p in model.namedparams())
     assert made.t == 4
 
 
 def test_going_on_is_as_if_never_stopped():
     """A snapshot between updates, taken up by another process's step."""
+
     def begin():
         model = network()
         model.check_gpu(0)
         made = optimizer(model, scaled=True)
-        updater = ChunkedUpdater(chainer.iterators.SerialIterator([0], 1), made, model.device,
-                                 captured=True)
+        updater = ChunkedUpdater(
+            chainer.iterators.SerialIterator([0], 1), made, model.device, captured=True
+        )
         return model, made, updater
 
     def save(target):
@@ -183,7 +193,7 @@ def test_going_on_is_as_if_never_stopped():
             made.lr = lr
             updater.step(x, t)
     updater.step.settle()
-    assert made._loss_scale == 2. ** len(RATES)
+    assert made._loss_scale == 2.0 ** len(RATES)
     # Some of cuDNN's plans add up in any order; simulated, nothing but the state can differ.
     for key, array in state_on_cpu(model).items():
         assert relative(golden[key], array) <= (0 if simulated() else 2e-2), key
@@ -196,11 +206,11 @@ class Twice(processes.Alone):
     exchanged = 0
 
     def sum(self, *values):
-        return [2. * float(value) for value in values]
+        return [2.0 * float(value) for value in values]
 
     def mean_gradients(self, network):
         for param in network.params():
-            param.grad *= .5
+            param.grad *= 0.5
             param.grad *= 2
         self.exchanged += 1
 
@@ -268,10 +278,12 @@ def test_a_loss_that_waits_for_the_device():
     model = network()
     model.check_gpu(0)
     step = CapturedStep(optimizer(model), model.device, 1, waiting)
-    with chainer.using_config('engine', 'cudnn'), pytest.warns(
-            UserWarning, match='not captured as a CUDA graph'):
+    with (
+        chainer.using_config('engine', 'cudnn'),
+        pytest.warns(UserWarning, match='not captured as a CUDA graph'),
+    ):
         found = [float(step(x, t)[0]) for x, t in batches()]
-    assert found == pytest.approx(seen[-len(found):], rel=1e-5)
+    assert found == pytest.approx(seen[-len(found) :], rel=1e-5)
 
 
 def test_a_layer_that_needs_cublas():
@@ -279,18 +291,20 @@ def test_a_layer_that_needs_cublas():
         def classify(self, h):
             return self.fc(h)
 
-    model = WithLinear(10, (1, 1, 1), C=2, d=4, widen_factor=.25)
+    model = WithLinear(10, (1, 1, 1), C=2, d=4, widen_factor=0.25)
     model.weight_initialization(0)
     model.check_gpu(0)
-    made = optimizer(model, lr=.002)
+    made = optimizer(model, lr=0.002)
     step = CapturedStep(made, model.device)
-    with chainer.using_config('engine', 'cudnn'), pytest.warns(
-            UserWarning, match='not captured as a CUDA graph'):
+    with (
+        chainer.using_config('engine', 'cudnn'),
+        pytest.warns(UserWarning, match='not captured as a CUDA graph'),
+    ):
         found = [float(step(x, t)[0]) for x, t in batches()]
     assert made.t == len(RATES)  # some were made by the kernel, some by Chainer
     model = copy.deepcopy(network())
     model.check_gpu(0)
-    made = optimizer(model, lr=.002)
+    made = optimizer(model, lr=0.002)
     step = CapturedStep(made, model.device)
     with chainer.using_config('engine', 'cudnn'):
         expected = [float(step(x, t)[0]) for x, t in batches()]
@@ -303,12 +317,17 @@ def test_plans_are_timed_for_whole_batches_alone(monkeypatch):
     def time(run):
         run()
         timed.append(len(step._captured))
-        return 0.
+        return 0.0
+
     monkeypatch.setattr(graphs, '_time', time)
     monkeypatch.setattr(graphs, '_choices', dict)
     monkeypatch.setattr(graphs, '_ways', {})
-    for name in ('_conv_forward', '_conv_backward_data', '_conv_backward_weights',
-                 '_conv_bias'):  # graphs without a plan as yet
+    for name in (
+        '_conv_forward',
+        '_conv_backward_data',
+        '_conv_backward_weights',
+        '_conv_bias',
+    ):  # graphs without a plan as yet
         monkeypatch.setattr(graphs, name, graphs._once(getattr(graphs, 'build' + name)))
     model = network()
     model.check_gpu(0)

@@ -1,4 +1,5 @@
 """Chainer 7.8.1, unmodified, on this Python and NumPy: what we use of it runs."""
+
 import subprocess
 import sys
 
@@ -9,23 +10,29 @@ import numpy as np
 import pytest
 from chainer import training
 from chainer.training import extensions
-
 from conftest import ROOT
+
 from trainer import chainer_compat
 
 
 def python(code):
-    return subprocess.run([sys.executable, '-W', 'error::ImportWarning', '-c', code], cwd=ROOT,
-                          capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, '-W', 'error::ImportWarning', '-c', code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def test_only_what_is_missing_is_supplied():
     import numpy
+
     for name, why in chainer_compat.supplied.items():
         assert name in ('numpy.sctypes', 'numpy.distutils.system_info', 'pkg_resources')
         assert 'since' in why
     # Whoever has the names keeps his own: a second process brings them along.
-    out = python('''
+    out = python("""
 import sys, types, numpy
 numpy.sctypes = mine = {'int': [numpy.int32], 'float': [numpy.float32]}
 sys.modules['pkg_resources'] = own = types.ModuleType('pkg_resources')
@@ -33,35 +40,45 @@ own.__spec__ = __import__('importlib.machinery').machinery.ModuleSpec('pkg_resou
 import trainer
 print(numpy.sctypes is mine, sys.modules['pkg_resources'] is own,
       sorted(set(trainer.chainer_compat.supplied) - {'numpy.distutils.system_info'}))
-''')
+""")
     assert out.split() == ['True', 'True', '[]']
     assert set(numpy.sctypes) >= {'int', 'float'}
 
 
-@pytest.mark.parametrize('module', ['resnext', 'resnext_ilsvrc', 'data_augmentation', 'main',
-                                    'trainer.datasets.loading', 'trainer.evaluation'])
+@pytest.mark.parametrize(
+    'module',
+    [
+        'resnext',
+        'resnext_ilsvrc',
+        'data_augmentation',
+        'main',
+        'trainer.datasets.loading',
+        'trainer.evaluation',
+    ],
+)
 def test_any_module_may_come_first(module):
-    assert python('import {}, chainer; print(chainer.__version__)'.format(module)) == '7.8.1\n'
+    assert python(f'import {module}, chainer; print(chainer.__version__)') == '7.8.1\n'
 
 
 def test_after_an_import_of_chainer_that_failed():
-    out = python('''
+    out = python("""
 try:
     import chainer
 except Exception:
     pass
 import resnext, chainer
 print(type(resnext.ResNext(10, (1, 1, 1), 2, 2, 2)).__mro__[-5].__module__, chainer.__version__)
-''')
+""")
     assert out.endswith(' 7.8.1\n')
 
 
 def test_it_says_what_it_supplied():
-    out = subprocess.run([sys.executable, '-m', 'trainer'], cwd=ROOT, capture_output=True,
-                         text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, '-m', 'trainer'], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert 'Chainer 7.8.1' in out
     for name in chainer_compat.supplied or ['nothing']:
-        assert 'supplied to Chainer: {}'.format(name) in out
+        assert f'supplied to Chainer: {name}' in out
 
 
 def test_autograd_against_differences():
@@ -71,7 +88,7 @@ def test_autograd_against_differences():
 
     def f(x, W):
         h = F.convolution_2d(x, W, stride=2, pad=1, groups=2)
-        h = F.relu(F.batch_normalization(h, np.full(6, 1.5), np.full(6, .1)))
+        h = F.relu(F.batch_normalization(h, np.full(6, 1.5), np.full(6, 0.1)))
         return F.sum(F.average_pooling_2d(F.max_pooling_2d(h, 2, 1), 2) ** 2)
 
     f(x, W).backward()
@@ -95,15 +112,15 @@ def test_as_strided_uses_the_supplied_names():
 
 
 def test_momentum_sgd_with_weight_decay():
-    link = L.Linear(1, 1, nobias=True, initialW=np.array([[2.]], np.float32))
-    optimizer = chainer.optimizers.MomentumSGD(.1, .9).setup(link)
-    optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(.5))
-    w, v = 2., 0.
+    link = L.Linear(1, 1, nobias=True, initialW=np.array([[2.0]], np.float32))
+    optimizer = chainer.optimizers.MomentumSGD(0.1, 0.9).setup(link)
+    optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(0.5))
+    w, v = 2.0, 0.0
     for _ in range(3):
         link.cleargrads()
         link(np.ones((1, 1), np.float32)).backward()
         optimizer.update()
-        v = .9 * v - .1 * (1 + .5 * w)
+        v = 0.9 * v - 0.1 * (1 + 0.5 * w)
         w += v
     assert abs(float(link.W.array[0, 0]) - w) < 1e-6
 
@@ -123,8 +140,9 @@ def test_trainer_with_its_extensions(tmp_path):
         link.compute_accuracy = False
         optimizer = chainer.optimizers.MomentumSGD(1e-4).setup(link)
         iterator = chainer.iterators.SerialIterator(Squares(), 4)
-        trainer = training.Trainer(training.updaters.StandardUpdater(iterator, optimizer),
-                                   (4, 'epoch'), str(tmp_path))
+        trainer = training.Trainer(
+            training.updaters.StandardUpdater(iterator, optimizer), (4, 'epoch'), str(tmp_path)
+        )
         test = chainer.iterators.SerialIterator(Squares(), 4, repeat=False, shuffle=False)
         trainer.extend(extensions.Evaluator(test, link))
         trainer.extend(extensions.LogReport())
@@ -145,7 +163,8 @@ def test_trainer_with_its_extensions(tmp_path):
 
 def test_multiprocess_iterator():
     iterator = chainer.iterators.MultiprocessIterator(
-        Squares(), 4, repeat=False, shuffle=False, n_processes=2)
+        Squares(), 4, repeat=False, shuffle=False, n_processes=2
+    )
     found = [float(y[0]) for batch in iterator for _, y in batch]
     iterator.finalize()
     assert found == [float(i * i) for i in range(10)]
@@ -153,7 +172,7 @@ def test_multiprocess_iterator():
 
 def test_workers_from_a_fork_server():
     # Python 3.14 begins to start workers so; they import Chainer before anything of ours.
-    out = python('''
+    out = python("""
 import multiprocessing
 multiprocessing.set_start_method('forkserver')
 import trainer
@@ -162,5 +181,5 @@ iterator = chainer.iterators.MultiprocessIterator(list(range(8)), 4, repeat=Fals
                                                   shuffle=False, n_processes=2)
 print([i for batch in iterator for i in batch])
 iterator.finalize()
-''')
+""")
     assert out == '[0, 1, 2, 3, 4, 5, 6, 7]\n'

@@ -1,4 +1,5 @@
 """CIFAR's files in every published form, whole and damaged; the pictures of --quick."""
+
 import functools
 import hashlib
 import http.server
@@ -11,8 +12,8 @@ import threading
 
 import numpy as np
 import pytest
-
 from conftest import write_cifar10
+
 from trainer import datasets, pickled
 from trainer.datasets import cifar10, download, quick
 from trainer.errors import InputError
@@ -44,13 +45,18 @@ def python(tmp_path, binary):
 
 def write_python2(path, pixels, labels, key):
     """Pickle as NumPy under Python 2 did: str for names and bytes, protocol 2."""
+
     def text(b):  # SHORT_BINSTRING, BINSTRING
-        return b'U' + bytes([len(b)]) + b if len(b) < 256 else b'T' + len(b).to_bytes(4, 'little') + b
+        return (
+            b'U' + bytes([len(b)]) + b if len(b) < 256 else b'T' + len(b).to_bytes(4, 'little') + b
+        )
 
     out = b'\x80\x02}q\x01(' + text(b'data') + b'q\x02'
     out += b'cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85q\x05'
     out += text(b'b') + b'q\x06\x87q\x07Rq\x08(K\x01M' + len(pixels).to_bytes(2, 'little')
-    out += b'M\x00\x0c\x86q\x09cnumpy\ndtype\nq\x0a' + text(b'u1') + b'q\x0bK\x00K\x01\x87q\x0cRq\x0d'
+    out += (
+        b'M\x00\x0c\x86q\x09cnumpy\ndtype\nq\x0a' + text(b'u1') + b'q\x0bK\x00K\x01\x87q\x0cRq\x0d'
+    )
     out += b'(K\x03' + text(b'|') + b'q\x0eNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x0fb\x89'
     out += text(np.ascontiguousarray(pixels).tobytes()) + b'q\x10tq\x11b'
     out += text(key) + b'q\x12]q\x13(' + b''.join(b'K' + bytes([v]) for v in labels) + b'eu.'
@@ -75,8 +81,12 @@ def test_binary_folder(binary, tmp_path):
 
 def test_every_form_is_the_same(binary, python, tmp_path):
     golden = datasets.load('cifar10', str(binary))
-    forms = [python, python.parent, archive(binary, tmp_path / 'a.tar.gz'),
-             archive(python, tmp_path / 'b.tar.gz')]
+    forms = [
+        python,
+        python.parent,
+        archive(binary, tmp_path / 'a.tar.gz'),
+        archive(python, tmp_path / 'b.tar.gz'),
+    ]
     for form in forms:
         assert same(golden, datasets.load('cifar10', str(form))), form
 
@@ -87,10 +97,16 @@ def test_pickles_of_python_3(binary, tmp_path):
         folder = tmp_path / str(protocol)
         folder.mkdir()
         for i, name in enumerate(cifar10.SPEC.train + cifar10.SPEC.test):
-            part = golden.test if name == 'test_batch' else datasets.Pictures(
-                *(a[20 * i:20 * i + 20] for a in golden.train))
-            (folder / name).write_bytes(pickle.dumps(
-                {'data': part.images.reshape(20, -1), 'labels': part.labels.tolist()}, protocol))
+            part = (
+                golden.test
+                if name == 'test_batch'
+                else datasets.Pictures(*(a[20 * i : 20 * i + 20] for a in golden.train))
+            )
+            (folder / name).write_bytes(
+                pickle.dumps(
+                    {'data': part.images.reshape(20, -1), 'labels': part.labels.tolist()}, protocol
+                )
+            )
         assert same(golden, datasets.load('cifar10', str(folder))), protocol
 
 
@@ -102,7 +118,8 @@ def test_cifar100(tmp_path):
         pixels = RNG.integers(0, 256, (n, 3072), np.uint8)
         fine, coarse = RNG.integers(0, 100, n, np.uint8), RNG.integers(0, 20, n, np.uint8)
         (binary / (name + '.bin')).write_bytes(
-            np.concatenate([coarse[:, None], fine[:, None], pixels], axis=1).tobytes())
+            np.concatenate([coarse[:, None], fine[:, None], pixels], axis=1).tobytes()
+        )
         write_python2(python / name, pixels, fine, b'fine_labels')
         golden[name] = fine
     a, b = (datasets.load('cifar100', str(f)) for f in (binary, python))
@@ -121,7 +138,7 @@ def test_published_file():
     sheets = quick.load()
     for label in range(10):
         first = dataset.train.images[:10000][dataset.train.labels[:10000] == label][:250]
-        np.testing.assert_array_equal(first, sheets.train.images[250 * label:250 * label + 250])
+        np.testing.assert_array_equal(first, sheets.train.images[250 * label : 250 * label + 250])
 
 
 class TestDamage:
@@ -135,7 +152,7 @@ class TestDamage:
         published = dict.fromkeys(cifar10.SPEC.pictures, 20)
         monkeypatch.setattr(cifar10, 'SPEC', cifar10.SPEC._replace(pictures=published))
         path = binary / 'test_batch.bin'
-        path.write_bytes(path.read_bytes()[:10 * 3073])
+        path.write_bytes(path.read_bytes()[: 10 * 3073])
         with pytest.raises(InputError, match=r'test_batch.bin: 10 pictures .* has 20'):
             datasets.load('cifar10', str(binary))
 
@@ -193,11 +210,14 @@ class TestDamage:
 
         class Hostile:
             def __reduce__(self):
-                return os.system, ('touch {}'.format(victim),)
+                return os.system, (f'touch {victim}',)
 
         pixels = np.zeros((20, 3072), np.uint8)
-        for table in ({'data': Hostile(), 'labels': [0] * 20},
-                      {'data': pixels, 'labels': [0] * 20, 'more': Hostile()}, Hostile()):
+        for table in (
+            {'data': Hostile(), 'labels': [0] * 20},
+            {'data': pixels, 'labels': [0] * 20, 'more': Hostile()},
+            Hostile(),
+        ):
             for protocol in (0, 2, 4):
                 (python / 'data_batch_1').write_bytes(pickle.dumps(table, protocol))
                 try:
@@ -211,8 +231,24 @@ class TestDamage:
 
 
 def test_pickled_agrees_with_pickle():
-    values = [None, True, False, 0, -5, 1 << 70, 1.5, 'ä', b'\x00\xff', [1, [2]], (), (1,), (1, 2),
-              (1, 2, 3), (1, 2, 3, 4), {'a': {1: b'b'}}]
+    values = [
+        None,
+        True,
+        False,
+        0,
+        -5,
+        1 << 70,
+        1.5,
+        'ä',
+        b'\x00\xff',
+        [1, [2]],
+        (),
+        (1,),
+        (1, 2),
+        (1, 2, 3),
+        (1, 2, 3, 4),
+        {'a': {1: b'b'}},
+    ]
     shared_list = [1]
     values += [[shared_list, shared_list]]
     for protocol in range(3, pickle.HIGHEST_PROTOCOL + 1):
@@ -236,10 +272,12 @@ class TestDownload:
         handler = functools.partial(Quiet, directory=str(web))
         server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = 'http://127.0.0.1:{}/cifar-10-binary.tar.gz'.format(server.server_port)
-        monkeypatch.setattr(cifar10, 'SPEC', cifar10.SPEC._replace(
-            url=url, md5=hashlib.md5(raw).hexdigest()))
+        url = f'http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz'
+        monkeypatch.setattr(
+            cifar10, 'SPEC', cifar10.SPEC._replace(url=url, md5=hashlib.md5(raw).hexdigest())
+        )
         import chainer
+
         monkeypatch.setattr(chainer.dataset.download, '_dataset_root', str(tmp_path / 'cache'))
         yield web
         server.shutdown()

@@ -1,12 +1,13 @@
 """The CIFAR network against the 2017 program's numbers, and its methods."""
+
 import json
 
 import chainer
 import numpy as np
 import pytest
+from conftest import FIXTURES, starting_with
 
 import resnext
-from conftest import FIXTURES, starting_with
 from trainer.errors import InputError
 from trainer.training.updater import ChunkedUpdater
 from trainer.weights import npz
@@ -32,10 +33,11 @@ def small(path, dtype=np.float32):
 
 
 def updater(network):
-    optimizer = chainer.optimizers.MomentumSGD(.1, .9).setup(network)
+    optimizer = chainer.optimizers.MomentumSGD(0.1, 0.9).setup(network)
     optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(5e-4))
-    return lambda divide=1: ChunkedUpdater(chainer.iterators.SerialIterator([0], 1), optimizer,
-                                           chainer.get_device('@numpy'), divide)
+    return lambda divide=1: ChunkedUpdater(
+        chainer.iterators.SerialIterator([0], 1), optimizer, chainer.get_device('@numpy'), divide
+    )
 
 
 def errors(network, arrays, what=lambda p: p.array, whole=True):
@@ -45,9 +47,9 @@ def errors(network, arrays, what=lambda p: p.array, whole=True):
     for conv, convs, bn, bns in network.original_units():
         for here, names, parts in ((conv, convs, 'W'), (bn, bns, ('gamma', 'beta'))):
             for part in parts:
-                key = '{}/{}'.format(here, part)
-                if all('{}/{}'.format(n, part) in arrays for n in names):
-                    joined = np.concatenate([arrays['{}/{}'.format(n, part)] for n in names])
+                key = f'{here}/{part}'
+                if all(f'{n}/{part}' in arrays for n in names):
+                    joined = np.concatenate([arrays[f'{n}/{part}'] for n in names])
                     given[key] = abs(joined - parameters[key]).max()
     assert len(given) == len(parameters) if whole else len(given) > 10
     return given
@@ -76,23 +78,24 @@ class TestFloat64:
         network = small(set_b, np.float64)
         update = updater(network)()
         for i in range(3):
-            update.update_with(original['x{}'.format(i)].astype(np.float64),
-                               original['t{}'.format(i)])
+            update.update_with(original[f'x{i}'].astype(np.float64), original[f't{i}'])
             if i == 0:
                 found = errors(network, starting_with(golden, 'after1/'), whole=whole)
                 assert max(found.values()) < 1e-9, found
         found = errors(network, starting_with(golden, 'after3/'), whole=whole)
         assert max(found.values()) < 1e-9, found
-        found = errors(network, starting_with(golden, 'v3/'),
-                       lambda p: p.update_rule.state['v'], whole)
+        found = errors(
+            network, starting_with(golden, 'v3/'), lambda p: p.update_rule.state['v'], whole
+        )
         assert max(found.values()) < 1e-9, found
         y = network(original['x0'].astype(np.float64), train=False)
         # The original's biases decay; folded into the means, they do not.
         assert abs(y.array - golden['after3_test_y']).max() < 2e-4
 
         network = small(set_b, np.float64)
-        loss = network.calc_loss(network(original['x0'].astype(np.float64), train=True),
-                                 original['t0'])
+        loss = network.calc_loss(
+            network(original['x0'].astype(np.float64), train=True), original['t0']
+        )
         network.cleargrads()
         loss.backward()
         found = errors(network, starting_with(golden, 'grad1/'), lambda p: p.grad, whole)
@@ -117,11 +120,15 @@ class TestFloat32:
 
     def test_activations(self, set_b, shared):
         network = small(set_b)
-        names = {'stem': 'conv_bn_relu', 'stage1': 'resnext_block_1_1',
-                 'stage2': 'resnext_block_2_1', 'stage3': 'resnext_block_3_1'}
+        names = {
+            'stem': 'conv_bn_relu',
+            'stage1': 'resnext_block_1_1',
+            'stage2': 'resnext_block_2_1',
+            'stage3': 'resnext_block_3_1',
+        }
         x = np.load(shared / 'golden/original/cifar_input_x.npy')
         for train, file in ((False, 'test'), (True, 'train')):
-            path = shared / 'golden/original/cifar_small_rand_acts_{}.npz'.format(file)
+            path = shared / f'golden/original/cifar_small_rand_acts_{file}.npz'
             with np.load(path) as golden, chainer.using_config('train', train):
                 for name, h in network.activations(chainer.Variable(x)):
                     if name in names:
@@ -175,12 +182,12 @@ def test_chunks_add_up_to_the_mean_loss(original, set_b):
 
 @pytest.mark.parametrize('C', [2, 4, 8, 16])
 def test_count_parameters(C):
-    counts = json.loads((FIXTURES / 'original_cifar_counts.json').read_text())['{}x64d'.format(C)]
+    counts = json.loads((FIXTURES / 'original_cifar_counts.json').read_text())[f'{C}x64d']
     network = resnext.ResNext(10, C=C, d=64, initialize=False)
     assert network.count_parameters() == counts['count_parameters']
     # The original also has the biases that batch normalisation cancels.
     assert network.count_params() == counts['trainable'] - counts['conv_bias']
-    assert network.name == 'ResNext_10_{}'.format(C)
+    assert network.name == f'ResNext_10_{C}'
 
 
 class TestFiles:
@@ -189,7 +196,7 @@ class TestFiles:
         network.save_model(str(tmp_path / 'out'), layout='original')
         lines = (FIXTURES / 'original_cifar_small_layout.txt').read_text().splitlines()
         with np.load(tmp_path / 'out') as f:
-            assert ['{}\t{}\t{}'.format(k, f[k].shape, f[k].dtype) for k in f.files] == lines
+            assert [f'{k}\t{f[k].shape}\t{f[k].dtype}' for k in f.files] == lines
             for name, golden in starting_with(original, 'B/').items():
                 if name.endswith('/b'):
                     assert not f[name].any()
@@ -217,8 +224,7 @@ class TestFiles:
 
     def test_original_layout_needs_no_sizes(self, set_b):
         network = resnext.load(set_b)
-        assert network.architecture() == dict(
-            small(set_b).architecture(), classes=None)
+        assert network.architecture() == dict(small(set_b).architecture(), classes=None)
 
     def test_another_network_is_refused_and_nothing_changes(self, set_b):
         network = resnext.ResNext(10, (1, 1, 1), C=2, d=8)
@@ -238,18 +244,22 @@ class TestOriginalMethods:
     def test_initial_weights(self):
         network = resnext.ResNext(10, (1, 1, 1), C=2, d=16)
         network.weight_initialization(3)
-        for W in (network.stage2.block1.grouped.conv.W.array, network.fc.conv.W.array,
-                  network.stem.conv.W.array):
+        for W in (
+            network.stage2.block1.grouped.conv.W.array,
+            network.fc.conv.W.array,
+            network.stem.conv.W.array,
+        ):
             out, channels, kh, kw = W.shape
             filters = W.reshape(out, channels, kh * kw).astype(np.float64)
-            variance = 2. / (channels * kh * kw)
+            variance = 2.0 / (channels * kh * kw)
             np.testing.assert_allclose(filters.var(axis=(1, 2)), variance, rtol=1e-4)
             # Orthogonal: the smaller side's products vanish but for their own.
             a = filters if channels <= kh * kw else filters.transpose(0, 2, 1)
             gram = a @ a.transpose(0, 2, 1)
             scale = gram[:, 0, 0]
             np.testing.assert_allclose(
-                gram, scale[:, None, None] * np.eye(a.shape[1]), atol=1e-5 * scale.max())
+                gram, scale[:, None, None] * np.eye(a.shape[1]), atol=1e-5 * scale.max()
+            )
         other = resnext.ResNext(10, (1, 1, 1), C=2, d=16)
         assert (other.stem.conv.W.array != network.stem.conv.W.array).any()
         other.weight_initialization(3)
@@ -284,6 +294,7 @@ class TestOriginalMethods:
 
     def test_gpu_without_gpu(self):
         from chainer.backends import cuda
+
         if cuda.available:
             pytest.skip('there is a GPU here')
         with pytest.raises(InputError, match='-g 0: '):

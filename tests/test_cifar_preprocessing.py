@@ -1,13 +1,14 @@
 """CIFAR preprocessing against the 2017 program's, and its random choices."""
+
 import collections
 import json
 import math
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from PIL import Image
 
-from conftest import FIXTURES
 from data_augmentation import DataAugmentationCifar10NormalizeSmall as Preprocess
 from trainer.datasets import quick
 from trainer.errors import InputError
@@ -22,9 +23,9 @@ def pictures():
 def by_hand(image, interpolation, side, y, x, flip):
     """The notes' recipe, step by step; only the stretching is not in float64, as it rounds."""
     low, high = np.float32(image.min()), np.float32(image.max())
-    stretched = np.floor((image - low) * (255 / (high - low)) + np.float32(.5)).astype(np.uint8)
+    stretched = np.floor((image - low) * (255 / (high - low)) + np.float32(0.5)).astype(np.uint8)
     square = Image.fromarray(stretched.transpose(1, 2, 0)).resize((side, side), interpolation)
-    crop = np.asarray(square, np.float64)[y:y + 32, x:x + 32]
+    crop = np.asarray(square, np.float64)[y : y + 32, x : x + 32]
     normal = (crop - crop.mean()) / np.sqrt(crop.var() + 10)
     return (normal[:, ::-1] if flip else normal).transpose(2, 0, 1)
 
@@ -55,8 +56,9 @@ def test_by_hand(pictures):
         sample = Preprocess.train(picture, np.random.default_rng(i))
         (y, _), (x, _) = sample.info['keypoints']
         interpolation = Image.Resampling[sample.info['interpolation'].upper()]
-        golden = by_hand(picture, interpolation, sample.info['resized'][0], y, x,
-                         sample.info['flip'])
+        golden = by_hand(
+            picture, interpolation, sample.info['resized'][0], y, x, sample.info['flip']
+        )
         assert abs(sample.x - golden).max() < 1e-5
         golden = by_hand(picture, Image.Resampling.BILINEAR, 32, 0, 0, False)
         assert abs(Preprocess.test(picture).x - golden).max() < 1e-5
@@ -67,8 +69,9 @@ def test_batch_equals_one_by_one(pictures):
     batch = Preprocess.train_batch(pictures, drawn)
     for x, picture, d in zip(batch, pictures, drawn):
         np.testing.assert_array_equal(x, Preprocess.train(picture.astype(np.float32), drawn=d).x)
-    np.testing.assert_array_equal(Preprocess.test_batch(pictures),
-                                  [Preprocess.test(p).x for p in pictures])
+    np.testing.assert_array_equal(
+        Preprocess.test_batch(pictures), [Preprocess.test(p).x for p in pictures]
+    )
 
 
 def test_flat_picture_is_zero():
@@ -104,19 +107,24 @@ def chi_square(counts, shares):
 
 def test_twenty_thousand_draws():
     drawn = [Preprocess.draw(generator(1, 2, i)) for i in range(20000)]
-    even = {side: .2 for side in range(32, 37)}
+    even = {side: 0.2 for side in range(32, 37)}
     assert chi_square(collections.Counter(d.side for d in drawn), even) < 4
-    shares = {Image.Resampling.NEAREST: .25, Image.Resampling.BILINEAR: .25,
-              Image.Resampling.BICUBIC: .5}
+    shares = {
+        Image.Resampling.NEAREST: 0.25,
+        Image.Resampling.BILINEAR: 0.25,
+        Image.Resampling.BICUBIC: 0.5,
+    }
     assert chi_square(collections.Counter(d.interpolation for d in drawn), shares) < 4
-    assert chi_square(collections.Counter(d.flip for d in drawn), {True: .5, False: .5}) < 4
+    assert chi_square(collections.Counter(d.flip for d in drawn), {True: 0.5, False: 0.5}) < 4
     for side in range(33, 37):
         n = side - 31
-        cells = {(y, x): 1 / n ** 2 for y in range(n) for x in range(n)}
+        cells = {(y, x): 1 / n**2 for y in range(n) for x in range(n)}
         found = collections.Counter((d.y, d.x) for d in drawn if d.side == side)
         assert chi_square(found, cells) < 4
     # Independent of each other: every combination of flip, side and interpolation.
-    cells = {(f, s, i): .5 * .2 * p for f in (True, False) for s in even for i, p in shares.items()}
+    cells = {
+        (f, s, i): 0.5 * 0.2 * p for f in (True, False) for s in even for i, p in shares.items()
+    }
     found = collections.Counter((d.flip, d.side, d.interpolation) for d in drawn)
     assert chi_square(found, cells) < 4
 

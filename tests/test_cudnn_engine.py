@@ -1,4 +1,5 @@
 """The cuDNN engine against the reference: its wiring on any machine, its kernels on a GPU."""
+
 import copy
 import re
 import shutil
@@ -7,10 +8,10 @@ import subprocess
 import chainer
 import numpy as np
 import pytest
+from conftest import ROOT, relative, simulated, state_on_cpu
 
 import resnext
 import resnext_ilsvrc
-from conftest import ROOT, relative, simulated, state_on_cpu
 from trainer import cuda, engines
 from trainer.engines import cudnn
 from trainer.engines.cudnn import graphs
@@ -48,8 +49,11 @@ def step(network, x, t, engine, precision='float32', gpu=-1):
     network = copy.deepcopy(network)
     network.check_gpu(gpu)
     send, get = network.device.send, chainer.get_device('@numpy').send
-    with chainer.using_config('engine', engine), chainer.using_config('precision', precision), \
-            chainer.using_config('train', True):
+    with (
+        chainer.using_config('engine', engine),
+        chainer.using_config('precision', precision),
+        chainer.using_config('train', True),
+    ):
         network.cleargrads()
         y = network(chainer.Variable(send(x)))
         network.calc_loss(y, send(t)).backward()
@@ -98,11 +102,13 @@ class TestWiring:
 
     def test_feature_maps_are_float16_and_parameters_are_not(self):
         network, x, t = build(cifar)
-        with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', 'mixed'), \
-                chainer.using_config('train', True):
+        with (
+            chainer.using_config('engine', 'cudnn'),
+            chainer.using_config('precision', 'mixed'),
+            chainer.using_config('train', True),
+        ):
             kinds = {name: h.dtype for name, h in network.activations(chainer.Variable(x))}
-        assert kinds.pop('features') == np.float32 and set(kinds.values()) == {
-            np.dtype(np.float16)}
+        assert kinds.pop('features') == np.float32 and set(kinds.values()) == {np.dtype(np.float16)}
         for name, gradient in step(network, x, t, 'cudnn', 'mixed')[1].items():
             assert gradient.dtype == np.float32, name
 
@@ -117,22 +123,28 @@ class TestWiring:
                 assert h.array.transpose(0, 2, 3, 1).flags.c_contiguous, name
 
 
-def layer_errors(precision, channels, out, ksize, stride, groups, size, gpu, batch=4,
-                 residual=True):
+def layer_errors(
+    precision, channels, out, ksize, stride, groups, size, gpu, batch=4, residual=True
+):
     """Return the relative error of everything a layer computes, to float64, without a ReLU."""
     rng = np.random.default_rng(1)
     layer = layers.ConvBN(channels, out, ksize, stride, ksize // 2, groups, relu=False)
     layer.conv.W.array[...] = rng.standard_normal(layer.conv.W.shape) / 8
-    layer.bn.gamma.array[...] = rng.uniform(.5, 1.5, out)
+    layer.bn.gamma.array[...] = rng.uniform(0.5, 1.5, out)
     x = rng.standard_normal((batch, channels, size, size + 1)).astype(np.float32)
     results = []
-    for engine, device in (('reference', '@numpy'),
-                           ('cudnn', '@numpy' if gpu < 0 else '@cupy:{}'.format(gpu))):
+    for engine, device in (
+        ('reference', '@numpy'),
+        ('cudnn', '@numpy' if gpu < 0 else f'@cupy:{gpu}'),
+    ):
         device = chainer.get_device(device)
         device.use()
         link = copy.deepcopy(layer).to_device(device)
-        with chainer.using_config('engine', engine), chainer.using_config(
-                'precision', precision), chainer.using_config('train', True):
+        with (
+            chainer.using_config('engine', engine),
+            chainer.using_config('precision', precision),
+            chainer.using_config('train', True),
+        ):
             inputs = [chainer.Variable(device.send(x))]
             with chainer.no_backprop_mode():
                 shape = copy.deepcopy(link)(inputs[0]).shape
@@ -145,7 +157,7 @@ def layer_errors(precision, channels, out, ksize, stride, groups, size, gpu, bat
             y.grad = device.send(rng.standard_normal(shape).astype(np.float32)).astype(y.dtype)
             y.backward()
         found = {'y': y.array, 'avg_mean': link.bn.avg_mean, 'avg_var': link.bn.avg_var}
-        found.update({'grad of input {}'.format(i): v.grad for i, v in enumerate(inputs)})
+        found.update({f'grad of input {i}': v.grad for i, v in enumerate(inputs)})
         found.update({'grad of ' + n: p.grad for n, p in link.namedparams()})
         results.append({k: chainer.get_device('@numpy').send(a) for k, a in found.items()})
     return {k: relative(results[0][k], results[1][k]) for k in results[0]}
@@ -157,24 +169,25 @@ def test_scaled_losses_change_nothing_but_rounding(tmp_path):
     states, scales = [], []
     for scaled in (False, True):
         model = copy.deepcopy(network)
-        optimizer = chainer.optimizers.MomentumSGD(.1).setup(model)
-        optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(.01))
+        optimizer = chainer.optimizers.MomentumSGD(0.1).setup(model)
+        optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(0.01))
         if scaled:
             optimizer.loss_scaling()
-        updater = ChunkedUpdater(chainer.iterators.SerialIterator([0], 1), optimizer,
-                                 chainer.get_device('@numpy'), 2)
+        updater = ChunkedUpdater(
+            chainer.iterators.SerialIterator([0], 1), optimizer, chainer.get_device('@numpy'), 2
+        )
         for _ in range(3):
             updater.update_with(x, t)
             scales.append(optimizer._loss_scale)
         states.append(npz.state(model))
-    assert scales == [None] * 3 + [2., 4., 8.]
+    assert scales == [None] * 3 + [2.0, 4.0, 8.0]
     for name, array in states[0].items():
         assert relative(np.asarray(array), np.asarray(states[1][name])) < 1e-5, name
     chainer.serializers.save_npz(str(tmp_path / 'scale'), LossScale(optimizer))
     fresh = chainer.optimizers.MomentumSGD().setup(copy.deepcopy(network))
     fresh.loss_scaling()
     chainer.serializers.load_npz(str(tmp_path / 'scale'), LossScale(fresh))
-    assert fresh._loss_scale == 8.
+    assert fresh._loss_scale == 8.0
 
 
 class TestChoice:
@@ -210,9 +223,11 @@ def test_cudnn_accepts_every_graph(precision):
 
     with pytest.MonkeyPatch.context() as m:
         m.setattr(graphs, 'Graph', Checked)
-        for x, w, stride, pad in (((8, 64, 56, 56), (128, 64, 1, 1), 1, 0),
-                                  ((1, 3, 65, 57), (8, 3, 7, 7), 2, 3),
-                                  ((3, 128, 7, 7), (128, 4, 3, 3), 2, 1)):
+        for x, w, stride, pad in (
+            ((8, 64, 56, 56), (128, 64, 1, 1), 1, 0),
+            ((1, 3, 65, 57), (8, 3, 7, 7), 2, 3),
+            ((3, 128, 7, 7), (128, 4, 3, 3), 2, 1),
+        ):
             y = graphs.out_shape(x, w, stride, pad)
             for summed in (False, True):
                 graphs.build_conv_forward(x, w, stride, pad, summed, dtype, precision)
@@ -225,14 +240,27 @@ def test_cudnn_accepts_every_graph(precision):
 
 
 @pytest.mark.skipif(shutil.which('nvcc') is None, reason="needs NVIDIA's compiler (nvcc)")
-@pytest.mark.parametrize('path', sorted(
-    str(path.relative_to(ROOT)) for path in ROOT.glob('trainer/**/*.cu')))
+@pytest.mark.parametrize(
+    'path', sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('trainer/**/*.cu'))
+)
 def test_kernels_compile(path, tmp_path):
     """For the H100 and H200, without registers that overflow to memory."""
     (tmp_path / 'source.cu').write_text(cuda.source(ROOT / path))
     run = subprocess.run(
-        ['nvcc', '-arch=sm_90', '-std=c++17', '-cubin', '-Xptxas', '-v', '-o',
-         tmp_path / 'source.cubin', tmp_path / 'source.cu'], capture_output=True, text=True)
+        [
+            'nvcc',
+            '-arch=sm_90',
+            '-std=c++17',
+            '-cubin',
+            '-Xptxas',
+            '-v',
+            '-o',
+            tmp_path / 'source.cubin',
+            tmp_path / 'source.cu',
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     spilled = [int(n) for n in re.findall(r'(\d+) bytes spill', run.stderr)]
     assert spilled and not any(spilled), run.stderr
@@ -246,14 +274,24 @@ class TestOnGPU:
         assert why is None, why
 
     @pytest.mark.parametrize('precision', cudnn.PRECISIONS)
-    @pytest.mark.parametrize('channels, out, ksize, stride, groups, size, batch', [
-        (3, 64, 7, 2, 1, 64, 2), (3, 16, 3, 1, 1, 32, 1), (64, 10, 1, 1, 1, 1, 4),
-        (128, 128, 3, 1, 32, 56, 2), (128, 128, 3, 2, 2, 15, 3), (64, 64, 3, 2, 8, 7, 1),
-        (256, 512, 1, 2, 1, 13, 2), (512, 512, 3, 1, 64, 7, 8)])
+    @pytest.mark.parametrize(
+        'channels, out, ksize, stride, groups, size, batch',
+        [
+            (3, 64, 7, 2, 1, 64, 2),
+            (3, 16, 3, 1, 1, 32, 1),
+            (64, 10, 1, 1, 1, 1, 4),
+            (128, 128, 3, 1, 32, 56, 2),
+            (128, 128, 3, 2, 2, 15, 3),
+            (64, 64, 3, 2, 8, 7, 1),
+            (256, 512, 1, 2, 1, 13, 2),
+            (512, 512, 3, 1, 64, 7, 8),
+        ],
+    )
     def test_layer(self, precision, channels, out, ksize, stride, groups, size, batch):
         for residual in (False, True):
-            for name, error in layer_errors(precision, channels, out, ksize, stride, groups, size,
-                                            0, batch, residual).items():
+            for name, error in layer_errors(
+                precision, channels, out, ksize, stride, groups, size, 0, batch, residual
+            ).items():
                 assert error < cudnn.TOLERANCES[precision], name
 
     @pytest.mark.parametrize('precision', cudnn.PRECISIONS)
@@ -280,20 +318,20 @@ class TestOnGPU:
         for engine, chosen in (('reference', 'float32'), ('cudnn', precision)):
             model = copy.deepcopy(network)
             model.check_gpu(0)
-            optimizer = chainer.optimizers.MomentumSGD(.05).setup(model)
+            optimizer = chainer.optimizers.MomentumSGD(0.05).setup(model)
             losses = []
-            with chainer.using_config('engine', engine), chainer.using_config(
-                    'precision', chosen):
+            with chainer.using_config('engine', engine), chainer.using_config('precision', chosen):
                 for _ in range(updates):
                     model.cleargrads()
-                    loss = model.calc_loss(model(model.prepare_input(x)),
-                                           model.prepare_input(t, np.int32))
+                    loss = model.calc_loss(
+                        model(model.prepare_input(x)), model.prepare_input(t, np.int32)
+                    )
                     loss.backward()
                     optimizer.update()
                     losses.append(float(loss.array))
             curves.append(np.array(losses))
         difference = abs(np.convolve(curves[0] - curves[1], np.ones(window) / window, 'valid'))
-        assert difference.max() < .1 * curves[0].max()
+        assert difference.max() < 0.1 * curves[0].max()
         assert curves[1][-window:].mean() < curves[1][0]
 
     @pytest.mark.parametrize('precision', cudnn.PRECISIONS)

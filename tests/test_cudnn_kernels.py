@@ -1,4 +1,5 @@
 """The cuDNN engine's own kernels against NumPy in float64, on a GPU or a simulated one."""
+
 import chainer
 import numpy as np
 import pytest
@@ -10,13 +11,20 @@ pytestmark = pytest.mark.gpu
 ROUNDING = {np.float16: 1e-3, np.float32: 2e-6}  # a few roundings, relative to the largest
 
 #: Channels by packs and not, over one tile and several; pixels from one to many.
-SIZES = [(2, 64, 9, 7), (1, 10, 1, 1), (3, 136, 5, 4), (2, 3, 33, 31), (130, 8, 6, 6),
-         (1, 2048, 2, 3)]
+SIZES = [
+    (2, 64, 9, 7),
+    (1, 10, 1, 1),
+    (3, 136, 5, 4),
+    (2, 3, 33, 31),
+    (130, 8, 6, 6),
+    (1, 2048, 2, 3),
+]
 
 
 def send(array, dtype=None):
     """Return a NumPy array on the GPU; feature maps with NHWC memory."""
     import cupy
+
     if array.ndim < 4:
         return cupy.asarray(array.astype(np.float32))
     there = arrays.empty(cupy, array.shape, dtype or array.dtype)
@@ -40,22 +48,33 @@ def test_batch_normalisation(shape, kind, dtype):
     # Far from 0, as what a convolution makes can be: squares must not cancel.
     x = (rng.standard_normal(shape) + 5 * rng.standard_normal((1, c, 1, 1))).astype(dtype)
     residual, gy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
-    gamma, beta, mean, var = (rng.uniform(.5, 1.5, c).astype(np.float32) for _ in range(4))
+    gamma, beta, mean, var = (rng.uniform(0.5, 1.5, c).astype(np.float32) for _ in range(4))
     residual = residual if kind >= arrays.ADD else None
     averages = [send(mean), send(var)]
     wide = [a.astype(np.float64) for a in (x, gamma, beta, mean, var)]
-    rule = 1e-5, .9, .1 * (kind == arrays.RELU)
+    rule = 1e-5, 0.9, 0.1 * (kind == arrays.RELU)
     expected = arrays.statistics(wide[0], arrays.Running(*wide[3:], *rule))
-    expected = (*arrays.normalize(
-        wide[0], None if residual is None else residual.astype(float), *expected, *wide[1:3],
-        kind), *expected)
+    expected = (
+        *arrays.normalize(
+            wide[0],
+            None if residual is None else residual.astype(float),
+            *expected,
+            *wide[1:3],
+            kind,
+        ),
+        *expected,
+    )
     there = send(x, dtype), send(gamma), send(beta)
     found = kernels.statistics(there[0], arrays.Running(*averages, *rule))
     again = kernels.statistics(there[0], arrays.Running(send(mean), send(var), *rule))
     for one, other in zip(found, again):  # the order of the sums is fixed
         assert (one == other).all()
-    found = (*kernels.normalize(there[0], None if residual is None else send(residual, dtype),
-                                *found, *there[1:], kind), *found)
+    found = (
+        *kernels.normalize(
+            there[0], None if residual is None else send(residual, dtype), *found, *there[1:], kind
+        ),
+        *found,
+    )
     assert close(found[0], expected[0], ROUNDING[dtype])
     assert close(found[2], expected[2], 1e-6) and close(found[3], expected[3], 1e-4)
     assert close(averages[0], wide[3], 1e-6) and close(averages[1], wide[4], 1e-5)
@@ -72,8 +91,17 @@ def test_batch_normalisation(shape, kind, dtype):
         own = (y > 0) if kind != arrays.RELU_ADD else expected[1]
         expected = expected[0], own, *expected[2:]
     keep = kind >= arrays.ADD
-    golden = arrays.bn_backward(gy.astype(np.float64), expected[1], wide[0], wide[1], wide[2],
-                                expected[2], expected[3], kind, keep)
+    golden = arrays.bn_backward(
+        gy.astype(np.float64),
+        expected[1],
+        wide[0],
+        wide[1],
+        wide[2],
+        expected[2],
+        expected[3],
+        kind,
+        keep,
+    )
     gradients = kernels.bn_backward(send(gy, dtype), found[1], *there, *found[2:], kind, keep)
     # In half precision a value's sign may be lost beside the residual's.
     for there, here in zip(gradients, golden):
@@ -81,14 +109,21 @@ def test_batch_normalisation(shape, kind, dtype):
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
-@pytest.mark.parametrize('shape, size, stride, pad, round_up', [
-    ((2, 64, 12, 9), 3, 2, 1, False), ((2, 16, 13, 12), 3, 2, 1, True),
-    ((1, 3, 7, 5), 2, 2, 0, True), ((3, 10, 6, 6), 3, 1, 1, False)])
+@pytest.mark.parametrize(
+    'shape, size, stride, pad, round_up',
+    [
+        ((2, 64, 12, 9), 3, 2, 1, False),
+        ((2, 16, 13, 12), 3, 2, 1, True),
+        ((1, 3, 7, 5), 2, 2, 0, True),
+        ((3, 10, 6, 6), 3, 1, 1, False),
+    ],
+)
 def test_max_pooling(shape, size, stride, pad, round_up, dtype):
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, shape).astype(dtype)  # few values: windows with equal ones
-    out = shape[:2] + tuple(chainer.utils.conv.get_conv_outsize(n, size, stride, pad, round_up)
-                            for n in shape[2:])
+    out = shape[:2] + tuple(
+        chainer.utils.conv.get_conv_outsize(n, size, stride, pad, round_up) for n in shape[2:]
+    )
     y, place = kernels.max_pooling(send(x), out, size, stride, pad)
     golden = arrays.max_pooling(x, out, size, stride, pad)
     assert close(y, golden[0], 0) and close(place, golden[1], 0)

@@ -1,5 +1,6 @@
 """Weights in damaged and hostile files: the whole file's arrays, or one line; see
 benchmarks/convert.py for more of them."""
+
 import io
 import json
 import os
@@ -7,15 +8,15 @@ import struct
 import time
 import zipfile
 
+import damage
 import numpy as np
 import pytest
-import torchfile
-
-import damage
-import resnext_ilsvrc
 import t7_files
+import torchfile
 from conftest import FIXTURES
 from t7_files import Module, Storage, Tensor, tensor
+
+import resnext_ilsvrc
 from trainer.errors import InputError
 from trainer.weights import npz, torch7
 
@@ -68,11 +69,13 @@ def refused(read, path, message='x'):
 
 # At random.
 
+
 def test_damaged_t7_files(tmp_path):
     data, numbers = damage.small_t7()
     outcomes, slowest = damage.campaign(tmp_path / 'x.t7', read_t7, data, numbers, 700, 1)
     more, slower = damage.campaign(
-        tmp_path / 'x.t7', read_t7, CIFAR.read_bytes(), numbers_of(CIFAR), 300, 2)
+        tmp_path / 'x.t7', read_t7, CIFAR.read_bytes(), numbers_of(CIFAR), 300, 2
+    )
     outcomes += more
     assert sum(outcomes.values()) == 1000 and max(slowest, slower) < 10
     # Damage to structure, to numbers and to what no network needs was there.
@@ -81,7 +84,8 @@ def test_damaged_t7_files(tmp_path):
 
 def test_damaged_npz_files(tmp_path):
     outcomes, slowest = damage.campaign(
-        tmp_path / 'x.npz', resnext_ilsvrc.load, damage.small_npz(), [], 1000, 1)
+        tmp_path / 'x.npz', resnext_ilsvrc.load, damage.small_npz(), [], 1000, 1
+    )
     assert set(outcomes) == {'one line', 'equal arrays'} and slowest < 10
     assert outcomes['one line'] > 500
 
@@ -104,20 +108,51 @@ def test_trees_with_odd_values_are_read_or_refused(tmp_path):
     for i in range(200):
         builder = t7_files.Builder(i, nested=i % 3 > 0, clear=i % 5 > 0, bias=i % 7 == 0)
         tree = builder.network(
-            ('cifar', 'imagenet')[i % 2], (2, 1), 2, 2, 8, 16, 3,
-            ('resnet', 'resnext_B', 'resnext_C')[i // 2 % 3], 'ABC'[i // 6 % 3])
+            ('cifar', 'imagenet')[i % 2],
+            (2, 1),
+            2,
+            2,
+            8,
+            16,
+            3,
+            ('resnet', 'resnext_B', 'resnext_C')[i // 2 % 3],
+            'ABC'[i // 6 % 3],
+        )
         modules = list(tree.walk())
         module, other = (modules[j] for j in rng.integers(len(modules), size=2))
         values = [
-            None, True, False, 0, -1, 1, 2, 3, 10 ** 6, 1e300, .5, np.nan, np.inf, 'x', [], {},
-            [1, 2], {'modules': []}, other, Module('nn.Sequential', modules=[]), Module('?'),
-            t7_files.Function(b'os.exit(1)', [1, other]), Storage('Long', [3]),
-            Tensor('Float', None), tensor('Float', np.zeros(3)), tensor('Long', np.zeros(3)),
+            None,
+            True,
+            False,
+            0,
+            -1,
+            1,
+            2,
+            3,
+            10**6,
+            1e300,
+            0.5,
+            np.nan,
+            np.inf,
+            'x',
+            [],
+            {},
+            [1, 2],
+            {'modules': []},
+            other,
+            Module('nn.Sequential', modules=[]),
+            Module('?'),
+            t7_files.Function(b'os.exit(1)', [1, other]),
+            Storage('Long', [3]),
+            Tensor('Float', None),
+            tensor('Float', np.zeros(3)),
+            tensor('Long', np.zeros(3)),
             Tensor('Float', Storage('Double', np.zeros(9)), 0, (3,)),
             Tensor('Float', tensor('Float', np.zeros(3)), 0, (3,)),
             Tensor('Float', Storage('Float', np.zeros(9)), -5, (3,)),
-            Tensor('Float', Storage('Float', np.zeros(9)), 0, (2 ** 40,) * 2, (0, 0)),
-            Tensor('Float', Storage('Float', np.zeros(9)), 0, (3,), (2 ** 62,))]
+            Tensor('Float', Storage('Float', np.zeros(9)), 0, (2**40,) * 2, (0, 0)),
+            Tensor('Float', Storage('Float', np.zeros(9)), 0, (3,), (2**62,)),
+        ]
         if i % 4 == 3 and module.modules:
             module.modules[rng.integers(len(module.modules))] = other
         else:
@@ -133,8 +168,9 @@ def test_trees_with_odd_values_are_read_or_refused(tmp_path):
 
 # Made to be so: Torch7 files.
 
+
 def ints(*values):
-    return struct.pack('<{}i'.format(len(values)), *values)
+    return struct.pack(f'<{len(values)}i', *values)
 
 
 def number(value):
@@ -153,29 +189,49 @@ def doubled(depth, index=1):
     """A module that holds another twice, which holds another twice ..."""
     head = torch_object(index, b'nn.Sequential') + ints(3, index + 1, 1)
     head += ints(2, 7) + b'modules' + ints(3, index + 2, 2) + number(1)
-    inner = doubled(depth - 1, index + 3) if depth else (
-        torch_object(index + 3, b'nn.Identity') + ints(3, index + 4, 0))
+    inner = (
+        doubled(depth - 1, index + 3)
+        if depth
+        else (torch_object(index + 3, b'nn.Identity') + ints(3, index + 4, 0))
+    )
     return head + inner + number(2) + ints(4, index + 3)
 
 
-@pytest.mark.parametrize('data', [
-    lambda: ints(3, 1, 2 ** 31 - 1) + ints(0, 0) * 1_500_000,
-    lambda: table(300_000, lambda i: ints(3, i + 2, 0)),
-    lambda: table(1_500_000, lambda i: ints(5, 1)),
-    lambda: table(200_000, lambda i: torch_object(i + 2, b'nn.X%d' % i) + ints(0)),
-    lambda: table(1, lambda i: ints(2, 2 ** 31 - 1) + b'x' * 99),
-    lambda: table(1, lambda i: ints(2, -5) + b'x' * 99),
-    lambda: torch_object(1, b'torch.FloatStorage') + struct.pack('<q', 2 ** 62),
-    lambda: torch_object(1, b'torch.FloatStorage') + struct.pack('<q', -1) + bytes(9999),
-    lambda: torch_object(1, b'torch.FloatTensor') + ints(2 ** 31 - 1) + bytes(9999),
-    lambda: torch_object(1, b'tds.Vec') + ints(2 ** 31 - 1) + ints(0) * 1_500_000,
-    lambda: b''.join(ints(3, i + 1, 1) + number(1) for i in range(100_000)) + ints(0),
-    lambda: torch_object(1, b'nn.Sequential') + ints(4, 1),
-    lambda: doubled(60),
-    lambda: b'\4\0\0\0' + bytes(20_000_000),
-], ids=['endless table', 'many tables', 'many booleans', 'many objects', 'huge string',
-        'negative string', 'huge storage', 'negative storage', 'many dimensions', 'endless vector',
-        'deep', 'itself', 'doubled', 'zeros'])
+@pytest.mark.parametrize(
+    'data',
+    [
+        lambda: ints(3, 1, 2**31 - 1) + ints(0, 0) * 1_500_000,
+        lambda: table(300_000, lambda i: ints(3, i + 2, 0)),
+        lambda: table(1_500_000, lambda i: ints(5, 1)),
+        lambda: table(200_000, lambda i: torch_object(i + 2, b'nn.X%d' % i) + ints(0)),
+        lambda: table(1, lambda i: ints(2, 2**31 - 1) + b'x' * 99),
+        lambda: table(1, lambda i: ints(2, -5) + b'x' * 99),
+        lambda: torch_object(1, b'torch.FloatStorage') + struct.pack('<q', 2**62),
+        lambda: torch_object(1, b'torch.FloatStorage') + struct.pack('<q', -1) + bytes(9999),
+        lambda: torch_object(1, b'torch.FloatTensor') + ints(2**31 - 1) + bytes(9999),
+        lambda: torch_object(1, b'tds.Vec') + ints(2**31 - 1) + ints(0) * 1_500_000,
+        lambda: b''.join(ints(3, i + 1, 1) + number(1) for i in range(100_000)) + ints(0),
+        lambda: torch_object(1, b'nn.Sequential') + ints(4, 1),
+        lambda: doubled(60),
+        lambda: b'\4\0\0\0' + bytes(20_000_000),
+    ],
+    ids=[
+        'endless table',
+        'many tables',
+        'many booleans',
+        'many objects',
+        'huge string',
+        'negative string',
+        'huge storage',
+        'negative storage',
+        'many dimensions',
+        'endless vector',
+        'deep',
+        'itself',
+        'doubled',
+        'zeros',
+    ],
+)
 def test_hostile_t7_files(data, tmp_path, bounded):
     (tmp_path / 'x.t7').write_bytes(data())
     refused(read_t7, tmp_path / 'x.t7')
@@ -186,14 +242,20 @@ def test_one_storage_cannot_pass_for_many_weights(tmp_path, bounded):
         tree = t7_files.Builder().network('cifar', (1,), 1, 4, 8, 8, 3)
         conv = [m for m in tree.walk() if m.name == 'cudnn.SpatialConvolution'][1]
         numbers = np.concatenate([np.zeros(offset), conv.weight.numpy().ravel()])
-        conv.fields['weight'] = Tensor('Float', Storage('Float', numbers), offset, (4, 8, 1, 1),
-                                       strides)
+        conv.fields['weight'] = Tensor(
+            'Float', Storage('Float', numbers), offset, (4, 8, 1, 1), strides
+        )
         return tree
 
-    for strides, offset, right in (((8, 1, 1, 1), 0, True), ((8, 1, -9, 2 ** 62), 3, True),
-                                   ((0, 0, 0, 0), 0, False), ((4, 1, 1, 1), 0, False),
-                                   ((8, -1, 1, 1), 9, False), ((16, 1, 1, 1), 0, False),
-                                   ((1, 8, 1, 1), 0, False)):
+    for strides, offset, right in (
+        ((8, 1, 1, 1), 0, True),
+        ((8, 1, -9, 2**62), 3, True),
+        ((0, 0, 0, 0), 0, False),
+        ((4, 1, 1, 1), 0, False),
+        ((8, -1, 1, 1), 9, False),
+        ((16, 1, 1, 1), 0, False),
+        ((1, 8, 1, 1), 0, False),
+    ):
         t7_files.write(tmp_path / 'x.t7', tree(strides, offset))
         if right:
             read_t7(tmp_path / 'x.t7')
@@ -205,9 +267,11 @@ def test_numbers_cannot_serve_twice(tmp_path):
     def bns(tree):
         return [m for m in tree.walk() if m.name == 'nn.SpatialBatchNormalization']
 
-    for change in (lambda a, b: b.fields.update(weight=a.weight),
-                   lambda a, b: b.fields.update(weight=a.gradWeight),
-                   lambda a, b: setattr(b.weight, 'offset', b.weight.offset - 1)):
+    for change in (
+        lambda a, b: b.fields.update(weight=a.weight),
+        lambda a, b: b.fields.update(weight=a.gradWeight),
+        lambda a, b: setattr(b.weight, 'offset', b.weight.offset - 1),
+    ):
         tree = t7_files.Builder().network('cifar', (1,), 1, 4, 8, 8, 3)
         t7_files.share_storage(tree)
         t7_files.write(tmp_path / 'x.t7', tree)
@@ -229,28 +293,58 @@ def test_pipes_devices_and_folders_are_refused(tmp_path):
 
 # npz files.
 
+
 def described(path, arrays=(), **architecture):
-    architecture = dict(dict(network='ilsvrc', category_num=3, stem_width=1,
-                             stages=[[1, 1, 1, 1, 1, 'first']]), **architecture)
-    np.savez(path, architecture=np.array(json.dumps(
-        {k: v for k, v in architecture.items() if v is not None})), **dict(arrays))
+    architecture = dict(
+        dict(network='ilsvrc', category_num=3, stem_width=1, stages=[[1, 1, 1, 1, 1, 'first']]),
+        **architecture,
+    )
+    np.savez(
+        path,
+        architecture=np.array(json.dumps({k: v for k, v in architecture.items() if v is not None})),
+        **dict(arrays),
+    )
 
 
-@pytest.mark.parametrize('architecture', [
-    {'stages': [[2000, 1, 1, 1, 1, 'first']]}, {'stages': [[10 ** 6, 1, 1, 1, 1, 'first']]},
-    {'stages': [[1, 10 ** 9, 1, 1, 1, 'first']]}, {'stages': [[1, 1, 1, 10 ** 6, 1, 'all']]},
-    {'stages': [[1, 1, 1, 1, 0, 'first']]}, {'stages': [[1, 4, 3, 1, 1, 'first']]},
-    {'stages': [[1, 1, 1, 1, 1, 'some']]}, {'stages': [[1, 1, 1]]}, {'stages': []},
-    {'stages': 'x'}, {'stages': [[1, 1., 1, 1, 1, 'first']]}, {'category_num': 10 ** 9},
-    {'category_num': -1}, {'category_num': '3'}, {'stem_width': 10 ** 9}, {'eps': 'x'}, {'eps': -1},
-    {'eps': float('nan')}, {'network': 'no'}, {'network': None}, {'network': []}, {'foo': 1},
-    {'classes': ['a']}, {'classes': 3}, {'initialize': True}, {'stages': None},
-    {'stages': None, 'block_num': [1] * 10 ** 6}, {'stages': None, 'multiplier': 1e300},
-    {'stages': None, 'block_num': [1] * 90, 'C': 1, 'd': 1}, {'stages': None, 'shortcut': 'D'},
-    {'network': 'original-cifar'}, {'network': 'paper-cifar', 'round_up_pooling': True},
-])
+@pytest.mark.parametrize(
+    'architecture',
+    [
+        {'stages': [[2000, 1, 1, 1, 1, 'first']]},
+        {'stages': [[10**6, 1, 1, 1, 1, 'first']]},
+        {'stages': [[1, 10**9, 1, 1, 1, 'first']]},
+        {'stages': [[1, 1, 1, 10**6, 1, 'all']]},
+        {'stages': [[1, 1, 1, 1, 0, 'first']]},
+        {'stages': [[1, 4, 3, 1, 1, 'first']]},
+        {'stages': [[1, 1, 1, 1, 1, 'some']]},
+        {'stages': [[1, 1, 1]]},
+        {'stages': []},
+        {'stages': 'x'},
+        {'stages': [[1, 1.0, 1, 1, 1, 'first']]},
+        {'category_num': 10**9},
+        {'category_num': -1},
+        {'category_num': '3'},
+        {'stem_width': 10**9},
+        {'eps': 'x'},
+        {'eps': -1},
+        {'eps': float('nan')},
+        {'network': 'no'},
+        {'network': None},
+        {'network': []},
+        {'foo': 1},
+        {'classes': ['a']},
+        {'classes': 3},
+        {'initialize': True},
+        {'stages': None},
+        {'stages': None, 'block_num': [1] * 10**6},
+        {'stages': None, 'multiplier': 1e300},
+        {'stages': None, 'block_num': [1] * 90, 'C': 1, 'd': 1},
+        {'stages': None, 'shortcut': 'D'},
+        {'network': 'original-cifar'},
+        {'network': 'paper-cifar', 'round_up_pooling': True},
+    ],
+)
 def test_absurd_descriptions(architecture, tmp_path, bounded):
-    described(tmp_path / 'x.npz', {'w': np.zeros(10 ** 6, np.float32)}, **architecture)
+    described(tmp_path / 'x.npz', {'w': np.zeros(10**6, np.float32)}, **architecture)
     refused(resnext_ilsvrc.load, tmp_path / 'x.npz')
 
 
@@ -274,34 +368,56 @@ def member(name, data, method=zipfile.ZIP_STORED):
     def write(path):
         with zipfile.ZipFile(path, 'w', method) as archive:
             archive.writestr(name, data)
+
     return write
 
 
-HEADER = b"\x93NUMPY\1\0\x76\0" + b"{'descr': %s, 'fortran_order': False, 'shape': %s, }"
+HEADER = b'\x93NUMPY\1\0\x76\0' + b"{'descr': %s, 'fortran_order': False, 'shape': %s, }"
 
 
-@pytest.mark.parametrize('write', [
-    inflating,
-    lambda path: np.savez_compressed(path, a=np.zeros(100 << 20, np.float32)),
-    lambda path: np.savez(path, a=np.array([{}], object)),
-    lambda path: np.savez(path, architecture=np.array('[' * 10 ** 5)),
-    lambda path: np.savez(path, architecture=np.array('{"network": "ilsvrc"')),
-    lambda path: np.savez(path, architecture=np.array('[]')),
-    lambda path: np.savez(path, architecture=np.zeros((0, 3))),
-    lambda path: np.savez(path, a=np.zeros(3)),
-    lambda path: np.savez(path),
-    lambda path: np.save(path.open('wb'), np.zeros(3)),
-    lambda path: path.write_bytes(b''),
-    lambda path: path.write_bytes(CIFAR.read_bytes()),
-    member('a.npy', bytes(999), zipfile.ZIP_BZIP2),
-    member('a.txt', b'hello'),
-    member('a.npy', (HEADER % (b"'<f4'", b'(4611686018427387904,)')).ljust(127) + b'\n'),
-    member('a.npy', (HEADER % (b"'<f4'", b'(-1, -4)')).ljust(127) + b'\n' + bytes(16)),
-    member('a.npy', (HEADER % (b"'|O'", b'(1,)')).ljust(127) + b'\ncposix\nsystem\n'),
-    member('a.npy', (HEADER % (b"__import__('os').getcwd()", b'(1,)')).ljust(127) + b'\n'),
-], ids=['inflating', 'zeros', 'objects', 'nested', 'no json', 'list', 'no string', 'strange',
-        'empty', 'npy', 'no bytes', 't7', 'bzip2', 'text', 'huge shape', 'negative shape', 'pickle',
-        'code'])
+@pytest.mark.parametrize(
+    'write',
+    [
+        inflating,
+        lambda path: np.savez_compressed(path, a=np.zeros(100 << 20, np.float32)),
+        lambda path: np.savez(path, a=np.array([{}], object)),
+        lambda path: np.savez(path, architecture=np.array('[' * 10**5)),
+        lambda path: np.savez(path, architecture=np.array('{"network": "ilsvrc"')),
+        lambda path: np.savez(path, architecture=np.array('[]')),
+        lambda path: np.savez(path, architecture=np.zeros((0, 3))),
+        lambda path: np.savez(path, a=np.zeros(3)),
+        lambda path: np.savez(path),
+        lambda path: np.save(path.open('wb'), np.zeros(3)),
+        lambda path: path.write_bytes(b''),
+        lambda path: path.write_bytes(CIFAR.read_bytes()),
+        member('a.npy', bytes(999), zipfile.ZIP_BZIP2),
+        member('a.txt', b'hello'),
+        member('a.npy', (HEADER % (b"'<f4'", b'(4611686018427387904,)')).ljust(127) + b'\n'),
+        member('a.npy', (HEADER % (b"'<f4'", b'(-1, -4)')).ljust(127) + b'\n' + bytes(16)),
+        member('a.npy', (HEADER % (b"'|O'", b'(1,)')).ljust(127) + b'\ncposix\nsystem\n'),
+        member('a.npy', (HEADER % (b"__import__('os').getcwd()", b'(1,)')).ljust(127) + b'\n'),
+    ],
+    ids=[
+        'inflating',
+        'zeros',
+        'objects',
+        'nested',
+        'no json',
+        'list',
+        'no string',
+        'strange',
+        'empty',
+        'npy',
+        'no bytes',
+        't7',
+        'bzip2',
+        'text',
+        'huge shape',
+        'negative shape',
+        'pickle',
+        'code',
+    ],
+)
 def test_hostile_npz_files(write, tmp_path, bounded):
     path = tmp_path / 'x.npz'
     write(path)

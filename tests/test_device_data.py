@@ -1,22 +1,26 @@
 """Data that ends on a GPU: what is sent there, and what is made of it, against the CPU's."""
+
 import json
 
 import chainer
 import numpy as np
 import pytest
+from conftest import write_cifar10
 from PIL import Image
 
 import data_augmentation
 import resnext_ilsvrc
-from conftest import write_cifar10
 from trainer import engines, evaluation, prediction
 from trainer.datasets import Dataset, Pictures, folder, loading, quick
 from trainer.training import options, run
 from trainer.training.data import data_path
 from trainer.transforms import INTERPOLATIONS, cifar, device, draws, generator, ilsvrc
 
-IN_MEMORY = [name for name in sorted(data_augmentation.__all__)
-             if hasattr(getattr(data_augmentation, name), 'kernel')]
+IN_MEMORY = [
+    name
+    for name in sorted(data_augmentation.__all__)
+    if hasattr(getattr(data_augmentation, name), 'kernel')
+]
 IN_FILES = sorted(set(data_augmentation.__all__) - set(IN_MEMORY))
 
 #: Every interpolation and side.
@@ -27,16 +31,26 @@ SIZES = [(i, side) for i in range(len(INTERPOLATIONS)) for side in range(32, 37)
 def images():
     """Real pictures, noise of full and of low contrast, and one of a single colour."""
     rng = np.random.default_rng(0)
-    return np.concatenate([
-        quick.load().train.images[::250], rng.integers(0, 256, (6, 3, 32, 32), np.uint8),
-        rng.integers(100, 110, (3, 3, 32, 32), np.uint8), np.full((1, 3, 32, 32), 77, np.uint8)])
+    return np.concatenate(
+        [
+            quick.load().train.images[::250],
+            rng.integers(0, 256, (6, 3, 32, 32), np.uint8),
+            rng.integers(100, 110, (3, 3, 32, 32), np.uint8),
+            np.full((1, 3, 32, 32), 77, np.uint8),
+        ]
+    )
 
 
 @pytest.fixture(scope='module')
 def in_memory(images):
     labels = np.arange(len(images), dtype=np.int32) % 10
-    return Dataset('some', list('abcdefghij'), Pictures(images, labels),
-                   Pictures(images[::-1].copy(), labels), mirror=True)
+    return Dataset(
+        'some',
+        list('abcdefghij'),
+        Pictures(images, labels),
+        Pictures(images[::-1].copy(), labels),
+        mirror=True,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -44,16 +58,21 @@ def in_files(tmp_path_factory):
     here = tmp_path_factory.mktemp('pictures')
     images, paths = quick.load().train.images, []
     for i, size in enumerate([(300, 260), (240, 500), (640, 480), (96, 64), (700, 90)]):
-        paths.append(str(here / '{}.jpg'.format(i)))
+        paths.append(str(here / f'{i}.jpg'))
         Image.fromarray(images[200 * i].transpose(1, 2, 0)).resize(
-            size, Image.Resampling.BICUBIC).save(paths[-1])
+            size, Image.Resampling.BICUBIC
+        ).save(paths[-1])
     pictures = folder.PictureFiles(paths, [0, 1, 0, 1, 1], ['a', 'b'])
     return Dataset('some', ['a', 'b'], pictures, pictures)
 
 
 def path_of(dataset, name, gpu, **given):
-    resolved = options.resolve('nowhere', False, lambda text: None, dict(
-        dict(recipe='original', batch=4, workers=0, seed=5), **given))[0]
+    resolved = options.resolve(
+        'nowhere',
+        False,
+        lambda text: None,
+        dict(dict(recipe='original', batch=4, workers=0, seed=5), **given),
+    )[0]
     return data_path(dataset, dict(resolved, gpu=gpu), getattr(data_augmentation, name))
 
 
@@ -75,17 +94,23 @@ def finished(rows):
     pictures = []
     for row in rows:
         values, colour = np.split(row, [150528])
-        pictures.append(ilsvrc.finish(ilsvrc.Pixels(
-            values.reshape(224, 224, 3), colour.view(np.float32) if len(colour) else None)))
+        pictures.append(
+            ilsvrc.finish(
+                ilsvrc.Pixels(
+                    values.reshape(224, 224, 3), colour.view(np.float32) if len(colour) else None
+                )
+            )
+        )
     return np.array(pictures)
 
 
 # ---- what is sent
 
-@pytest.mark.parametrize('seed', [0, 7, 2 ** 32 - 1, 2 ** 32, 2 ** 100 + 3])
+
+@pytest.mark.parametrize('seed', [0, 7, 2**32 - 1, 2**32, 2**100 + 3])
 def test_draws_of_many_pictures_are_those_of_each(seed):
-    for epoch in (1, 300, 2 ** 33):
-        pictures = np.array([0, 1, 49999, 2 ** 32 - 1])
+    for epoch in (1, 300, 2**33):
+        pictures = np.array([0, 1, 49999, 2**32 - 1])
         u = draws.uniforms(seed, epoch, pictures, 6)
         for i, picture in enumerate(pictures.tolist()):
             np.testing.assert_array_equal(u[:, i], generator(seed, epoch, picture).random(6))
@@ -97,7 +122,8 @@ def test_drawn_rows(name):
     rows = device.drawn(preprocessing, 3, 2, 500)
     assert rows.dtype == np.int32 and len(np.unique(rows, axis=0)) > 100
     assert drawn_of(preprocessing, np.pad(rows, ((0, 0), (1, 0)))) == [
-        preprocessing.draw(generator(3, 2, i)) for i in range(500)]
+        preprocessing.draw(generator(3, 2, i)) for i in range(500)
+    ]
 
 
 @pytest.mark.parametrize('interpolation, side', SIZES)
@@ -127,13 +153,18 @@ def test_same_pictures_in_the_same_order_in_memory(in_memory):
         for (x, t), (rows, t2) in zip(batches(cpu.train, 9), batches(gpu.train, 9)):
             np.testing.assert_array_equal(t, t2)
             assert rows.dtype == np.int32
-            np.testing.assert_array_equal(x, preprocessing.train_batch(
-                in_memory.train.images[rows[:, 0]], drawn_of(preprocessing, rows)))
+            np.testing.assert_array_equal(
+                x,
+                preprocessing.train_batch(
+                    in_memory.train.images[rows[:, 0]], drawn_of(preprocessing, rows)
+                ),
+            )
         assert gpu.train.epoch == 1
         for (x, t), (rows, t2) in zip(batches(cpu.test), batches(gpu.test)):
             np.testing.assert_array_equal(t, t2)
             np.testing.assert_array_equal(
-                x, preprocessing.test_batch(in_memory.test.images[rows[:, 0] - n]))
+                x, preprocessing.test_batch(in_memory.test.images[rows[:, 0] - n])
+            )
             assert (rows[:, 1:] == preprocessing.untouched).all()
 
 
@@ -188,7 +219,7 @@ def test_what_has_no_kernel_is_sent_as_pictures(in_memory, in_files):
     for dataset, name in ((in_memory, IN_FILES[0]), (in_files, IN_MEMORY[0])):
         path = path_of(dataset, name, 0)
         assert path.finish is None
-        (x, _), = batches(path.train, 1)
+        ((x, _),) = batches(path.train, 1)
         assert x.dtype == np.float32 and x.shape[1:] == getattr(data_augmentation, name).shape
 
 
@@ -229,8 +260,11 @@ def compare(network, predictor, dataset, ten_crop):
         evaluated = evaluation.evaluate([one], dataset.test, **given)
         kept += [evaluated.tally.loss, *evaluated.tally.confusion.ravel()]
         evaluation.features(one, dataset.test, kept.append, **given)
-        kept += [answer.probability for said in prediction.predict(
-            [one], dataset.test.paths + ['/nowhere.jpg'], **given) for answer in said.answers]
+        kept += [
+            answer.probability
+            for said in prediction.predict([one], dataset.test.paths + ['/nowhere.jpg'], **given)
+            for answer in said.answers
+        ]
     assert len(golden) == len(found) > 8
     for a, b in zip(golden, found):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
@@ -248,6 +282,7 @@ def test_prediction_by_rows(network, in_files, ten_crop):
 
 # ---- what a GPU makes of it
 
+
 def made(finish, rows):
     gpu = chainer.get_device('@cupy:0')
     gpu.use()
@@ -263,8 +298,9 @@ def check(finish, rows, golden):
     # A grey level is 4e-3 of it.
     np.testing.assert_allclose(y, golden, atol=1e-6 * np.ptp(golden), rtol=0)
     # Chunks of a batch.
-    np.testing.assert_array_equal(np.concatenate([made(finish, part) for part in np.array_split(
-        rows, 2)]), y)
+    np.testing.assert_array_equal(
+        np.concatenate([made(finish, part) for part in np.array_split(rows, 2)]), y
+    )
     with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', 'mixed'):
         half = made(finish, rows)
     assert half.dtype == np.float16
@@ -292,8 +328,9 @@ def test_padded_pictures(name, images):
     preprocessing = getattr(data_augmentation, name)
     finish = device.Pictures(preprocessing, images)
     drawn = [preprocessing.draw(generator(0, 1, i)) for i in range(len(images))]
-    drawn[:2] = [preprocessing.draw(generator(0, 1, 0))._replace(y=y, x=8 - y, flip=y > 0)
-                 for y in (0, 8)]
+    drawn[:2] = [
+        preprocessing.draw(generator(0, 1, 0))._replace(y=y, x=8 - y, flip=y > 0) for y in (0, 8)
+    ]
     rows = np.array([(i, *d) for i, d in enumerate(drawn)], np.int32)
     check(finish, rows, preprocessing.train_batch(images, drawn))
     rows[:, 1:] = preprocessing.untouched
@@ -305,7 +342,7 @@ def test_padded_pictures(name, images):
 def test_rows_of_bytes(name, in_files):
     path = path_of(in_files, name, 0, sampling='every-picture')
     for iterator in (path.train, path.test):
-        (rows, _), = batches(iterator, 1)
+        ((rows, _),) = batches(iterator, 1)
         check(path.finish, rows, finished(rows))
 
 
@@ -315,14 +352,15 @@ def test_the_same_batches_on_both(in_memory):
         cpu, gpu = (path_of(in_memory, name, gpu) for gpu in (-1, 0))
         for a, b in ((cpu.train, gpu.train), (cpu.test, gpu.test)):
             for (x, _), (rows, _) in zip(batches(a, 2), batches(b, 2)):
-                np.testing.assert_allclose(made(gpu.finish, rows), x, atol=1e-6 * np.ptp(x),
-                                           rtol=0)
+                np.testing.assert_allclose(made(gpu.finish, rows), x, atol=1e-6 * np.ptp(x), rtol=0)
 
 
 @pytest.mark.gpu
 def test_no_pictures(in_memory, in_files):
-    for dataset, name, row in ((in_memory, IN_MEMORY[0], (0, 6)), (in_files, IN_FILES[0],
-                                                                  (0, 150528))):
+    for dataset, name, row in (
+        (in_memory, IN_MEMORY[0], (0, 6)),
+        (in_files, IN_FILES[0], (0, 150528)),
+    ):
         finish = path_of(dataset, name, 0).finish
         y = made(finish, np.empty(row, np.uint8 if row[1] > 6 else np.int32))
         assert y.shape == (0,) + getattr(data_augmentation, name).shape
@@ -336,8 +374,9 @@ def test_prediction(network, in_files):
     assert prediction.take_rows([predictor])
     compare(network, predictor, in_files, ten_crop=False)
     x = np.random.default_rng(0).random((2, 3, 224, 224), np.float32)
-    np.testing.assert_allclose(predictor(x), network.predictor('reference')(x), atol=1e-5,
-                               rtol=1e-4)
+    np.testing.assert_allclose(
+        predictor(x), network.predictor('reference')(x), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.gpu
@@ -347,12 +386,38 @@ def test_training_here_and_there(tmp_path):
     for i, gpus in enumerate([(-1, -1), (0, 0), (0, -1), (-1, 0)]):
         folder = tmp_path / str(i)
         for epoch, gpu in enumerate(gpus, 1):
-            given = dict(resume=True) if epoch > 1 else dict(
-                dataset='cifar10', data=str(data), network='original', C=2, d=2, multi=2,
-                block_num=(1, 1, 1), batch=20, train_batch_divide=2, lr=.01, lr_steps=(), seed=7)
-            assert run.train(save_path=str(folder), gpu=gpu, epoch=epoch, say=lambda text: None,
-                             precision='float32' if gpu >= 0 else None, **given)
-        losses.append([entry['loss'] for entry in json.loads((folder / 'log.json').read_text())
-                       if 'loss' in entry])
+            given = (
+                dict(resume=True)
+                if epoch > 1
+                else dict(
+                    dataset='cifar10',
+                    data=str(data),
+                    network='original',
+                    C=2,
+                    d=2,
+                    multi=2,
+                    block_num=(1, 1, 1),
+                    batch=20,
+                    train_batch_divide=2,
+                    lr=0.01,
+                    lr_steps=(),
+                    seed=7,
+                )
+            )
+            assert run.train(
+                save_path=str(folder),
+                gpu=gpu,
+                epoch=epoch,
+                say=lambda text: None,
+                precision='float32' if gpu >= 0 else None,
+                **given,
+            )
+        losses.append(
+            [
+                entry['loss']
+                for entry in json.loads((folder / 'log.json').read_text())
+                if 'loss' in entry
+            ]
+        )
     assert len(losses[0]) == 4
     np.testing.assert_allclose(losses[1:], [losses[0]] * 3, rtol=3e-3)

@@ -1,4 +1,5 @@
 """Training on folders, ILSVRC and MNIST: what is found, how it is divided, what goes wrong."""
+
 import gzip
 import io
 import json
@@ -10,12 +11,12 @@ import struct
 import chainer
 import numpy as np
 import pytest
+from conftest import SHARED
 from PIL import Image
+from test_training import in_child
 
 import resnext
-from conftest import SHARED
 from data_augmentation import DataAugmentationImagenetTorch7, DataAugmentationNormalizeBigger
-from test_training import in_child
 from trainer import datasets
 from trainer.datasets import folder, loading, mnist, parallel, quick, splits
 from trainer.errors import InputError
@@ -26,8 +27,20 @@ from trainer.transforms import pictures
 #: Classes of the pictures in trainer/datasets/quick -> what the class folders are called.
 CLASSES = {3: 'felines', 5: 'canines', 9: 'lorries'}
 
-TINY = dict(network='original', C=2, d=2, multi=2, block_num=(1, 1, 1), batch=20,
-            train_batch_divide=1, epoch=2, lr=.05, lr_steps=(), seed=7, dataset='folder')
+TINY = dict(
+    network='original',
+    C=2,
+    d=2,
+    multi=2,
+    block_num=(1, 1, 1),
+    batch=20,
+    train_batch_divide=1,
+    epoch=2,
+    lr=0.05,
+    lr_steps=(),
+    seed=7,
+    dataset='folder',
+)
 
 
 def write(root, per_class=10, first=0, classes=CLASSES, suffix='.png'):
@@ -35,18 +48,25 @@ def write(root, per_class=10, first=0, classes=CLASSES, suffix='.png'):
     train = quick.load().train
     for label, name in classes.items():
         (root / name).mkdir(parents=True)
-        for i in np.flatnonzero(train.labels == label)[first:first + per_class]:
+        for i in np.flatnonzero(train.labels == label)[first : first + per_class]:
             Image.fromarray(train.images[i].transpose(1, 2, 0)).save(
-                root / name / '{:04d}{}'.format(i, suffix))
+                root / name / f'{i:04d}{suffix}'
+            )
     return root
 
 
 def train(save_path, data, resume=False, say=lambda text: None, **options):
-    return run.train(resume=resume, say=say, save_path=str(save_path), data=str(data),
-                     **dict({} if resume else TINY, **options))
+    return run.train(
+        resume=resume,
+        say=say,
+        save_path=str(save_path),
+        data=str(data),
+        **dict({} if resume else TINY, **options),
+    )
 
 
 # ---- what is found
+
 
 def test_train_and_val(tmp_path):
     write(tmp_path / 'train')
@@ -65,9 +85,12 @@ def test_tiny_imagenets_layout(tmp_path):
         write(tmp_path / 'train' / wnid, 2, classes={3: 'images'}, suffix='.JPEG')
     images = write(tmp_path / 'val', 3, first=20, classes={3: 'images'}, suffix='.JPEG') / 'images'
     names = sorted(os.listdir(images))
-    (tmp_path / 'val' / 'val_annotations.txt').write_text(''.join(
-        '{}\t{}\t0\t32\t44\t62\n'.format(name, wnid) for name, wnid in zip(
-            names, ('n01629819', 'n01443537', 'n01629819'))))
+    (tmp_path / 'val' / 'val_annotations.txt').write_text(
+        ''.join(
+            f'{name}\t{wnid}\t0\t32\t44\t62\n'
+            for name, wnid in zip(names, ('n01629819', 'n01443537', 'n01629819'))
+        )
+    )
     found = datasets.load('folder', str(tmp_path))
     assert found.classes == ['n01443537', 'n01629819']
     assert [os.path.basename(path) for path in found.test.paths] == names
@@ -87,8 +110,11 @@ def test_caltechs_folders_of_no_class(tmp_path):
     write(tmp_path, 4, classes={3: 'cat', 5: 'BACKGROUND_Google', 7: '257.clutter', 9: 'lorry'})
     found = datasets.load('folder', str(tmp_path))
     assert found.classes == ['cat', 'lorry'] and len(found.train) == 8
-    assert {os.path.basename(os.path.dirname(p)) for p, t in zip(
-        found.train.paths, found.train.labels) if t == 1} == {'lorry'}
+    assert {
+        os.path.basename(os.path.dirname(p))
+        for p, t in zip(found.train.paths, found.train.labels)
+        if t == 1
+    } == {'lorry'}
     assert len(found.notes) == 2 and 'BACKGROUND_Google' in found.notes[1]
 
 
@@ -105,11 +131,11 @@ def test_ilsvrc(published, tmp_path):
         lists, annotations = (tmp_path / part / 'CLS-LOC' for part in ('ImageSets', 'Annotations'))
         lists.mkdir(parents=True)
         (annotations / 'val').mkdir(parents=True)
-        (lists / 'val.txt').write_text(''.join(
-            '{} {}\n'.format(name, i) for i, name in enumerate(names, 1)))
+        (lists / 'val.txt').write_text(''.join(f'{name} {i}\n' for i, name in enumerate(names, 1)))
         for name, synset in zip(names, ['n01443537', 'n01440764'] * 2):
             (annotations / 'val' / (name + '.xml')).write_text(
-                '<annotation><object><name>{}</name></object></annotation>'.format(synset))
+                f'<annotation><object><name>{synset}</name></object></annotation>'
+            )
     found = datasets.load('ilsvrc', str(tmp_path))
     assert found.classes == ['n01440764', 'n01443537']
     assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -117,8 +143,11 @@ def test_ilsvrc(published, tmp_path):
 
 
 def idx(array):
-    return bytes((0, 0, 8, array.ndim)) + struct.pack(
-        '>{}I'.format(array.ndim), *array.shape) + array.tobytes()
+    return (
+        bytes((0, 0, 8, array.ndim))
+        + struct.pack(f'>{array.ndim}I', *array.shape)
+        + array.tobytes()
+    )
 
 
 @pytest.mark.parametrize('compressed', [False, True])
@@ -143,7 +172,7 @@ def test_mnist(compressed, tmp_path):
 
     name = 'train-labels-idx1-ubyte' + '.gz' * compressed
     whole = (tmp_path / name).read_bytes()
-    for damage, words in ((whole[:-3], '{}: '.format(name)), (None, 'train-labels.* is missing')):
+    for damage, words in ((whole[:-3], f'{name}: '), (None, 'train-labels.* is missing')):
         (tmp_path / name).unlink() if damage is None else (tmp_path / name).write_bytes(damage)
         with pytest.raises(InputError, match=words):
             datasets.load('mnist', str(tmp_path))
@@ -163,6 +192,7 @@ def test_digits_are_not_mirrored():
 
 # ---- a split where there is none
 
+
 def test_split(tmp_path):
     write(tmp_path / 'a', 10)
     write(tmp_path / 'b', 10)
@@ -181,12 +211,13 @@ def test_split(tmp_path):
 
 
 def test_small_classes_are_divided():
-    files = folder.PictureFiles(['r/{}'.format(i) for i in range(4)], [0, 1, 1, 1], 'ab', 'r')
+    files = folder.PictureFiles([f'r/{i}' for i in range(4)], [0, 1, 1, 1], 'ab', 'r')
     assert len(splits.make(files, 0)['test']) == 1
     assert '0' not in splits.make(files, 0)['test']
 
 
 # ---- what is wrong with folders
+
 
 def test_bad_folders(tmp_path):
     write(tmp_path / 'a' / 'train')
@@ -199,12 +230,13 @@ def test_bad_folders(tmp_path):
     (tmp_path / 'd' / 'val' / 'empty').mkdir()
     (tmp_path / 'e').mkdir()
     for name, words in [
-            ('a', '1 only in .*train .lorries. and 1 only in .*val .horses.'),
-            ('b', 'b.empty: a class folder without pictures'),
-            ('c', 'one class folder only, all'),
-            ('d', 'val.empty: a class folder without pictures'),
-            ('e', 'no pictures in class folders'),
-            ('nowhere', 'not a folder')]:
+        ('a', '1 only in .*train .lorries. and 1 only in .*val .horses.'),
+        ('b', 'b.empty: a class folder without pictures'),
+        ('c', 'one class folder only, all'),
+        ('d', 'val.empty: a class folder without pictures'),
+        ('e', 'no pictures in class folders'),
+        ('nowhere', 'not a folder'),
+    ]:
         with pytest.raises(InputError, match=words):
             datasets.load('folder', str(tmp_path / name))
         with pytest.raises(InputError, match=words):
@@ -216,6 +248,7 @@ def test_bad_folders(tmp_path):
 
 # ---- loading
 
+
 @pytest.fixture(scope='module')
 def some(tmp_path_factory):
     root = write(tmp_path_factory.mktemp('some') / 'pictures', 14)
@@ -225,9 +258,11 @@ def some(tmp_path_factory):
 
 def iterators(dataset, workers, **changed):
     from trainer.training import options
+
     given = dict(TINY, workers=workers, data='x', **changed)
     resolved, _ = options.resolve('', False, print, given)
     from data_augmentation import DataAugmentationCifarTorch7
+
     return data_path(dataset, resolved, DataAugmentationCifarTorch7)[:2]
 
 
@@ -265,8 +300,9 @@ def test_batches_depend_neither_on_workers_nor_on_interruptions(some):
 
 
 def test_unreadable_pictures_while_testing_are_left_out(some):
-    broken = folder.PictureFiles(some.test.paths[:-1] + ['/nowhere'], some.test.labels,
-                                 some.classes)
+    broken = folder.PictureFiles(
+        some.test.paths[:-1] + ['/nowhere'], some.test.labels, some.classes
+    )
     for workers in (0, 2):
         _, iterator = iterators(some._replace(test=broken), workers)
         for _ in range(2):
@@ -283,6 +319,7 @@ def test_unreadable_pictures_while_testing_are_left_out(some):
 
 # ---- pictures that are decoded smaller
 
+
 def jpeg(image, **how):
     out = io.BytesIO()
     image.save(out, 'JPEG', **how)
@@ -294,11 +331,16 @@ def photographs():
     path = SHARED / 'golden' / 'original' / 'da_ilsvrc_decoded.npz'
     if path.exists():
         with np.load(path) as f:
-            return [Image.fromarray(f[name]).convert('RGB') for name in f.files
-                    if name.endswith('decoded') and min(f[name].shape[:2]) > 200]
+            return [
+                Image.fromarray(f[name]).convert('RGB')
+                for name in f.files
+                if name.endswith('decoded') and min(f[name].shape[:2]) > 200
+            ]
     sheet = Image.open(os.path.join(os.path.dirname(quick.__file__), 'quick', 'cat.webp'))
-    return [sheet.convert('RGB').crop((x, 0, x + 32, 32)).resize(
-        (320, 256), Image.Resampling.BICUBIC) for x in (0, 32, 64)]
+    return [
+        sheet.convert('RGB').crop((x, 0, x + 32, 32)).resize((320, 256), Image.Resampling.BICUBIC)
+        for x in (0, 32, 64)
+    ]
 
 
 @pytest.mark.parametrize('kind', [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
@@ -306,7 +348,7 @@ def test_shrinking_changes_nothing_visible(kind, tmp_path):
     """Less than saving the result once as a JPEG of quality 95, just where it begins."""
     changes, accepted = [], []
     for i, photo in enumerate(photographs()):
-        path = tmp_path / '{}.jpg'.format(i)
+        path = tmp_path / f'{i}.jpg'
         photo = photo.crop((0, 0, photo.width // 4 * 4, photo.height // 4 * 4))
         path.write_bytes(jpeg(photo, quality=92))
         for times in (2, 4):
@@ -316,36 +358,50 @@ def test_shrinking_changes_nothing_visible(kind, tmp_path):
             assert size == (full.height, full.width)
             assert shrunk.size == (-(-full.width // times), -(-full.height // times))
             wanted = (int(full.width * share), int(full.height * share))
-            a, b = (np.asarray(image.resize(wanted, kind)).astype(float)
-                    for image in (full, shrunk))
-            saved = np.asarray(Image.open(io.BytesIO(
-                jpeg(Image.fromarray(a.astype(np.uint8)), quality=95)))).astype(float)
+            a, b = (
+                np.asarray(image.resize(wanted, kind)).astype(float) for image in (full, shrunk)
+            )
+            saved = np.asarray(
+                Image.open(io.BytesIO(jpeg(Image.fromarray(a.astype(np.uint8)), quality=95)))
+            ).astype(float)
             changes.append(abs(a - b).mean())
             accepted.append(abs(a - saved).mean())
-    assert 0 < np.mean(changes) < .6 * np.mean(accepted) and max(changes) < 2
+    assert 0 < np.mean(changes) < 0.6 * np.mean(accepted) and max(changes) < 2
 
 
 def test_only_large_jpegs_are_shrunk(tmp_path):
     photo = photographs()[0].resize((400, 300))
-    for suffix, share, width in (('.jpg', .34, 400), ('.jpg', .33, 200), ('.jpg', .1, 100),
-                                 ('.jpg', .05, 50), ('.png', .05, 400)):
+    for suffix, share, width in (
+        ('.jpg', 0.34, 400),
+        ('.jpg', 0.33, 200),
+        ('.jpg', 0.1, 100),
+        ('.jpg', 0.05, 50),
+        ('.png', 0.05, 400),
+    ):
         photo.save(tmp_path / ('x' + suffix))
         image, size = pictures.load_shrunk(tmp_path / ('x' + suffix), lambda *size: share)
         assert image.width == width and size == (300, 400) and image.mode == 'RGB'
     # Evaluation decodes all of it.
     photo.resize((2000, 1500)).save(tmp_path / 'x.jpg')
     x = DataAugmentationNormalizeBigger.test(tmp_path / 'x.jpg').x
-    np.testing.assert_array_equal(x, DataAugmentationNormalizeBigger.test(
-        np.asarray(Image.open(tmp_path / 'x.jpg'))).x)
+    np.testing.assert_array_equal(
+        x, DataAugmentationNormalizeBigger.test(np.asarray(Image.open(tmp_path / 'x.jpg'))).x
+    )
 
 
-@pytest.mark.parametrize('name', ['DataAugmentationNormalizeBigger',
-                                  'DataAugmentationImagenetTorch7',
-                                  'DataAugmentationImagenetPaper',
-                                  'DataAugmentationImagenetLornatang'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'DataAugmentationNormalizeBigger',
+        'DataAugmentationImagenetTorch7',
+        'DataAugmentationImagenetPaper',
+        'DataAugmentationImagenetLornatang',
+    ],
+)
 def test_training_from_large_files(name, tmp_path):
     """The same crop, flip and colours, whether the file is decoded smaller or not."""
     import data_augmentation
+
     preprocessing = getattr(data_augmentation, name)
     path = tmp_path / 'x.jpg'
     path.write_bytes(jpeg(photographs()[0].resize((2000, 1500), Image.BICUBIC), quality=95))
@@ -363,6 +419,7 @@ def test_training_from_large_files(name, tmp_path):
 
 # ---- runs
 
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """A folder of pictures and a run on it that nothing disturbed."""
@@ -378,8 +435,9 @@ def log(path):
 
 def test_a_picture_that_cannot_be_read_in_an_epoch(whole, tmp_path):
     data = write(tmp_path / 'pictures', 14)
-    found = splits.apply(datasets.load('folder', str(data)), json.loads(
-        (whole / 'run' / 'split.json').read_text()))
+    found = splits.apply(
+        datasets.load('folder', str(data)), json.loads((whole / 'run' / 'split.json').read_text())
+    )
     order = np.concatenate(loading.EveryPictureOnce(len(found.train), 20, TINY['seed'])(2))
     path = found.train.paths[order[-1]]  # of the last batch of an epoch
     picture = open(path, 'rb').read()
@@ -397,7 +455,8 @@ def test_a_picture_that_cannot_be_read_in_an_epoch(whole, tmp_path):
     assert log(tmp_path / 'run') == log(whole / 'run')
     for name in ('ResNext_3_2_2.model', 'ResNext_3_2_best.model'):
         assert (tmp_path / 'run' / 'model' / name).read_bytes() == (
-            whole / 'run' / 'model' / name).read_bytes()
+            whole / 'run' / 'model' / name
+        ).read_bytes()
 
 
 def test_class_folders_of_any_name(tmp_path, capsys):
@@ -413,9 +472,10 @@ def test_class_folders_of_any_name(tmp_path, capsys):
 def test_kills_at_random_moments(whole, tmp_path):
     rng, killed = random.Random(0), 0
     for attempt in range(9):
-        process = in_child(train, tmp_path, whole / 'pictures', resume=True, workers=attempt % 3,
-                           **TINY)
-        process.join(rng.uniform(.02, .2))
+        process = in_child(
+            train, tmp_path, whole / 'pictures', resume=True, workers=attempt % 3, **TINY
+        )
+        process.join(rng.uniform(0.02, 0.2))
         killed += process.is_alive()
         process.kill()
         process.join()
@@ -424,7 +484,8 @@ def test_kills_at_random_moments(whole, tmp_path):
     assert log(tmp_path) == log(whole / 'run')
     for name in ('ResNext_3_2_2.model', 'ResNext_3_2_best.model'):
         assert (tmp_path / 'model' / name).read_bytes() == (
-            whole / 'run' / 'model' / name).read_bytes()
+            whole / 'run' / 'model' / name
+        ).read_bytes()
 
 
 def test_other_pictures_are_refused(whole, tmp_path):

@@ -1,24 +1,27 @@
 """All formats of weights, told apart by what is in them; the converter as a script."""
+
 import shutil
 import sys
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from PIL import Image
+from test_pytorch_files import same, small
 
 import ilsvrc_converter
 import predict
 import resnext
 import resnext_ilsvrc
-from conftest import FIXTURES
-from test_pytorch_files import same, small
 from trainer import cli
 from trainer.errors import InputError
 from trainer.weights import formats, pytorch, registry
 
 FILES = {
-    't7': 'torch7_cifar10_tiny_d20_4x2d.t7', 'npz': 'original_ilsvrc_tiny.model.npz',
-    'pth': 'pytorch_torchvision.pth'}
+    't7': 'torch7_cifar10_tiny_d20_4x2d.t7',
+    'npz': 'original_ilsvrc_tiny.model.npz',
+    'pth': 'pytorch_torchvision.pth',
+}
 
 
 @pytest.mark.parametrize('kind', FILES)
@@ -45,18 +48,24 @@ def test_the_older_pytorch_format_and_safetensors(tmp_path):
     assert same(formats.read(tmp_path / 'x')[0], network)
 
 
-@pytest.mark.parametrize('size', [0x1380, 0x300, 0x1004, 0x4b50])
+@pytest.mark.parametrize('size', [0x1380, 0x300, 0x1004, 0x4B50])
 def test_safetensors_of_any_size_are_told_from_other_files(size, tmp_path):
     (tmp_path / 'x').write_bytes(size.to_bytes(8, 'little') + b'{}'.ljust(size))
     assert formats.kind_of(tmp_path / 'x') == 'safetensors'
 
 
-@pytest.mark.parametrize('content, message', [
-    (b'', 'not a file of weights'), (b'\x08\x08\x12\x0fresnext', 'ONNX is written, not read'),
-    (b'\x89PNG\r\n\x1a\n' + bytes(99), 'not a file of weights'),
-    (bytes(257) + b'ustar' + bytes(99), 'a tar archive; if PyTorch 0.1'),
-    (b'PK\3\4', 'not a whole PyTorch file'), (b'\x80\x02}.', 'not a whole PyTorch file'),
-    (b'4\n1\n', 'text format')])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'not a file of weights'),
+        (b'\x08\x08\x12\x0fresnext', 'ONNX is written, not read'),
+        (b'\x89PNG\r\n\x1a\n' + bytes(99), 'not a file of weights'),
+        (bytes(257) + b'ustar' + bytes(99), 'a tar archive; if PyTorch 0.1'),
+        (b'PK\3\4', 'not a whole PyTorch file'),
+        (b'\x80\x02}.', 'not a whole PyTorch file'),
+        (b'4\n1\n', 'text format'),
+    ],
+)
 def test_other_files_are_refused(content, message, tmp_path):
     (tmp_path / 'x.npz').write_bytes(content)
     with pytest.raises(InputError, match='x.npz.*' + message):
@@ -69,8 +78,9 @@ def test_the_script_goes_to_pytorch_and_back(written, run_converter, tmp_path):
         pytest.importorskip('safetensors', reason='safetensors is not installed')
     source = FIXTURES / FILES['pth']
     assert run_converter('-i', source)[0] == 0
-    status, told, errors = run_converter('-i', 'pytorch_torchvision.npz', '-o', written,
-                               '--naming', 'clcarwin')
+    status, told, errors = run_converter(
+        '-i', 'pytorch_torchvision.npz', '-o', written, '--naming', 'clcarwin'
+    )
     assert (status, errors) == (0, '') and 'wrote ' + written in told
     assert formats.kind_of(tmp_path / written) == formats.kind_for(written)
     status, told, errors = run_converter('-t', written, '-o', 'back')
@@ -83,12 +93,18 @@ def test_the_script_names_what_it_writes(run_converter, tmp_path):
     shutil.copy(FIXTURES / 'pytorch_lornatang.pth', tmp_path / 'best.pth.tar')
     status, told, _ = run_converter('-i', 'best.pth.tar')
     assert status == 0 and 'wrote best.npz' in told and 'its state_dict' in told
-    assert not same(resnext_ilsvrc.load(tmp_path / 'best.npz'),
-                    pytorch.read(tmp_path / 'best.pth.tar', 'ema_state_dict')[0])
-    status, told, _ = run_converter('-i', 'best.pth.tar', '--to', 'pth', '--entry', 'ema_state_dict')
+    assert not same(
+        resnext_ilsvrc.load(tmp_path / 'best.npz'),
+        pytorch.read(tmp_path / 'best.pth.tar', 'ema_state_dict')[0],
+    )
+    status, told, _ = run_converter(
+        '-i', 'best.pth.tar', '--to', 'pth', '--entry', 'ema_state_dict'
+    )
     assert status == 0 and 'wrote best.pth\n' in told and 'its ema_state_dict' in told
-    assert same(resnext_ilsvrc.load(tmp_path / 'best.pth'),
-                pytorch.read(tmp_path / 'best.pth.tar', 'ema_state_dict')[0])
+    assert same(
+        resnext_ilsvrc.load(tmp_path / 'best.pth'),
+        pytorch.read(tmp_path / 'best.pth.tar', 'ema_state_dict')[0],
+    )
     assert run_converter('-i', 'best.pth.tar', '--to', 'pth', '-o', 'x.npz')[0] == 0
     assert formats.kind_of(tmp_path / 'x.npz') == 'pth'
 
@@ -103,16 +119,23 @@ def test_the_script_writes_onnx(flags, run_converter, tmp_path):
     assert ('BatchNormalization' in kinds) == bool(flags)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (('x.pth', '--to', 'pth'), '-o x.pth: is the file to convert itself'),
-    (('x.pth', '--to', 'pth', '--naming', 'prlz77', '-o', 'y'), 'prlz77: it has no names for'),
-    (('x.pth', '--naming', 'timm'), '--naming is of pth and safetensors, and what is written is'),
-    (('x.pth', '--keep-bn', '-o', 'y.pth'), '--keep-bn is of onnx'),
-    (('x.pth', '--layout', 'original', '-o', 'y.onnx'), '--layout is of npz'),
-    (('x.pth', '--entry', 'model'), 'there is no state dict model; there are: '),
-    ((FIXTURES / FILES['npz'], '--entry', 'model'), '--entry model: only PyTorch files'),
-    (('none.pth',), 'none.pth: cannot be read'),
-    (('text.pth',), 'text.pth: not a file of weights')])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (('x.pth', '--to', 'pth'), '-o x.pth: is the file to convert itself'),
+        (('x.pth', '--to', 'pth', '--naming', 'prlz77', '-o', 'y'), 'prlz77: it has no names for'),
+        (
+            ('x.pth', '--naming', 'timm'),
+            '--naming is of pth and safetensors, and what is written is',
+        ),
+        (('x.pth', '--keep-bn', '-o', 'y.pth'), '--keep-bn is of onnx'),
+        (('x.pth', '--layout', 'original', '-o', 'y.onnx'), '--layout is of npz'),
+        (('x.pth', '--entry', 'model'), 'there is no state dict model; there are: '),
+        ((FIXTURES / FILES['npz'], '--entry', 'model'), '--entry model: only PyTorch files'),
+        (('none.pth',), 'none.pth: cannot be read'),
+        (('text.pth',), 'text.pth: not a file of weights'),
+    ],
+)
 def test_bad_input_is_one_line(arguments, message, run_converter, tmp_path):
     shutil.copy(FIXTURES / FILES['pth'], tmp_path / 'x.pth')
     (tmp_path / 'text.pth').write_text('weights')
@@ -128,8 +151,18 @@ def test_predict_takes_any_of_them(tmp_path, monkeypatch, capfd):
     pytorch.save(tmp_path / 'model', network)
     picture = np.random.default_rng(0).integers(0, 256, (300, 280, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / 'a.png')
-    monkeypatch.setattr(sys, 'argv', ['predict.py', str(tmp_path / 'a.png'), '-m',
-                                      str(tmp_path / 'model'), '--engine', 'reference'])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'predict.py',
+            str(tmp_path / 'a.png'),
+            '-m',
+            str(tmp_path / 'model'),
+            '--engine',
+            'reference',
+        ],
+    )
     with pytest.raises(SystemExit) as e:
         cli.run(predict.main)
     out, err = capfd.readouterr()

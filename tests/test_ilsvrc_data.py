@@ -1,4 +1,5 @@
 """Pictures, ImageNet preprocessing, folders of pictures, loading by several processes."""
+
 import io
 import json
 import os
@@ -12,19 +13,19 @@ import zlib
 
 import numpy as np
 import pytest
+from damage import damaged
 from PIL import Image
 
 import trainer  # noqa: F401
 from data_augmentation import DataAugmentationCifar10NormalizeSmall as Small
 from data_augmentation import DataAugmentationNormalizeBigger as Bigger
-from damage import damaged
 from trainer.datasets import class_names, folder, ilsvrc, loading, parallel
 from trainer.errors import InputError
 from trainer.transforms import generator, pictures
 from trainer.transforms.ilsvrc import Drawn, resized_size
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MEAN, STD = (.485, .456, .406), (.229, .224, .225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def random_picture(height, width, seed=0):
@@ -32,8 +33,11 @@ def random_picture(height, width, seed=0):
     rng = np.random.default_rng((height, width, seed))
     small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     noise = rng.integers(-20, 21, (height, width, 3))
-    return (np.asarray(small.resize((width, height), Image.BICUBIC)) + noise).clip(
-        0, 255).astype(np.uint8)
+    return (
+        (np.asarray(small.resize((width, height), Image.BICUBIC)) + noise)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def by_hand(pixels, short_side, interpolation, y=None, x=None, flip=False):
@@ -46,38 +50,60 @@ def by_hand(pixels, short_side, interpolation, y=None, x=None, flip=False):
     image = np.asarray(Image.fromarray(pixels).resize(size, interpolation))
     y = int(image.shape[0] / 2) - 112 if y is None else y
     x = int(image.shape[1] / 2) - 112 if x is None else x
-    crop = image[y:y + 224, x:x + 224][:, ::-1 if flip else 1].astype(np.float64)
+    crop = image[y : y + 224, x : x + 224][:, :: -1 if flip else 1].astype(np.float64)
     return ((crop / 255 - MEAN) / STD).transpose(2, 0, 1)
 
 
 # ---- preprocessing
 
+
 def test_preprocessing_equals_the_original_program(shared):
     golden = shared / 'golden' / 'original'
-    decoded, test, train = (np.load(golden / 'da_ilsvrc_{}.npz'.format(name))
-                            for name in ('decoded', 'test', 'train'))
+    decoded, test, train = (
+        np.load(golden / f'da_ilsvrc_{name}.npz') for name in ('decoded', 'test', 'train')
+    )
     info = json.loads((golden / 'da_ilsvrc_info.json').read_text())
     assert len(info) == 6
     for name, said in info.items():
         picture = decoded[name + '__decoded']
         sample = Bigger.test(picture)
         np.testing.assert_allclose(sample.x, test[name + '__test'], rtol=0, atol=1e-6)
-        resizing, = (step for step in said['test'] if step['step'] == 'resize_image_randomly')
+        (resizing,) = (step for step in said['test'] if step['step'] == 'resize_image_randomly')
         assert sample.info['resized'] == resizing['resized_size']
         for drawn in said['train']:
             (height, width), ((y, _), (x, _)) = drawn['resized'], drawn['keypoints']
-            sample = Bigger.train(picture, drawn=Drawn(
-                Image.Resampling[drawn['interpolation'].upper()], min(height, width),
-                (y + .5) / (height - 223), (x + .5) / (width - 223), drawn['flip']))
+            sample = Bigger.train(
+                picture,
+                drawn=Drawn(
+                    Image.Resampling[drawn['interpolation'].upper()],
+                    min(height, width),
+                    (y + 0.5) / (height - 223),
+                    (x + 0.5) / (width - 223),
+                    drawn['flip'],
+                ),
+            )
             assert sample.info == {key: drawn[key] for key in sample.info}
             np.testing.assert_allclose(
-                sample.x, train['{}__train_seed{}'.format(name, drawn['seed'])],
-                rtol=0, atol=1e-6)
+                sample.x, train['{}__train_seed{}'.format(name, drawn['seed'])], rtol=0, atol=1e-6
+            )
 
 
-@pytest.mark.parametrize('height, width', [
-    (375, 500), (500, 375), (256, 256), (224, 224), (49, 49), (300, 301), (256, 400), (1, 1),
-    (3, 90), (700, 512), (512, 512)])
+@pytest.mark.parametrize(
+    'height, width',
+    [
+        (375, 500),
+        (500, 375),
+        (256, 256),
+        (224, 224),
+        (49, 49),
+        (300, 301),
+        (256, 400),
+        (1, 1),
+        (3, 90),
+        (700, 512),
+        (512, 512),
+    ],
+)
 def test_preprocessing_equals_pillow_and_numpy_written_out(height, width):
     pixels = random_picture(height, width)
     sample = Bigger.test(pixels)
@@ -98,7 +124,7 @@ def test_square_pictures_whose_truncation_gives_223():
     assert len(sides) > 10
     for n in sides:
         assert resized_size(n, n, 224) == (224, 224)
-    drawn = Drawn(Image.Resampling.BICUBIC, 224, .99, .99, True)
+    drawn = Drawn(Image.Resampling.BICUBIC, 224, 0.99, 0.99, True)
     sample = Bigger.train(random_picture(sides[0], sides[0]), drawn=drawn)
     assert sample.x.shape == (3, 224, 224)
     assert sample.info['keypoints'] == [[0, 224], [0, 224]]
@@ -110,17 +136,25 @@ def test_what_training_draws():
     rng = np.random.default_rng(0)
     drawn = [Bigger.draw(rng) for _ in range(13000)]
     kinds = [d.interpolation.name for d in drawn]
-    for kind, share in (('NEAREST', .25), ('BILINEAR', .25), ('BICUBIC', .5)):
-        assert abs(kinds.count(kind) / len(drawn) - share) < .02
+    for kind, share in (('NEAREST', 0.25), ('BILINEAR', 0.25), ('BICUBIC', 0.5)):
+        assert abs(kinds.count(kind) / len(drawn) - share) < 0.02
     sides = np.bincount([d.short_side for d in drawn], minlength=289)
     assert not sides[:224].any() and len(sides) == 289
-    assert 140 < sides[224:].min() and sides[224:].max() < 260  # 200 each
-    assert abs(np.mean([d.flip for d in drawn]) - .5) < .02
+    assert sides[224:].min() > 140 and sides[224:].max() < 260  # 200 each
+    assert abs(np.mean([d.flip for d in drawn]) - 0.5) < 0.02
     # Of a picture resized to 226 x 300, all 3 x 77 places are taken.
     pixels = random_picture(226, 300)
-    places = {tuple(np.ravel(Bigger.train(pixels, drawn=Drawn(
-        Image.Resampling.NEAREST, 226, y, x, False)).info['keypoints'])[::2].tolist())
-        for y in np.arange(.05, 1, .1) for x in (0., .5, np.nextafter(1, 0))}
+    places = {
+        tuple(
+            np.ravel(
+                Bigger.train(pixels, drawn=Drawn(Image.Resampling.NEAREST, 226, y, x, False)).info[
+                    'keypoints'
+                ]
+            )[::2].tolist()
+        )
+        for y in np.arange(0.05, 1, 0.1)
+        for x in (0.0, 0.5, np.nextafter(1, 0))
+    }
     assert places == {(y, x) for y in range(3) for x in (0, 38, 76)}
 
 
@@ -137,9 +171,12 @@ def test_batches_equal_single_pictures():
     images = [random_picture(300, 400), random_picture(250, 230)]
     drawn = [Bigger.draw(np.random.default_rng(i)) for i in range(2)]
     for batch, single in (
-            (Bigger.test_batch(images), [Bigger.test(i) for i in images]),
-            (Bigger.train_batch(images, drawn),
-             [Bigger.train(i, drawn=d) for i, d in zip(images, drawn)])):
+        (Bigger.test_batch(images), [Bigger.test(i) for i in images]),
+        (
+            Bigger.train_batch(images, drawn),
+            [Bigger.train(i, drawn=d) for i, d in zip(images, drawn)],
+        ),
+    ):
         assert batch.dtype == np.float32 and batch.shape == (2, 3, 224, 224)
         assert all((x == s.x).all() for x, s in zip(batch, single))
 
@@ -161,8 +198,13 @@ def test_paths_pictures_and_arrays_give_the_same(tmp_path):
     pixels = random_picture(240, 320)
     Image.fromarray(pixels).save(tmp_path / 'x.png')
     expected = Bigger.test(pixels).x
-    for source in (str(tmp_path / 'x.png'), tmp_path / 'x.png', Image.fromarray(pixels),
-                   np.dstack([pixels, pixels[:, :, :1]]), pixels.astype(np.uint16) * 256 + 77):
+    for source in (
+        str(tmp_path / 'x.png'),
+        tmp_path / 'x.png',
+        Image.fromarray(pixels),
+        np.dstack([pixels, pixels[:, :, :1]]),
+        pixels.astype(np.uint16) * 256 + 77,
+    ):
         assert (Bigger.test(source).x == expected).all()
     grey = pixels[:, :, 0]
     expected = Bigger.test(np.dstack([grey] * 3)).x
@@ -170,8 +212,12 @@ def test_paths_pictures_and_arrays_give_the_same(tmp_path):
         assert (Bigger.test(source).x == expected).all()
     out = np.empty((3, 224, 224), np.float32)
     assert Bigger.test(grey, out=out).x is out and (out == expected).all()
-    for wrong in (pixels.astype(float), pixels[None], np.zeros((5, 5, 5), np.uint8),
-                  np.zeros((0, 4, 3), np.uint8)):
+    for wrong in (
+        pixels.astype(float),
+        pixels[None],
+        np.zeros((5, 5, 5), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ):
         with pytest.raises(InputError, match='uint8 or uint16'):
             Bigger.test(wrong)
 
@@ -184,13 +230,19 @@ def test_cifar_preprocessing_writes_to_out():
 
 # ---- pictures in the wild
 
+
 def _png(width, height, colour_type, bits, rows):
     def chunk(name, data):
-        return struct.pack('>I', len(data)) + name + data + struct.pack(
-            '>I', zlib.crc32(name + data))
-    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack(
-        '>IIBBBBB', width, height, bits, colour_type, 0, 0, 0))
-        + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
+        return (
+            struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+        )
+
+    return (
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, colour_type, 0, 0, 0))
+        + chunk(b'IDAT', zlib.compress(rows))
+        + chunk(b'IEND', b'')
+    )
 
 
 def _saved(image, form, **kwargs):
@@ -216,18 +268,30 @@ def _wild():
     yield 'palette.png', _saved(palette, 'PNG'), expected, 0
     yield 'palette.gif', _saved(palette, 'GIF'), expected, 0
     yield 'transparent palette.png', _saved(palette, 'PNG', transparency=3), expected, 0
-    yield 'transparencies of a palette.png', _saved(
-        palette, 'PNG', transparency=bytes([0, 9, 255])), expected, 0
+    yield (
+        'transparencies of a palette.png',
+        _saved(palette, 'PNG', transparency=bytes([0, 9, 255])),
+        expected,
+        0,
+    )
     alpha = np.random.default_rng(1).integers(0, 256, (20, 30, 1), dtype=np.uint8)
     yield 'alpha.png', _saved(Image.fromarray(np.dstack([rgb, alpha])), 'PNG'), rgb, 0
-    yield 'grey alpha.png', _saved(
-        Image.merge('LA', [grey, Image.fromarray(alpha[:, :, 0])]), 'PNG'), replicated, 0
+    yield (
+        'grey alpha.png',
+        _saved(Image.merge('LA', [grey, Image.fromarray(alpha[:, :, 0])]), 'PNG'),
+        replicated,
+        0,
+    )
     # In CMYK, what is left of the light: 255 - ink, for black ink too.
     cmyk = np.dstack([rgb, np.full((20, 30), 55, np.uint8)])
-    light = (255. - rgb) * (255 - 55) / 255
+    light = (255.0 - rgb) * (255 - 55) / 255
     yield 'cmyk.tif', _saved(Image.fromarray(cmyk, 'CMYK'), 'TIFF'), light, 1.01
-    yield 'cmyk.jpg', _saved(Image.fromarray(cmyk, 'CMYK'), 'JPEG', quality=100,
-                             subsampling=0), light, 8
+    yield (
+        'cmyk.jpg',
+        _saved(Image.fromarray(cmyk, 'CMYK'), 'JPEG', quality=100, subsampling=0),
+        light,
+        8,
+    )
     wide = np.random.default_rng(2).integers(0, 1 << 16, (20, 30), dtype=np.uint16)
     wide[0, :2] = 255, 65535  # Pillow alone keeps what is below 256
     upper = np.dstack([wide >> 8] * 3)
@@ -235,28 +299,49 @@ def _wild():
     yield '16 bits.tif', _saved(Image.fromarray(wide), 'TIFF'), upper, 0
     yield '16 bits.pgm', b'P5 30 20 65535\n' + wide.astype('>u2').tobytes(), upper, 0
     wide = np.dstack([wide, wide[::-1], wide[:, ::-1]])
-    yield '16 bits a channel.png', _png(30, 20, 2, 16, b''.join(
-        b'\0' + row.astype('>u2').tobytes() for row in wide)), wide >> 8, 0
+    yield (
+        '16 bits a channel.png',
+        _png(30, 20, 2, 16, b''.join(b'\0' + row.astype('>u2').tobytes() for row in wide)),
+        wide >> 8,
+        0,
+    )
     exif = Image.Exif()
     exif[0x112] = 6  # to be turned by a quarter, which neither the original nor Torch7 does
     yield 'turned.jpg', _saved(image, 'JPEG', exif=exif, quality=100, subsampling=0), rgb, 8
     other = Image.fromarray(255 - rgb)
     yield 'animated.png', _saved(image, 'PNG', save_all=True, append_images=[other]), rgb, 0
-    yield 'animated.webp', _saved(image, 'WEBP', save_all=True, append_images=[other],
-                                  lossless=True), rgb, 0
-    yield 'animated.gif', _saved(palette, 'GIF', save_all=True, append_images=[
-        other.convert('P')]), expected, 0
+    yield (
+        'animated.webp',
+        _saved(image, 'WEBP', save_all=True, append_images=[other], lossless=True),
+        rgb,
+        0,
+    )
+    yield (
+        'animated.gif',
+        _saved(palette, 'GIF', save_all=True, append_images=[other.convert('P')]),
+        expected,
+        0,
+    )
     yield 'two pictures.tif', _saved(image, 'TIFF', save_all=True, append_images=[other]), rgb, 0
-    yield 'two pictures.jpg', _saved(image, 'MPO', save_all=True, append_images=[other],
-                                     quality=100, subsampling=0), rgb, 8
+    yield (
+        'two pictures.jpg',
+        _saved(image, 'MPO', save_all=True, append_images=[other], quality=100, subsampling=0),
+        rgb,
+        8,
+    )
     yield 'one pixel.png', _saved(image.crop((0, 0, 1, 1)), 'PNG'), rgb[:1, :1], 0
     yield 'bitmap.bmp', _saved(image, 'BMP'), rgb, 0
-    yield 'progressive.jpg', _saved(image, 'JPEG', progressive=True, quality=100,
-                                    subsampling=0), rgb, 8
+    yield (
+        'progressive.jpg',
+        _saved(image, 'JPEG', progressive=True, quality=100, subsampling=0),
+        rgb,
+        8,
+    )
 
 
-@pytest.mark.parametrize('name, data, expected, deviation', [
-    pytest.param(*case, id=case[0]) for case in _wild()])
+@pytest.mark.parametrize(
+    'name, data, expected, deviation', [pytest.param(*case, id=case[0]) for case in _wild()]
+)
 def test_pictures_in_the_wild(tmp_path, name, data, expected, deviation, recwarn):
     path = tmp_path / name
     path.write_bytes(data)
@@ -264,31 +349,39 @@ def test_pictures_in_the_wild(tmp_path, name, data, expected, deviation, recwarn
     assert image.mode == 'RGB'
     np.testing.assert_allclose(np.asarray(image).astype(float), expected, rtol=0, atol=deviation)
     np.testing.assert_allclose(
-        Bigger.test(path).x, by_hand(np.asarray(image), 256, Image.BICUBIC), rtol=0, atol=1e-6)
+        Bigger.test(path).x, by_hand(np.asarray(image), 256, Image.BICUBIC), rtol=0, atol=1e-6
+    )
     assert pictures.load_chw(path).shape == (3,) + expected.shape[:2]
     assert not recwarn.list
 
 
 def _refused():
     photo = _saved(Image.fromarray(random_picture(200, 300)), 'JPEG')
-    yield 'cut.jpg', photo[:len(photo) // 2], 'truncated'
+    yield 'cut.jpg', photo[: len(photo) // 2], 'truncated'
     yield 'empty.jpg', b'', 'not a picture'
     yield 'text.jpg', b'not a picture at all\n' * 50, 'not a picture'
     # A program of Ghostscript, which Pillow would start.
-    yield 'program.jpg', (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n'
-                          b'%%EndComments\nshowpage\n'), 'not a picture'
+    yield (
+        'program.jpg',
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n'),
+        'not a picture',
+    )
     yield 'huge.png', _png(40000, 40000, 2, 8, b''), '(?i)pixels'
     yield 'large.png', _png(13000, 13000, 2, 8, b''), '13000 x 13000 pixels; at most'
     yield 'float.tif', _saved(Image.new('F', (9, 9)), 'TIFF'), 'floating-point'
-    yield '32 bits.tif', _saved(Image.fromarray(
-        np.full((9, 9), 1 << 20, np.int32)), 'TIFF'), '32 bits a channel'
+    yield (
+        '32 bits.tif',
+        _saved(Image.fromarray(np.full((9, 9), 1 << 20, np.int32)), 'TIFF'),
+        '32 bits a channel',
+    )
     progressive = _saved(Image.new('RGB', (3000, 3000)), 'JPEG', progressive=True)
-    scan = progressive[progressive.rindex(b'\xff\xda'):-2]
+    scan = progressive[progressive.rindex(b'\xff\xda') : -2]
     yield 'scans.jpg', progressive[:-2] + scan * 2000 + b'\xff\xd9', 'scans'
 
 
-@pytest.mark.parametrize('name, data, message', [
-    pytest.param(*case, id=case[0]) for case in _refused()])
+@pytest.mark.parametrize(
+    'name, data, message', [pytest.param(*case, id=case[0]) for case in _refused()]
+)
 def test_pictures_that_are_refused(tmp_path, name, data, message, recwarn):
     path = tmp_path / name
     path.write_bytes(data)
@@ -296,7 +389,7 @@ def test_pictures_that_are_refused(tmp_path, name, data, message, recwarn):
     for read in (Bigger.test, pictures.load, pictures.load_chw):
         with pytest.raises(InputError, match=message) as e:
             read(path)
-        assert str(e.value).startswith('{}: '.format(path)) and '\n' not in str(e.value)
+        assert str(e.value).startswith(f'{path}: ') and '\n' not in str(e.value)
     assert time.process_time() - begun < 1
     assert not recwarn.list
 
@@ -315,15 +408,28 @@ def test_long_and_narrow_pictures(tmp_path):
 
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / 'pipe.jpg')
-    for name, message in (('pipe.jpg', 'it is not a file'), ('', 'it is not a file'),
-                          ('none.jpg', 'No such file')):
+    for name, message in (
+        ('pipe.jpg', 'it is not a file'),
+        ('', 'it is not a file'),
+        ('none.jpg', 'No such file'),
+    ):
         with pytest.raises(InputError, match=message):
             pictures.load(tmp_path / name)
 
 
-@pytest.mark.parametrize('form, options', [
-    ('JPEG', {}), ('PNG', {}), ('GIF', {}), ('TIFF', {}), ('TIFF', {'compression': 'tiff_lzw'}),
-    ('WEBP', {}), ('BMP', {}), ('AVIF', {})])
+@pytest.mark.parametrize(
+    'form, options',
+    [
+        ('JPEG', {}),
+        ('PNG', {}),
+        ('GIF', {}),
+        ('TIFF', {}),
+        ('TIFF', {'compression': 'tiff_lzw'}),
+        ('WEBP', {}),
+        ('BMP', {}),
+        ('AVIF', {}),
+    ],
+)
 def test_damaged_pictures_end_in_one_line(tmp_path, form, options, capfd):
     data = _saved(Image.fromarray(random_picture(60, 80)), form, **options)
     path = tmp_path / 'x'
@@ -344,13 +450,13 @@ def test_damaged_pictures_end_in_one_line(tmp_path, form, options, capfd):
 
 # ---- names
 
+
 def test_imagenet_names():
     names = class_names.imagenet()
     assert len(names) == 1000 and list(names) == sorted(names)
     assert all(len(s) == 9 and s[0] == 'n' and s[1:].isdigit() for s in names)
     assert list(names.items())[0] == ('n01440764', 'tench, Tinca tinca')
-    assert list(names.items())[999] == (
-        'n15075141', 'toilet tissue, toilet paper, bathroom tissue')
+    assert list(names.items())[999] == ('n15075141', 'toilet tissue, toilet paper, bathroom tissue')
     assert names['n02123045'] == 'tabby, tabby cat' and list(names).index('n02123045') == 281
     assert all(name and name == name.strip() for name in names.values())
 
@@ -373,6 +479,7 @@ def test_names_of_networks():
 
 # ---- folders
 
+
 def _touch(*parts):
     path = pathlib.Path(*parts)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -381,10 +488,17 @@ def _touch(*parts):
 
 
 def test_class_folders(tmp_path):
-    expected = [_touch(tmp_path, 'val', *parts) for parts in (
-        ('a', '1.JPEG'), ('a', '2.jpg'), ('a', 'images', 'deep.PNG'), ('c', 'x.jpeg'))]
-    for other in (('a', 'notes.txt'), ('a', '._1.JPEG'), ('.hidden', 'x.jpg'), ('b', 'Thumbs.db'),
-                  ('x.jpg',)):
+    expected = [
+        _touch(tmp_path, 'val', *parts)
+        for parts in (('a', '1.JPEG'), ('a', '2.jpg'), ('a', 'images', 'deep.PNG'), ('c', 'x.jpeg'))
+    ]
+    for other in (
+        ('a', 'notes.txt'),
+        ('a', '._1.JPEG'),
+        ('.hidden', 'x.jpg'),
+        ('b', 'Thumbs.db'),
+        ('x.jpg',),
+    ):
         _touch(tmp_path, 'val', *other)
     for root in (tmp_path, tmp_path / 'val'):
         found = ilsvrc.find(str(root))
@@ -411,15 +525,16 @@ def make_tree(root, synsets, save):
     """Make the published tree of validation pictures: ``save(i, path)`` writes each."""
     for part in ('ImageSets', 'Annotations', 'Data'):
         (root / part / 'CLS-LOC' / ('' if part == 'ImageSets' else 'val')).mkdir(parents=True)
-    names = ['ILSVRC2012_val_{:08d}'.format(i + 1) for i in range(len(synsets))]
-    (root / 'ImageSets' / 'CLS-LOC' / 'val.txt').write_text(''.join(
-        '{} {}\n'.format(name, i + 1) for i, name in enumerate(names)))
+    names = [f'ILSVRC2012_val_{i + 1:08d}' for i in range(len(synsets))]
+    (root / 'ImageSets' / 'CLS-LOC' / 'val.txt').write_text(
+        ''.join(f'{name} {i + 1}\n' for i, name in enumerate(names))
+    )
     for i, (name, synset) in enumerate(zip(names, synsets)):
         (root / 'Annotations' / 'CLS-LOC' / 'val' / (name + '.xml')).write_text(
-            '<annotation>\n\t<folder>val</folder>\n\t<filename>{}</filename>\n\t<object>\n'
-            '\t\t<name>{}</name>\n\t\t<bndbox><xmin>1</xmin></bndbox>\n\t</object>\n'
-            '\t<object>\n\t\t<name>n15075141</name>\n\t</object>\n</annotation>\n'.format(
-                name, synset))
+            f'<annotation>\n\t<folder>val</folder>\n\t<filename>{name}</filename>\n\t<object>\n'
+            f'\t\t<name>{synset}</name>\n\t\t<bndbox><xmin>1</xmin></bndbox>\n\t</object>\n'
+            '\t<object>\n\t\t<name>n15075141</name>\n\t</object>\n</annotation>\n'
+        )
         save(i, root / 'Data' / 'CLS-LOC' / 'val' / (name + '.JPEG'))
     return names
 
@@ -456,17 +571,20 @@ def test_trees_and_folders_that_are_wrong(tmp_path, monkeypatch):
     names = make_tree(root, ['n01', 'n02'], lambda i, path: path.touch())
     annotation = root / 'Annotations' / 'CLS-LOC' / 'val' / (names[0] + '.xml')
     for text, message in (
-            ('<annotation><object></object></annotation>', 'no object'),
-            ('<annotation><object><name>n01', 'not an annotation'),
-            ('', 'not an annotation'),
-            ('<!DOCTYPE a [<!ENTITY b "n01">]><a><object><name>&b;</name></object></a>',
-             'document type'),
-            ('<a><object><name>n01</name></object></a>' + ' ' * (1 << 20), 'too large')):
+        ('<annotation><object></object></annotation>', 'no object'),
+        ('<annotation><object><name>n01', 'not an annotation'),
+        ('', 'not an annotation'),
+        (
+            '<!DOCTYPE a [<!ENTITY b "n01">]><a><object><name>&b;</name></object></a>',
+            'document type',
+        ),
+        ('<a><object><name>n01</name></object></a>' + ' ' * (1 << 20), 'too large'),
+    ):
         annotation.write_text(text)
-        with pytest.raises(InputError, match='{}.xml: .*{}'.format(names[0], message)):
+        with pytest.raises(InputError, match=f'{names[0]}.xml: .*{message}'):
             ilsvrc.find()
     annotation.unlink()
-    with pytest.raises(InputError, match='{}.xml: cannot be read'.format(names[0])):
+    with pytest.raises(InputError, match=f'{names[0]}.xml: cannot be read'):
         ilsvrc.find()
     listing = root / 'ImageSets' / 'CLS-LOC' / 'val.txt'
     listing.write_bytes(b'\xff\xfe\xff')
@@ -498,9 +616,10 @@ def test_expanding_folders(tmp_path):
 
 # ---- loading by several processes
 
+
 def _load(i, out):
     if i % 7 == 3:
-        raise InputError('picture {} is damaged'.format(i))
+        raise InputError(f'picture {i} is damaged')
     out[...] = i
     out[0, 0] = os.getpid() % 1000
 
@@ -512,8 +631,9 @@ def test_batches_are_the_same_by_any_number_of_workers(workers, batch):
     seen, processes = [], set()
     for items, x, errors in parallel.batches(_load, plan, batch, (2, 3), workers):
         assert x.dtype == np.float32 and x.shape == (len(items), 2, 3)
-        assert errors == {k: 'picture {} is damaged'.format(i)
-                          for k, i in enumerate(items.tolist()) if i % 7 == 3}
+        assert errors == {
+            k: f'picture {i} is damaged' for k, i in enumerate(items.tolist()) if i % 7 == 3
+        }
         for k, i in enumerate(items):
             if k not in errors:
                 assert (x[k, 1] == i).all()
@@ -540,6 +660,7 @@ def test_no_more_is_loaded_than_is_under_way():
         while True:
             drawn.append(len(drawn))
             yield drawn[-1:] * 4
+
     batches = parallel.batches(_load, plan(), 4, (2, 3), 2)
     for _ in range(10):
         next(batches)
@@ -547,7 +668,7 @@ def test_no_more_is_loaded_than_is_under_way():
     assert 10 < len(drawn) < 20
 
 
-_ENDLESS = '''
+_ENDLESS = """
 import os, sys, itertools
 from trainer.datasets import parallel
 def load(i, out):
@@ -557,12 +678,12 @@ if __name__ == '__main__':
     for n, batch in enumerate(parallel.batches(load, plan, 1, (1,), 2)):
         if n % 50 == 0:
             print(int(batch.x[0, 0]), flush=True)
-'''
+"""
 
 
 def _alive(process):
     try:
-        with open('/proc/{}/stat'.format(process)) as f:
+        with open(f'/proc/{process}/stat') as f:
             return f.read().rsplit(')', 1)[1].split()[0] != 'Z'
     except FileNotFoundError:
         return False
@@ -572,8 +693,12 @@ def _alive(process):
 def test_no_process_outlives_a_killed_main_process(tmp_path):
     script = tmp_path / 'endless.py'
     script.write_text(_ENDLESS)
-    main = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True,
-                            env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    main = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
     workers = set()
     while len(workers) < 2:
         workers.add(int(main.stdout.readline()))
@@ -583,5 +708,5 @@ def test_no_process_outlives_a_killed_main_process(tmp_path):
     main.stdout.close()
     until = time.monotonic() + 10
     while any(map(_alive, workers)) and time.monotonic() < until:
-        time.sleep(.05)
+        time.sleep(0.05)
     assert not any(map(_alive, workers))

@@ -1,21 +1,22 @@
 """test_ilsvrc.py and what is behind it: a small ILSVRC tree, and numbers computed by hand."""
+
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import chainer
 import numpy as np
 import pytest
 from PIL import Image
+from test_ilsvrc_data import make_tree, random_picture
 
-import trainer  # noqa: F401
-import chainer
 import resnext
 import resnext_ilsvrc
 import test_ilsvrc as script
+import trainer  # noqa: F401
 from data_augmentation import DataAugmentationNormalizeBigger as Bigger
-from test_ilsvrc_data import make_tree, random_picture
 from trainer import cli, evaluation, prediction
 from trainer.datasets import class_names, folder, ilsvrc
 from trainer.errors import InputError
@@ -34,8 +35,8 @@ def network(category_num, seed, classes=None):
     rng = np.random.default_rng(seed)
     for link in made.links():
         if isinstance(link, chainer.links.BatchNormalization):
-            link.avg_var[...] = rng.uniform(.5, 1.5, link.avg_var.shape)
-            link.avg_mean[...] = rng.normal(0, .1, link.avg_mean.shape)
+            link.avg_var[...] = rng.uniform(0.5, 1.5, link.avg_var.shape)
+            link.avg_mean[...] = rng.normal(0, 0.1, link.avg_mean.shape)
     x = np.stack([Bigger.test(random_picture(*SIZES[i % len(SIZES)], seed=i)).x for i in range(12)])
     with chainer.no_backprop_mode():
         y = made(x, train=False).array
@@ -61,10 +62,16 @@ class Tree:
             (self.folders / 'val' / synset / path.name).write_bytes(path.read_bytes())
         self.models = []
         for seed in (1, 2):
-            self.models.append(str(root / '{}.npz'.format(seed)))
+            self.models.append(str(root / f'{seed}.npz'))
             network(6, seed).save_model(self.models[-1])
-        self.bad = {'M': self.models[0], 'SEVEN': root / 'seven.npz', 'NAN': root / 'nan.npz',
-                    'CIFAR': root / 'cifar.npz', 'EMPTY': root / 'empty', 'FILE': root / 'FILE'}
+        self.bad = {
+            'M': self.models[0],
+            'SEVEN': root / 'seven.npz',
+            'NAN': root / 'nan.npz',
+            'CIFAR': root / 'cifar.npz',
+            'EMPTY': root / 'empty',
+            'FILE': root / 'FILE',
+        }
         network(7, 1).save_model(self.bad['SEVEN'])
         broken = resnext_ilsvrc.load(self.models[0])
         broken.fc.W.array[0, 0] = np.nan
@@ -137,12 +144,14 @@ def check(log, p, labels):
     assert log['test_error']['top5'] == pytest.approx(100 * (1 - top5 / n), abs=1e-9)
     answers = p.argmax(axis=1)
     for label in range(p.shape[1]):
-        assert log['test_parameter_{}'.format(label)]['parameter'] == (labels == label).sum()
-        assert log['test_accuracy_{}'.format(label)]['accuracy'] == (
-            (labels == label) & (answers == label)).sum()
+        assert log[f'test_parameter_{label}']['parameter'] == (labels == label).sum()
+        assert (
+            log[f'test_accuracy_{label}']['accuracy']
+            == ((labels == label) & (answers == label)).sum()
+        )
         for answer in set(range(p.shape[1])) - {label}:
             mistaken = ((labels == label) & (answers == answer)).sum()
-            entry = log.get('test_accuracy_{}_{}'.format(label, answer), {'accuracy': 0})
+            entry = log.get(f'test_accuracy_{label}_{answer}', {'accuracy': 0})
             assert entry['accuracy'] == mistaken
     return top1, top5
 
@@ -150,8 +159,26 @@ def check(log, p, labels):
 @pytest.mark.parametrize('layout', ['published', 'folders'])
 def test_errors_equal_those_by_hand(tree, layout, tmp_path, monkeypatch, capsys):
     p = softmax(tree.logits(tree.models[0]))
-    status, out, err = run(monkeypatch, capsys, '-m', tree.models[0], '-ld', getattr(tree, layout),
-                           '-p', tmp_path / 'new', '-b', 7, '-teb', 2, '-c', 2, '-d', 2, '-l', 14)
+    status, out, err = run(
+        monkeypatch,
+        capsys,
+        '-m',
+        tree.models[0],
+        '-ld',
+        getattr(tree, layout),
+        '-p',
+        tmp_path / 'new',
+        '-b',
+        7,
+        '-teb',
+        2,
+        '-c',
+        2,
+        '-d',
+        2,
+        '-l',
+        14,
+    )
     assert (status, err) == (0, '')
     log = logged(tmp_path / 'new')
     top1, top5 = check(log, p, tree.labels)
@@ -161,9 +188,9 @@ def test_errors_equal_those_by_hand(tree, layout, tmp_path, monkeypatch, capsys)
     assert log['test_unreadable']['pictures'] == []
     errors = [100 * (1 - top / N) for top in (top1, top5)]
     for name, error, top in zip(('top-1', 'top-5'), errors, (top1, top5)):
-        assert '\n{} error  {:6.2f} %  ({} wrong)\n'.format(name, error, N - top) in out
+        assert f'\n{name} error  {error:6.2f} %  ({N - top} wrong)\n' in out
     # The last line of the progress tells the same, and the ones before what was known then.
-    told = [line for line in out.splitlines() if 'images/s' in line and '/{} ['.format(N) in line]
+    told = [line for line in out.splitlines() if 'images/s' in line and f'/{N} [' in line]
     assert [int(line.split('/')[0]) for line in told] == [7, 14, 20]
     assert told[-1].endswith('error {:.2f}% (top-5 {:.2f}%)]'.format(*errors))
     if layout == 'published':
@@ -178,8 +205,21 @@ def test_ten_crops_average_their_posteriors(tree, tmp_path, monkeypatch, capsys)
     for path, synset in zip(tree.paths[:5], tree.synsets):
         (tmp_path / 'val' / synset / path.name).write_bytes(path.read_bytes())
     p = softmax(tree.logits(tree.models[0], Bigger.ten_crop, 5)).mean(axis=1)
-    status, out, _ = run(monkeypatch, capsys, '-m', tree.models[0], '-ld', tmp_path,
-                         '-p', tmp_path, '--ten-crop', '-b', 3, '--workers', 1)
+    status, out, _ = run(
+        monkeypatch,
+        capsys,
+        '-m',
+        tree.models[0],
+        '-ld',
+        tmp_path,
+        '-p',
+        tmp_path,
+        '--ten-crop',
+        '-b',
+        3,
+        '--workers',
+        1,
+    )
     assert status == 0 and 'ten crops' in out
     log = logged(tmp_path)
     check(log, p, tree.labels[:5])
@@ -188,8 +228,20 @@ def test_ten_crops_average_their_posteriors(tree, tmp_path, monkeypatch, capsys)
 
 def test_several_models_average_their_posteriors(tree, tmp_path, monkeypatch, capsys):
     each = [softmax(tree.logits(model)) for model in tree.models]
-    status, out, _ = run(monkeypatch, capsys, '-m', tree.models[0], '-m', tree.models[1],
-                         '-ld', tree.folders, '-p', tmp_path, '--workers', 0)
+    status, out, _ = run(
+        monkeypatch,
+        capsys,
+        '-m',
+        tree.models[0],
+        '-m',
+        tree.models[1],
+        '-ld',
+        tree.folders,
+        '-p',
+        tmp_path,
+        '--workers',
+        0,
+    )
     assert status == 0 and 'averaged' in out
     log = logged(tmp_path)
     check(log, sum(each) / 2, tree.labels)
@@ -200,8 +252,17 @@ def test_averages_of_crops_and_networks():
     x = np.random.default_rng(0).normal(size=(2, 10, 3, 32, 32)).astype(np.float32)
     networks = [network(6, 1), network(6, 2)]
     with chainer.no_backprop_mode():
-        p = np.mean([softmax(net(x.reshape(20, 3, 32, 32), train=False).array.astype(float))
-                     for net in networks], axis=0).reshape(2, 10, 6).mean(axis=1)
+        p = (
+            np.mean(
+                [
+                    softmax(net(x.reshape(20, 3, 32, 32), train=False).array.astype(float))
+                    for net in networks
+                ],
+                axis=0,
+            )
+            .reshape(2, 10, 6)
+            .mean(axis=1)
+        )
     y = prediction.scores(networks, x, chunk=7)
     assert y.dtype == np.float64
     np.testing.assert_allclose(np.exp(y), p, rtol=1e-4)
@@ -227,8 +288,19 @@ def test_features(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for flags, function in (((), Bigger.test), (('--ten-crop',), Bigger.ten_crop)):
         # The classes need not be the network's.
-        status, said, _ = run(monkeypatch, capsys, '-m', tree.models[0], '-ld', tmp_path,
-                              '--features', out, '-b', 2, *flags)
+        status, said, _ = run(
+            monkeypatch,
+            capsys,
+            '-m',
+            tree.models[0],
+            '-ld',
+            tmp_path,
+            '--features',
+            out,
+            '-b',
+            2,
+            *flags,
+        )
         assert status == 0 and '3 rows, 1 of them nan' in said and str(broken) in said
         features = np.load(out)
         beside = json.loads((tmp_path / 'features.json').read_text())
@@ -240,7 +312,10 @@ def test_features(tree, tmp_path, monkeypatch, capsys):
                 expected = net.features(x).array[:, :, 0, 0].mean(axis=0)
             np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
         assert [os.path.basename(path) for path in beside['pictures']] == [
-            'broken.jpg', 'c.png', 'd.jpg']
+            'broken.jpg',
+            'c.png',
+            'd.jpg',
+        ]
         assert beside['labels'] == [0, 0, 1] and beside['categories'] == [SYNSETS[0], 'x']
         assert [u['path'] for u in beside['unreadable']] == [str(broken)]
     assert not os.path.exists('log.json')
@@ -261,7 +336,8 @@ def test_unreadable_pictures_are_told_and_not_counted(tree, tmp_path, monkeypatc
     check(log, softmax(tree.logits(tree.models[0]))[read], tree.labels[read])
     unreadable = log['test_unreadable']['pictures']
     assert [u['path'] for u in unreadable] == [
-        './ILSVRC/Data/CLS-LOC/val/' + path.name for path in (cut, gone)]
+        './ILSVRC/Data/CLS-LOC/val/' + path.name for path in (cut, gone)
+    ]
     assert 'truncated' in unreadable[0]['error'] and 'No such file' in unreadable[1]['error']
     assert '2 more could not be read and are not counted' in out
     assert cut.name in out and gone.name in out and 'pictures         18' in out
@@ -304,33 +380,41 @@ def test_the_loss_column_and_the_table_from_python(tree):
     pictures = ilsvrc.find(str(tree.published))
     net = resnext_ilsvrc.load(tree.models[0])
     seen = []
-    found = evaluation.evaluate([net], pictures, batch=8, workers=0,
-                                progress=lambda n, tally: seen.append((n, tally.pictures)))
+    found = evaluation.evaluate(
+        [net],
+        pictures,
+        batch=8,
+        workers=0,
+        progress=lambda n, tally: seen.append((n, tally.pictures)),
+    )
     assert seen == [(8, 8), (8, 16), (4, 20)]
     _, _, loss = by_hand(softmax(tree.logits(tree.models[0])), tree.labels)
     assert found.tally.loss == pytest.approx(loss / N, rel=1e-5)
     table = report.table(found, ['m'], net)
-    assert 'loss         {:8.4f}'.format(loss / N) in table
+    assert f'loss         {loss / N:8.4f}' in table
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ((), '-m'),
-    (('-m', 'none.npz'), 'none.npz'),
-    (('-m', 'M', '-c', '3'), '-c 3'),
-    (('-m', 'M', '-l', '50'), '-l 50'),
-    (('-m', 'M', '-ld', 'nowhere'), '-ld nowhere: no such folder; wanted is the ILSVRC tree'),
-    (('-m', 'M', '-ld', 'EMPTY'), 'no pictures in class folders; wanted is'),
-    (('-m', 'M', '-b', '0'), '-b'),
-    (('-m', 'M', '--workers', '-1'), '--workers'),
-    (('-m', 'M', '-m', 'M', '--features', 'x.npy'), '--features'),
-    (('-m', 'M', '--features', 'x.txt'), 'ends in .npy'),
-    (('-m', 'SEVEN'), 'of 6 classes (n01440764, n01443537, ...), the network has 7'),
-    (('-m', 'M', '-m', 'SEVEN'), 'different classes (6 and 7)'),
-    (('-m', 'NAN'), 'not finite'),
-    (('-m', 'CIFAR', '--ten-crop'), '--ten-crop'),
-    (('-m', 'M', '-m', 'CIFAR'), 'preprocessed differently'),
-    (('-m', 'M', '-p', 'FILE'), 'FILE'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ((), '-m'),
+        (('-m', 'none.npz'), 'none.npz'),
+        (('-m', 'M', '-c', '3'), '-c 3'),
+        (('-m', 'M', '-l', '50'), '-l 50'),
+        (('-m', 'M', '-ld', 'nowhere'), '-ld nowhere: no such folder; wanted is the ILSVRC tree'),
+        (('-m', 'M', '-ld', 'EMPTY'), 'no pictures in class folders; wanted is'),
+        (('-m', 'M', '-b', '0'), '-b'),
+        (('-m', 'M', '--workers', '-1'), '--workers'),
+        (('-m', 'M', '-m', 'M', '--features', 'x.npy'), '--features'),
+        (('-m', 'M', '--features', 'x.txt'), 'ends in .npy'),
+        (('-m', 'SEVEN'), 'of 6 classes (n01440764, n01443537, ...), the network has 7'),
+        (('-m', 'M', '-m', 'SEVEN'), 'different classes (6 and 7)'),
+        (('-m', 'NAN'), 'not finite'),
+        (('-m', 'CIFAR', '--ten-crop'), '--ten-crop'),
+        (('-m', 'M', '-m', 'CIFAR'), 'preprocessed differently'),
+        (('-m', 'M', '-p', 'FILE'), 'FILE'),
+    ],
+)
 def test_bad_input_is_one_line(tree, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = [tree.bad.get(a, a) for a in arguments]
@@ -343,8 +427,12 @@ def test_bad_input_is_one_line(tree, arguments, message, tmp_path, monkeypatch, 
 
 
 def test_without_data_the_default_is_told(tree, tmp_path):
-    process = subprocess.run([sys.executable, ROOT / 'test_ilsvrc.py', '-m', tree.models[0]],
-                             cwd=tmp_path, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, ROOT / 'test_ilsvrc.py', '-m', tree.models[0]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 2 and process.stdout == ''
     assert process.stderr.startswith('test_ilsvrc.py: error: -ld ./ILSVRC: no such folder; wanted')
     assert process.stderr.count('\n') == 1 and os.listdir(tmp_path) == []

@@ -1,11 +1,12 @@
 """The paper's networks against the 2017 program's numbers, and their files."""
+
 import chainer
 import numpy as np
 import pytest
+from conftest import FIXTURES, starting_with
 
 import resnext
 import resnext_ilsvrc
-from conftest import FIXTURES, starting_with
 from trainer.errors import InputError
 from trainer.networks.layers import Stage, StageConfig
 from trainer.weights import npz, original, registry
@@ -22,8 +23,9 @@ def golden():
 @pytest.fixture
 def tiny():
     """The 2017 program's tiny network, with its pooling."""
-    network = resnext_ilsvrc.ResNext(10, block_num=(1, 1, 1, 1), C=4, d=4, multiplier=2,
-                                     round_up_pooling=True)
+    network = resnext_ilsvrc.ResNext(
+        10, block_num=(1, 1, 1, 1), C=4, d=4, multiplier=2, round_up_pooling=True
+    )
     network.load_model(TINY)
     return network
 
@@ -51,8 +53,13 @@ def test_computes_what_the_2017_program_does(tiny, golden):
         if name.endswith('/avg_mean'):  # its biases went into the means
             with np.load(TINY) as f:
                 conv = name.replace('/bn/avg_mean', '/conv/b')
-                convs = sorted(n for n in f.files if n == conv or n.startswith(
-                    conv.replace('bn_relu_3/conv/b', 'conv_group_2/')) and n.endswith('/b'))
+                convs = sorted(
+                    n
+                    for n in f.files
+                    if n == conv
+                    or n.startswith(conv.replace('bn_relu_3/conv/b', 'conv_group_2/'))
+                    and n.endswith('/b')
+                )
                 expected = expected - np.concatenate([f[n] for n in convs])
         assert abs(after[name] - expected).max() < 1e-5, name
 
@@ -83,14 +90,17 @@ def test_pooling_rounds_as_asked():
             assert shapes['features'] == (1, 16, 1, 1)
 
 
-@pytest.mark.parametrize('build, layers, parameters', [
-    (lambda: resnext_ilsvrc.resnext50(initialize=False), 50, 25028904),
-    (lambda: resnext_ilsvrc.resnext101(initialize=False), 101, 44177704),
-    (lambda: resnext_ilsvrc.resnext101(C=64, initialize=False), 101, 83455272),
-    (lambda: resnext_ilsvrc.resnext101(C=32, d=8, initialize=False), 101, 88791336),
-    (lambda: resnext.PaperResNext(10, C=8, initialize=False), 29, 34426698),
-    (lambda: resnext.PaperResNext(10, C=16, initialize=False), 29, 68155210),
-])
+@pytest.mark.parametrize(
+    'build, layers, parameters',
+    [
+        (lambda: resnext_ilsvrc.resnext50(initialize=False), 50, 25028904),
+        (lambda: resnext_ilsvrc.resnext101(initialize=False), 101, 44177704),
+        (lambda: resnext_ilsvrc.resnext101(C=64, initialize=False), 101, 83455272),
+        (lambda: resnext_ilsvrc.resnext101(C=32, d=8, initialize=False), 101, 88791336),
+        (lambda: resnext.PaperResNext(10, C=8, initialize=False), 29, 34426698),
+        (lambda: resnext.PaperResNext(10, C=16, initialize=False), 29, 68155210),
+    ],
+)
 def test_sizes_are_the_published_ones(build, layers, parameters):
     network = build()
     assert network.count_params() == parameters
@@ -101,10 +111,13 @@ def test_sizes_are_the_published_ones(build, layers, parameters):
 
 
 def test_arguments_lay_out_the_stages():
-    network = resnext_ilsvrc.ResNext(7, (1, 2), 2, 40, 3.2, shortcut='C', stem_width=16,
-                                     initialize=False)
-    assert network.stages == (StageConfig(1, 80, 2, 256, 1, 'all'),
-                              StageConfig(2, 160, 2, 512, 2, 'all'))
+    network = resnext_ilsvrc.ResNext(
+        7, (1, 2), 2, 40, 3.2, shortcut='C', stem_width=16, initialize=False
+    )
+    assert network.stages == (
+        StageConfig(1, 80, 2, 256, 1, 'all'),
+        StageConfig(2, 160, 2, 512, 2, 'all'),
+    )
     assert (network.C, network.d, network.multiplier) == (2, 40, 3.2)
     assert network.stage2.block2.shortcut is not None
     assert resnext_ilsvrc.resnext152(C=2, d=1, initialize=False).block_num == (3, 8, 36, 3)
@@ -117,15 +130,18 @@ def test_arguments_lay_out_the_stages():
         resnext_ilsvrc.ResNext(0, (1,), 1, 1, 1)
 
 
-@pytest.mark.parametrize('build', [
-    small,
-    lambda: small(shortcut='A', eps=1e-3, round_up_pooling=True),
-    lambda: small(shortcut='C', stem_width=5),
-    lambda: small(stages=[[1, 6, 3, 9, 2, 'none'], [2, 4, 1, 7, 1, 'all']]),
-    lambda: resnext_ilsvrc.ResNext(4, (1, 1), 1, 10, 3.2),
-    lambda: resnext.PaperResNext(3, (1, 2), 2, 4, 1, stem_width=4),
-    lambda: resnext.PaperResNext(3, (1, 1), 1, 4, shortcut='A', eps=.01),
-])
+@pytest.mark.parametrize(
+    'build',
+    [
+        small,
+        lambda: small(shortcut='A', eps=1e-3, round_up_pooling=True),
+        lambda: small(shortcut='C', stem_width=5),
+        lambda: small(stages=[[1, 6, 3, 9, 2, 'none'], [2, 4, 1, 7, 1, 'all']]),
+        lambda: resnext_ilsvrc.ResNext(4, (1, 1), 1, 10, 3.2),
+        lambda: resnext.PaperResNext(3, (1, 2), 2, 4, 1, stem_width=4),
+        lambda: resnext.PaperResNext(3, (1, 1), 1, 4, shortcut='A', eps=0.01),
+    ],
+)
 def test_files_say_what_they_hold(build, tmp_path):
     network = build()
     network.classes = ['a'] * network.category_num
@@ -156,26 +172,35 @@ def test_original_layout_is_the_2017_programs(tiny, golden, tmp_path):
     assert abs(scores(again, golden['x']) - golden['test_y']).max() < 1e-5
 
 
-@pytest.mark.parametrize('name, build', [
-    ('50_32x4d', lambda: resnext_ilsvrc.resnext50(initialize=False)),
-    ('101_32x4d', lambda: resnext_ilsvrc.resnext101(initialize=False)),
-    ('101_64x4d', lambda: resnext_ilsvrc.resnext101(C=64, initialize=False)),
-])
+@pytest.mark.parametrize(
+    'name, build',
+    [
+        ('50_32x4d', lambda: resnext_ilsvrc.resnext50(initialize=False)),
+        ('101_32x4d', lambda: resnext_ilsvrc.resnext101(initialize=False)),
+        ('101_64x4d', lambda: resnext_ilsvrc.resnext101(C=64, initialize=False)),
+    ],
+)
 def test_original_layout_of_the_published_networks(name, build, shared):
     network = build()
     arrays = original.from_here(npz.state(network), network.original_units())
-    layout = shared / 'golden/original/ilsvrc_{}_npz_layout.txt'.format(name)
-    assert layout.read_text().splitlines() == ['{}\t{}\t{}'.format(
-        key, np.shape(array), 'int64' if key.endswith('/N') else array.dtype)
-        for key, array in arrays.items()]
+    layout = shared / f'golden/original/ilsvrc_{name}_npz_layout.txt'
+    assert layout.read_text().splitlines() == [
+        '{}\t{}\t{}'.format(key, np.shape(array), 'int64' if key.endswith('/N') else array.dtype)
+        for key, array in arrays.items()
+    ]
 
 
-@pytest.mark.parametrize('arguments', [
-    {}, {'stem_width': 64, 'shortcut': 'A'}, {'stem_width': 64, 'shortcut': 'C'},
-    {'stem_width': 64, 'eps': 1e-4},
-    {'stem_width': 64, 'stages': [[1, 4, 2, 8, 1, 'first'], [1, 4, 2, 16, 2, 'first']]},
-    {'stem_width': 64, 'stages': [[1, 4, 2, 6, 1, 'first']]},
-])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {},
+        {'stem_width': 64, 'shortcut': 'A'},
+        {'stem_width': 64, 'shortcut': 'C'},
+        {'stem_width': 64, 'eps': 1e-4},
+        {'stem_width': 64, 'stages': [[1, 4, 2, 8, 1, 'first'], [1, 4, 2, 16, 2, 'first']]},
+        {'stem_width': 64, 'stages': [[1, 4, 2, 6, 1, 'first']]},
+    ],
+)
 def test_original_layout_refuses_what_it_cannot_hold(arguments, tmp_path):
     with pytest.raises(InputError, match='2017 program cannot hold'):
         small(**arguments).save_model(tmp_path / 'x.npz', layout='original')
@@ -203,8 +228,10 @@ def test_a_file_for_other_strides_or_eps_is_refused(tmp_path):
     other = [[1, 4, 2, 8, 1, 'first'], [1, 4, 2, 8, 1, 'first']]
     small(stages=stages).save_model(tmp_path / 'x.npz')
     small(stages=stages, round_up_pooling=True).load_model(tmp_path / 'x.npz')
-    for arguments, message in (({'stages': other}, 'stages is'),
-                               ({'stages': stages, 'eps': 1e-3}, 'eps is 1e-05 there and 0.001')):
+    for arguments, message in (
+        ({'stages': other}, 'stages is'),
+        ({'stages': stages, 'eps': 1e-3}, 'eps is 1e-05 there and 0.001'),
+    ):
         with pytest.raises(InputError, match='does not fit .*' + message):
             small(**arguments).load_model(tmp_path / 'x.npz')
 
@@ -219,7 +246,7 @@ def test_flags_that_contradict_a_file_are_an_error():
     registry.check_flags(network, 'x.npz')
     registry.check_flags(network, 'x.npz', C=2, d=2, layers=11)
     for flag, flags in (('-c 4', {'C': 4}), ('-d 3', {'d': 3}), ('-l 50', {'layers': 50})):
-        with pytest.raises(InputError, match=r'^{}: x\.npz holds .* 11 layers, 2x2d'.format(flag)):
+        with pytest.raises(InputError, match=rf'^{flag}: x\.npz holds .* 11 layers, 2x2d'):
             registry.check_flags(network, 'x.npz', **flags)
 
 
@@ -228,7 +255,7 @@ def test_blocks_are_computed_in_order_where_there_are_ten_or_more():
     stage = Stage(4, StageConfig(12, 4, 2, 4, 1, 'first'))
     seen = []
     for i in range(1, 13):
-        block = stage['block{}'.format(i)]
+        block = stage[f'block{i}']
         block.forward = lambda x, i=i: seen.append(i) or x
     stage(np.zeros((1, 4, 2, 2), np.float32))
     assert seen == list(range(1, 13))

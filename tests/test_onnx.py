@@ -1,16 +1,18 @@
 """ONNX graphs: ONNX's own checker, and what ONNX Runtime computes with them."""
+
 import json
 import sys
 
 import chainer
 import numpy as np
 import pytest
+from conftest import FIXTURES
 
 import resnext
 import resnext_ilsvrc
-from conftest import FIXTURES
 from trainer.errors import InputError
-from trainer.weights import npz, onnx as writer, torch7
+from trainer.weights import npz, torch7
+from trainer.weights import onnx as writer
 
 GOLDEN = ['tiny_d14_4x2d', 'tiny_d26_8x2d']
 
@@ -32,6 +34,7 @@ def computed(onnx, tmp_path):
         writer.save(path, network, fold)
         session = runtime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
         return [session.run(None, {'x': x})[0] for x in xs], onnx.load(path)
+
     return compute
 
 
@@ -48,9 +51,9 @@ def randomise(network, seed=0):
     rng = np.random.default_rng(seed)
     for name, array in npz.state(network).items():
         if name.endswith(('bn/gamma', 'bn/avg_var')):
-            array[...] = rng.uniform(.5, 1.5, array.shape)
+            array[...] = rng.uniform(0.5, 1.5, array.shape)
         elif name.endswith(('bn/beta', 'bn/avg_mean', 'fc/b')):
-            array[...] = rng.normal(0, .5, array.shape)
+            array[...] = rng.normal(0, 0.5, array.shape)
     return network
 
 
@@ -84,13 +87,17 @@ def test_the_torch7_files(name, shared, computed):
     check(network, batches((224, 224)), computed)
 
 
-@pytest.mark.parametrize('network', [
-    lambda: resnext.ResNext(7, (2, 1, 1), C=2, d=4),
-    lambda: resnext.ResNext(7, (1, 1), C=2, d=4, shortcut='B'),
-    lambda: resnext.PaperResNext(7, (1, 2, 1), C=2, d=4, stem_width=8, shortcut='A'),
-    lambda: resnext.PaperResNext(7, (2, 1), C=2, d=4, stem_width=8, shortcut='C', eps=1e-3),
-    lambda: resnext_ilsvrc.ResNext(7, (1, 11, 1), C=4, d=2, multiplier=2, stem_width=8),
-    lambda: resnext_ilsvrc.ResNext(7, (1, 1), C=2, d=4, stem_width=8, round_up_pooling=True)])
+@pytest.mark.parametrize(
+    'network',
+    [
+        lambda: resnext.ResNext(7, (2, 1, 1), C=2, d=4),
+        lambda: resnext.ResNext(7, (1, 1), C=2, d=4, shortcut='B'),
+        lambda: resnext.PaperResNext(7, (1, 2, 1), C=2, d=4, stem_width=8, shortcut='A'),
+        lambda: resnext.PaperResNext(7, (2, 1), C=2, d=4, stem_width=8, shortcut='C', eps=1e-3),
+        lambda: resnext_ilsvrc.ResNext(7, (1, 11, 1), C=4, d=2, multiplier=2, stem_width=8),
+        lambda: resnext_ilsvrc.ResNext(7, (1, 1), C=2, d=4, stem_width=8, round_up_pooling=True),
+    ],
+)
 def test_every_kind_of_network(network, computed):
     network = randomise(network())
     for size in ((32, 32), (45, 38)):
@@ -106,10 +113,15 @@ def test_weights_and_metadata_are_in_the_file(onnx):
     assert set(weights) == {name for name in arrays if not name.endswith('/N')}
     assert all(weights[name].tobytes() == arrays[name].tobytes() for name in weights)
     assert {p.key: json.loads(p.value) for p in model.metadata_props} == {
-        'architecture': json.loads(json.dumps(network.architecture()))}
-    x, = model.graph.input
+        'architecture': json.loads(json.dumps(network.architecture()))
+    }
+    (x,) = model.graph.input
     assert [d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] == [
-        'batch', 3, 'height', 'width']
+        'batch',
+        3,
+        'height',
+        'width',
+    ]
 
 
 def test_nothing_is_written_that_the_checker_refuses(onnx, tmp_path, monkeypatch):

@@ -1,23 +1,25 @@
 """Inference by OpenVINO, against the reference engine; and how the engine is chosen."""
+
 import json
 import sys
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
 from PIL import Image
+from test_onnx import batches, randomise, relative
 
 import predict
 import resnext
 import resnext_ilsvrc
-from conftest import FIXTURES
-from test_onnx import batches, randomise, relative
 from trainer import cli, engines, prediction
 from trainer.engines import openvino as engine
 from trainer.errors import InputError
 from trainer.weights import torch7
 
 needs_openvino = pytest.mark.skipif(
-    not engine.available(), reason='OpenVINO and onnx are not installed')
+    not engine.available(), reason='OpenVINO and onnx are not installed'
+)
 
 
 def small(**arguments):
@@ -25,10 +27,15 @@ def small(**arguments):
 
 
 @needs_openvino
-@pytest.mark.parametrize('network', [
-    lambda: torch7.read(FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7')[0], small,
-    lambda: small(round_up_pooling=True),
-    lambda: randomise(resnext.ResNext(7, (2, 1, 1), C=2, d=4))])
+@pytest.mark.parametrize(
+    'network',
+    [
+        lambda: torch7.read(FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7')[0],
+        small,
+        lambda: small(round_up_pooling=True),
+        lambda: randomise(resnext.ResNext(7, (2, 1, 1), C=2, d=4)),
+    ],
+)
 def test_float32_equals_the_reference(network):
     network = network()
     fast, plain = network.predictor('openvino'), network.predictor('reference')
@@ -129,16 +136,21 @@ def test_the_reference_sees_later_weights():
     assert np.allclose(plain(x), before + 1) and isinstance(plain, engines.Predictor)
 
 
-@pytest.mark.parametrize('flags, said', [
-    (['--engine', 'reference'], None), (['--engine', 'openvino'], 'OpenVINO'), ([], 'OpenVINO')])
+@pytest.mark.parametrize(
+    'flags, said',
+    [(['--engine', 'reference'], None), (['--engine', 'openvino'], 'OpenVINO'), ([], 'OpenVINO')],
+)
 def test_the_script_says_what_computes(flags, said, tmp_path, monkeypatch, capfd):
     if said and not engine.available():
         pytest.skip('OpenVINO and onnx are not installed')
     small().save_model(tmp_path / 'm.npz')
     picture = np.random.default_rng(0).integers(0, 256, (300, 280, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / 'a.png')
-    monkeypatch.setattr(sys, 'argv', ['predict.py', str(tmp_path / 'a.png'), '--json', '-m',
-                                      str(tmp_path / 'm.npz')] + flags)
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        ['predict.py', str(tmp_path / 'a.png'), '--json', '-m', str(tmp_path / 'm.npz')] + flags,
+    )
     with pytest.raises(SystemExit) as e:
         cli.run(predict.main)
     out, err = capfd.readouterr()

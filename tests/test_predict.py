@@ -1,4 +1,5 @@
 """predict.py and what is behind it, and the README's example of loading a model."""
+
 import json
 import os
 import pathlib
@@ -6,18 +7,18 @@ import subprocess
 import sys
 import types
 
+import chainer
 import numpy as np
 import pytest
 from PIL import Image
+from test_ilsvrc_data import random_picture
+from test_ilsvrc_evaluation import network, softmax
 
-import trainer  # noqa: F401
-import chainer
 import predict as script
 import resnext
 import resnext_ilsvrc
+import trainer  # noqa: F401
 from data_augmentation import DataAugmentationNormalizeBigger as Bigger
-from test_ilsvrc_data import random_picture
-from test_ilsvrc_evaluation import network, softmax
 from trainer import cli, prediction
 from trainer.datasets import class_names
 from trainer.errors import InputError
@@ -64,13 +65,27 @@ def test_the_best_classes_of_a_picture(home, monkeypatch, capfd):
     p = posteriors('m.npz', 'a.jpg')[0]
     best = np.argsort(-p)[:5]
     names = list(class_names.imagenet().values())
-    assert out == 'a.jpg\n' + ''.join(
-        '{:7.2f} %  {}\n'.format(100 * p[i], names[i]) for i in best)
+    assert out == 'a.jpg\n' + ''.join(f'{100 * p[i]:7.2f} %  {names[i]}\n' for i in best)
 
 
 def test_many_pictures_folders_and_models_as_json(home, monkeypatch, capfd):
-    status, out, err = run(monkeypatch, capfd, home, 'b.png', 'c', 'a.jpg', '-m', 'm.npz',
-                           '-m', 'n.npz', '--json', '-k', 2, '-b', 3)
+    status, out, err = run(
+        monkeypatch,
+        capfd,
+        home,
+        'b.png',
+        'c',
+        'a.jpg',
+        '-m',
+        'm.npz',
+        '-m',
+        'n.npz',
+        '--json',
+        '-k',
+        2,
+        '-b',
+        3,
+    )
     assert (status, err) == (0, '')
     said = json.loads(out)
     paths = ['b.png', 'c/d.jpg', 'c/e/f.JPEG', 'a.jpg']
@@ -84,15 +99,17 @@ def test_many_pictures_folders_and_models_as_json(home, monkeypatch, capfd):
 
 
 def test_unreadable_pictures_are_named_and_the_others_told(home, monkeypatch, capfd):
-    status, out, err = run(monkeypatch, capfd, home, 'bad.jpg', 'a.jpg', 'none.jpg',
-                           '-m', 'm.npz', '-k', 1)
+    status, out, err = run(
+        monkeypatch, capfd, home, 'bad.jpg', 'a.jpg', 'none.jpg', '-m', 'm.npz', '-k', 1
+    )
     assert status == 2
     assert out.splitlines()[0] == 'a.jpg' and out.count('\n') == 2
     lines = err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith('predict.py: error: bad.jpg: not a picture')
-    assert lines[1] == ('predict.py: error: none.jpg: cannot be read as a picture '
-                        '(No such file or directory)')
+    assert lines[1] == (
+        'predict.py: error: none.jpg: cannot be read as a picture (No such file or directory)'
+    )
     status, out, err = run(monkeypatch, capfd, home, 'bad.jpg', 'a.jpg', '-m', 'm.npz', '--json')
     assert status == 2 and err.count('\n') == 1
     bad, good = json.loads(out)
@@ -103,7 +120,10 @@ def test_unreadable_pictures_are_named_and_the_others_told(home, monkeypatch, ca
 def test_names_in_the_file_and_fewer_classes_than_asked_for(home, monkeypatch, capfd):
     _, out, _ = run(monkeypatch, capfd, home, 'a.jpg', '-m', 'three.npz')
     assert sorted(line.split('%  ')[1] for line in out.splitlines()[1:]) == [
-        'cat', 'dog', 'tench, Tinca tinca']
+        'cat',
+        'dog',
+        'tench, Tinca tinca',
+    ]
 
 
 def test_ten_crops(home, monkeypatch, capfd):
@@ -123,7 +143,17 @@ def test_cifar_networks(tmp_path, monkeypatch, capfd):
     status, out, _ = run(monkeypatch, capfd, tmp_path, 'a.png', '-m', 'cifar.npz', '-k', 10)
     assert status == 0
     assert sorted(line.split('%  ')[1] for line in out.splitlines()[1:]) == [
-        'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
+        'airplane',
+        'automobile',
+        'bird',
+        'cat',
+        'deer',
+        'dog',
+        'frog',
+        'horse',
+        'ship',
+        'truck',
+    ]
 
 
 def test_from_python_pictures_need_no_files(home):
@@ -136,7 +166,8 @@ def test_from_python_pictures_need_no_files(home):
         assert said.error is None
         assert [answer.number for answer in said.answers] == np.argsort(-p)[:3].tolist()
         assert [answer.probability for answer in said.answers] == pytest.approx(
-            np.sort(p)[:-4:-1], rel=1e-4)
+            np.sort(p)[:-4:-1], rel=1e-4
+        )
     assert a.source is pixels
     assert c.answers == [] and 'uint8' in c.error
     # By several processes, the same.
@@ -148,13 +179,19 @@ def test_from_python_pictures_need_no_files(home):
         list(prediction.predict([net, resnext_ilsvrc.load(str(home / 'three.npz'))], paths))
 
 
-@pytest.mark.parametrize('pictures, name', [
-    (['a.jpg'], 'one.png'), (['a.jpg', 'b.png', 'bad.jpg', 'c'], 'four.jpg'),
-    (['a.jpg'] * 5, 'five.PDF')])
+@pytest.mark.parametrize(
+    'pictures, name',
+    [
+        (['a.jpg'], 'one.png'),
+        (['a.jpg', 'b.png', 'bad.jpg', 'c'], 'four.jpg'),
+        (['a.jpg'] * 5, 'five.PDF'),
+    ],
+)
 def test_drawing(home, pictures, name, tmp_path, monkeypatch, capfd):
     path = tmp_path / name
-    status, out, err = run(monkeypatch, capfd, home, *pictures, '-m', 'm.npz', '--draw', path,
-                           '-k', 12)
+    status, out, err = run(
+        monkeypatch, capfd, home, *pictures, '-m', 'm.npz', '--draw', path, '-k', 12
+    )
     assert status == (2 if 'bad.jpg' in pictures else 0)
     assert err.count('\n') == (status == 2)
     if name.endswith('PDF'):
@@ -163,26 +200,33 @@ def test_drawing(home, pictures, name, tmp_path, monkeypatch, capfd):
     with Image.open(path) as image:
         pixels = np.asarray(image.convert('RGB')).astype(int)
     # The bars are there: that of the best class in its colour, as long as it is likely.
-    blue = abs(pixels - (0x21, 0x71, 0xb5)).max(axis=2) < 12
-    grey = abs(pixels - 0xee).max(axis=2) < 6
+    blue = abs(pixels - (0x21, 0x71, 0xB5)).max(axis=2) < 12
+    grey = abs(pixels - 0xEE).max(axis=2) < 6
     if name == 'one.png':
         row = blue.sum(axis=1).argmax()
         share = blue[row].sum() / (blue[row].sum() + grey[row].sum())
-        assert share == pytest.approx(posteriors('m.npz', 'a.jpg').max(), abs=.02)
+        assert share == pytest.approx(posteriors('m.npz', 'a.jpg').max(), abs=0.02)
     # So is the picture: of the random colours, some are neither the page's nor the bars'.
     saturation = pixels.max(axis=2) - pixels.min(axis=2)
     assert ((saturation > 60) & ~blue).sum() > 5000
 
 
 def test_drawing_names_that_are_hard_to_draw(tmp_path, recwarn, capfd):
-    answers = [prediction.Answer(0, None, name, .5) for name in (
-        '$\\frac{', 'x' * 500, '日本', 'a\nb\x07', '')]
+    answers = [
+        prediction.Answer(0, None, name, 0.5)
+        for name in ('$\\frac{', 'x' * 500, '日本', 'a\nb\x07', '')
+    ]
     path = str(tmp_path / 'odd.png')
-    pictures = [tmp_path / name for name in ('$x.png', '日本 \n' + 'y' * 100 + '.png', '\udcff.png')]
+    pictures = [
+        tmp_path / name for name in ('$x.png', '日本 \n' + 'y' * 100 + '.png', '\udcff.png')
+    ]
     for picture in pictures:
         Image.fromarray(random_picture(9, 12)).save(picture)
-    report.draw([prediction.Prediction(p, answers, None) for p in pictures]
-                + [prediction.Prediction(random_picture(9, 12), answers, None)], path)
+    report.draw(
+        [prediction.Prediction(p, answers, None) for p in pictures]
+        + [prediction.Prediction(random_picture(9, 12), answers, None)],
+        path,
+    )
     assert [str(w.message) for w in recwarn.list] == [] and capfd.readouterr().err == ''
     with Image.open(path) as image:
         assert image.size[0] > 800
@@ -190,13 +234,13 @@ def test_drawing_names_that_are_hard_to_draw(tmp_path, recwarn, capfd):
 
 def test_the_users_picture_stays_as_it_is(tmp_path):
     image = Image.fromarray(random_picture(900, 1200))
-    said = prediction.Prediction(image, [prediction.Answer(0, None, 'x', 1.)], None)
+    said = prediction.Prediction(image, [prediction.Answer(0, None, 'x', 1.0)], None)
     report.draw([said], str(tmp_path / 'x.png'))
     assert image.size == (1200, 900)
 
 
 def test_lines_fit_a_terminal(monkeypatch):
-    said = prediction.Prediction('x', [prediction.Answer(0, None, 'n' * 200, .5)], None)
+    said = prediction.Prediction('x', [prediction.Answer(0, None, 'n' * 200, 0.5)], None)
     assert len(report.text(said).splitlines()[1]) > 200
     monkeypatch.setattr(sys, 'stdout', types.SimpleNamespace(isatty=lambda: True))
     monkeypatch.setenv('COLUMNS', '80')
@@ -204,19 +248,22 @@ def test_lines_fit_a_terminal(monkeypatch):
     assert len(line) == 79 and line.endswith('…')
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ((), 'PICTURE'),
-    (('a.jpg',), '-m'),
-    (('a.jpg', '-m', 'none.npz'), 'none.npz'),
-    (('a.jpg', '-m', 'a.jpg'), 'a.jpg'),
-    (('a.jpg', '-m', 'm.npz', '-k', '0'), '-k'),
-    (('a.jpg', '-m', 'm.npz', '--draw', 'x.txt'), '--draw x.txt: a name that ends in'),
-    (('a.jpg', '-m', 'm.npz', '--draw', 'no/x.png'), 'no such folder'),
-    (('a.jpg',) * 61 + ('-m', 'm.npz', '--draw', 'x.png'), '61 pictures do not fit'),
-    (('EMPTY', '-m', 'm.npz'), 'EMPTY: no pictures in this folder'),
-    (('none.jpg', '-m', 'm.npz', '--draw', 'x.png'), 'none.jpg'),
-    (('a.jpg', '-m', 'm.npz', '-m', 'three.npz'), 'different classes'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ((), 'PICTURE'),
+        (('a.jpg',), '-m'),
+        (('a.jpg', '-m', 'none.npz'), 'none.npz'),
+        (('a.jpg', '-m', 'a.jpg'), 'a.jpg'),
+        (('a.jpg', '-m', 'm.npz', '-k', '0'), '-k'),
+        (('a.jpg', '-m', 'm.npz', '--draw', 'x.txt'), '--draw x.txt: a name that ends in'),
+        (('a.jpg', '-m', 'm.npz', '--draw', 'no/x.png'), 'no such folder'),
+        (('a.jpg',) * 61 + ('-m', 'm.npz', '--draw', 'x.png'), '61 pictures do not fit'),
+        (('EMPTY', '-m', 'm.npz'), 'EMPTY: no pictures in this folder'),
+        (('none.jpg', '-m', 'm.npz', '--draw', 'x.png'), 'none.jpg'),
+        (('a.jpg', '-m', 'm.npz', '-m', 'three.npz'), 'different classes'),
+    ],
+)
 def test_bad_input_is_one_line(home, arguments, message, monkeypatch, capfd):
     (home / 'EMPTY').mkdir(exist_ok=True)
     status, out, err = run(monkeypatch, capfd, home, *arguments)
@@ -228,9 +275,12 @@ def test_bad_input_is_one_line(home, arguments, message, monkeypatch, capfd):
 def test_as_a_script_with_a_file_name_that_is_no_text(home, tmp_path):
     name = os.fsdecode(b'\xff.png')
     (tmp_path / name).write_bytes((home / 'b.png').read_bytes())
-    process = subprocess.run([sys.executable, ROOT / 'predict.py', name, '-m', home / 'm.npz',
-                              '--engine', 'reference'],
-                             cwd=tmp_path, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, ROOT / 'predict.py', name, '-m', home / 'm.npz', '--engine', 'reference'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0 and process.stderr == ''
     assert process.stdout.startswith('\\udcff.png\n') and process.stdout.count('%') == 5
 
@@ -240,7 +290,7 @@ EXAMPLE = (ROOT / 'tests' / 'fixtures' / 'loading_example.py').read_text()
 
 @pytest.mark.skipif(not (ROOT / 'README.md').exists(), reason='there is no README yet')
 def test_the_readme_shows_the_loading_example():
-    assert '```python\n{}```'.format(EXAMPLE) in (ROOT / 'README.md').read_text()
+    assert f'```python\n{EXAMPLE}```' in (ROOT / 'README.md').read_text()
 
 
 def test_the_loading_example_runs_as_written(tmp_path):
@@ -250,6 +300,10 @@ def test_the_loading_example_runs_as_written(tmp_path):
     model.save_model(tmp_path / 'path/to/converted/chainer/model')
     Image.fromarray(random_picture(300, 400)).save(tmp_path / 'path/to/image', 'JPEG')
     process = subprocess.run(
-        [sys.executable, '-c', EXAMPLE + '\nprint(y.shape, y.array.argmax())'], cwd=tmp_path,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+        [sys.executable, '-c', EXAMPLE + '\nprint(y.shape, y.array.argmax())'],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
     assert (process.stderr, process.stdout) == ('', '(1, 1000) 999\n')

@@ -1,4 +1,5 @@
 """Several processes: the same as one, and none outlives another's end."""
+
 import importlib.util
 import json
 import os
@@ -10,11 +11,11 @@ import sys
 import time
 
 import numpy as np
-import pytest
-
 import process_cases
+import pytest
 from conftest import ROOT, write_cifar10
 from process_cases import TINY
+
 from trainer.datasets import loading
 from trainer.errors import InputError
 from trainer.training import processes, run, snapshots
@@ -32,15 +33,20 @@ def _mpiexec():
 
 needs_mpi = pytest.mark.skipif(
     importlib.util.find_spec('mpi4py') is None or _mpiexec() is None,
-    reason='needs mpi4py and mpiexec (uv sync --extra mpi), which are not here')
+    reason='needs mpi4py and mpiexec (uv sync --extra mpi), which are not here',
+)
 
 
 def start(n, *command):
     """Start ``mpiexec -n n python command ...``."""
     return subprocess.Popen(
-        [_mpiexec(), '-n', str(n), sys.executable, *map(str, command)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=dict(os.environ, OPENBLAS_NUM_THREADS='1'))
+        [_mpiexec(), '-n', str(n), sys.executable, *map(str, command)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, OPENBLAS_NUM_THREADS='1'),
+    )
 
 
 def finish(process, limit=LIMIT):
@@ -51,7 +57,7 @@ def finish(process, limit=LIMIT):
         everyone = [process.pid] + descendants(process.pid)
         for pid in everyone:
             os.kill(pid, signal.SIGKILL)
-        pytest.fail('it did not end within {} s'.format(limit))
+        pytest.fail(f'it did not end within {limit} s')
     return process.returncode, out, err
 
 
@@ -85,8 +91,9 @@ def arrays_of(folder):
     """Return the newest snapshot's numbers: what is trained, and the running statistics."""
     arrays = npz.read_arrays(snapshots.find(folder)[0])
     arrays.pop('_snapshot_elapsed_time')
-    statistics = {name: arrays.pop(name) for name in sorted(arrays)
-                  if name.endswith(('avg_mean', 'avg_var'))}
+    statistics = {
+        name: arrays.pop(name) for name in sorted(arrays) if name.endswith(('avg_mean', 'avg_var'))
+    }
     return arrays, statistics
 
 
@@ -97,8 +104,7 @@ def assert_same_weights(folder, golden):
     assert sum(name.endswith('/W') for name in found) > 10
     for name in found:
         if name.startswith('updater/'):
-            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6,
-                                       err_msg=name)
+            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6, err_msg=name)
 
 
 def log_of(folder):
@@ -107,8 +113,12 @@ def log_of(folder):
 
 
 def alone(folder, data, **options):
-    return run.train(say=lambda text: None, save_path=str(folder), data=data,
-                     **dict({} if options.get('resume') else TINY, **options))
+    return run.train(
+        say=lambda text: None,
+        save_path=str(folder),
+        data=data,
+        **dict({} if options.get('resume') else TINY, **options),
+    )
 
 
 @pytest.fixture(scope='module')
@@ -144,7 +154,8 @@ class TestTheSameAsOne:
         assert sorted(os.listdir(two)) == sorted(os.listdir(one))
         for name in ('model', '.'):
             assert sorted(os.listdir(os.path.join(two, name))) == sorted(
-                os.listdir(os.path.join(one, name)))
+                os.listdir(os.path.join(one, name))
+            )
 
     def test_training_is_logged_for_all_pictures(self, one, two):
         a, b = log_of(one), log_of(two)
@@ -161,6 +172,7 @@ class TestTheSameAsOne:
         from data_augmentation import DataAugmentationCifar10NormalizeSmall as preprocess
         from trainer import datasets
         from trainer.evaluation import Tally
+
         test = datasets.load('cifar10', cifar).test
         tally = Tally(10)
         network = resnext.load(os.path.join(two, 'model', 'ResNext_10_2_4.model'))
@@ -170,7 +182,7 @@ class TestTheSameAsOne:
         assert logged['test_5_accuracy']['accuracy'] == tally.top5.sum()
         assert abs(logged['test_loss']['loss'] - tally.loss_sum) < 1e-4
         for i in range(10):
-            assert logged['test_accuracy_{}'.format(i)]['accuracy'] == tally.confusion[i, i]
+            assert logged[f'test_accuracy_{i}']['accuracy'] == tally.confusion[i, i]
 
 
 @pytest.fixture(scope='module')
@@ -181,7 +193,7 @@ def three(tmp_path_factory):
     assert status == 0, err
     held = []
     for rank in range(3):
-        with np.load(folder / 'rank{}.npz'.format(rank)) as f:
+        with np.load(folder / f'rank{rank}.npz') as f:
             held.append({name: f[name] for name in f.files})
     return held
 
@@ -195,22 +207,24 @@ class TestUnevenShares:
         chunks = -(-divide // 3)
         updater, reports, seen = process_cases.updates(processes.Alone(), sizes, 3 * chunks)
         golden = process_cases.states(updater.get_optimizer('main').target)
-        prefix = '{}/'.format(case)
+        prefix = f'{case}/'
         for held in three:
             np.testing.assert_allclose(held[prefix + 'reports'], reports, rtol=0, atol=1e-12)
             for name, array in golden.items():
                 if not name.endswith(('avg_mean', 'avg_var')):
                     assert array.dtype == np.float64 or array.ndim == 0
-                    np.testing.assert_allclose(held[prefix + name], array, rtol=0, atol=1e-12,
-                                               err_msg=name)
+                    np.testing.assert_allclose(
+                        held[prefix + name], array, rtol=0, atol=1e-12, err_msg=name
+                    )
         for rank, held in enumerate(three):
-            own = [0., 1.]  # what they begin with
+            own = [0.0, 1.0]  # what they begin with
             for update in seen:
-                for mean, variance in update[rank * chunks:(rank + 1) * chunks]:
-                    own = [.9 * own[0] + .1 * mean, .9 * own[1] + .1 * variance]
+                for mean, variance in update[rank * chunks : (rank + 1) * chunks]:
+                    own = [0.9 * own[0] + 0.1 * mean, 0.9 * own[1] + 0.1 * variance]
             for name, array in zip(('avg_mean', 'avg_var'), own):
-                np.testing.assert_allclose(held['{}own/stem/bn/{}'.format(prefix, name)], array,
-                                           rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(
+                    held[f'{prefix}own/stem/bn/{name}'], array, rtol=1e-5, atol=1e-6
+                )
         for name in golden:
             if name.endswith(('avg_mean', 'avg_var')):
                 mean = np.mean([held[prefix + 'own/' + name] for held in three], axis=0)
@@ -221,13 +235,14 @@ class TestUnevenShares:
         """With one chunk a process: decay x statistics + (1 - decay) x mean of the chunks'."""
         sizes, divide = process_cases.SHARES[0]
         _, _, seen = process_cases.updates(processes.Alone(), sizes, 3)
-        for i, (name, value) in enumerate((('avg_mean', 0.), ('avg_var', 1.))):
+        for i, (name, value) in enumerate((('avg_mean', 0.0), ('avg_var', 1.0))):
             for update in seen:
-                value = .9 * value + .1 * np.mean([chunk[i] for chunk in update], axis=0)
+                value = 0.9 * value + 0.1 * np.mean([chunk[i] for chunk in update], axis=0)
             np.testing.assert_allclose(three[0]['0/stem/bn/' + name], value, rtol=1e-5, atol=1e-6)
 
     def test_tally(self, three):
         from trainer.evaluation import Tally
+
         tally = Tally(10)
         for rank in range(3):
             rng = np.random.default_rng(rank)
@@ -240,15 +255,30 @@ class TestUnevenShares:
     def test_what_processes_tell_each_other(self, three):
         for rank, held in enumerate(three):
             assert str(held['said']) == repr(
-                [rank, 10, rank, [3., 3.], 'of 1', 'of 0', 'of 1', [rank, 3, 3],
-                 [-1, 2 + rank, 2]])
+                [
+                    rank,
+                    10,
+                    rank,
+                    [3.0, 3.0],
+                    'of 1',
+                    'of 0',
+                    'of 1',
+                    [rank, 3, 3],
+                    [-1, 2 + rank, 2],
+                ]
+            )
 
     def test_a_file_that_cannot_be_read(self, three):
         """All stop before its batch, also those whose pictures could be read."""
         for rank, held in enumerate(three):
             assert str(held['unreadable']) == repr(
-                [[2 * rank, 2 * rank + 1], 'picture 8', [2 * rank + 6, 2 * rank + 7],
-                 [[12], [13], []][rank]])
+                [
+                    [2 * rank, 2 * rank + 1],
+                    'picture 8',
+                    [2 * rank + 6, 2 * rank + 7],
+                    [[12], [13], []][rank],
+                ]
+            )
 
     @pytest.mark.parametrize('n, chunks', [(1, 1), (3, 1), (2, 4), (7, 2)])
     def test_shares_are_all_of_it(self, n, chunks):
@@ -261,7 +291,7 @@ class TestUnevenShares:
                 whole = np.array_split(batch, n * chunks)
                 for rank, part in enumerate(parts):
                     assert len(part) <= shares[rank].batch
-                    for a, b in zip(np.array_split(part, chunks), whole[rank * chunks:]):
+                    for a, b in zip(np.array_split(part, chunks), whole[rank * chunks :]):
                         np.testing.assert_array_equal(a, b)
         assert all(len(share) == len(plan) for share in shares)
 
@@ -280,14 +310,14 @@ class TestEnds:
         process = start(2, CASES, 'train', tmp_path, cifar, 'epoch=50')
         deadline = time.time() + LIMIT
         while not snapshots.find(tmp_path) and time.time() < deadline:
-            time.sleep(.02)
+            time.sleep(0.02)
         below = descendants(process.pid)
         assert len(below) >= 2
         process.kill()
         process.communicate()
         deadline = time.time() + 20
         while any(map(alive, below)) and time.time() < deadline:
-            time.sleep(.05)
+            time.sleep(0.05)
         assert not any(map(alive, below))
         newest = int(snapshots.find(tmp_path)[0].rsplit('_', 1)[1])
         assert alone(tmp_path, cifar, resume=True, epoch=newest // 4 + 1)
@@ -337,10 +367,13 @@ class TestEnds:
 
     def test_wrong_flags(self, tmp_path):
         """All fail alike: one line from one of them."""
-        for flags, words in ((['-b', '0'], 'argument --batch/-b'),
-                             (['-m', tmp_path / 'nowhere'], 'nowhere: cannot be read')):
-            status, out, err = finish(start(
-                2, 'main.py', '--quick', '-p', tmp_path / 'run', *flags))
+        for flags, words in (
+            (['-b', '0'], 'argument --batch/-b'),
+            (['-m', tmp_path / 'nowhere'], 'nowhere: cannot be read'),
+        ):
+            status, out, err = finish(
+                start(2, 'main.py', '--quick', '-p', tmp_path / 'run', *flags)
+            )
             assert status == 2 and err.count('\n') == 1 and words in err, err
 
 
@@ -348,8 +381,13 @@ class TestEnds:
 def test_mpiexec_of_another_mpi(tmp_path):
     manager = {'MV2_COMM_WORLD_SIZE': '2', 'MV2_COMM_WORLD_RANK': '0'}  # MVAPICH's
     process = subprocess.run(
-        [sys.executable, 'main.py', '--quick', '-p', tmp_path / 'run'], cwd=ROOT, text=True,
-        stderr=subprocess.PIPE, env=dict(os.environ, **manager), timeout=LIMIT)
+        [sys.executable, 'main.py', '--quick', '-p', tmp_path / 'run'],
+        cwd=ROOT,
+        text=True,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, **manager),
+        timeout=LIMIT,
+    )
     assert process.returncode == 2 and process.stderr.count('\n') == 1
     assert 'mpiexec started 2 processes, but mpi4py sees 1' in process.stderr
 

@@ -3,6 +3,7 @@
 What PyTorch computes comes from the fixtures, which ``tests/torch_networks.py`` wrote, and
 where PyTorch is installed, from itself.
 """
+
 import json
 import os
 import pickle
@@ -13,16 +14,16 @@ import time
 import zipfile
 
 import chainer
+import damage
 import numpy as np
+import pth_files
 import pytest
 import torchfile
-
-import damage
-import pth_files
-import resnext
-import resnext_ilsvrc
 from conftest import FIXTURES, ROOT
 from pth_files import Call, Persistent, Ref
+
+import resnext
+import resnext_ilsvrc
 from trainer.errors import InputError
 from trainer.weights import npz, pytorch, safetensors, state_dict, torch7
 
@@ -41,13 +42,15 @@ def relative(a, b):
 def small(kind='ilsvrc', **arguments):
     """A network with weights and running statistics at random."""
     cls = resnext_ilsvrc.ResNext if kind == 'ilsvrc' else resnext.PaperResNext
-    arguments = dict({'stem_width': 4, 'stages': [[2, 4, 2, 8, 1, 'first'],
-                                                  [1, 8, 2, 16, 2, 'first']]}, **arguments)
+    arguments = dict(
+        {'stem_width': 4, 'stages': [[2, 4, 2, 8, 1, 'first'], [1, 8, 2, 16, 2, 'first']]},
+        **arguments,
+    )
     network = cls(3, **arguments)
     rng = np.random.default_rng(0)
     for name, array in npz.state(network).items():
         if np.ndim(array):
-            array[...] = rng.uniform(.5, 1.5, array.shape)
+            array[...] = rng.uniform(0.5, 1.5, array.shape)
     return network
 
 
@@ -55,7 +58,8 @@ def same(a, b):
     """Tell whether two networks are equal, bit for bit."""
     a, b = npz.state(a), npz.state(b)
     return list(a) == list(b) and all(
-        np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes() for name in a)
+        np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes() for name in a
+    )
 
 
 def tensors(path, entry=None):
@@ -81,12 +85,19 @@ def numbers():
 
 # What PyTorch wrote.
 
-@pytest.mark.parametrize('name, naming, form', [
-    ('torchvision', 'torchvision', 'imagenet'), ('lornatang', 'torchvision', 'imagenet'),
-    ('bfloat16', 'torchvision', 'imagenet'), ('clcarwin', 'clcarwin', 'imagenet'),
-    ('prlz77', 'prlz77', 'cifar')])
+
+@pytest.mark.parametrize(
+    'name, naming, form',
+    [
+        ('torchvision', 'torchvision', 'imagenet'),
+        ('lornatang', 'torchvision', 'imagenet'),
+        ('bfloat16', 'torchvision', 'imagenet'),
+        ('clcarwin', 'clcarwin', 'imagenet'),
+        ('prlz77', 'prlz77', 'cifar'),
+    ],
+)
 def test_computes_what_pytorch_does(name, naming, form, numbers, tmp_path):
-    path = FIXTURES / 'pytorch_{}.pth'.format(name)
+    path = FIXTURES / f'pytorch_{name}.pth'
     network, found, entry = pytorch.read(path)
     assert found.naming.name == naming
     assert found.dtypes == ('bfloat16' if name == 'bfloat16' else 'float32')
@@ -110,7 +121,7 @@ def test_a_training_state_holds_several(tmp_path):
     with pytest.raises(InputError, match='no state dict model; there are: ema_state_dict, '):
         pytorch.read(path, 'model')
     arrays, storages = pth_files.contents(state_dict.write(small()))
-    pth_files.write_zip(tmp_path / 'x.pth', {'net': arrays, 'epoch': 3, 'lr': [.1]}, storages)
+    pth_files.write_zip(tmp_path / 'x.pth', {'net': arrays, 'epoch': 3, 'lr': [0.1]}, storages)
     assert same(pytorch.read(tmp_path / 'x.pth')[0], small())
     pth_files.write_zip(tmp_path / 'x.pth', {'net': arrays, 'other': arrays}, storages)
     refused(pytorch.read, tmp_path / 'x.pth', 'several state dicts; choose with --entry: net, oth')
@@ -119,7 +130,7 @@ def test_a_training_state_holds_several(tmp_path):
 def numbered(module, prefix=''):
     """Yield name -> array as clcarwin's converter names a Torch7 file's modules."""
     for i, child in enumerate(module.modules):
-        here = '{}{}.'.format(prefix, i)
+        here = f'{prefix}{i}.'
         kind = child.torch_typename().decode().split('.')[1]
         if kind in ('Sequential', 'ConcatTable'):
             yield from numbered(child, here)
@@ -132,8 +143,9 @@ def numbered(module, prefix=''):
 
 def check_numbering(path, naming):
     expected = dict(numbered(torchfile.load(path)))
-    written = {name: a for name, a in state_dict.write(torch7.read(path)[0], naming).items()
-               if a.ndim}
+    written = {
+        name: a for name, a in state_dict.write(torch7.read(path)[0], naming).items() if a.ndim
+    }
     assert list(written) == list(expected)
     assert all(written[name].tobytes() == expected[name].tobytes() for name in expected)
 
@@ -142,23 +154,40 @@ def test_the_numbers_are_those_of_a_torch7_file():
     check_numbering(FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7', 'clcarwin-flat')
 
 
-@pytest.mark.parametrize('name, naming', [
-    ('tiny_d26_8x2d', 'clcarwin'), ('tiny_d26_8x2d_headcode', 'clcarwin-flat'),
-    ('tiny_d14_4x2d', 'clcarwin')])
+@pytest.mark.parametrize(
+    'name, naming',
+    [
+        ('tiny_d26_8x2d', 'clcarwin'),
+        ('tiny_d26_8x2d_headcode', 'clcarwin-flat'),
+        ('tiny_d14_4x2d', 'clcarwin'),
+    ],
+)
 def test_the_numbers_are_those_of_every_torch7_file(name, naming, shared):
     check_numbering(shared / 'golden' / 'torch7' / (name + '.t7'), naming)
 
 
 @pytest.mark.parametrize('form', ['zip', 'legacy', 'safetensors'])
-@pytest.mark.parametrize('name', [
-    'torchvision', 'timm', 'lornatang', 'clcarwin', 'clcarwin, CIFAR', 'clcarwin-flat',
-    'clcarwin-flat, CIFAR', 'cadene', 'prlz77'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'torchvision',
+        'timm',
+        'lornatang',
+        'clcarwin',
+        'clcarwin, CIFAR',
+        'clcarwin-flat',
+        'clcarwin-flat, CIFAR',
+        'cadene',
+        'prlz77',
+    ],
+)
 def test_every_naming_with_pytorch_itself(name, form, tmp_path):
     torch = pytest.importorskip('torch', reason='PyTorch is not installed')
     if form == 'safetensors':
         pytest.importorskip('safetensors', reason='safetensors is not installed')
         from safetensors import torch as files
     import torch_networks
+
     build, imagenet = torch_networks.BUILD[name]
     theirs = torch_networks.randomise(build())
     naming = name.split(',')[0]
@@ -174,8 +203,7 @@ def test_every_naming_with_pytorch_itself(name, form, tmp_path):
         pytorch.save(back, network, naming)
         state = torch.load(back, weights_only=True)
         assert list(state) == list(theirs.state_dict())
-    assert found.naming.name == (
-        'torchvision' if naming in ('timm', 'lornatang') else naming)
+    assert found.naming.name == ('torchvision' if naming in ('timm', 'lornatang') else naming)
 
     x = np.random.default_rng(2).normal(size=(2, 3) + ((64, 48) if imagenet else (16, 16)))
     x = x.astype(np.float32)
@@ -185,8 +213,9 @@ def test_every_naming_with_pytorch_itself(name, form, tmp_path):
         assert state[key].dtype == tensor.dtype and torch.equal(state[key], tensor), key
     other = build()
     other.load_state_dict(state)
-    assert np.array_equal(torch_networks.compute(other.eval(), x),
-                          torch_networks.compute(theirs, x))
+    assert np.array_equal(
+        torch_networks.compute(other.eval(), x), torch_networks.compute(theirs, x)
+    )
 
 
 def test_pytorch_maps_what_is_written_into_memory(tmp_path):
@@ -199,6 +228,7 @@ def test_pytorch_maps_what_is_written_into_memory(tmp_path):
 
 # Formats.
 
+
 def test_both_formats_in_every_precision(tmp_path):
     network = small()
     arrays = state_dict.write(network)
@@ -209,8 +239,10 @@ def test_both_formats_in_every_precision(tmp_path):
             read, found, _ = pytorch.read(tmp_path / 'x')
             assert found.dtypes == dtype
             there = state_dict.write(read)
-            assert all(np.array_equal(there[name], converted[name].astype(there[name].dtype))
-                       for name in there)
+            assert all(
+                np.array_equal(there[name], converted[name].astype(there[name].dtype))
+                for name in there
+            )
 
 
 def test_byte_order_views_and_old_names(tmp_path):
@@ -240,11 +272,18 @@ def test_byte_order_views_and_old_names(tmp_path):
 
 def test_wrappers_and_parameters(tmp_path):
     arrays, storages = pth_files.contents(state_dict.write(small()))
-    wrapped = {'module._orig_mod.' + name: Call(
-        Ref('torch._utils', '_rebuild_parameter'), t, True, Call(Ref('collections', 'OrderedDict')))
-        for name, t in arrays.items()}
-    wrapped = Call(Ref('collections', 'OrderedDict'), list(map(list, wrapped.items())),
-                   state={'_metadata': {}})
+    wrapped = {
+        'module._orig_mod.' + name: Call(
+            Ref('torch._utils', '_rebuild_parameter'),
+            t,
+            True,
+            Call(Ref('collections', 'OrderedDict')),
+        )
+        for name, t in arrays.items()
+    }
+    wrapped = Call(
+        Ref('collections', 'OrderedDict'), list(map(list, wrapped.items())), state={'_metadata': {}}
+    )
     pth_files.write_zip(tmp_path / 'x', wrapped, storages)
     assert same(pytorch.read(tmp_path / 'x')[0], small())
 
@@ -281,7 +320,7 @@ def test_safetensors_files(tmp_path):
         if name == '__metadata__':
             continue
         first, end = t['data_offsets']
-        part = np.frombuffer(data[size + first:size + end], '<u2')
+        part = np.frombuffer(data[size + first : size + end], '<u2')
         if t['dtype'] == 'F32':
             part, t['dtype'] = part[1::2], 'BF16'
         body += part.tobytes()
@@ -303,45 +342,61 @@ def test_safetensors_is_asked_for_by_name(tmp_path, monkeypatch):
 
 # Networks that a state dict does not fit.
 
+
 def write_arrays(path, arrays):
     pth_files.write_zip(path, *pth_files.contents(arrays))
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda a: a.pop('layer1.1.bn3.weight'), 'it has no layer1.1.bn3.weight'),
-    (lambda a: a.pop('layer2.0.conv2.weight'), 'but no layer2.0.conv2.weight'),
-    (lambda a: a.pop('layer2.0.downsample.0.weight'), 'but no layer2.0.downsample.0.weight'),
-    (lambda a: a.pop('fc.weight'), 'but no fc.weight'),
-    (lambda a: a.update({'layer1.2.conv2.weight': a['fc.bias']}), 'it also has layer1.2.conv2'),
-    (lambda a: a.update({'bn1.weight': a['bn1.weight'][:3]}), r'bn1.weight is \(3,\) there'),
-    (lambda a: a.update({'conv1.weight': a['conv1.weight'][..., :3, :3]}), 'its names are not'),
-    (lambda a: a.update({'fc.weight': a['fc.weight'][0]}), r'fc.weight has shape \(16,\)'),
-    (lambda a: a.update({'bn1.bias': a['bn1.bias'] * np.nan}), 'not finite'),
-    (lambda a: a.update({'bn1.bias': a['bn1.bias'] * 1e300}), 'not finite'),
-    (lambda a: a.update({'bn1.running_var': -a['bn1.running_var']}), 'variances below 0'),
-    (lambda a: a.update({'bn1.bias': a['bn1.bias'].astype(int)}), 'bn1.bias holds int64'),
-    (lambda a: a.update({'bn1.num_batches_tracked': a['bn1.bias']}), 'not a number of batches'),
-    (lambda a: [a.pop(name) for name in list(a) if name.startswith('conv1')], 'its names are not'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda a: a.pop('layer1.1.bn3.weight'), 'it has no layer1.1.bn3.weight'),
+        (lambda a: a.pop('layer2.0.conv2.weight'), 'but no layer2.0.conv2.weight'),
+        (lambda a: a.pop('layer2.0.downsample.0.weight'), 'but no layer2.0.downsample.0.weight'),
+        (lambda a: a.pop('fc.weight'), 'but no fc.weight'),
+        (lambda a: a.update({'layer1.2.conv2.weight': a['fc.bias']}), 'it also has layer1.2.conv2'),
+        (lambda a: a.update({'bn1.weight': a['bn1.weight'][:3]}), r'bn1.weight is \(3,\) there'),
+        (lambda a: a.update({'conv1.weight': a['conv1.weight'][..., :3, :3]}), 'its names are not'),
+        (lambda a: a.update({'fc.weight': a['fc.weight'][0]}), r'fc.weight has shape \(16,\)'),
+        (lambda a: a.update({'bn1.bias': a['bn1.bias'] * np.nan}), 'not finite'),
+        (lambda a: a.update({'bn1.bias': a['bn1.bias'] * 1e300}), 'not finite'),
+        (lambda a: a.update({'bn1.running_var': -a['bn1.running_var']}), 'variances below 0'),
+        (lambda a: a.update({'bn1.bias': a['bn1.bias'].astype(int)}), 'bn1.bias holds int64'),
+        (lambda a: a.update({'bn1.num_batches_tracked': a['bn1.bias']}), 'not a number of batches'),
+        (
+            lambda a: [a.pop(name) for name in list(a) if name.startswith('conv1')],
+            'its names are not',
+        ),
+    ],
+)
 def test_what_does_not_fit_is_refused(change, message, tmp_path):
-    arrays = {name: a.astype(np.float64) if 'bn1.bias' == name else a
-              for name, a in state_dict.write(small()).items()}
+    arrays = {
+        name: a.astype(np.float64) if name == 'bn1.bias' else a
+        for name, a in state_dict.write(small()).items()
+    }
     change(arrays)
     write_arrays(tmp_path / 'x.pth', arrays)
     refused(pytorch.read, tmp_path / 'x.pth', message)
 
 
-@pytest.mark.parametrize('network, naming, message', [
-    (dict(eps=1e-3), None, 'eps 0.001'),
-    (dict(round_up_pooling=True), 'clcarwin', 'pooling rounds sizes up'),
-    (dict(stages=[[1, 4, 2, 8, 2, 'first']]), None, 'stage 1 has stride 2'),
-    (dict(stages=[[1, 4, 2, 4, 1, 'none'], [1, 4, 2, 16, 2, 'none']]), 'clcarwin', 'of stage 2'),
-    (dict(stages=[[2, 4, 2, 16, 1, 'all']]), 'timm', 'the shortcuts of stage 1'),
-    (dict(stages=[[2, 4, 2, 4, 1, 'first']]), None, 'the shortcuts of stage 1'),
-    (dict(), 'prlz77', '--naming prlz77: it has no names for ResNext of 3 classes'),
-    (dict(kind='cifar'), 'torchvision', 'it has no names for PaperResNext of 3 classes'),
-    (dict(), 'keras', '--naming keras: there are torchvision, timm'),
-])
+@pytest.mark.parametrize(
+    'network, naming, message',
+    [
+        (dict(eps=1e-3), None, 'eps 0.001'),
+        (dict(round_up_pooling=True), 'clcarwin', 'pooling rounds sizes up'),
+        (dict(stages=[[1, 4, 2, 8, 2, 'first']]), None, 'stage 1 has stride 2'),
+        (
+            dict(stages=[[1, 4, 2, 4, 1, 'none'], [1, 4, 2, 16, 2, 'none']]),
+            'clcarwin',
+            'of stage 2',
+        ),
+        (dict(stages=[[2, 4, 2, 16, 1, 'all']]), 'timm', 'the shortcuts of stage 1'),
+        (dict(stages=[[2, 4, 2, 4, 1, 'first']]), None, 'the shortcuts of stage 1'),
+        (dict(), 'prlz77', '--naming prlz77: it has no names for ResNext of 3 classes'),
+        (dict(kind='cifar'), 'torchvision', 'it has no names for PaperResNext of 3 classes'),
+        (dict(), 'keras', '--naming keras: there are torchvision, timm'),
+    ],
+)
 def test_networks_that_a_naming_cannot_hold(network, naming, message, tmp_path):
     network = small(**network)
     (tmp_path / 'x.pth').write_text('old')
@@ -371,14 +426,19 @@ MARK = 'ran'
 
 def hostile(folder):
     """Pickled things that would leave a file behind if anything ran."""
-    command = 'echo > {}'.format(folder / MARK)
-    python = 'open({!r}, "w")'.format(str(folder / MARK))
+    command = f'echo > {folder / MARK}'
+    python = f'open({str(folder / MARK)!r}, "w")'
     for module, name, argument in (
-            ('os', 'system', command), ('posix', 'system', command),
-            ('subprocess', 'getoutput', command), ('builtins', 'eval', python),
-            ('builtins', 'exec', python), ('__builtin__', 'eval', python),
-            ('torch.serialization', 'load', str(folder / MARK)),
-            ('torch._utils', '_rebuild_wrapper_subclass', python), ('torch', 'load', command)):
+        ('os', 'system', command),
+        ('posix', 'system', command),
+        ('subprocess', 'getoutput', command),
+        ('builtins', 'eval', python),
+        ('builtins', 'exec', python),
+        ('__builtin__', 'eval', python),
+        ('torch.serialization', 'load', str(folder / MARK)),
+        ('torch._utils', '_rebuild_wrapper_subclass', python),
+        ('torch', 'load', command),
+    ):
         yield Call(Ref(module, name), argument)
     yield Call(Call(Ref('builtins', 'getattr'), Ref('os', 'system'), '__call__'), command)
 
@@ -391,19 +451,27 @@ def test_hostile_files_are_refused_and_nothing_runs(form, tmp_path):
     for bad in hostile(tmp_path):
         evil_tensor = pth_files.tensor('0', 'float32', 1, (1,))
         evil_tensor.arguments = evil_tensor.arguments[:5] + (bad,)  # its backward hooks
-        for root in (bad, {'state_dict': arrays, 'args': bad}, dict(arrays, **{first: bad}),
-                     {'state_dict': arrays, 'x': evil_tensor}, [bad, arrays],
-                     {'state_dict': arrays, 'x': Persistent('storage', bad, '0', 'cpu', 1)},
-                     Call(Ref('collections', 'OrderedDict'), [['x', bad]], state={'x': bad}),
-                     {'state_dict': arrays, 'x': Call(
-                         Ref('argparse', 'Namespace'), state={'x': bad})}):
+        for root in (
+            bad,
+            {'state_dict': arrays, 'args': bad},
+            dict(arrays, **{first: bad}),
+            {'state_dict': arrays, 'x': evil_tensor},
+            [bad, arrays],
+            {'state_dict': arrays, 'x': Persistent('storage', bad, '0', 'cpu', 1)},
+            Call(Ref('collections', 'OrderedDict'), [['x', bad]], state={'x': bad}),
+            {'state_dict': arrays, 'x': Call(Ref('argparse', 'Namespace'), state={'x': bad})},
+        ):
             WRITE[form](path, root, storages)
             refused(pytorch.read, path, 'refers to .* not run here')
     # The same in other opcodes.
-    for data in (pickle.dumps(os.system, 4), pickle.dumps(os.system, 0),
-                 b"(S'echo > " + str(tmp_path / MARK).encode() + b"'\nios\nsystem\n.",
-                 b'\x80\x02cos\nsystem\n(' + pth_files.opcodes('x') + b'o.',
-                 b'\x80\x02\x82\x01.', b'\x80\x02(' + b'cos\nsystem\n' * 3 + b't\x81.'):
+    for data in (
+        pickle.dumps(os.system, 4),
+        pickle.dumps(os.system, 0),
+        b"(S'echo > " + str(tmp_path / MARK).encode() + b"'\nios\nsystem\n.",
+        b'\x80\x02cos\nsystem\n(' + pth_files.opcodes('x') + b'o.',
+        b'\x80\x02\x82\x01.',
+        b'\x80\x02(' + b'cos\nsystem\n' * 3 + b't\x81.',
+    ):
         WRITE[form](path, None, storages, pickled=data)
         with pytest.raises(InputError):
             pytorch.read(path)
@@ -413,22 +481,35 @@ def test_hostile_files_are_refused_and_nothing_runs(form, tmp_path):
 def test_the_hostile_file_would_run(tmp_path):
     """Else the test above says nothing: Python's own reader runs it."""
     for bad, _ in zip(hostile(tmp_path), range(2)):
-        subprocess.run([sys.executable, '-c', 'import pickle, sys; pickle.loads({!r})'.format(
-            pth_files.dumps({'state_dict': bad}))], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                '-c',
+                'import pickle, sys; pickle.loads({!r})'.format(
+                    pth_files.dumps({'state_dict': bad})
+                ),
+            ],
+            check=True,
+        )
         (tmp_path / MARK).unlink()
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda t: t.update(strides=(0,)), 'strides'), (lambda t: t.update(offset=1), 'past its stor'),
-    (lambda t: t.update(offset=-1), 'past its storage'),
-    (lambda t: t.update(shape=(10 ** 12,)), 'past its storage'),
-    (lambda t: t.update(shape=(2,) * 9, strides=(1,) * 9), 'a tensor of shape'),
-    (lambda t: t.update(shape=(2.,)), 'a tensor of shape'),
-    (lambda t: t.update(key='0'), 'has not 4 numbers'),
-    (lambda t: t.update(key='absent'), 'KeyError'),
-    (lambda t: t.update(key='other'), 'share their numbers'),
-    (lambda t: t.update(count=10 ** 12), 'has not 1000000000000 numbers'),
-    (lambda t: t.update(dtype='float64'), 'has not 4 numbers')])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda t: t.update(strides=(0,)), 'strides'),
+        (lambda t: t.update(offset=1), 'past its stor'),
+        (lambda t: t.update(offset=-1), 'past its storage'),
+        (lambda t: t.update(shape=(10**12,)), 'past its storage'),
+        (lambda t: t.update(shape=(2,) * 9, strides=(1,) * 9), 'a tensor of shape'),
+        (lambda t: t.update(shape=(2.0,)), 'a tensor of shape'),
+        (lambda t: t.update(key='0'), 'has not 4 numbers'),
+        (lambda t: t.update(key='absent'), 'KeyError'),
+        (lambda t: t.update(key='other'), 'share their numbers'),
+        (lambda t: t.update(count=10**12), 'has not 1000000000000 numbers'),
+        (lambda t: t.update(dtype='float64'), 'has not 4 numbers'),
+    ],
+)
 def test_tensors_that_do_not_fit_their_storage(change, message, tmp_path):
     arrays, storages = pth_files.contents(state_dict.write(small()))
     arguments = dict(key='1', dtype='float32', count=4, shape=(4,), strides=(1,), offset=0)
@@ -449,7 +530,7 @@ def test_other_files_are_told_apart(tmp_path):
     refused(pytorch.read, path, 'TorchScript')
     pth_files.write_zip(path, [1], {})
     refused(pytorch.read, path, 'holds no dict')
-    pth_files.write_zip(path, {'lr': .1, 'optimizer': {'lr': .1}}, {})
+    pth_files.write_zip(path, {'lr': 0.1, 'optimizer': {'lr': 0.1}}, {})
     refused(pytorch.read, path, 'no state dict of a ResNeXt; dicts of tensors in it: none')
     pth_files.write_zip(path, Call(Ref('torchvision.models.resnet', 'ResNet'), state={}), {})
     refused(pytorch.read, path, 'refers to torchvision.models.resnet.ResNet, which weights do not')
@@ -466,14 +547,20 @@ def test_other_files_are_told_apart(tmp_path):
 @pytest.mark.parametrize('form', WRITE)
 def test_damaged_files(form, tmp_path):
     # Without the counters, as before PyTorch 0.4.1: damage.compare knows float32 alone.
-    arrays, storages = pth_files.contents({
-        name: a for name, a in state_dict.write(small()).items() if a.ndim})
+    arrays, storages = pth_files.contents(
+        {name: a for name, a in state_dict.write(small()).items() if a.ndim}
+    )
     WRITE[form](tmp_path / 'x', arrays, storages)
     data = (tmp_path / 'x').read_bytes()
     places = damage.places(data, storages.values())
     outcomes, slowest = damage.campaign(
-        tmp_path / 'x', lambda path: pytorch.read(path)[0], data,
-        [] if form == 'zip' else places, 400, 1)
+        tmp_path / 'x',
+        lambda path: pytorch.read(path)[0],
+        data,
+        [] if form == 'zip' else places,
+        400,
+        1,
+    )
     assert outcomes['one line'] > 200 and slowest < 10
     assert set(outcomes) <= {'one line', 'equal arrays', 'damaged numbers as they are'}
 
@@ -481,19 +568,29 @@ def test_damaged_files(form, tmp_path):
 def test_damaged_safetensors_files(tmp_path):
     pytest.importorskip('safetensors', reason='safetensors is not installed')
     from safetensors.numpy import save_file
+
     arrays = {name: a for name, a in state_dict.write(small()).items() if a.ndim}
     save_file(arrays, tmp_path / 'x')
     data = (tmp_path / 'x').read_bytes()
     outcomes, slowest = damage.campaign(
-        tmp_path / 'x', lambda path: safetensors.read(path)[0], data,
-        damage.places(data, arrays.values()), 400, 1)
+        tmp_path / 'x',
+        lambda path: safetensors.read(path)[0],
+        data,
+        damage.places(data, arrays.values()),
+        400,
+        1,
+    )
     assert outcomes['one line'] > 200 and slowest < 10
 
 
 def test_pickles_without_end_take_no_time(tmp_path):
     start = time.perf_counter()
-    for pickled in (b'\x80\x02' + b'N0' * (1 << 20) + b'}.', b'\x80\x02' + b'(' * (1 << 22),
-                    b'\x80\x02]' + b'q\x00(h\x00h\x00l' * 10 ** 5 + b'.', bytes(1 << 23)):
+    for pickled in (
+        b'\x80\x02' + b'N0' * (1 << 20) + b'}.',
+        b'\x80\x02' + b'(' * (1 << 22),
+        b'\x80\x02]' + b'q\x00(h\x00h\x00l' * 10**5 + b'.',
+        bytes(1 << 23),
+    ):
         for form, write in WRITE.items():
             write(tmp_path / 'x', None, {}, pickled=pickled)
             with pytest.raises(InputError):
@@ -506,14 +603,15 @@ def test_every_protocol_of_pickles(protocol, tmp_path):
     torch = pytest.importorskip('torch', reason='PyTorch is not installed')
     state = {name: torch.tensor(a) for name, a in state_dict.write(small()).items()}
     for zipped in (True, False):
-        torch.save(state, tmp_path / 'x', pickle_protocol=protocol,
-                   _use_new_zipfile_serialization=zipped)
+        torch.save(
+            state, tmp_path / 'x', pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
+        )
         assert same(pytorch.read(tmp_path / 'x')[0], small())
 
 
 def test_a_cut_file_is_noticed(tmp_path):
     for name in ('torchvision', 'prlz77'):
-        data = (FIXTURES / 'pytorch_{}.pth'.format(name)).read_bytes()
+        data = (FIXTURES / f'pytorch_{name}.pth').read_bytes()
         for length in list(range(0, len(data), 997)) + [len(data) - 1]:
             (tmp_path / 'x').write_bytes(data[:length])
             refused(pytorch.read, tmp_path / 'x', 'not a whole PyTorch file|not one of torch.save')
@@ -521,8 +619,13 @@ def test_a_cut_file_is_noticed(tmp_path):
 
 def test_nothing_of_pytorch_is_needed():
     """Neither PyTorch nor pickle's reader is touched."""
-    code = ('import sys; sys.modules["torch"] = None; import trainer, pickle; '
-            'pickle.Unpickler = pickle._Unpickler = pickle.loads = pickle.load = None; '
-            'from trainer.weights import pytorch; pytorch.read(sys.argv[1])')
-    subprocess.run([sys.executable, '-c', code, str(FIXTURES / 'pytorch_torchvision.pth')],
-                   cwd=ROOT, check=True)
+    code = (
+        'import sys; sys.modules["torch"] = None; import trainer, pickle; '
+        'pickle.Unpickler = pickle._Unpickler = pickle.loads = pickle.load = None; '
+        'from trainer.weights import pytorch; pytorch.read(sys.argv[1])'
+    )
+    subprocess.run(
+        [sys.executable, '-c', code, str(FIXTURES / 'pytorch_torchvision.pth')],
+        cwd=ROOT,
+        check=True,
+    )

@@ -1,4 +1,5 @@
 """What the README says holds."""
+
 import importlib.util
 import os
 import re
@@ -9,21 +10,26 @@ import tomllib
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 import resnext
-from conftest import ROOT
 
 README = (ROOT / 'README.md').read_text()
 
 
 def blocks(language):
-    return re.findall(r'```{}\n(.*?)```'.format(language), README, re.S)
+    return re.findall(rf'```{language}\n(.*?)```', README, re.S)
 
 
 def run(code, folder):
-    return subprocess.run([sys.executable, '-c', code], cwd=folder, capture_output=True, text=True,
-                          env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    return subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+    )
 
 
 def test_pip_installs_what_uv_installs():
@@ -33,13 +39,13 @@ def test_pip_installs_what_uv_installs():
     pins += project['project']['optional-dependencies']['cuda13']
     assert len(pins) > 10
     for pin in (pin.partition(';')[0] for pin in pins):
-        assert '==' in pin and re.search(r'\s{}\s'.format(re.escape(pin)), README), pin
+        assert '==' in pin and re.search(rf'\s{re.escape(pin)}\s', README), pin
     for constraint in project['tool']['uv']['build-constraint-dependencies']:
-        assert '"{}"'.format(constraint) in README
+        assert f'"{constraint}"' in README
 
 
 def test_a_cifar_model_in_python(tmp_path):
-    code, = [b for b in blocks('python') if 'copy_2017.model' in b]
+    (code,) = [b for b in blocks('python') if 'copy_2017.model' in b]
     (tmp_path / 'model').mkdir()
     model = resnext.ResNext(10, (1, 1, 1), 2, 2, 2)
     model.classes = list('abcdefghij')
@@ -54,7 +60,7 @@ def test_a_cifar_model_in_python(tmp_path):
 
 
 def test_training_from_python(tmp_path):
-    code, = [b for b in blocks('python') if 'run.train' in b]
+    (code,) = [b for b in blocks('python') if 'run.train' in b]
     # The same lines with a smaller network, so that they take seconds.
     assert 'epoch=1,' in code
     process = run(code.replace('epoch=1,', 'epoch=1, d=2, multi=2, batch=250,'), tmp_path)
@@ -63,7 +69,7 @@ def test_training_from_python(tmp_path):
 
 
 def test_networks(tmp_path):
-    code, = [b for b in blocks('python') if 'of_depth' in b]
+    (code,) = [b for b in blocks('python') if 'of_depth' in b]
     process = run(code, tmp_path)
     assert process.returncode == 0, process.stderr
     assert '25.0 M parameters, 4.23 G multiply-adds' in process.stdout

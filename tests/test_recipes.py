@@ -1,4 +1,5 @@
 """Recipes against their sources' formulas, written out here a second time."""
+
 import json
 import math
 import os
@@ -8,14 +9,14 @@ import sys
 import chainer
 import numpy as np
 import pytest
+from conftest import write_cifar10
 from PIL import Image
+from test_training import assert_same_end, in_child
 
 import data_augmentation
 import main
 import resnext
 import resnext_ilsvrc
-from conftest import write_cifar10
-from test_training import assert_same_end, in_child
 from trainer import datasets, prediction, recipes
 from trainer.datasets import Dataset, folder, loading, quick
 from trainer.errors import InputError
@@ -27,15 +28,18 @@ from trainer.transforms import generator, imagenet
 from trainer.weights import npz
 
 #: Sizes that train in moments, by network.
-SMALL = {'original': dict(C=2, d=2, multi=2, block_num=(1, 1, 1)),
-         'paper': dict(C=2, d=2, depth=11, widen_factor=1),
-         'ilsvrc': dict(C=2, d=2, multi=2, block_num=(1, 1))}
+SMALL = {
+    'original': dict(C=2, d=2, multi=2, block_num=(1, 1, 1)),
+    'paper': dict(C=2, d=2, depth=11, widen_factor=1),
+    'ilsvrc': dict(C=2, d=2, multi=2, block_num=(1, 1)),
+}
 
 
 @pytest.fixture(scope='session')
 def cifar(tmp_path_factory):
-    return str(write_cifar10(
-        tmp_path_factory.mktemp('recipes') / 'cifar-10-batches-bin', per_file=20))
+    return str(
+        write_cifar10(tmp_path_factory.mktemp('recipes') / 'cifar-10-batches-bin', per_file=20)
+    )
 
 
 def train(path, data, say=lambda text: None, **given):
@@ -57,24 +61,25 @@ def resolve(**given):
 
 # ---- learning rates
 
+
 def torch7_cifar(epoch, epochs):
-    decay = 2 if epoch / epochs > .74 else 1 if epoch / epochs > .49 else 0
-    return .1 * .1 ** decay
+    decay = 2 if epoch / epochs > 0.74 else 1 if epoch / epochs > 0.49 else 0
+    return 0.1 * 0.1**decay
 
 
 def prlz77_rates(batch):
     """train.py as it runs: the rate is multiplied as the epochs of the schedule come."""
-    epochs, lr = 300 * 128 // batch, .1
+    epochs, lr = 300 * 128 // batch, 0.1
     schedule = [x * 128 // batch for x in (150, 225)]
     rates = []
     for epoch in range(epochs):
         if epoch in schedule:
-            lr *= .1
+            lr *= 0.1
         rates.append(lr)
     return rates
 
 
-def warm_restarts(epochs, lr=.1, eta_min=5e-5):
+def warm_restarts(epochs, lr=0.1, eta_min=5e-5):
     """CosineAnnealingWarmRestarts(T_0=epochs // 4, T_mult=1), stepped after each epoch."""
     t, rates = 0, []
     for _ in range(epochs):
@@ -85,25 +90,37 @@ def warm_restarts(epochs, lr=.1, eta_min=5e-5):
     return rates
 
 
-@pytest.mark.parametrize('given, wanted', [
-    (dict(recipe='original'), [.1] * 150 + [.01] * 75 + [.001] * 75),
-    (dict(recipe='torch7_cifar'), [torch7_cifar(e, 300) for e in range(1, 301)]),
-    (dict(recipe='torch7_cifar', epoch=200), [torch7_cifar(e, 200) for e in range(1, 201)]),
-    (dict(recipe='torch7_cifar', batch=32),
-     [.25 * torch7_cifar(e, 300) for e in range(1, 301)]),
-    (dict(recipe='torch7_imagenet'), [.1 * .1 ** ((e - 1) // 30) for e in range(1, 101)]),
-    (dict(recipe='torch7_imagenet', epoch=120), [.1 * .1 ** ((e - 1) // 30)
-                                                 for e in range(1, 121)]),
-    (dict(recipe='paper'), [.1 / 10 ** sum(e >= n for n in (31, 61, 91)) for e in range(1, 101)]),
-    (dict(recipe='paper_cifar'), [.1] * 150 + [.01] * 75 + [.001] * 75),
-    (dict(recipe='prlz77'), prlz77_rates(128)),
-    (dict(recipe='prlz77', batch=64), prlz77_rates(64)),
-    (dict(recipe='prlz77', batch=256), prlz77_rates(256)),
-    (dict(recipe='lornatang'), warm_restarts(600)),
-    (dict(recipe='lornatang', epoch=90, lr=.4), warm_restarts(90, .4)),
-    (dict(lr_schedule='cosine', epoch=8), [.05 * (1 + math.cos(math.pi * e / 8))
-                                           for e in range(8)]),
-])
+@pytest.mark.parametrize(
+    'given, wanted',
+    [
+        (dict(recipe='original'), [0.1] * 150 + [0.01] * 75 + [0.001] * 75),
+        (dict(recipe='torch7_cifar'), [torch7_cifar(e, 300) for e in range(1, 301)]),
+        (dict(recipe='torch7_cifar', epoch=200), [torch7_cifar(e, 200) for e in range(1, 201)]),
+        (
+            dict(recipe='torch7_cifar', batch=32),
+            [0.25 * torch7_cifar(e, 300) for e in range(1, 301)],
+        ),
+        (dict(recipe='torch7_imagenet'), [0.1 * 0.1 ** ((e - 1) // 30) for e in range(1, 101)]),
+        (
+            dict(recipe='torch7_imagenet', epoch=120),
+            [0.1 * 0.1 ** ((e - 1) // 30) for e in range(1, 121)],
+        ),
+        (
+            dict(recipe='paper'),
+            [0.1 / 10 ** sum(e >= n for n in (31, 61, 91)) for e in range(1, 101)],
+        ),
+        (dict(recipe='paper_cifar'), [0.1] * 150 + [0.01] * 75 + [0.001] * 75),
+        (dict(recipe='prlz77'), prlz77_rates(128)),
+        (dict(recipe='prlz77', batch=64), prlz77_rates(64)),
+        (dict(recipe='prlz77', batch=256), prlz77_rates(256)),
+        (dict(recipe='lornatang'), warm_restarts(600)),
+        (dict(recipe='lornatang', epoch=90, lr=0.4), warm_restarts(90, 0.4)),
+        (
+            dict(lr_schedule='cosine', epoch=8),
+            [0.05 * (1 + math.cos(math.pi * e / 8)) for e in range(8)],
+        ),
+    ],
+)
 def test_every_epoch_s_learning_rate(given, wanted):
     resolved = resolve(**given)
     schedule = schedules.of(resolved)
@@ -111,9 +128,17 @@ def test_every_epoch_s_learning_rate(given, wanted):
     np.testing.assert_allclose([schedule(e) for e in range(len(wanted))], wanted, rtol=1e-12)
 
 
-@pytest.mark.parametrize('name, first, last', [
-    ('torch7_cifar', 147, 149), ('torch7_imagenet', 30, 31), ('paper', 60, 61),
-    ('paper_cifar', 150, 151), ('prlz77', 225, 226), ('lornatang', 150, 152)])
+@pytest.mark.parametrize(
+    'name, first, last',
+    [
+        ('torch7_cifar', 147, 149),
+        ('torch7_imagenet', 30, 31),
+        ('paper', 60, 61),
+        ('paper_cifar', 150, 151),
+        ('prlz77', 225, 226),
+        ('lornatang', 150, 152),
+    ],
+)
 def test_rates_of_updates_around_a_change(name, first, last, cifar, tmp_path, monkeypatch):
     """-s begins where it says, without anything of the epochs before."""
     seen = []
@@ -127,7 +152,7 @@ def test_rates_of_updates_around_a_change(name, first, last, cifar, tmp_path, mo
     whole = resolve(recipe=name)
     given = small(name, start_epoch=first, epoch=last, schedule_epoch=whole['epoch'])
     train(tmp_path, cifar, **dict(given, batch=50, batch_scaling='none'))
-    wanted = {'lornatang': warm_restarts(600)[149], 'prlz77': .01, 'paper': .01}.get(name, .1)
+    wanted = {'lornatang': warm_restarts(600)[149], 'prlz77': 0.01, 'paper': 0.01}.get(name, 0.1)
     assert [epoch for epoch, _ in seen] == [e for e in range(first, last + 1) for _ in range(2)]
     assert seen[0][1] == pytest.approx(wanted, rel=1e-12)
     schedule = schedules.of(whole)
@@ -141,11 +166,15 @@ def test_rates_of_updates_around_a_change(name, first, last, cifar, tmp_path, mo
 def test_warm_up_climbs_update_by_update(cifar, tmp_path, monkeypatch):
     seen = []
     update_with = run.ChunkedUpdater.update_with
-    monkeypatch.setattr(run.ChunkedUpdater, 'update_with', lambda self, x, t: (
-        seen.append(self.get_optimizer('main').lr), update_with(self, x, t)))
-    train(tmp_path, cifar, **small('torch7_cifar', epoch=3, warmup=2, lr_steps=(2,), batch=25,
-                                   lr=.8))
-    np.testing.assert_allclose(seen, [.1, .2, .3, .4, .5, .6, .7, .8] + [.08] * 4)
+    monkeypatch.setattr(
+        run.ChunkedUpdater,
+        'update_with',
+        lambda self, x, t: (seen.append(self.get_optimizer('main').lr), update_with(self, x, t)),
+    )
+    train(
+        tmp_path, cifar, **small('torch7_cifar', epoch=3, warmup=2, lr_steps=(2,), batch=25, lr=0.8)
+    )
+    np.testing.assert_allclose(seen, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8] + [0.08] * 4)
 
 
 def test_shares_are_of_the_epochs_that_a_run_began_with(cifar, tmp_path):
@@ -154,24 +183,30 @@ def test_shares_are_of_the_epochs_that_a_run_began_with(cifar, tmp_path):
     run.train(resume=True, say=lambda text: None, save_path=str(tmp_path), epoch=6)
     with open(tmp_path / 'log.json') as f:
         rates = [e['lr'] for e in json.load(f) if e['_id'] == 'lr']
-    np.testing.assert_allclose(rates, [.1 * 50 / 128 / 10 ** n for n in (0, 1, 2, 2, 2, 2)])
+    np.testing.assert_allclose(rates, [0.1 * 50 / 128 / 10**n for n in (0, 1, 2, 2, 2, 2)])
 
 
 def test_the_batch_scales_what_the_source_says():
     said = []
-    resolved, _ = options.resolve('nowhere', False, said.append, dict(
-        recipe='torch7_cifar', batch=64))
-    assert resolved['lr'] == .05 and '0.05 = 0.1 x 64 / 128' in said[0]
+    resolved, _ = options.resolve(
+        'nowhere', False, said.append, dict(recipe='torch7_cifar', batch=64)
+    )
+    assert resolved['lr'] == 0.05 and '0.05 = 0.1 x 64 / 128' in said[0]
     resolved, _ = options.resolve('nowhere', False, said.append, dict(recipe='prlz77', batch=64))
-    assert (resolved['lr'], resolved['epoch'], resolved['lr_steps']) == (.1, 600, (300, 450))
+    assert (resolved['lr'], resolved['epoch'], resolved['lr_steps']) == (0.1, 600, (300, 450))
     assert '600 epochs' in said[1] and len(said) == 2
-    for given in (dict(recipe='torch7_cifar', batch=64, lr=.1), dict(recipe='original', batch=64),
-                  dict(recipe='torch7_imagenet', batch=64), dict(recipe='lornatang', batch=64),
-                  dict(recipe='torch7_cifar', batch=64, batch_scaling='none')):
-        assert resolve(**given)['lr'] == .1
+    for given in (
+        dict(recipe='torch7_cifar', batch=64, lr=0.1),
+        dict(recipe='original', batch=64),
+        dict(recipe='torch7_imagenet', batch=64),
+        dict(recipe='lornatang', batch=64),
+        dict(recipe='torch7_cifar', batch=64, batch_scaling='none'),
+    ):
+        assert resolve(**given)['lr'] == 0.1
 
 
 # ---- updates
+
 
 def smoothed(label, classes, share):
     target = np.full(classes, share / classes)
@@ -190,11 +225,16 @@ def score_gradients(y, t, share):
 class Source:
     """Updates as a source makes them, written out around the network's own gradients."""
 
-    def __init__(self, network, decay, momentum, kind, share=0., ema=0.):
+    def __init__(self, network, decay, momentum, kind, share=0.0, ema=0.0):
         self.network = network
         self.decay, self.momentum, self.kind, self.share, self.ema = (
-            decay, momentum, kind, share, ema)
-        self.memory = {name: 0. for name, _ in network.namedparams()}
+            decay,
+            momentum,
+            kind,
+            share,
+            ema,
+        )
+        self.memory = {name: 0.0 for name, _ in network.namedparams()}
         self.average = None
 
     def update(self, x, t, lr, chunks):
@@ -216,25 +256,34 @@ class Source:
             self.memory[name] = m
             p.array = p.array + step
         now = {name: np.array(a, np.float64) for name, a in npz.state(self.network).items()}
-        self.average = now if self.average is None else {
-            name: self.ema * self.average[name] + (1 - self.ema) * a for name, a in now.items()}
+        self.average = (
+            now
+            if self.average is None
+            else {
+                name: self.ema * self.average[name] + (1 - self.ema) * a for name, a in now.items()
+            }
+        )
 
 
 class Enough(Exception):
     """Raised to end a run."""
 
 
-@pytest.mark.parametrize('name, decay, kind, share, ema, lr, chunks', [
-    ('original', 5e-4, 'chainer', 0, 0, .1, 4),
-    ('torch7_cifar', 5e-4, 'nesterov', 0, 0, .1 * 25 / 128, 1),
-    ('torch7_imagenet', 1e-4, 'nesterov', 0, 0, .1, 1),
-    ('paper', 1e-4, 'nesterov', 0, 0, .1, 1),
-    ('paper_cifar', 5e-4, 'nesterov', 0, 0, .1, 1),
-    ('prlz77', 5e-4, 'nesterov', 0, 0, .1, 1),
-    ('lornatang', 2e-5, 'plain', .1, .99998, .1, 1),
-])
-def test_weights_after_three_updates(name, decay, kind, share, ema, lr, chunks, cifar, tmp_path,
-                                     monkeypatch):
+@pytest.mark.parametrize(
+    'name, decay, kind, share, ema, lr, chunks',
+    [
+        ('original', 5e-4, 'chainer', 0, 0, 0.1, 4),
+        ('torch7_cifar', 5e-4, 'nesterov', 0, 0, 0.1 * 25 / 128, 1),
+        ('torch7_imagenet', 1e-4, 'nesterov', 0, 0, 0.1, 1),
+        ('paper', 1e-4, 'nesterov', 0, 0, 0.1, 1),
+        ('paper_cifar', 5e-4, 'nesterov', 0, 0, 0.1, 1),
+        ('prlz77', 5e-4, 'nesterov', 0, 0, 0.1, 1),
+        ('lornatang', 2e-5, 'plain', 0.1, 0.99998, 0.1, 1),
+    ],
+)
+def test_weights_after_three_updates(
+    name, decay, kind, share, ema, lr, chunks, cifar, tmp_path, monkeypatch
+):
     """In double precision, so that nothing but the formulas can differ."""
     batches, averages = [], []
     update_with = run.ChunkedUpdater.update_with
@@ -256,15 +305,20 @@ def test_weights_after_three_updates(name, decay, kind, share, ema, lr, chunks, 
     with chainer.using_config('dtype', np.float64), pytest.raises(Enough) as end:
         train(tmp_path, cifar, **given)
     with chainer.using_config('dtype', np.float64):
-        source = Source(build._new(resolve(**given), 10), decay, .9, kind, share, ema)
+        source = Source(build._new(resolve(**given), 10), decay, 0.9, kind, share, ema)
     initial.fill(source.network, recipes.get(name).initialization, 3)
     begun = {n: np.array(a) for n, a in npz.state(source.network).items()}
     for x, t in batches:
         source.update(x, t, lr, chunks)
     found, wanted = npz.state(end.value.args[0]), npz.state(source.network)
     assert_close(found, wanted)
-    assert abs(wanted['fc/W' if 'fc/W' in wanted else 'fc/conv/W']
-               - begun['fc/W' if 'fc/W' in begun else 'fc/conv/W']).max() > 1e-3
+    assert (
+        abs(
+            wanted['fc/W' if 'fc/W' in wanted else 'fc/conv/W']
+            - begun['fc/W' if 'fc/W' in begun else 'fc/conv/W']
+        ).max()
+        > 1e-3
+    )
     assert len(averages) == bool(ema)
     if ema:
         assert_close(npz.state(averages[0]), source.average)
@@ -282,19 +336,19 @@ def assert_close(found, wanted):
 
 def test_torch_s_momentum_through_a_change_of_rate():
     """optim.sgd of Torch7 with dampening 0, on numbers: dfdx, its memory, the parameter."""
-    gradients, rates = [1., -2., .5, 3.], [.1, .1, .01, .01]
+    gradients, rates = [1.0, -2.0, 0.5, 3.0], [0.1, 0.1, 0.01, 0.01]
     for nesterov in (False, True):
         link = chainer.Link()
         with link.init_scope():
-            link.p = chainer.Parameter(np.array([2.], np.float32))
-        optimizer = TorchSGD(.1, .9, nesterov).setup(link)
-        x, memory = 2., None
+            link.p = chainer.Parameter(np.array([2.0], np.float32))
+        optimizer = TorchSGD(0.1, 0.9, nesterov).setup(link)
+        x, memory = 2.0, None
         for g, lr in zip(gradients, rates):
             optimizer.lr = lr
             link.p.grad = np.array([g], np.float32)
             optimizer.update()
-            memory = g if memory is None else .9 * memory + g
-            x -= lr * (g + .9 * memory if nesterov else memory)
+            memory = g if memory is None else 0.9 * memory + g
+            x -= lr * (g + 0.9 * memory if nesterov else memory)
             assert link.p.array[0] == pytest.approx(x, rel=1e-6)
 
 
@@ -306,8 +360,8 @@ def test_a_gpu_updates_and_averages_as_the_cpu_does(nesterov):
         network = build._new(resolve(network='paper', C=2, d=2, depth=11, widen_factor=1), 10)
         network.weight_initialization(0)
         network.to_device(device)
-        optimizer = TorchSGD(.1, .9, nesterov).setup(network)
-        average = run.extensions.MovingAverage(network, .9)
+        optimizer = TorchSGD(0.1, 0.9, nesterov).setup(network)
+        average = run.extensions.MovingAverage(network, 0.9)
         rng = np.random.default_rng(0)
         for _ in range(3):
             for _, p in sorted(network.namedparams()):
@@ -323,7 +377,7 @@ def test_a_gpu_updates_and_averages_as_the_cpu_does(nesterov):
 def test_chainer_s_nesterov_is_another():
     """Why there is TorchSGD: after one update NesterovAG has moved by .9^2 x lr x g more."""
     moved = []
-    for optimizer in (TorchSGD(.1, .9, True), chainer.optimizers.NesterovAG(.1, .9)):
+    for optimizer in (TorchSGD(0.1, 0.9, True), chainer.optimizers.NesterovAG(0.1, 0.9)):
         link = chainer.Link()
         with link.init_scope():
             link.p = chainer.Parameter(np.zeros(1, np.float32))
@@ -331,46 +385,54 @@ def test_chainer_s_nesterov_is_another():
         link.p.grad = np.ones(1, np.float32)
         optimizer.update()
         moved.append(-link.p.array[0])
-    assert moved == pytest.approx([.19, .19 + .081], rel=1e-5)
+    assert moved == pytest.approx([0.19, 0.19 + 0.081], rel=1e-5)
 
 
 def test_label_smoothing():
     rng = np.random.default_rng(0)
     y, t = rng.normal(0, 3, (7, 5)).astype(np.float32), rng.integers(0, 5, 7).astype(np.int32)
-    for share in (.1, .5):
+    for share in (0.1, 0.5):
         log_p = y - np.log(np.exp(y.astype(np.float64)).sum(axis=1, keepdims=True))
         wanted = np.mean((1 - share) * -log_p[np.arange(7), t] + share * -log_p.mean(axis=1))
         variable = chainer.Variable(y)
         loss = LabelSmoothing(share)(variable, t)
         loss.backward()
         assert float(loss.array) == pytest.approx(wanted, rel=1e-6)
-        np.testing.assert_allclose(variable.grad, score_gradients(y.astype(np.float64), t, share),
-                                   atol=1e-7)
+        np.testing.assert_allclose(
+            variable.grad, score_gradients(y.astype(np.float64), t, share), atol=1e-7
+        )
 
 
-@pytest.mark.parametrize('name, uniform, biased', [
-    ('torch7', True, False), ('prlz77', False, False), ('pytorch', True, True)])
+@pytest.mark.parametrize(
+    'name, uniform, biased',
+    [('torch7', True, False), ('prlz77', False, False), ('pytorch', True, True)],
+)
 def test_initial_weights(name, uniform, biased):
     """Of convolutions normal, 2 / n with n = kW kH outputs; of the classifier, the source's."""
     network = build._new(resolve(network='paper', C=4, d=32), 500)
     initial.fill(network, name, 1)
-    for path, outputs, area in (('stem', 64, 9), ('stage2/block1/grouped', 256, 9),
-                                ('stage3/block2/expand', 1024, 1),
-                                ('stage1/block1/shortcut', 256, 1)):
+    for path, outputs, area in (
+        ('stem', 64, 9),
+        ('stage2/block1/grouped', 256, 9),
+        ('stage3/block2/expand', 1024, 1),
+        ('stage1/block1/shortcut', 256, 1),
+    ):
         link = network
         for part in path.split('/'):
             link = link[part]
         w = link.conv.W.array
         assert w.shape[0] == outputs and w.shape[2] * w.shape[3] == area
-        assert w.std() == pytest.approx((2 / (area * outputs)) ** .5, rel=.05)
-        assert abs((w ** 4).mean() / w.std() ** 4 - 3) < .3  # normal
+        assert w.std() == pytest.approx((2 / (area * outputs)) ** 0.5, rel=0.05)
+        assert abs((w**4).mean() / w.std() ** 4 - 3) < 0.3  # normal
         assert link.bn.gamma.array.min() == 1 and not link.bn.beta.array.any()
     w, b = network.fc.W.array, network.fc.b.array
     if uniform:
-        assert .031 < abs(w).max() <= 1 / 32 and w.std() == pytest.approx(1 / 32 / 3 ** .5, rel=.01)
+        assert 0.031 < abs(w).max() <= 1 / 32 and w.std() == pytest.approx(
+            1 / 32 / 3**0.5, rel=0.01
+        )
     else:
-        assert w.std() == pytest.approx((2 / 1024) ** .5, rel=.01) and abs(w).max() > .15
-    assert (.03 < abs(b).max() <= 1 / 32) if biased else not b.any()
+        assert w.std() == pytest.approx((2 / 1024) ** 0.5, rel=0.01) and abs(w).max() > 0.15
+    assert (0.03 < abs(b).max() <= 1 / 32) if biased else not b.any()
     again = build._new(resolve(network='paper', C=4, d=32), 500)
     initial.fill(again, name, 1)
     np.testing.assert_array_equal(again.fc.W.array, w)
@@ -378,9 +440,10 @@ def test_initial_weights(name, uniform, biased):
 
 # ---- runs
 
+
 def test_a_run_with_an_average_goes_on_bit_for_bit(cifar, tmp_path):
     given = small('lornatang', epoch=3, batch=25, warmup=1, lr_period=2)
-    given.update(ema_decay=.9, train_batch_divide=2)
+    given.update(ema_decay=0.9, train_batch_divide=2)
     train(tmp_path / 'whole', cifar, **given)
 
     def stop():
@@ -390,6 +453,7 @@ def test_a_run_with_an_average_goes_on_bit_for_bit(cifar, tmp_path):
             real(self)
             if self.iteration == 5:
                 os.kill(os.getpid(), signal.SIGINT)
+
         run.ChunkedUpdater.update_core = update_core
         sys.exit(0 if train(tmp_path / 'part', cifar, **given) else 130)
 
@@ -401,7 +465,7 @@ def test_a_run_with_an_average_goes_on_bit_for_bit(cifar, tmp_path):
 
 
 def test_what_is_evaluated_is_what_is_saved(cifar, tmp_path):
-    train(tmp_path, cifar, **dict(small('lornatang', epoch=2, batch=25), ema_decay=.8))
+    train(tmp_path, cifar, **dict(small('lornatang', epoch=2, batch=25), ema_decay=0.8))
     test = datasets.load('cifar10', cifar).test
     network = resnext_ilsvrc.load(str(tmp_path / 'model' / 'ResNext_10_2_2.model'))
     chosen = prediction.preprocessing([network])
@@ -435,7 +499,11 @@ def test_a_model_brings_its_network_and_its_preprocessing(cifar, tmp_path):
     with open(tmp_path / 'b' / 'run.json') as f:
         recorded = json.load(f)['options']
     assert (recorded['network'], recorded['d'], recorded['widen_factor'], recorded['depth']) == (
-        'paper', 2, 1, 11)
+        'paper',
+        2,
+        1,
+        11,
+    )
     assert recorded['preprocessing'] == 'DataAugmentationCifarPrlz77'
     with pytest.raises(InputError, match='--network original: .* holds PaperResNext'):
         train(tmp_path / 'c', cifar, load_model=model, network='original')
@@ -445,27 +513,33 @@ def test_a_model_brings_its_network_and_its_preprocessing(cifar, tmp_path):
 
 def test_cifar100_has_means_of_its_own():
     network = resnext.ResNext(100, (1, 1, 1), 1, 2, 2)
-    for recipe, wanted in (('torch7_cifar', 'DataAugmentationCifar100Torch7'),
-                           ('prlz77', 'DataAugmentationCifarPrlz77'),
-                           ('original', 'DataAugmentationCifar10NormalizeSmall')):
+    for recipe, wanted in (
+        ('torch7_cifar', 'DataAugmentationCifar100Torch7'),
+        ('prlz77', 'DataAugmentationCifarPrlz77'),
+        ('original', 'DataAugmentationCifar10NormalizeSmall'),
+    ):
         given = dict(recipe=recipe, dataset='cifar100')
         assert build.preprocessing(resolve(**given), given, network).__name__ == wanted
-    given = dict(recipe='torch7_cifar', dataset='cifar100',
-                 preprocessing='DataAugmentationCifarTorch7')
+    given = dict(
+        recipe='torch7_cifar', dataset='cifar100', preprocessing='DataAugmentationCifarTorch7'
+    )
     assert build.preprocessing(resolve(**given), given, network).__name__ == given['preprocessing']
 
 
-@pytest.mark.parametrize('given, kind, layers, C, d', [
-    (dict(), resnext.ResNext, 29, 2, 64),
-    (dict(depth=11), resnext.ResNext, 11, 2, 64),
-    (dict(network='paper', C=1, d=8), resnext.PaperResNext, 29, 1, 8),
-    (dict(network='paper', depth=20, C=2, d=4), resnext.PaperResNext, 20, 2, 4),
-    (dict(network='ilsvrc', depth=101, C=2), resnext_ilsvrc.ResNext, 101, 2, 4),
-    (dict(network='ilsvrc', depth=152, C=2), resnext_ilsvrc.ResNext, 152, 2, 4),
-    (dict(network='ilsvrc', block_num=(1, 2), C=2), resnext_ilsvrc.ResNext, 11, 2, 4),
-    (dict(recipe='paper'), resnext_ilsvrc.ResNext, 50, 32, 4),
-    (dict(recipe='lornatang', d=1), resnext_ilsvrc.ResNext, 50, 32, 1),
-])
+@pytest.mark.parametrize(
+    'given, kind, layers, C, d',
+    [
+        (dict(), resnext.ResNext, 29, 2, 64),
+        (dict(depth=11), resnext.ResNext, 11, 2, 64),
+        (dict(network='paper', C=1, d=8), resnext.PaperResNext, 29, 1, 8),
+        (dict(network='paper', depth=20, C=2, d=4), resnext.PaperResNext, 20, 2, 4),
+        (dict(network='ilsvrc', depth=101, C=2), resnext_ilsvrc.ResNext, 101, 2, 4),
+        (dict(network='ilsvrc', depth=152, C=2), resnext_ilsvrc.ResNext, 152, 2, 4),
+        (dict(network='ilsvrc', block_num=(1, 2), C=2), resnext_ilsvrc.ResNext, 11, 2, 4),
+        (dict(recipe='paper'), resnext_ilsvrc.ResNext, 50, 32, 4),
+        (dict(recipe='lornatang', d=1), resnext_ilsvrc.ResNext, 50, 32, 1),
+    ],
+)
 def test_networks(given, kind, layers, C, d):
     network = build._new(resolve(**given), 10)
     assert type(network) is kind
@@ -476,22 +550,26 @@ def test_networks(given, kind, layers, C, d):
         assert network.stages[-1].out_channels == 1024 and network.stem_width == 64
 
 
-@pytest.mark.parametrize('argv, words', [
-    (['--recipe', 'nonsense'], "argument --recipe: invalid choice: 'nonsense'"),
-    (['--recipe', 'paper', '--quick'], '--quick is a recipe of its own'),
-    (['--depth', '30'], '9n + 2'),
-    (['--network', 'ilsvrc', '--depth', '29'], '50, 101 or 152'),
-    (['--network', 'paper', '--depth', '29', '--block_num', '3', '3', '3'], 'leave one out'),
-    (['--network', 'paper', '--multi', '2'], '--multi 2: --network paper has no such size'),
-    (['--widen_factor', '2'], '--widen_factor 2: --network original has no such size'),
-    (['--label_smoothing', '1'], 'argument --label_smoothing'),
-    (['--lr_steps', '1.5'], 'argument --lr_steps'),
-    (['--lr_schedule', 'linear'], 'argument --lr_schedule'),
-    (['--preprocessing', 'os'], 'argument --preprocessing'),
-    (['--weight_decay', '-1'], '--weight_decay takes 0 or more'),
-])
+@pytest.mark.parametrize(
+    'argv, words',
+    [
+        (['--recipe', 'nonsense'], "argument --recipe: invalid choice: 'nonsense'"),
+        (['--recipe', 'paper', '--quick'], '--quick is a recipe of its own'),
+        (['--depth', '30'], '9n + 2'),
+        (['--network', 'ilsvrc', '--depth', '29'], '50, 101 or 152'),
+        (['--network', 'paper', '--depth', '29', '--block_num', '3', '3', '3'], 'leave one out'),
+        (['--network', 'paper', '--multi', '2'], '--multi 2: --network paper has no such size'),
+        (['--widen_factor', '2'], '--widen_factor 2: --network original has no such size'),
+        (['--label_smoothing', '1'], 'argument --label_smoothing'),
+        (['--lr_steps', '1.5'], 'argument --lr_steps'),
+        (['--lr_schedule', 'linear'], 'argument --lr_schedule'),
+        (['--preprocessing', 'os'], 'argument --preprocessing'),
+        (['--weight_decay', '-1'], '--weight_decay takes 0 or more'),
+    ],
+)
 def test_one_line(argv, words, tmp_path, capsys):
     from trainer import cli
+
     with pytest.MonkeyPatch.context() as m:
         m.setattr(sys, 'argv', ['main.py', '-p', str(tmp_path), *argv])
         with pytest.raises(SystemExit) as end:
@@ -502,9 +580,11 @@ def test_one_line(argv, words, tmp_path, capsys):
 
 
 def test_unknown_values_from_python(tmp_path):
-    for given, words in ((dict(recipe='x'), '--recipe x: there are lornatang, original, paper'),
-                         (dict(optimizer='adam'), '--optimizer adam: there are momentum'),
-                         (dict(recipe='../original'), '--recipe')):
+    for given, words in (
+        (dict(recipe='x'), '--recipe x: there are lornatang, original, paper'),
+        (dict(optimizer='adam'), '--optimizer adam: there are momentum'),
+        (dict(recipe='../original'), '--recipe'),
+    ):
         with pytest.raises(InputError, match=words):
             train(tmp_path, None, **given)
     with pytest.raises(TypeError, match='learning'):
@@ -512,6 +592,7 @@ def test_unknown_values_from_python(tmp_path):
 
 
 # ---- data
+
 
 def test_flags_name_every_value_of_a_recipe():
     flags = {action.dest for action in main.parser()._actions}
@@ -524,10 +605,11 @@ def pictures(tmp_path_factory):
     here = tmp_path_factory.mktemp('pictures')
     images = quick.load().train.images
     paths = []
-    for i, (width, height) in enumerate([(300, 260), (240, 500), (640, 480), (96, 64), (32, 32),
-                                         (700, 90)]):
+    for i, (width, height) in enumerate(
+        [(300, 260), (240, 500), (640, 480), (96, 64), (32, 32), (700, 90)]
+    ):
         image = Image.fromarray(images[200 * i].transpose(1, 2, 0))
-        paths.append(str(here / '{}.png'.format(i)))
+        paths.append(str(here / f'{i}.png'))
         image.resize((width, height), Image.Resampling.BICUBIC).save(paths[-1])
     return folder.PictureFiles(paths, [0, 1, 0, 1, 0, 1], ['a', 'b'])
 
@@ -541,8 +623,13 @@ def test_pictures_from_files_and_from_memory(name, pictures):
         given = dict(resolve(preprocessing=name, batch=4), workers=workers)
         *iterators, finish = data_path(dataset, given, preprocessing)
         assert finish is None
-        batches.append([tuple(np.array(a) for a in loading.join(i.next()))
-                        for i in iterators for _ in range(2)])
+        batches.append(
+            [
+                tuple(np.array(a) for a in loading.join(i.next()))
+                for i in iterators
+                for _ in range(2)
+            ]
+        )
         for i in iterators:
             i.finalize()
     for (x, t), (x2, t2) in zip(*batches):
@@ -551,13 +638,13 @@ def test_pictures_from_files_and_from_memory(name, pictures):
         np.testing.assert_array_equal(t, t2)
     first = EveryPicture(6, 4)(1)[0]
     for i, picture in enumerate(first):
-        x = preprocessing.train(pictures.paths[picture],
-                                rng=generator(0, 1, picture)).x
+        x = preprocessing.train(pictures.paths[picture], rng=generator(0, 1, picture)).x
         np.testing.assert_array_equal(x, batches[0][0][0][i])
     memory = quick.load().train
     x, _ = Load(memory, preprocessing, 0)(np.array([3, 900]), 1)
-    again = preprocessing.train(Image.fromarray(memory.images[900].transpose(1, 2, 0)),
-                                rng=generator(0, 1, 900)).x
+    again = preprocessing.train(
+        Image.fromarray(memory.images[900].transpose(1, 2, 0)), rng=generator(0, 1, 900)
+    ).x
     np.testing.assert_allclose(x[1], again, atol=1e-6)
 
 
@@ -567,6 +654,7 @@ def EveryPicture(size, batch):
 
 def test_full_batches_leave_out_the_last():
     from trainer.training.data import FullBatches
+
     plan = FullBatches(103, 10, seed=1)
     assert len(plan) == 10 and [len(b) for b in plan(2)] == [10] * 10
     assert len(set(np.concatenate(plan(2)).tolist())) == 100
@@ -574,11 +662,15 @@ def test_full_batches_leave_out_the_last():
 
 # ---- transforms of CIFAR
 
-@pytest.mark.parametrize('name, mean, std, black', [
-    ('DataAugmentationCifarTorch7', (125.3, 123.0, 113.9), (63.0, 62.1, 66.7), False),
-    ('DataAugmentationCifar100Torch7', (129.3, 124.1, 112.4), (68.2, 65.4, 70.4), False),
-    ('DataAugmentationCifarPrlz77', (125.3, 123.0, 113.9), (63.0, 62.1, 66.7), True),
-])
+
+@pytest.mark.parametrize(
+    'name, mean, std, black',
+    [
+        ('DataAugmentationCifarTorch7', (125.3, 123.0, 113.9), (63.0, 62.1, 66.7), False),
+        ('DataAugmentationCifar100Torch7', (129.3, 124.1, 112.4), (68.2, 65.4, 70.4), False),
+        ('DataAugmentationCifarPrlz77', (125.3, 123.0, 113.9), (63.0, 62.1, 66.7), True),
+    ],
+)
 def test_cifar_channels(name, mean, std, black):
     preprocessing = getattr(data_augmentation, name)
     images = quick.load().train.images[::50]
@@ -586,30 +678,31 @@ def test_cifar_channels(name, mean, std, black):
     found = preprocessing.train_batch(images, drawn)
 
     def normalised(x):
-        return np.stack([(x[c] / 255. - mean[c] / 255) / (std[c] / 255) for c in range(3)])
+        return np.stack([(x[c] / 255.0 - mean[c] / 255) / (std[c] / 255) for c in range(3)])
 
     for image, d, x in zip(images, drawn, found):
         if black:  # flip, pad, crop, to 0..1, normalise
             h = np.fliplr(image.transpose(1, 2, 0)) if d.flip else image.transpose(1, 2, 0)
-            h = np.pad(h, ((4, 4), (4, 4), (0, 0)))[d.y:d.y + 32, d.x:d.x + 32]
+            h = np.pad(h, ((4, 4), (4, 4), (0, 0)))[d.y : d.y + 32, d.x : d.x + 32]
             wanted = normalised(h.transpose(2, 0, 1))
         else:  # normalise, flip, pad, crop
             h = normalised(image)
             h = h[:, :, ::-1] if d.flip else h
-            wanted = np.pad(h, ((0, 0), (4, 4), (4, 4)))[:, d.y:d.y + 32, d.x:d.x + 32]
+            wanted = np.pad(h, ((0, 0), (4, 4), (4, 4)))[:, d.y : d.y + 32, d.x : d.x + 32]
         np.testing.assert_allclose(x, wanted, atol=2e-6)
-    np.testing.assert_allclose(preprocessing.test_batch(images),
-                               [normalised(image) for image in images], atol=2e-6)
+    np.testing.assert_allclose(
+        preprocessing.test_batch(images), [normalised(image) for image in images], atol=2e-6
+    )
     many = [preprocessing.draw(generator(0, 1, i)) for i in range(4000)]
     for values in ([d.y for d in many], [d.x for d in many]):
         counts = np.bincount(values, minlength=9)
-        assert len(counts) == 9 and (abs(counts / 4000 - 1 / 9) < .02).all()
-    assert abs(np.mean([d.flip for d in many]) - .5) < .03
+        assert len(counts) == 9 and (abs(counts / 4000 - 1 / 9) < 0.02).all()
+    assert abs(np.mean([d.flip for d in many]) - 0.5) < 0.03
 
 
 # ---- transforms of ImageNet
 
-MEAN, STD = (.485, .456, .406), (.229, .224, .225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalised(x):
@@ -619,13 +712,13 @@ def normalised(x):
 
 def colour_shift(normals):
     """Lighting of datasets/transforms.lua, its loops written out."""
-    vectors = [[-.5675, .7192, .4009], [-.5808, -.0045, -.8140], [-.5836, -.6948, .4203]]
-    values = [.2175, .0188, .0045]
+    vectors = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+    values = [0.2175, 0.0188, 0.0045]
     return [sum(vectors[i][j] * normals[j] * values[j] for j in range(3)) for i in range(3)]
 
 
 def grey(x):
-    return .299 * x[..., 0] + .587 * x[..., 1] + .114 * x[..., 2]
+    return 0.299 * x[..., 0] + 0.587 * x[..., 1] + 0.114 * x[..., 2]
 
 
 def test_torch7_imagenet_step_by_step(pictures):
@@ -637,10 +730,10 @@ def test_torch7_imagenet_step_by_step(pictures):
         d = preprocessing.draw(generator(0, 1, i))
         crop = None
         for area, aspect, exchange, y, x in d.attempts:
-            target = (.08 + area * (1 - .08)) * image.width * image.height
-            ratio = .75 + aspect * (4 / 3 - .75)
-            w, h = int((target * ratio) ** .5 + .5), int((target / ratio) ** .5 + .5)
-            w, h = (h, w) if exchange < .5 else (w, h)
+            target = (0.08 + area * (1 - 0.08)) * image.width * image.height
+            ratio = 0.75 + aspect * (4 / 3 - 0.75)
+            w, h = int((target * ratio) ** 0.5 + 0.5), int((target / ratio) ** 0.5 + 0.5)
+            w, h = (h, w) if exchange < 0.5 else (w, h)
             if h <= image.height and w <= image.width:
                 y, x = int(y * (image.height - h + 1)), int(x * (image.width - w + 1))
                 crop = image.crop((x, y, x + w, y + h)).resize((224, 224), Image.BICUBIC)
@@ -652,7 +745,7 @@ def test_torch7_imagenet_step_by_step(pictures):
             crop = image.resize(size, Image.BICUBIC)
             left, top = (math.ceil((n - 224) / 2) for n in size)
             crop = crop.crop((left, top, left + 224, top + 224))
-        h = np.asarray(crop) / 255.
+        h = np.asarray(crop) / 255.0
         for which in d.order:
             alpha = d.alphas[which]
             if which == 0:  # brightness
@@ -674,15 +767,16 @@ def test_torch7_imagenet_draws():
     orders = [d.order for d in many]
     assert len(set(orders)) == 6 and all(400 < orders.count(o) < 600 for o in set(orders))
     alphas = np.array([d.alphas for d in many])
-    assert alphas.min() >= .6 and alphas.max() <= 1.4 and abs(alphas.mean() - 1) < .01
-    assert abs(alphas.std() - .8 / 12 ** .5) < .01
+    assert alphas.min() >= 0.6 and alphas.max() <= 1.4 and abs(alphas.mean() - 1) < 0.01
+    assert abs(alphas.std() - 0.8 / 12**0.5) < 0.01
     lighting = np.array([d.lighting for d in many])
-    assert abs(lighting.std() - .1) < .003 and abs(lighting.mean()) < .005
-    assert abs(np.mean([d.flip for d in many]) - .5) < .03
+    assert abs(lighting.std() - 0.1) < 0.003 and abs(lighting.mean()) < 0.005
+    assert abs(np.mean([d.flip for d in many]) - 0.5) < 0.03
     box = data_augmentation.DataAugmentationImagenetTorch7.crop_box
-    shares = [h * w / (400 * 500) for d in many[:1000]
-              for _, _, h, w in [box(400, 500, d.attempts)]]
-    assert .079 < min(shares) < .1 and .9 < max(shares) <= 1
+    shares = [
+        h * w / (400 * 500) for d in many[:1000] for _, _, h, w in [box(400, 500, d.attempts)]
+    ]
+    assert 0.079 < min(shares) < 0.1 and 0.9 < max(shares) <= 1
 
 
 def test_paper_step_by_step(pictures):
@@ -695,20 +789,26 @@ def test_paper_step_by_step(pictures):
         sides.add(d.short_side)
         scale = d.short_side / min(image.size)
         size = [d.short_side if n == min(image.size) else int(scale * n) for n in image.size]
-        resized = np.asarray(image.resize(size, Image.BICUBIC)) / 255.
+        resized = np.asarray(image.resize(size, Image.BICUBIC)) / 255.0
         y, x = int(d.y * (size[1] - 223)), int(d.x * (size[0] - 223))
-        h = normalised(resized[y:y + 224, x:x + 224] + colour_shift(d.lighting))
-        np.testing.assert_allclose(preprocessing.train(path, drawn=d).x,
-                                   h[:, :, ::-1] if d.flip else h, atol=5e-5)
+        h = normalised(resized[y : y + 224, x : x + 224] + colour_shift(d.lighting))
+        np.testing.assert_allclose(
+            preprocessing.train(path, drawn=d).x, h[:, :, ::-1] if d.flip else h, atol=5e-5
+        )
     many = [preprocessing.draw(generator(0, 1, i)) for i in range(4000)]
     sides = [d.short_side for d in many]
     assert (min(sides), max(sides)) == (256, 480) and abs(np.mean(sides) - 368) < 4
-    assert abs(np.std([d.lighting for d in many]) - .1) < .003
+    assert abs(np.std([d.lighting for d in many]) - 0.1) < 0.003
 
 
-@pytest.mark.parametrize('name', ['DataAugmentationImagenetTorch7',
-                                  'DataAugmentationImagenetPaper',
-                                  'DataAugmentationImagenetLornatang'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'DataAugmentationImagenetTorch7',
+        'DataAugmentationImagenetPaper',
+        'DataAugmentationImagenetLornatang',
+    ],
+)
 def test_imagenet_evaluation(name, pictures):
     for path in pictures.paths[:4]:
         image = Image.open(path)
@@ -717,15 +817,14 @@ def test_imagenet_evaluation(name, pictures):
         size = [256 if n == min(image.size) else int(scale * n) for n in image.size]
         resized = image.resize(size, Image.BILINEAR if bilinear else Image.BICUBIC)
         left, top = ((round((n - 224) / 2) if bilinear else n // 2 - 112) for n in size)
-        wanted = normalised(np.asarray(resized.crop((left, top, left + 224, top + 224))) / 255.)
-        np.testing.assert_allclose(getattr(data_augmentation, name).test(path).x, wanted,
-                                   atol=1e-5)
+        wanted = normalised(np.asarray(resized.crop((left, top, left + 224, top + 224))) / 255.0)
+        np.testing.assert_allclose(getattr(data_augmentation, name).test(path).x, wanted, atol=1e-5)
 
 
 def mapped(pixels, source):
     """Pixel (x, y) from source(x, y), positions of the pixels' centres; black from outside."""
     height, width = pixels.shape[:2]
-    y, x = np.mgrid[:height, :width] + .5
+    y, x = np.mgrid[:height, :width] + 0.5
     sx, sy = (np.floor(v).astype(int) for v in source(x, y))
     inside = (sx >= 0) & (sx < width) & (sy >= 0) & (sy < height)
     out = np.zeros_like(pixels)
@@ -740,8 +839,11 @@ def rotated(pixels, degrees):
 
     def source(x, y):
         x, y = x - cx, y - cy
-        return (math.cos(angle) * x - math.sin(angle) * y + cx,
-                math.sin(angle) * x + math.cos(angle) * y + cy)
+        return (
+            math.cos(angle) * x - math.sin(angle) * y + cx,
+            math.sin(angle) * x + math.cos(angle) * y + cy,
+        )
+
     return mapped(pixels, source)
 
 
@@ -753,10 +855,10 @@ def smooth(pixels):
     """A 3x3 mean in which the centre counts five times; the outermost pixels stay."""
     out = pixels.astype(float).copy()
     h, w = pixels.shape[:2]
-    total = 4. * pixels[1:-1, 1:-1]
+    total = 4.0 * pixels[1:-1, 1:-1]
     for dy in range(3):
         for dx in range(3):
-            total = total + pixels[dy:h - 2 + dy, dx:w - 2 + dx]
+            total = total + pixels[dy : h - 2 + dy, dx : w - 2 + dx]
     out[1:-1, 1:-1] = total / 13
     return out
 
@@ -771,23 +873,35 @@ def equalised(channel):
 
 TRIVIAL = {
     'identity': lambda p, m: p,
-    'shear-x': lambda p, m: mapped(p, lambda x, y: (x + .99 * m * y, y)),
-    'shear-y': lambda p, m: mapped(p, lambda x, y: (x, y + .99 * m * x)),
+    'shear-x': lambda p, m: mapped(p, lambda x, y: (x + 0.99 * m * y, y)),
+    'shear-y': lambda p, m: mapped(p, lambda x, y: (x, y + 0.99 * m * x)),
     'translate-x': lambda p, m: mapped(p, lambda x, y: (x - int(32 * m), y)),
     'translate-y': lambda p, m: mapped(p, lambda x, y: (x, y - int(32 * m))),
     'rotate': lambda p, m: rotated(p, 135 * m),
-    'brightness': lambda p, m: blended(p, 0, 1 + .99 * m),
-    'colour': lambda p, m: blended(p, np.round(grey(p))[..., None], 1 + .99 * m),
-    'contrast': lambda p, m: blended(p, np.round(np.round(grey(p)).mean()), 1 + .99 * m),
-    'sharpness': lambda p, m: blended(p, smooth(p), 1 + .99 * m),
+    'brightness': lambda p, m: blended(p, 0, 1 + 0.99 * m),
+    'colour': lambda p, m: blended(p, np.round(grey(p))[..., None], 1 + 0.99 * m),
+    'contrast': lambda p, m: blended(p, np.round(np.round(grey(p)).mean()), 1 + 0.99 * m),
+    'sharpness': lambda p, m: blended(p, smooth(p), 1 + 0.99 * m),
     'posterize': lambda p, m: p.astype(int) >> round(6 * m) << round(6 * m),
     'solarize': lambda p, m: np.where(p < 255 - 255 * m, p, 255 - p.astype(int)),
-    'autocontrast': lambda p, m: np.clip(np.floor(
-        (p - p.min((0, 1)).astype(float)) * (255 / np.ptp(p, (0, 1)).astype(float))), 0, 255),
+    'autocontrast': lambda p, m: np.clip(
+        np.floor((p - p.min((0, 1)).astype(float)) * (255 / np.ptp(p, (0, 1)).astype(float))),
+        0,
+        255,
+    ),
     'equalize': lambda p, m: np.stack([equalised(p[..., c]) for c in range(3)], axis=-1),
 }
-SIGNED = {'shear-x', 'shear-y', 'translate-x', 'translate-y', 'rotate', 'brightness', 'colour',
-          'contrast', 'sharpness'}
+SIGNED = {
+    'shear-x',
+    'shear-y',
+    'translate-x',
+    'translate-y',
+    'rotate',
+    'brightness',
+    'colour',
+    'contrast',
+    'sharpness',
+}
 
 
 def test_trivial_augment_has_these_operations():
@@ -800,12 +914,17 @@ def test_lornatang_step_by_step(name, pictures):
     image = Image.open(pictures.paths[2])
     for i, strength in enumerate((0, 7, 15, 30)):
         d = preprocessing.draw(generator(2, 1, i))._replace(
-            operation=name, strength=strength, negated=bool(i % 2), angle=270 * i / 7,
-            flip=bool(i % 2), upside_down=bool(i // 2))
+            operation=name,
+            strength=strength,
+            negated=bool(i % 2),
+            angle=270 * i / 7,
+            flip=bool(i % 2),
+            upside_down=bool(i // 2),
+        )
         for area, aspect, y, x in d.attempts:
-            target = (.08 + area * .92) * image.width * image.height
+            target = (0.08 + area * 0.92) * image.width * image.height
             ratio = math.exp(math.log(3 / 4) + aspect * (math.log(4 / 3) - math.log(3 / 4)))
-            w, h = round((target * ratio) ** .5), round((target / ratio) ** .5)
+            w, h = round((target * ratio) ** 0.5), round((target / ratio) ** 0.5)
             if w <= image.width and h <= image.height:
                 break
         y, x = int(y * (image.height - h + 1)), int(x * (image.width - w + 1))
@@ -815,10 +934,10 @@ def test_lornatang_step_by_step(name, pictures):
         h = h[:, ::-1] if d.flip else h
         h = h[::-1] if d.upside_down else h
         found = preprocessing.train(image, drawn=d).x
-        wanted = normalised(h / 255.)
+        wanted = normalised(h / 255.0)
         # Two grey levels for roundings; a few pixels whose source lies between two.
-        far = (abs(found - wanted) * 255 * .23 > 2).any(axis=0)
-        assert far.mean() < .01, (strength, far.mean())
+        far = (abs(found - wanted) * 255 * 0.23 > 2).any(axis=0)
+        assert far.mean() < 0.01, (strength, far.mean())
 
 
 def test_lornatang_draws_and_fallback():
@@ -830,22 +949,34 @@ def test_lornatang_draws_and_fallback():
     assert len(strengths) == 31 and strengths.min() > 90
     angles = [d.angle for d in many]
     assert min(angles) >= 0 and 265 < max(angles) < 270 and abs(np.mean(angles) - 135) < 4
-    for values in ([d.flip for d in many], [d.upside_down for d in many],
-                   [d.negated for d in many]):
-        assert abs(np.mean(values) - .5) < .03
-    whole = np.ones((10, 4)) * .999  # 100 % of the area, 4/3: in none of these
+    for values in (
+        [d.flip for d in many],
+        [d.upside_down for d in many],
+        [d.negated for d in many],
+    ):
+        assert abs(np.mean(values) - 0.5) < 0.03
+    whole = np.ones((10, 4)) * 0.999  # 100 % of the area, 4/3: in none of these
     assert preprocessing.crop_box(90, 700, whole) == (0, 290, 90, 120)
     assert preprocessing.crop_box(700, 90, whole) == (290, 0, 120, 90)
-    aspects = [w / h for d in many[:1000]
-               for _, _, h, w in [preprocessing.crop_box(2000, 2000, d.attempts)]]
-    assert abs(np.mean(np.log(aspects))) < .02 and .74 < min(aspects) and max(aspects) < 1.35
+    aspects = [
+        w / h
+        for d in many[:1000]
+        for _, _, h, w in [preprocessing.crop_box(2000, 2000, d.attempts)]
+    ]
+    assert abs(np.mean(np.log(aspects))) < 0.02 and min(aspects) > 0.74 and max(aspects) < 1.35
 
 
-@pytest.mark.parametrize('name', ['DataAugmentationImagenetTorch7',
-                                  'DataAugmentationImagenetPaper',
-                                  'DataAugmentationImagenetLornatang'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'DataAugmentationImagenetTorch7',
+        'DataAugmentationImagenetPaper',
+        'DataAugmentationImagenetLornatang',
+    ],
+)
 def test_a_large_jpeg_may_be_decoded_smaller(name, tmp_path):
     from trainer.transforms import pictures as decoding
+
     preprocessing = getattr(data_augmentation, name)
     image = Image.fromarray(quick.load().train.images[600].transpose(1, 2, 0))
     path = str(tmp_path / 'a.jpg')
@@ -856,7 +987,7 @@ def test_a_large_jpeg_may_be_decoded_smaller(name, tmp_path):
         d = preprocessing.draw(generator(5, 1, i))
         d = d._replace(operation='identity', angle=0) if hasattr(d, 'operation') else d
         found, full = preprocessing.train(path, drawn=d).x, preprocessing.train(whole, drawn=d).x
-        assert abs(found - full).mean() * 255 * .225 < 1.5
+        assert abs(found - full).mean() * 255 * 0.225 < 1.5
         shrunk += (found != full).any()
     assert shrunk >= 3  # otherwise nothing was tested
 
@@ -865,5 +996,6 @@ def test_a_file_that_is_no_picture(tmp_path):
     (tmp_path / 'a.jpg').write_bytes(b'no picture')
     for name in data_augmentation.__all__:
         with pytest.raises(InputError, match='a.jpg: not a picture'):
-            getattr(data_augmentation, name).train(str(tmp_path / 'a.jpg'),
-                                                   rng=np.random.default_rng(0))
+            getattr(data_augmentation, name).train(
+                str(tmp_path / 'a.jpg'), rng=np.random.default_rng(0)
+            )

@@ -1,25 +1,35 @@
 """What a run's folder is good for: testing its models, comparing it with others."""
+
 import json
 import os
 import sys
 
 import numpy as np
 import pytest
+from conftest import FIXTURES, write_cifar10
 from PIL import Image
+from test_folder_training import train, write
 
 import compare
 import resnext
 import test as test_script
-from conftest import FIXTURES, write_cifar10
-from test_folder_training import train, write
 from trainer import cli, runs
 from trainer.datasets import folder
 from trainer.errors import InputError
 from trainer.reports import comparison
 from trainer.training import run
 
-CIFAR = dict(C=2, d=2, multi=2, block_num=(1, 1, 1), batch=60, train_batch_divide=2, lr=.05,
-             lr_steps=(), epoch=2)
+CIFAR = dict(
+    C=2,
+    d=2,
+    multi=2,
+    block_num=(1, 1, 1),
+    batch=60,
+    train_batch_divide=2,
+    lr=0.05,
+    lr_steps=(),
+    epoch=2,
+)
 
 
 @pytest.fixture(scope='module')
@@ -27,9 +37,10 @@ def folders(tmp_path_factory):
     """Runs: a and b on CIFAR-10 in memory, c on a folder without a split."""
     root = tmp_path_factory.mktemp('runs')
     data = str(write_cifar10(root / 'cifar-10-batches-bin'))
-    for name, changed in (('a', {}), ('b', {'lr': .01, 'seed': 1})):
-        run.train(say=lambda text: None, save_path=str(root / name), data=data,
-                  **dict(CIFAR, **changed))
+    for name, changed in (('a', {}), ('b', {'lr': 0.01, 'seed': 1})):
+        run.train(
+            say=lambda text: None, save_path=str(root / name), data=data, **dict(CIFAR, **changed)
+        )
     train(root / 'c', write(root / 'pictures'), epoch=1)
     return root
 
@@ -50,7 +61,7 @@ def entries(path, _id):
 
 def test_the_record_says_what_shaped_a_run(folders):
     record = runs.record(str(folders / 'c'))
-    assert record['options']['seed'] == 7 and record['options']['lr'] == .05
+    assert record['options']['seed'] == 7 and record['options']['lr'] == 0.05
     assert record['options']['data'] == str(folders / 'pictures')
     assert {'python', 'numpy', 'chainer', 'pillow'} <= set(record['versions'])
     assert record['network']['classes'] == ['canines', 'felines', 'lorries']
@@ -60,18 +71,31 @@ def test_the_record_says_what_shaped_a_run(folders):
 
 @pytest.mark.parametrize('name, pictures', [('a', 40), ('c', 6)])
 def test_testing_a_run_gives_its_own_numbers(folders, capsys, name, pictures, tmp_path):
-    before = {path: os.stat(folders / name / path).st_mtime_ns
-              for path in os.listdir(folders / name)}
+    before = {
+        path: os.stat(folders / name / path).st_mtime_ns for path in os.listdir(folders / name)
+    }
     for epoch, right in enumerate(entries(folders / name, 'test_accuracy'), 1):
-        code, out, err = call(capsys, test_script, folders / name, '-e', epoch, '--workers', 0,
-                              '--engine', 'reference', '-p', tmp_path)
+        code, out, err = call(
+            capsys,
+            test_script,
+            folders / name,
+            '-e',
+            epoch,
+            '--workers',
+            0,
+            '--engine',
+            'reference',
+            '-p',
+            tmp_path,
+        )
         assert code == 0, err
         assert '({:,} wrong)'.format(pictures - right['accuracy']) in out
         loss = entries(folders / name, 'test_loss')[epoch - 1]['loss']
         assert entries(tmp_path, 'test_loss')[0]['loss'] == pytest.approx(loss, rel=1e-6)
         assert entries(tmp_path, 'test_parameter')[0]['parameter'] == pictures
-    assert before == {path: os.stat(folders / name / path).st_mtime_ns
-                      for path in os.listdir(folders / name)}
+    assert before == {
+        path: os.stat(folders / name / path).st_mtime_ns for path in os.listdir(folders / name)
+    }
 
 
 def test_testing_any_model_on_any_dataset(folders, capsys):
@@ -80,9 +104,17 @@ def test_testing_any_model_on_any_dataset(folders, capsys):
     data = folders / 'cifar-10-batches-bin'
     common = ('--workers', 0, '--engine', 'reference')
     _, out, _ = call(capsys, test_script, model, '--dataset', 'cifar10', '--data', data, *common)
-    assert '({} wrong)'.format(40 - n) in out and 'cifar10, test pictures' in out
-    code, out, err = call(capsys, test_script, runs.model(str(folders / 'c')), '--dataset',
-                          'folder', '--data', folders / 'pictures', *common)
+    assert f'({40 - n} wrong)' in out and 'cifar10, test pictures' in out
+    code, out, err = call(
+        capsys,
+        test_script,
+        runs.model(str(folders / 'c')),
+        '--dataset',
+        'folder',
+        '--data',
+        folders / 'pictures',
+        *common,
+    )
     assert code == 0 and 'folder, all pictures' in out and 'pictures         30' in out, err
     _, out, _ = call(capsys, test_script, folders / 'c', '--part', 'train', *common)
     assert 'pictures         24' in out
@@ -93,26 +125,38 @@ def test_a_torch7_file_on_cifar(capsys, tmp_path):
     from data_augmentation import DataAugmentationCifarTorch7 as preprocess
     from trainer.datasets import quick
     from trainer.weights import registry
+
     path = FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7'
-    code, out, err = call(capsys, test_script, path, '--dataset', 'quick', '-p', tmp_path / 'new',
-                          '--engine', 'reference')
+    code, out, err = call(
+        capsys,
+        test_script,
+        path,
+        '--dataset',
+        'quick',
+        '-p',
+        tmp_path / 'new',
+        '--engine',
+        'reference',
+    )
     assert code == 0, err
     held = quick.load().test
     y = registry.load(str(path))(preprocess.test_batch(held.images), train=False).array
     right = int((y.argmax(axis=1) == held.labels).sum())
     assert entries(tmp_path / 'new', 'test_accuracy')[0]['accuracy'] == right
-    assert '({:,} wrong)'.format(1000 - right) in out
+    assert f'({1000 - right:,} wrong)' in out
 
 
 def test_a_network_for_large_pictures_on_small_ones(tmp_path):
     """Pictures in memory go through any preprocessing, as files of them would."""
     from data_augmentation import DataAugmentationNormalizeBigger as preprocess
     from trainer.datasets import quick
+
     pictures = runs.pictures(quick.load())
     assert len(pictures) == 1000 and pictures.categories[3] == 'cat'
     Image.fromarray(quick.load().test.images[5].transpose(1, 2, 0)).save(tmp_path / 'x.png')
-    np.testing.assert_array_equal(preprocess.test(pictures.paths[5]).x,
-                                  preprocess.test(tmp_path / 'x.png').x)
+    np.testing.assert_array_equal(
+        preprocess.test(pictures.paths[5]).x, preprocess.test(tmp_path / 'x.png').x
+    )
 
 
 def test_labels_of_other_classes_are_refused():
@@ -130,20 +174,24 @@ def test_what_cannot_be_tested(folders, capsys, tmp_path):
     (tmp_path / 'empty').mkdir()
     model = runs.model(str(folders / 'a'))
     for argv, words in [
-            ((model,), '--dataset says what'),
-            ((model, '-e', 1, '--dataset', 'quick'), '--epoch chooses'),
-            ((tmp_path / 'empty',), 'no run: there is no run.json'),
-            ((folders / 'a', '-e', 9), 'no model 9 there'),
-            ((folders / 'a', '-p', folders / 'b'), 'that of a run'),
-            ((tmp_path / 'none', '--dataset', 'quick'), 'none: '),
-            ((folders / 'a', '--dataset', 'folder', '--data', folders / 'pictures'),
-             'the pictures are of 3 classes'),
-            ((folders / 'a', '--workers', -1), '--workers')]:
+        ((model,), '--dataset says what'),
+        ((model, '-e', 1, '--dataset', 'quick'), '--epoch chooses'),
+        ((tmp_path / 'empty',), 'no run: there is no run.json'),
+        ((folders / 'a', '-e', 9), 'no model 9 there'),
+        ((folders / 'a', '-p', folders / 'b'), 'that of a run'),
+        ((tmp_path / 'none', '--dataset', 'quick'), 'none: '),
+        (
+            (folders / 'a', '--dataset', 'folder', '--data', folders / 'pictures'),
+            'the pictures are of 3 classes',
+        ),
+        ((folders / 'a', '--workers', -1), '--workers'),
+    ]:
         code, out, err = call(capsys, test_script, *argv)
         assert code == 2 and err.count('\n') == 1 and words in err, err
 
 
 # ---- comparing
+
 
 def test_the_table(folders, capsys):
     code, out, err = call(capsys, compare, folders / 'a', folders / 'b')
@@ -152,13 +200,13 @@ def test_the_table(folders, capsys):
     best = []
     for name in 'ab':
         right = [e['accuracy'] for e in entries(folders / name, 'test_accuracy')]
-        best.append('{:.2f}'.format(100 * (1 - max(right) / 40)))
+        best.append(f'{100 * (1 - max(right) / 40):.2f}')
     assert rows['run'] == ['a', 'b'] and rows['epochs'] == ['2', '2']
     assert rows['best test error'][::2] == best
     assert rows['lr'] == ['0.05', '0.01'] and rows['seed'] == ['0', '1']
     assert 'momentum' not in rows and 'save_path' not in rows
     losses = [entries(folders / n, 'train_loss')[-1]['loss'] / 200 for n in 'ab']
-    assert rows['last train loss'] == ['{:.4f}'.format(loss) for loss in losses]
+    assert rows['last train loss'] == [f'{loss:.4f}' for loss in losses]
 
 
 def test_the_figure(folders, capsys, tmp_path):
@@ -169,23 +217,32 @@ def test_the_figure(folders, capsys, tmp_path):
         pixels = np.asarray(image.convert('RGB')).astype(int)
     assert pixels.shape[1] > 1000
     for colour in comparison._COLOURS[:3]:  # each run is there
-        wanted = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (abs(pixels - wanted).max(axis=2) < 8).sum() > 200, colour
-    assert (pixels == 255).all(axis=2).mean() > .8
+    assert (pixels == 255).all(axis=2).mean() > 0.8
 
 
 def test_a_log_of_the_original(tmp_path):
     """No epochs in it, no options beside it."""
-    said = [{'_id': 'train_parameter', 'parameter': 200},
-            {'_id': 'test_parameter', 'parameter': 50}]
+    said = [
+        {'_id': 'train_parameter', 'parameter': 200},
+        {'_id': 'test_parameter', 'parameter': 50},
+    ]
     for i in range(3):
-        said += [{'_id': 'train_loss', 'loss': 200. - i}, {'_id': 'test_loss', 'loss': 50.},
-                 {'_id': 'test_accuracy', 'accuracy': 20 + i}]
+        said += [
+            {'_id': 'train_loss', 'loss': 200.0 - i},
+            {'_id': 'test_loss', 'loss': 50.0},
+            {'_id': 'test_accuracy', 'accuracy': 20 + i},
+        ]
     (tmp_path / 'log.json').write_text(json.dumps(said))
     found = comparison.Run(str(tmp_path))
     assert [row['epoch'] for row in found.epochs] == [1, 2, 3]
-    assert found.best == {'epoch': 3, 'train_loss': .99, 'test_loss': 1.,
-                          'test_error': pytest.approx(56)}
+    assert found.best == {
+        'epoch': 3,
+        'train_loss': 0.99,
+        'test_loss': 1.0,
+        'test_error': pytest.approx(56),
+    }
     assert comparison.differences([found, found]) == {}
     comparison.draw([found], str(tmp_path / 'x.png'))
 
@@ -196,13 +253,14 @@ def test_what_cannot_be_compared(folders, capsys, tmp_path):
         (tmp_path / name / 'log.json').write_text(text)
     a = folders / 'a'
     for argv, words in [
-            ((a, tmp_path), 'cannot be read'),
-            ((a, tmp_path / 'x'), 'not a log.json of a run'),
-            ((a, tmp_path / 'y'), 'a log without epochs'),
-            ((a, tmp_path / 'z'), 'not a log.json of a run'),
-            ((a, '-o', tmp_path / 'out.xyz'), '-o'),
-            ((a, '-o', tmp_path / 'none' / 'out.png'), 'no such folder'),
-            ((*[a] * 8, '-o', tmp_path / 'out.png'), '8 runs do not fit')]:
+        ((a, tmp_path), 'cannot be read'),
+        ((a, tmp_path / 'x'), 'not a log.json of a run'),
+        ((a, tmp_path / 'y'), 'a log without epochs'),
+        ((a, tmp_path / 'z'), 'not a log.json of a run'),
+        ((a, '-o', tmp_path / 'out.xyz'), '-o'),
+        ((a, '-o', tmp_path / 'none' / 'out.png'), 'no such folder'),
+        ((*[a] * 8, '-o', tmp_path / 'out.png'), '8 runs do not fit'),
+    ]:
         code, out, err = call(capsys, compare, *argv)
         assert code == 2 and err.count('\n') == 1 and words in err, err
 
@@ -213,8 +271,9 @@ def test_a_resume_with_another_network(folders):
     record = json.loads((folders / 'a' / 'run.json').read_text())
     other = resnext.ResNext(10, (1, 1, 1), 4, 2, 2)
     try:
-        (folders / 'a' / 'run.json').write_text(json.dumps(dict(
-            record, network=dict(other.architecture()))))
+        (folders / 'a' / 'run.json').write_text(
+            json.dumps(dict(record, network=dict(other.architecture())))
+        )
         with pytest.raises(InputError, match='not of this run: it does not fit the network'):
             run.train(resume=True, say=print, save_path=str(folders / 'a'), epoch=3)
     finally:

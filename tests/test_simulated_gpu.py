@@ -1,5 +1,6 @@
 """Everything marked ``gpu``, on the GPU that is simulated in tests/simulated_gpu; and whether
 the simulation catches what it is there to catch."""
+
 import os
 import re
 import shutil
@@ -8,37 +9,55 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import ROOT, simulated
 
 if simulated():
     from cupy._device import SimulationError
 
-here = pytest.mark.skipif(not simulated(), reason='is about the simulated GPU alone: tests/'
-                          'simulated_gpu comes first on PYTHONPATH where it is meant')
+here = pytest.mark.skipif(
+    not simulated(),
+    reason='is about the simulated GPU alone: tests/'
+    'simulated_gpu comes first on PYTHONPATH where it is meant',
+)
 
 
 def has_compiler():
-    return sys.platform == 'linux' and shutil.which('g++') is not None and subprocess.run(
-        ['g++', '-std=c++17', '-x', 'c++', '-fsyntax-only', '-'], input=b'_Float16 x = 1;',
-        capture_output=True).returncode == 0
+    return (
+        sys.platform == 'linux'
+        and shutil.which('g++') is not None
+        and subprocess.run(
+            ['g++', '-std=c++17', '-x', 'c++', '-fsyntax-only', '-'],
+            input=b'_Float16 x = 1;',
+            capture_output=True,
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.skipif(simulated(), reason='this is such a run')
-@pytest.mark.skipif(not has_compiler(), reason='needs Linux and g++ of a version that has '
-                    '_Float16 (12 on x86_64)')
+@pytest.mark.skipif(
+    not has_compiler(), reason='needs Linux and g++ of a version that has _Float16 (12 on x86_64)'
+)
 def test_everything_marked_gpu(tmp_path):
-    environment = dict(os.environ, OPENBLAS_NUM_THREADS='1', CHAINER_DATASET_ROOT=str(tmp_path),
-                       PYTHONPATH=str(ROOT / 'tests' / 'simulated_gpu'))
+    environment = dict(
+        os.environ,
+        OPENBLAS_NUM_THREADS='1',
+        CHAINER_DATASET_ROOT=str(tmp_path),
+        PYTHONPATH=str(ROOT / 'tests' / 'simulated_gpu'),
+    )
     run = subprocess.run(
         [sys.executable, '-m', 'pytest', '-m', 'gpu', 'tests', '-q', '-p', 'no:cacheprovider'],
-        cwd=ROOT, env=environment, text=True, capture_output=True)
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     passed = re.search(r'(\d+) passed', run.stdout)
     assert int(passed[1]) > 100, run.stdout[-2000:]
 
 
-SOURCE = r'''
+SOURCE = r"""
 struct Half { unsigned short bits; };
 extern "C" __global__ void __launch_bounds__(256)
 total(const float *__restrict__ x, float *y, int n) {
@@ -81,7 +100,7 @@ extern "C" __global__ void little_shared(float *y) {
   s[threadIdx.x] = 1;
   y[threadIdx.x] = s[threadIdx.x];
 }
-'''
+"""
 
 
 @pytest.fixture
@@ -103,10 +122,17 @@ class TestKernels:
         kernel('total')((7,), (256,), (cupy.asarray(x), y, np.int32(x.size)), shared_mem=32)
         assert float(y[0]) == pytest.approx(x.sum(), rel=1e-5)
 
-    @pytest.mark.parametrize('change', [
-        lambda x, y, n: (x, y, 10), lambda x, y, n: (x, y, np.int64(10)),
-        lambda x, y, n: (x.astype(np.float16), y, n), lambda x, y, n: (x.get(), y, n),
-        lambda x, y, n: (x, y), lambda x, y, n: (x, y, np.float32(10))])
+    @pytest.mark.parametrize(
+        'change',
+        [
+            lambda x, y, n: (x, y, 10),
+            lambda x, y, n: (x, y, np.int64(10)),
+            lambda x, y, n: (x.astype(np.float16), y, n),
+            lambda x, y, n: (x.get(), y, n),
+            lambda x, y, n: (x, y),
+            lambda x, y, n: (x, y, np.float32(10)),
+        ],
+    )
     def test_arguments(self, cupy, kernel, change):
         args = change(cupy.ones(10, np.float32), cupy.zeros(1, np.float32), np.int32(10))
         with pytest.raises(TypeError):
@@ -119,17 +145,23 @@ class TestKernels:
         with pytest.raises(TypeError):
             kernel('halves')((1,), (8,), (x.astype(np.float32), y))
 
-    @pytest.mark.parametrize('grid, block, shared', [
-        ((0,), (256,), 32), ((1,), (257,), 32), ((1, 65536), (32,), 32), ((1,), (256,), 49152)])
+    @pytest.mark.parametrize(
+        'grid, block, shared',
+        [((0,), (256,), 32), ((1,), (257,), 32), ((1, 65536), (32,), 32), ((1,), (256,), 49152)],
+    )
     def test_limits(self, cupy, kernel, grid, block, shared):
         x = cupy.ones(10, np.float32)
         with pytest.raises(RuntimeError, match='invalid argument'):
             kernel('total')(grid, block, (x, x, np.int32(10)), shared_mem=shared)
 
-    @pytest.mark.parametrize('name, args, shared, what', [
-        ('diverges', (), 0, 'wait for each other'),
-        ('out_of_bounds', (np.int32(4),), 0, 'out of an array'),
-        ('little_shared', (), 252, 'dynamic shared memory is written behind')])
+    @pytest.mark.parametrize(
+        'name, args, shared, what',
+        [
+            ('diverges', (), 0, 'wait for each other'),
+            ('out_of_bounds', (np.int32(4),), 0, 'out of an array'),
+            ('little_shared', (), 252, 'dynamic shared memory is written behind'),
+        ],
+    )
     def test_errors(self, cupy, kernel, name, args, shared, what):
         with pytest.raises(SimulationError, match=what):
             kernel(name)((1,), (64,), (cupy.empty(64, np.float32), *args), shared_mem=shared)
@@ -141,8 +173,9 @@ class TestKernels:
         with pytest.raises(SimulationError, match='not aligned'):
             kernel('misaligned')((1,), (1,), (x, y, np.int32(1)))
 
-    @pytest.mark.parametrize('line', ['#include <math.h>', 'typedef uint32_t word;',
-                                      '__device__ int counter;'])
+    @pytest.mark.parametrize(
+        'line', ['#include <math.h>', 'typedef uint32_t word;', '__device__ int counter;']
+    )
     def test_what_a_gpu_s_compiler_lacks(self, cupy, line):
         module = cupy.RawModule(code=line + '\nextern "C" __global__ void f() {}\n')
         with pytest.raises(Exception, match='simulation|NVRTC'):
@@ -162,16 +195,19 @@ class TestKernels:
     def test_elementwise_and_reduction(self, cupy):
         x = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
         a, b = cupy.asarray(x).transpose(2, 0, 1), cupy.asarray(x[0, :1, :1])
-        kernel = cupy.ElementwiseKernel('T x, T y, raw T z, int32 n', 'T u',
-                                        'u = x * y + z[i % n] + _ind.size();', 'k')
-        expected = x.transpose(2, 0, 1) * x[0, 0, 0] + x.ravel()[np.arange(60) % 7].reshape(
-            5, 3, 4) + 60
+        kernel = cupy.ElementwiseKernel(
+            'T x, T y, raw T z, int32 n', 'T u', 'u = x * y + z[i % n] + _ind.size();', 'k'
+        )
+        expected = (
+            x.transpose(2, 0, 1) * x[0, 0, 0] + x.ravel()[np.arange(60) % 7].reshape(5, 3, 4) + 60
+        )
         np.testing.assert_allclose(kernel(a, b, cupy.asarray(x), 7).get(), expected, rtol=1e-6)
         with pytest.raises(TypeError):
             kernel(a, b.astype(np.float16), a, 7)
         norm = cupy.ReductionKernel('T x', 'T y', 'x * x', 'a + b', 'y = sqrt(a)', '0', 'norm')
-        np.testing.assert_allclose(norm(a, axis=(0, 2)).get(), np.sqrt((x * x).sum((1, 2))),
-                                   rtol=1e-6)
+        np.testing.assert_allclose(
+            norm(a, axis=(0, 2)).get(), np.sqrt((x * x).sum((1, 2))), rtol=1e-6
+        )
 
 
 @pytest.mark.gpu
@@ -179,10 +215,14 @@ class TestKernels:
 class TestArrays:
     def test_numpy_s_arrays_are_refused(self, cupy):
         a = cupy.ones(3)
-        for attempt in (lambda: a + np.ones(3), lambda: np.ones(3) * a, lambda: np.asarray(a),
-                        lambda: cupy.maximum(a, np.ones(3)),
-                        lambda: cupy.where(a > 0, a, np.ones(3)),
-                        lambda: cupy.concatenate([a, np.ones(3)])):
+        for attempt in (
+            lambda: a + np.ones(3),
+            lambda: np.ones(3) * a,
+            lambda: np.asarray(a),
+            lambda: cupy.maximum(a, np.ones(3)),
+            lambda: cupy.where(a > 0, a, np.ones(3)),
+            lambda: cupy.concatenate([a, np.ones(3)]),
+        ):
             with pytest.raises(TypeError):
                 attempt()
         with pytest.raises(ValueError):
@@ -244,7 +284,7 @@ class TestStreams:
             graph.launch()
             assert kept.get().tolist() == [2, 2, 2]
             x += 1
-            other = cupy.full(3, 7.)
+            other = cupy.full(3, 7.0)
             graph.launch()
             assert kept.get().tolist() == [4, 4, 4] and other.get().tolist() == [0, 0, 0]
 
@@ -253,11 +293,19 @@ class TestStreams:
         x, event = cupy.ones((2, 2)), cupy.cuda.Event()
         host = np.ones((2, 2))
         event.record()
-        for attempt in (stream.synchronize, cupy.cuda.Device().synchronize, event.synchronize,
-                        lambda: x.get(), lambda: float(x[0, 0]), lambda: x.set(host),
-                        lambda: cupy.asarray(host), lambda: x.dot(x), lambda: x[x > 0],
-                        cupy.get_default_memory_pool().free_all_blocks,
-                        lambda: cupy.cuda.get_elapsed_time(event, event)):
+        for attempt in (
+            stream.synchronize,
+            cupy.cuda.Device().synchronize,
+            event.synchronize,
+            lambda: x.get(),
+            lambda: float(x[0, 0]),
+            lambda: x.set(host),
+            lambda: cupy.asarray(host),
+            lambda: x.dot(x),
+            lambda: x[x > 0],
+            cupy.get_default_memory_pool().free_all_blocks,
+            lambda: cupy.cuda.get_elapsed_time(event, event),
+        ):
             cupy.cuda.Device().synchronize()
             with stream:
                 stream.begin_capture()
@@ -278,13 +326,16 @@ class TestStreams:
 
     def test_captured_transfers_read_the_host_again(self, cupy):
         import cupyx
+
         stream, host = cupy.cuda.Stream(non_blocking=True), cupyx.zeros_pinned(3, np.float32)
         x = cupy.empty(3, np.float32)
         runtime = cupy.cuda.runtime
 
         def copy(source):
-            runtime.memcpyAsync(x.data.ptr, source.ctypes.data, x.nbytes,
-                                runtime.memcpyHostToDevice, stream.ptr)
+            runtime.memcpyAsync(
+                x.data.ptr, source.ctypes.data, x.nbytes, runtime.memcpyHostToDevice, stream.ptr
+            )
+
         stream.begin_capture()
         copy(host)
         graph = stream.end_capture()
@@ -317,8 +368,9 @@ class TestCudnn:
 
     def add(self, cudnn, outputs=True):
         kind = cudnn.data_type.FLOAT
-        graph = cudnn.pygraph(io_data_type=kind, intermediate_data_type=kind,
-                              compute_data_type=kind)
+        graph = cudnn.pygraph(
+            io_data_type=kind, intermediate_data_type=kind, compute_data_type=kind
+        )
         a, b = (graph.tensor(dim=[1, 4, 1, 1], stride=[4, 1, 4, 4]) for _ in range(2))
         y = graph.add(a=a, b=b).set_output(True)
         if outputs:
@@ -346,8 +398,9 @@ class TestCudnn:
             graph.execute_plan_at_index(pack, cupy.cuda.alloc(size - 1).ptr, 1, handle=handle)
         with pytest.raises(RuntimeError, match='illegal memory access'):
             short = cupy.ones(3, np.float32)
-            graph.execute_plan_at_index({**pack, tensors[0]: short.data.ptr}, workspace.ptr, 1,
-                                        handle=handle)
+            graph.execute_plan_at_index(
+                {**pack, tensors[0]: short.data.ptr}, workspace.ptr, 1, handle=handle
+            )
         del pack[tensors[0]]
         with pytest.raises(ValueError, match='variant pack'):
             graph.execute_plan_at_index(pack, workspace.ptr, 1, handle=handle)
@@ -355,8 +408,9 @@ class TestCudnn:
     def test_unsupported(self, cudnn):
         """Sums behind a convolution that is not 1x1."""
         kind = cudnn.data_type.FLOAT
-        graph = cudnn.pygraph(io_data_type=kind, intermediate_data_type=kind,
-                              compute_data_type=kind)
+        graph = cudnn.pygraph(
+            io_data_type=kind, intermediate_data_type=kind, compute_data_type=kind
+        )
         x = graph.tensor(dim=[2, 4, 3, 3], stride=[36, 1, 12, 4])
         w = graph.tensor(dim=[4, 4, 3, 3], stride=[36, 1, 12, 4])
         y = graph.conv_fprop(image=x, weight=w, padding=[1, 1], stride=[1, 1], dilation=[1, 1])

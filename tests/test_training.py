@@ -1,4 +1,5 @@
 """Training: what each flag does, and that nothing is ever lost."""
+
 import json
 import multiprocessing
 import os
@@ -12,10 +13,10 @@ import time
 import chainer
 import numpy as np
 import pytest
+from conftest import ROOT, write_cifar10
 
 import main
 import resnext
-from conftest import ROOT, write_cifar10
 from trainer import files, recipes
 from trainer.datasets import loading
 from trainer.errors import InputError
@@ -24,8 +25,18 @@ from trainer.weights import npz
 
 FORK = multiprocessing.get_context('fork')
 #: A network that trains in moments; 200 pictures, four batches an epoch.
-TINY = dict(C=2, d=2, multi=2, block_num=(1, 1, 1), batch=60, train_batch_divide=2, epoch=4,
-            lr=.05, lr_steps=(2, 3), seed=7)
+TINY = dict(
+    C=2,
+    d=2,
+    multi=2,
+    block_num=(1, 1, 1),
+    batch=60,
+    train_batch_divide=2,
+    epoch=4,
+    lr=0.05,
+    lr_steps=(2, 3),
+    seed=7,
+)
 
 
 @pytest.fixture(scope='session')
@@ -42,23 +53,35 @@ def uninterrupted(cifar, tmp_path_factory):
 
 
 def train(folder, data, resume=False, **options):
-    return run.train(resume=resume, say=lambda text: None, save_path=str(folder), data=data,
-                     **dict({} if resume else TINY, **options))
+    return run.train(
+        resume=resume,
+        say=lambda text: None,
+        save_path=str(folder),
+        data=data,
+        **dict({} if resume else TINY, **options),
+    )
 
 
 def resume(folder, data, **options):
     """Go on as often as it takes, as a user would, here with all the options."""
-    return run.train(resume=True, say=lambda text: None, save_path=str(folder), data=data,
-                     **dict(TINY, **options))
+    return run.train(
+        resume=True,
+        say=lambda text: None,
+        save_path=str(folder),
+        data=data,
+        **dict(TINY, **options),
+    )
 
 
 def in_child(function, *args, **kwargs):
     """Start ``function`` in a process that may be killed."""
+
     def child():
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
         function(*args, **kwargs)
+
     process = FORK.Process(target=child)
     process.start()
     return process
@@ -89,11 +112,20 @@ def assert_same_end(folder, golden):
 class TestOutputs:
     def test_folder(self, uninterrupted):
         assert sorted(os.listdir(uninterrupted)) == [
-            '.lock', 'accuracy.jpg', 'confusion.jpg', 'confusion.json', 'log.json', 'loss.jpg',
-            'model', 'run.json',
-            'snapshot_iter_12', 'snapshot_iter_16']
+            '.lock',
+            'accuracy.jpg',
+            'confusion.jpg',
+            'confusion.json',
+            'log.json',
+            'loss.jpg',
+            'model',
+            'run.json',
+            'snapshot_iter_12',
+            'snapshot_iter_16',
+        ]
         assert sorted(os.listdir(os.path.join(uninterrupted, 'model'))) == [
-            'ResNext_10_2_{}.model'.format(n) for n in (1, 2, 3, 4, 'best')]
+            f'ResNext_10_2_{n}.model' for n in (1, 2, 3, 4, 'best')
+        ]
 
     def test_log(self, uninterrupted):
         with open(os.path.join(uninterrupted, 'log.json')) as f:
@@ -103,27 +135,29 @@ class TestOutputs:
             kinds.setdefault(entry['_id'], []).append(entry)
         assert kinds['train_parameter'][0]['parameter'] == 200
         assert [e['epoch'] for e in kinds['train_loss']] == [1, 2, 3, 4]
-        np.testing.assert_allclose([e['lr'] for e in kinds['lr']], [.05, .05, .005, .0005],
-                                   rtol=1e-15)
+        np.testing.assert_allclose(
+            [e['lr'] for e in kinds['lr']], [0.05, 0.05, 0.005, 0.0005], rtol=1e-15
+        )
         for name in ('train_loss', 'test_loss'):
             total = kinds[name.replace('loss', 'parameter')][0]['parameter']
-            assert all(.5 < e['loss'] / total < 5 for e in kinds[name])
+            assert all(0.5 < e['loss'] / total < 5 for e in kinds[name])
         for epoch in range(4):
-            by_class = sum(kinds['test_accuracy_{}'.format(i)][epoch]['accuracy']
-                           for i in range(10))
+            by_class = sum(kinds[f'test_accuracy_{i}'][epoch]['accuracy'] for i in range(10))
             assert kinds['test_accuracy'][epoch]['accuracy'] == by_class
 
     def test_best_model_is_the_best(self, uninterrupted):
         with open(os.path.join(uninterrupted, 'log.json')) as f:
             right = [e['accuracy'] for e in json.load(f) if e['_id'] == 'test_accuracy']
         models = os.path.join(uninterrupted, 'model', 'ResNext_10_2_{}.model')
-        best, named = (open(models.format(n), 'rb').read()
-                       for n in (1 + int(np.argmax(right)), 'best'))
+        best, named = (
+            open(models.format(n), 'rb').read() for n in (1 + int(np.argmax(right)), 'best')
+        )
         assert best == named
 
     def test_logged_accuracy_is_the_model_s(self, uninterrupted, cifar):
         from data_augmentation import DataAugmentationCifar10NormalizeSmall as preprocess
         from trainer import datasets
+
         test = datasets.load('cifar10', cifar).test
         network = resnext.load(os.path.join(uninterrupted, 'model', 'ResNext_10_2_4.model'))
         y = network(preprocess.test_batch(test.images), train=False).array
@@ -133,9 +167,15 @@ class TestOutputs:
         assert network.classes[3] == 'cat'
 
     def test_learning_rate(self):
-        schedule = schedules.steps(.1, (150, 225))
+        schedule = schedules.steps(0.1, (150, 225))
         assert [schedule(e) for e in (0, 149, 150, 224, 225, 299)] == [
-            .1, .1, .01, .01, .001, .001]
+            0.1,
+            0.1,
+            0.01,
+            0.01,
+            0.001,
+            0.001,
+        ]
 
 
 class TestNothingLost:
@@ -145,7 +185,7 @@ class TestNothingLost:
         while killed < 20:
             folder = tmp_path / str(runs)
             process = in_child(resume, folder, cifar, workers=killed % 3)
-            process.join(rng.uniform(.05, 1.))
+            process.join(rng.uniform(0.05, 1.0))
             if process.is_alive():
                 killed += 1
             process.kill()
@@ -184,16 +224,30 @@ class TestNothingLost:
         assert_same_end(tmp_path, uninterrupted)
 
     def test_ctrl_c(self, uninterrupted, cifar, tmp_path):
-        options = ['--{}={}'.format(k, v) for k, v in TINY.items() if not isinstance(v, tuple)]
+        options = [f'--{k}={v}' for k, v in TINY.items() if not isinstance(v, tuple)]
         options += ['--block_num', '1', '1', '1', '--lr_steps', '2', '3']
         process = subprocess.Popen(
-            [sys.executable, 'main.py', '-p', str(tmp_path), '--data', cifar, *options,
-             '--workers', '2'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True)
+            [
+                sys.executable,
+                'main.py',
+                '-p',
+                str(tmp_path),
+                '--data',
+                cifar,
+                *options,
+                '--workers',
+                '2',
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         for line in process.stdout:
             if line.startswith('epoch'):
                 break
-        time.sleep(.3)
+        time.sleep(0.3)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers too
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130 and 'Traceback' not in err
@@ -218,7 +272,7 @@ class TestNothingLost:
         process = in_child(stop)
         process.join()
         assert process.exitcode == 130
-        assert snapshots.find(tmp_path)[0].endswith('snapshot_iter_{}'.format(update))
+        assert snapshots.find(tmp_path)[0].endswith(f'snapshot_iter_{update}')
         assert train(tmp_path, cifar, resume=True, workers=1)
         assert_same_end(tmp_path, uninterrupted)
 
@@ -228,7 +282,7 @@ class TestNothingLost:
         newest = snapshots.find(tmp_path)[0]
         raw = bytearray(open(newest, 'rb').read())
         if damage == 'cut':
-            raw = raw[:len(raw) // 2]
+            raw = raw[: len(raw) // 2]
         elif damage == 'flip':  # one bit of one weight
             weights = npz.read_arrays(newest)['updater/model:main/fc/conv/W']
             raw[raw.index(weights.tobytes()) + 5] ^= 1
@@ -270,15 +324,15 @@ class TestNothingLost:
         process = in_child(resume, tmp_path, cifar, workers=2, epoch=50)
         deadline = time.time() + 30
         while len(children(process.pid)) < 2 and time.time() < deadline:
-            time.sleep(.05)
+            time.sleep(0.05)
         workers = children(process.pid)
         assert len(workers) >= 2
-        time.sleep(.5)
+        time.sleep(0.5)
         process.kill()
         process.join()
         deadline = time.time() + 10
         while any(alive(pid) for pid in workers) and time.time() < deadline:
-            time.sleep(.05)
+            time.sleep(0.05)
         assert not any(alive(pid) for pid in workers)
 
     def test_an_earlier_run_is_moved_aside(self, cifar, tmp_path):
@@ -294,7 +348,7 @@ class TestNothingLost:
         process = in_child(resume, tmp_path, cifar, epoch=50)
         deadline = time.time() + 30
         while not (tmp_path / 'run.json').exists() and time.time() < deadline:
-            time.sleep(.05)
+            time.sleep(0.05)
         with pytest.raises(InputError, match='another run is writing there'):
             train(tmp_path, cifar)
         process.kill()
@@ -303,7 +357,7 @@ class TestNothingLost:
 
 def children(pid):
     try:
-        with open('/proc/{0}/task/{0}/children'.format(pid)) as f:
+        with open(f'/proc/{pid}/task/{pid}/children') as f:
             return [int(n) for n in f.read().split()]
     except OSError:
         return []
@@ -311,7 +365,7 @@ def children(pid):
 
 def alive(pid):
     try:
-        with open('/proc/{}/stat'.format(pid)) as f:
+        with open(f'/proc/{pid}/stat') as f:
             return f.read().rsplit(')', 1)[1].split()[0] != 'Z'
     except OSError:
         return False
@@ -319,19 +373,76 @@ def alive(pid):
 
 class TestFlags:
     def test_the_original_s(self):
-        given = vars(main.parser().parse_args(
-            '-m a -o b -l c -p d -e 1 -b 2 -g -1 -s 3 -trb 4 -teb 5 -lr 0.5 -C 6 -d 7 -multi 8'
-            .split()))
+        given = vars(
+            main.parser().parse_args(
+                [
+                    '-m',
+                    'a',
+                    '-o',
+                    'b',
+                    '-l',
+                    'c',
+                    '-p',
+                    'd',
+                    '-e',
+                    '1',
+                    '-b',
+                    '2',
+                    '-g',
+                    '-1',
+                    '-s',
+                    '3',
+                    '-trb',
+                    '4',
+                    '-teb',
+                    '5',
+                    '-lr',
+                    '0.5',
+                    '-C',
+                    '6',
+                    '-d',
+                    '7',
+                    '-multi',
+                    '8',
+                ]
+            )
+        )
         assert given == {
-            'load_model': 'a', 'load_optimizer': 'b', 'load_log': 'c', 'save_path': 'd',
-            'epoch': 1, 'batch': 2, 'gpu': -1, 'start_epoch': 3, 'train_batch_divide': 4,
-            'test_batch_divide': 5, 'lr': .5, 'C': 6, 'd': 7, 'multi': 8}
+            'load_model': 'a',
+            'load_optimizer': 'b',
+            'load_log': 'c',
+            'save_path': 'd',
+            'epoch': 1,
+            'batch': 2,
+            'gpu': -1,
+            'start_epoch': 3,
+            'train_batch_divide': 4,
+            'test_batch_divide': 5,
+            'lr': 0.5,
+            'C': 6,
+            'd': 7,
+            'multi': 8,
+        }
 
     def test_the_original_s_defaults(self):
         options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
-        golden = dict(save_path='./', epoch=300, batch=256, gpu=-1, start_epoch=1,
-                      train_batch_divide=4, test_batch_divide=4, lr=.1, C=2, d=64, multi=4,
-                      momentum=.9, weight_decay=5e-4, lr_steps=(150, 225), load_model=None)
+        golden = dict(
+            save_path='./',
+            epoch=300,
+            batch=256,
+            gpu=-1,
+            start_epoch=1,
+            train_batch_divide=4,
+            test_batch_divide=4,
+            lr=0.1,
+            C=2,
+            d=64,
+            multi=4,
+            momentum=0.9,
+            weight_decay=5e-4,
+            lr_steps=(150, 225),
+            load_model=None,
+        )
         assert {k: options[k] for k in golden} == golden
 
     def test_going_on_by_hand_as_in_2017(self, uninterrupted, cifar, tmp_path):
@@ -339,9 +450,14 @@ class TestFlags:
         first = tmp_path / 'first'
         train(first, cifar, epoch=2)
         second = tmp_path / 'second'
-        train(second, cifar, load_model=str(first / 'model' / 'ResNext_10_2_2.model'),
-              load_optimizer=str(first / 'snapshot_iter_8'), load_log=str(first / 'log.json'),
-              start_epoch=3)
+        train(
+            second,
+            cifar,
+            load_model=str(first / 'model' / 'ResNext_10_2_2.model'),
+            load_optimizer=str(first / 'snapshot_iter_8'),
+            load_log=str(first / 'log.json'),
+            start_epoch=3,
+        )
         golden = resnext.load(os.path.join(uninterrupted, 'model', 'ResNext_10_2_4.model'))
         found = resnext.load(str(second / 'model' / 'ResNext_10_2_4.model'))
         for (name, a), b in zip(npz.state(found).items(), npz.state(golden).values()):
@@ -362,8 +478,13 @@ class TestFlags:
         chainer.serializers.save_npz(str(tmp_path / 'opt'), optimizer)
         assert snapshots.optimizer_arrays(str(tmp_path / 'opt'))['t'] == 1
         network.save_model(str(tmp_path / 'm'))
-        train(tmp_path / 'run', cifar, epoch=1, load_model=str(tmp_path / 'm'),
-              load_optimizer=str(tmp_path / 'opt'))
+        train(
+            tmp_path / 'run',
+            cifar,
+            epoch=1,
+            load_model=str(tmp_path / 'm'),
+            load_optimizer=str(tmp_path / 'opt'),
+        )
         with pytest.raises(InputError, match='-o .*neither a snapshot nor an optimizer'):
             train(tmp_path / 'run', cifar, load_optimizer=str(tmp_path / 'm'))
 
@@ -371,8 +492,13 @@ class TestFlags:
         network = resnext.ResNext(10, (1, 1, 1), 4, 2, 2)
         network.save_model(str(tmp_path / 'm'))
         options = {k: v for k, v in TINY.items() if k not in ('C', 'd', 'multi', 'block_num')}
-        run.train(say=print, save_path=str(tmp_path / 'run'), data=cifar,
-                  load_model=str(tmp_path / 'm'), **dict(options, epoch=1))
+        run.train(
+            say=print,
+            save_path=str(tmp_path / 'run'),
+            data=cifar,
+            load_model=str(tmp_path / 'm'),
+            **dict(options, epoch=1),
+        )
         assert (tmp_path / 'run' / 'model' / 'ResNext_10_4_1.model').exists()
         with pytest.raises(InputError, match='--C 2: .* holds .*4x2d'):
             train(tmp_path / 'run', cifar, load_model=str(tmp_path / 'm'))
@@ -403,11 +529,16 @@ class TestFlags:
 
     def test_original_log(self, cifar, tmp_path):
         """A log of the 2017 program: no epochs in it, sums in float."""
-        entries = [{'_id': 'categories', 'are': list(range(10))},
-                   {'_id': 'train_parameter', 'parameter': 200}]
+        entries = [
+            {'_id': 'categories', 'are': list(range(10))},
+            {'_id': 'train_parameter', 'parameter': 200},
+        ]
         for i in range(3):
-            entries += [{'_id': 'train_loss', 'loss': 200. - i}, {'_id': 'test_loss', 'loss': 50.},
-                        {'_id': 'test_accuracy', 'accuracy': 20 + i}]
+            entries += [
+                {'_id': 'train_loss', 'loss': 200.0 - i},
+                {'_id': 'test_loss', 'loss': 50.0},
+                {'_id': 'test_accuracy', 'accuracy': 20 + i},
+            ]
         (tmp_path / 'log').write_text(json.dumps(entries))
         train(tmp_path / 'run', cifar, load_log=str(tmp_path / 'log'), start_epoch=4)
         with open(tmp_path / 'run' / 'log.json') as f:
@@ -419,6 +550,7 @@ class TestFlags:
 def test_workers_change_nothing(cifar):
     from data_augmentation import DataAugmentationCifar10NormalizeSmall as preprocess
     from trainer import datasets
+
     dataset = datasets.load('cifar10', cifar)
     seen = []
     for workers in (0, 1, 3):
@@ -443,9 +575,11 @@ class TestPlans:
             assert sorted(np.concatenate(batches)) == list(range(103))
         assert (np.concatenate(plan(1)) != np.concatenate(plan(2))).any()
         np.testing.assert_array_equal(
-            np.concatenate(plan(1)), np.concatenate(loading.EveryPictureOnce(103, 10, 1)(1)))
-        assert (np.concatenate(plan(1))
-                != np.concatenate(loading.EveryPictureOnce(103, 10, 2)(1))).any()
+            np.concatenate(plan(1)), np.concatenate(loading.EveryPictureOnce(103, 10, 1)(1))
+        )
+        assert (
+            np.concatenate(plan(1)) != np.concatenate(loading.EveryPictureOnce(103, 10, 2)(1))
+        ).any()
 
     def test_original_sampling(self):
         plan = loading.OriginalSampling(50000, 256, seed=0)
@@ -453,12 +587,13 @@ class TestPlans:
         assert len(batches) == len(plan) == 195
         assert all(len(set(b.tolist())) == 256 for b in batches)
         share = len(np.unique(np.concatenate(batches))) / 50000
-        assert abs(share - (1 - (1 - 256 / 50000) ** 195)) < .01  # 63 %
+        assert abs(share - (1 - (1 - 256 / 50000) ** 195)) < 0.01  # 63 %
 
 
 class TestCommandLine:
     def line(self, capsys, *argv):
         from trainer import cli
+
         with pytest.MonkeyPatch.context() as m:
             m.setattr(sys, 'argv', ['main.py', *map(str, argv)])
             with pytest.raises(SystemExit) as end:
@@ -469,24 +604,25 @@ class TestCommandLine:
 
     def test_errors_are_one_line(self, capsys, tmp_path, cifar):
         from chainer.backends import cuda
+
         (tmp_path / 'file').write_text('x')
         p = ('-p', tmp_path / 'run')
         for argv, words in [
-                (('-b', '0'), 'argument --batch/-b'),
-                (('-e', 'many'), 'argument --epoch/-e'),
-                (('--dataset', 'svhn'), 'cifar100'),
-                (('--nonsense',), '--nonsense'),
-                (('--seed', '-1'), '--seed'),
-                (('-lr', 'nan'), 'argument --lr/-lr'),
-                (('-p', tmp_path / 'file' / 'x'), 'cannot be written'),
-                (('--data', tmp_path / 'nowhere', *p), 'no such file or folder'),
-                (('--data', tmp_path / 'file', *p), 'not a whole tar archive'),
-                (('--quick', '--data', cifar, *p), '--quick'),
-                (('--quick', '-m', tmp_path / 'nowhere', *p), 'nowhere: cannot be read'),
-                (('--quick', '-m', tmp_path / 'file', *p), 'not a file of weights'),
-                (('--quick', '-b', '2501', '--sampling', 'original', *p), '-b 2501'),
-                (('--resume', tmp_path / 'none'), 'there is no such folder'),
-                (('--resume', cifar, '-p', tmp_path), 'name two folders'),
+            (('-b', '0'), 'argument --batch/-b'),
+            (('-e', 'many'), 'argument --epoch/-e'),
+            (('--dataset', 'svhn'), 'cifar100'),
+            (('--nonsense',), '--nonsense'),
+            (('--seed', '-1'), '--seed'),
+            (('-lr', 'nan'), 'argument --lr/-lr'),
+            (('-p', tmp_path / 'file' / 'x'), 'cannot be written'),
+            (('--data', tmp_path / 'nowhere', *p), 'no such file or folder'),
+            (('--data', tmp_path / 'file', *p), 'not a whole tar archive'),
+            (('--quick', '--data', cifar, *p), '--quick'),
+            (('--quick', '-m', tmp_path / 'nowhere', *p), 'nowhere: cannot be read'),
+            (('--quick', '-m', tmp_path / 'file', *p), 'not a file of weights'),
+            (('--quick', '-b', '2501', '--sampling', 'original', *p), '-b 2501'),
+            (('--resume', tmp_path / 'none'), 'there is no such folder'),
+            (('--resume', cifar, '-p', tmp_path), 'name two folders'),
         ] + ([] if cuda.available else [(('--quick', '-g', '0', *p), '-g 0: ')]):
             assert words in self.line(capsys, *argv), argv
         assert not (tmp_path / 'run' / 'run.json').exists()

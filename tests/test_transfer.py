@@ -1,4 +1,5 @@
 """Fine-tuning: a new classifier, frozen layers, a faster head; as a user does it."""
+
 import json
 import os
 import subprocess
@@ -8,12 +9,12 @@ import time
 import chainer
 import numpy as np
 import pytest
+from conftest import FIXTURES, ROOT, write_cifar10
+from test_folder_training import log, write
 
 import main
 import resnext
 import resnext_ilsvrc
-from conftest import FIXTURES, ROOT, write_cifar10
-from test_folder_training import log, write
 from trainer import cli, prediction, runs
 from trainer.errors import InputError
 from trainer.training import run, snapshots, transfer
@@ -24,9 +25,11 @@ CLASSES = ['a', 'b', 'c']
 
 
 def networks():
-    return [resnext.ResNext(10, (1, 1, 1), 2, 2, 2),
-            resnext.PaperResNext(10, (2, 1, 1), 2, 4, 1),
-            resnext_ilsvrc.ResNext(10, (1, 1, 1, 1), 2, 4, 2)]
+    return [
+        resnext.ResNext(10, (1, 1, 1), 2, 2, 2),
+        resnext.PaperResNext(10, (2, 1, 1), 2, 4, 1),
+        resnext_ilsvrc.ResNext(10, (1, 1, 1, 1), 2, 4, 2),
+    ]
 
 
 def arrays(network):
@@ -66,8 +69,8 @@ def test_frozen_layers_stay(name):
     network = resnext.PaperResNext(3, (2, 1, 1), 2, 4, 1)
     network.weight_initialization(0)
     before = arrays(network)
-    optimizer = OPTIMIZERS[name](.1, .9).setup(network)
-    optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(.1))
+    optimizer = OPTIMIZERS[name](0.1, 0.9).setup(network)
+    optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(0.1))
     transfer.Frozen(network, ['stem', 'stage1/block1', 'stage3'])
     steps(network, optimizer)
     after = arrays(network)
@@ -81,7 +84,7 @@ def test_frozen_layers_stay(name):
 
 def test_nothing_is_computed_backwards_below_frozen_layers():
     network = resnext.PaperResNext(3, (1, 1, 1), 2, 4, 1)
-    optimizer = OPTIMIZERS['momentum'](.1, .9).setup(network)
+    optimizer = OPTIMIZERS['momentum'](0.1, 0.9).setup(network)
     transfer.Frozen(network, ['stem', 'stage1'])
     x = np.zeros((2, 3, 32, 32), np.float32)
     features = dict(network.activations(chainer.Variable(x)))
@@ -90,7 +93,7 @@ def test_nothing_is_computed_backwards_below_frozen_layers():
     # A frozen layer above one that is trained passes gradients on.
     network = resnext.PaperResNext(3, (1, 1, 1), 2, 4, 1)
     network.weight_initialization(0)
-    optimizer = OPTIMIZERS['momentum'](.1, .9).setup(network)
+    optimizer = OPTIMIZERS['momentum'](0.1, 0.9).setup(network)
     transfer.Frozen(network, ['stage2', 'stage3', 'fc'])
     before = arrays(network)
     steps(network, optimizer, 1)
@@ -100,7 +103,7 @@ def test_nothing_is_computed_backwards_below_frozen_layers():
 def test_frozen_batch_normalisation_is_that_of_evaluation():
     network = resnext.PaperResNext(3, (1, 1, 1), 2, 4, 1)
     network.weight_initialization(0)
-    OPTIMIZERS['momentum'](.1, .9).setup(network)
+    OPTIMIZERS['momentum'](0.1, 0.9).setup(network)
     x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
     with chainer.using_config('train', True):  # moves the running statistics
         other = dict(network.activations(chainer.Variable(x)))['stage1'].array
@@ -109,15 +112,17 @@ def test_frozen_batch_normalisation_is_that_of_evaluation():
     with chainer.using_config('train', True):
         transfer.Frozen(network, ['stem', 'stage1'])
         found = dict(network.activations(chainer.Variable(x)))['stage1'].array
-    assert abs(other - golden).max() > .1
+    assert abs(other - golden).max() > 0.1
     np.testing.assert_array_equal(found, golden)
 
 
 def test_wrong_layers():
     network = resnext.PaperResNext(3, (1, 1, 1), 2, 4, 1)
-    OPTIMIZERS['momentum'](.1, .9).setup(network)
-    with pytest.raises(InputError, match='--freeze stage: there is no such layer; there are stem, '
-                                         'stage1, stage2, stage3, fc'):
+    OPTIMIZERS['momentum'](0.1, 0.9).setup(network)
+    with pytest.raises(
+        InputError,
+        match='--freeze stage: there is no such layer; there are stem, stage1, stage2, stage3, fc',
+    ):
         transfer.Frozen(network, ['stage'])
     with pytest.raises(InputError, match='nothing would be left to train'):
         transfer.Frozen(network, ['stem', 'stage1', 'stage2', 'stage3', 'fc'])
@@ -126,13 +131,14 @@ def test_wrong_layers():
 @pytest.mark.parametrize('name', sorted(OPTIMIZERS))
 def test_head_rate_is_a_learning_rate(name):
     """The head moves as with another learning rate, the rest as before; also when it changes."""
+
     def trained(lr, factor):
         network = resnext.PaperResNext(3, (1, 1, 1), 2, 4, 1)
         network.weight_initialization(0)
         for param in network.params():
             param.array = param.array.astype(np.float64)
-        optimizer = OPTIMIZERS[name](lr, .9).setup(network)
-        optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(.01))
+        optimizer = OPTIMIZERS[name](lr, 0.9).setup(network)
+        optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(0.01))
         if factor != 1:
             optimizer.add_hook(transfer.HeadRate(network, factor))
         rng = np.random.default_rng(1)
@@ -143,18 +149,21 @@ def test_head_rate_is_a_learning_rate(name):
             optimizer.update()
         return {path: param.array for path, param in network.namedparams()}
 
-    base, fast, golden = trained(.01, 1), trained(.01, 10), trained(.1, 1)
+    base, fast, golden = trained(0.01, 1), trained(0.01, 10), trained(0.1, 1)
     for path in base:
         np.testing.assert_allclose(
-            fast[path], (golden if path.startswith('/fc/') else base)[path], rtol=1e-9, atol=1e-12)
+            fast[path], (golden if path.startswith('/fc/') else base)[path], rtol=1e-9, atol=1e-12
+        )
     assert abs(base['/fc/W'] - fast['/fc/W']).max() > 1e-3
 
 
 # ---- as a user does it
 
+
 @pytest.fixture(scope='module')
 def converted(tmp_path_factory):
     from trainer.weights import formats
+
     network, _ = formats.read(str(FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7'))
     path = str(tmp_path_factory.mktemp('converted') / 'tiny.npz')
     network.save_model(path)
@@ -162,24 +171,61 @@ def converted(tmp_path_factory):
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True,
-                          text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_fine_tuning_from_the_command_line(converted, tmp_path):
     """A converted fixture, real pictures of other classes; and it resumes."""
     data, begun = write(tmp_path / 'pictures', 20), time.perf_counter()
-    flags = ['main.py', '--retrain', converted, '--reset-classifier', '--freeze', 'stem', 'stage1',
-             '--head_lr', 10, '--recipe', 'torch7_cifar', '--dataset', 'folder', '--data', data,
-             '-b', 16, '--lr', .01, '--lr_steps', 2, '-p']
+    flags = [
+        'main.py',
+        '--retrain',
+        converted,
+        '--reset-classifier',
+        '--freeze',
+        'stem',
+        'stage1',
+        '--head_lr',
+        10,
+        '--recipe',
+        'torch7_cifar',
+        '--dataset',
+        'folder',
+        '--data',
+        data,
+        '-b',
+        16,
+        '--lr',
+        0.01,
+        '--lr_steps',
+        2,
+        '-p',
+    ]
     done = command(*flags, tmp_path / 'a', '-e', 2)
     assert done.returncode == 0, done.stderr
     assert 'new classifier; stem, stage1 frozen; the classifier learns 10 times' in done.stdout
     assert time.perf_counter() - begun < 120
-    part = run.train(say=print, save_path=str(tmp_path / 'b'), epoch=1, load_model=converted,
-                     reset_classifier=True, freeze=('stem', 'stage1'), head_lr=10.,
-                     recipe='torch7_cifar', dataset='folder', data=str(data), batch=16, lr=.01,
-                     lr_steps=(2,))
+    part = run.train(
+        say=print,
+        save_path=str(tmp_path / 'b'),
+        epoch=1,
+        load_model=converted,
+        reset_classifier=True,
+        freeze=('stem', 'stage1'),
+        head_lr=10.0,
+        recipe='torch7_cifar',
+        dataset='folder',
+        data=str(data),
+        batch=16,
+        lr=0.01,
+        lr_steps=(2,),
+    )
     assert part and snapshots.find(str(tmp_path / 'b'))
     os.rename(converted, converted + '.away')  # going on needs nothing but the folder
     try:
@@ -190,7 +236,8 @@ def test_fine_tuning_from_the_command_line(converted, tmp_path):
     assert log(tmp_path / 'a') == log(tmp_path / 'b')
     for name in os.listdir(tmp_path / 'a' / 'model'):
         assert (tmp_path / 'a' / 'model' / name).read_bytes() == (
-            tmp_path / 'b' / 'model' / name).read_bytes(), name
+            tmp_path / 'b' / 'model' / name
+        ).read_bytes(), name
 
     # What is frozen is the converted network's, what is not has moved.
     old, new = (registry.load(path) for path in (converted, runs.model(str(tmp_path / 'a'))))
@@ -207,9 +254,9 @@ def test_fine_tuning_from_the_command_line(converted, tmp_path):
     assert done.returncode == 0, done.stderr
     entries = json.loads(log(tmp_path / 'a'))
     right = max(e['accuracy'] for e in entries if e['_id'] == 'test_accuracy')
-    assert '({:,} wrong)'.format(12 - right) in done.stdout
+    assert f'({12 - right:,} wrong)' in done.stdout
     picture = next((data / 'lorries').iterdir())
-    said, = prediction.predict([new], [str(picture)], k=3)
+    (said,) = prediction.predict([new], [str(picture)], k=3)
     assert sorted(a.name for a in said.answers) == new.classes
     assert sum(a.probability for a in said.answers) == pytest.approx(1)
 
@@ -222,14 +269,31 @@ def test_wrong_flags(converted, tmp_path, capsys):
     ours.save_model(str(tmp_path / 'digits'))
     p = ('-p', str(tmp_path / 'run'))
     for argv, words in [
-            (('--reset-classifier', *p, '--data', cifar), '--retrain'),
-            (('--retrain', converted, '--dataset', 'folder', '--data', data, *p),
-             'a network of 10 classes, but folder has 3; --reset-classifier'),
-            (('--retrain', str(tmp_path / 'digits'), '--data', cifar, *p),
-             'its classes are not those of cifar10 (0 where there is airplane now)'),
-            (('--retrain', converted, '--reset-classifier', '--freeze', 'stage9', '--dataset',
-              'folder', '--data', data, *p), '--freeze stage9: there is no such layer'),
-            (('--head_lr', '0', *p), 'argument --head_lr'),
+        (('--reset-classifier', *p, '--data', cifar), '--retrain'),
+        (
+            ('--retrain', converted, '--dataset', 'folder', '--data', data, *p),
+            'a network of 10 classes, but folder has 3; --reset-classifier',
+        ),
+        (
+            ('--retrain', str(tmp_path / 'digits'), '--data', cifar, *p),
+            'its classes are not those of cifar10 (0 where there is airplane now)',
+        ),
+        (
+            (
+                '--retrain',
+                converted,
+                '--reset-classifier',
+                '--freeze',
+                'stage9',
+                '--dataset',
+                'folder',
+                '--data',
+                data,
+                *p,
+            ),
+            '--freeze stage9: there is no such layer',
+        ),
+        (('--head_lr', '0', *p), 'argument --head_lr'),
     ]:
         with pytest.MonkeyPatch.context() as m:
             m.setattr(sys, 'argv', ['main.py', *argv])
@@ -243,8 +307,11 @@ def test_wrong_flags(converted, tmp_path, capsys):
 def test_summary_is_of_the_new_classifier(converted, tmp_path):
     def total(**given):
         text = run.summary(load_model=converted, **given)
-        return next(int(line.split()[1].replace(',', '')) for line in text.splitlines()
-                    if line.startswith('total'))
+        return next(
+            int(line.split()[1].replace(',', ''))
+            for line in text.splitlines()
+            if line.startswith('total')
+        )
 
     data = str(write(tmp_path / 'pictures', 4))
     new = total(reset_classifier=True, dataset='folder', data=data)

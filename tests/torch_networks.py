@@ -2,6 +2,7 @@
 
 ``python tests/torch_networks.py`` writes the fixtures ``pytorch_*`` anew (needs PyTorch).
 """
+
 import collections
 import copy
 import functools
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-
 
 # Tests share their cores; more threads only wait for one another.
 torch.set_num_threads(1)
@@ -28,9 +28,8 @@ class Sizes(collections.namedtuple('Sizes', 'blocks groups width out stem classe
         channels = self.stem
         for i, blocks in enumerate(self.blocks):
             for j in range(blocks):
-                yield (i, j, channels, self.width * 2 ** i, self.out * 2 ** i,
-                       2 if i and not j else 1)
-                channels = self.out * 2 ** i
+                yield (i, j, channels, self.width * 2**i, self.out * 2**i, 2 if i and not j else 1)
+                channels = self.out * 2**i
 
 
 class Bottleneck(nn.Module):
@@ -63,13 +62,13 @@ class Torchvision(nn.Module):
         for i, j, channels, width, out, stride in sizes.stages():
             layers[i].append(Bottleneck(channels, width, out, stride, sizes.groups))
         for i, layer in enumerate(layers, 1):
-            setattr(self, 'layer{}'.format(i), layer)
+            setattr(self, f'layer{i}', layer)
         self.fc = nn.Linear(out, sizes.classes)
 
     def forward(self, x):
         h = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         for i in range(self.stages):
-            h = getattr(self, 'layer{}'.format(i + 1))(h)
+            h = getattr(self, f'layer{i + 1}')(h)
         return self.fc(h.mean((2, 3)))
 
 
@@ -96,13 +95,14 @@ class Prlz77(nn.Module):
     def __init__(self, sizes):
         super().__init__()
         self.conv_1_3x3, self.bn_1 = conv(3, sizes.stem, 3), nn.BatchNorm2d(sizes.stem)
-        self.stages = ['stage_{}'.format(i + 1) for i in range(len(sizes.blocks))]
+        self.stages = [f'stage_{i + 1}' for i in range(len(sizes.blocks))]
         for name in self.stages:
             setattr(self, name, nn.Sequential())
         for i, j, channels, width, out, stride in sizes.stages():
             getattr(self, self.stages[i]).add_module(
-                '{}_bottleneck_{}'.format(self.stages[i], j),
-                Prlz77Block(channels, width, out, stride, sizes.groups))
+                f'{self.stages[i]}_bottleneck_{j}',
+                Prlz77Block(channels, width, out, stride, sizes.groups),
+            )
         self.classifier = nn.Linear(out, sizes.classes)
 
     def forward(self, x):
@@ -132,14 +132,23 @@ class Table(nn.Sequential):
 
 def torch7_modules(sizes, imagenet, nested, features_only=False):
     """The modules of a Torch7 file, each as one PyTorch module in the same nesting."""
-    stem = [conv(3, sizes.stem, 7 if imagenet else 3, 2 if imagenet else 1),
-            nn.BatchNorm2d(sizes.stem), nn.ReLU()]
+    stem = [
+        conv(3, sizes.stem, 7 if imagenet else 3, 2 if imagenet else 1),
+        nn.BatchNorm2d(sizes.stem),
+        nn.ReLU(),
+    ]
     if imagenet:
         stem.append(nn.MaxPool2d(3, 2, 1))
     stages = [nn.Sequential() for _ in sizes.blocks]
     for i, j, channels, width, out, stride in sizes.stages():
-        inner = [conv(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU(),
-                 conv(width, width, 3, stride, sizes.groups), nn.BatchNorm2d(width), nn.ReLU()]
+        inner = [
+            conv(channels, width, 1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            conv(width, width, 3, stride, sizes.groups),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         inner = [nn.Sequential(*inner)] if nested else inner
         main = nn.Sequential(*inner, conv(width, out, 1), nn.BatchNorm2d(out))
         shortcut = Function(lambda x: x)
@@ -148,8 +157,11 @@ def torch7_modules(sizes, imagenet, nested, features_only=False):
         stages[i].append(nn.Sequential(Table(main, shortcut), Function(sum), nn.ReLU()))
     modules = stem + stages
     if not features_only:
-        modules += [nn.AdaptiveAvgPool2d(1), Function(lambda x: x.flatten(1)),
-                    nn.Sequential(Function(lambda x: x), nn.Linear(out, sizes.classes))]
+        modules += [
+            nn.AdaptiveAvgPool2d(1),
+            Function(lambda x: x.flatten(1)),
+            nn.Sequential(Function(lambda x: x), nn.Linear(out, sizes.classes)),
+        ]
     return nn.Sequential(*modules)
 
 
@@ -187,13 +199,13 @@ def randomise(network, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in network.state_dict().items():
         if name.endswith('num_batches_tracked'):
-            tensor.fill_(int(torch.randint(1, 10 ** 6, (), generator=generator)))
+            tensor.fill_(int(torch.randint(1, 10**6, (), generator=generator)))
         elif name.endswith('running_var'):
-            tensor.uniform_(.5, 2, generator=generator)
+            tensor.uniform_(0.5, 2, generator=generator)
         else:
             tensor.normal_(0, 1, generator=generator)
             if tensor.ndim > 1:
-                tensor *= (2 / tensor[0].numel()) ** .5
+                tensor *= (2 / tensor[0].numel()) ** 0.5
     return network.eval()
 
 
@@ -207,27 +219,34 @@ def training_state(network):
     """What Lornatang's program saves: two state dicts and the optimizer's and scheduler's."""
     average = torch.optim.swa_utils.AveragedModel(network)
     randomise(average.module, 1)
-    optimizer = torch.optim.SGD(network.parameters(), 0, .9)
+    optimizer = torch.optim.SGD(network.parameters(), 0, 0.9)
     sum(p.sum() for p in network.parameters()).backward()
     optimizer.step()  # of length 0: for its state alone
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60])
-    return {'epoch': 3, 'best_acc1': torch.tensor(71.5), 'state_dict': network.state_dict(),
-            'ema_state_dict': average.state_dict(), 'optimizer': optimizer.state_dict(),
-            'scheduler': schedule.state_dict()}
+    return {
+        'epoch': 3,
+        'best_acc1': torch.tensor(71.5),
+        'state_dict': network.state_dict(),
+        'ema_state_dict': average.state_dict(),
+        'optimizer': optimizer.state_dict(),
+        'scheduler': schedule.state_dict(),
+    }
 
 
 def write_fixtures(folder):
     """Write a file of each naming in both formats, and what PyTorch computes with it."""
     legacy = functools.partial(torch.save, _use_new_zipfile_serialization=False)
-    x = {True: np.random.default_rng(0).normal(size=(2, 3, 48, 40)).astype(np.float32),
-         False: np.random.default_rng(1).normal(size=(2, 3, 16, 16)).astype(np.float32)}
+    x = {
+        True: np.random.default_rng(0).normal(size=(2, 3, 48, 40)).astype(np.float32),
+        False: np.random.default_rng(1).normal(size=(2, 3, 16, 16)).astype(np.float32),
+    }
     numbers = {'imagenet': x[True], 'cifar': x[False]}
 
     def write(name, naming, save, content):
         build, imagenet = BUILD[naming]
         network = randomise(build())
         numbers[name] = compute(network, x[imagenet])
-        save(content(network), folder / 'pytorch_{}.pth'.format(name))
+        save(content(network), folder / f'pytorch_{name}.pth')
 
     write('torchvision', 'torchvision', torch.save, lambda n: n.state_dict())
     write('clcarwin', 'clcarwin', legacy, lambda n: n.state_dict())

@@ -2,6 +2,7 @@
 
 Importing it first makes Chainer 7.8.1 importable (see :mod:`trainer.chainer_compat`).
 """
+
 from trainer import chainer_compat
 
 chainer_compat.install()

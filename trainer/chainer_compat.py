@@ -5,6 +5,7 @@ Chainer's last release (January 2022) asks for three names that have gone since.
 stays as it was published. ``python -m trainer`` lists what was supplied on this
 machine and why.
 """
+
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -45,6 +46,7 @@ def install():
 
 def _numpy_sctypes():
     import numpy
+
     if hasattr(numpy, 'sctypes'):
         return
     numpy.sctypes = {
@@ -55,7 +57,8 @@ def _numpy_sctypes():
         'others': [bool, object, bytes, str, numpy.void],
     }
     supplied['numpy.sctypes'] = (
-        'gone since NumPy 2.0; chainer.functions.as_strided reads it at import')
+        'gone since NumPy 2.0; chainer.functions.as_strided reads it at import'
+    )
 
 
 def _numpy_distutils():
@@ -67,6 +70,7 @@ def _numpy_distutils():
     except ImportError:
         pass
     import numpy
+
     system_info = _stand_in('numpy.distutils.system_info')
     system_info.get_info = lambda name, notfound_action=0: {}
     distutils = _stand_in('numpy.distutils')
@@ -74,7 +78,8 @@ def _numpy_distutils():
     distutils.__path__ = []
     numpy.distutils = distutils
     supplied['numpy.distutils.system_info'] = (
-        'gone with distutils since Python 3.12; Chainer asks it, on macOS, which BLAS NumPy uses')
+        'gone with distutils since Python 3.12; Chainer asks it, on macOS, which BLAS NumPy uses'
+    )
 
 
 def _pkg_resources():
@@ -107,11 +112,18 @@ def _pkg_resources():
             return require(*requirements)
 
     module = _stand_in('pkg_resources')
-    for item in (ResolutionError, DistributionNotFound, VersionConflict,
-                 get_distribution, require, WorkingSet):
+    for item in (
+        ResolutionError,
+        DistributionNotFound,
+        VersionConflict,
+        get_distribution,
+        require,
+        WorkingSet,
+    ):
         setattr(module, item.__name__, item)
     supplied['pkg_resources'] = (
-        'gone since setuptools 81; Chainer asks it which optional packages are installed')
+        'gone since setuptools 81; Chainer asks it which optional packages are installed'
+    )
 
 
 def _stand_in(name):
@@ -126,4 +138,3 @@ def _forkserver():
     # iterators before anything of ours unless it is told to start here.
     if 'forkserver' in multiprocessing.get_all_start_methods():
         multiprocessing.set_forkserver_preload(['__main__', 'trainer'])
-

@@ -1,4 +1,5 @@
 """What the scripts share: arguments and errors of one line."""
+
 import argparse
 import os
 import sys
@@ -15,17 +16,18 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        self.exit(2, '{}: error: {} ({} --help lists the flags)\n'.format(
-            self.prog, message, self.prog))
+        self.exit(2, f'{self.prog}: error: {message} ({self.prog} --help lists the flags)\n')
 
 
 def positive(kind):
     """Return an argparse type: ``kind`` (int or float) above zero."""
+
     def parse(text):
         value = kind(text)
         if not 0 < value < float('inf'):
-            raise argparse.ArgumentTypeError('{} is not above zero'.format(text))
+            raise argparse.ArgumentTypeError(f'{text} is not above zero')
         return value
+
     parse.__name__ = 'positive ' + kind.__name__
     return parse
 
@@ -34,7 +36,7 @@ def share(text):
     """argparse type: a number from 0 to below 1."""
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError('{} is not from 0 to below 1'.format(text))
+        raise argparse.ArgumentTypeError(f'{text} is not from 0 to below 1')
     return value
 
 
@@ -45,7 +47,8 @@ def epochs(text):
         return value
     if not 0 < value < float('inf') or value != int(value):
         raise argparse.ArgumentTypeError(
-            '{} is neither a number of epochs nor a share of them below 1'.format(text))
+            f'{text} is neither a number of epochs nor a share of them below 1'
+        )
     return int(value)
 
 
@@ -59,11 +62,11 @@ def reason(error):
     if isinstance(error, InputError):
         message = str(error)
     elif isinstance(error, OSError) and error.errno is not None:
-        message = '{}{}'.format('{}: '.format(error.filename) if error.filename else '',
-                                error.strerror)
+        message = '{}{}'.format(f'{error.filename}: ' if error.filename else '', error.strerror)
     elif isinstance(error, MemoryError):
         message = 'not enough memory{}; a smaller batch (-b) needs less'.format(
-            ' ({})'.format(error) if str(error) else '')
+            f' ({error})' if str(error) else ''
+        )
     else:
         return None
     return ' '.join(message.split())
@@ -71,22 +74,34 @@ def reason(error):
 
 def add_inference_flags(p):
     """Add --engine and --precision, for :meth:`Network.predictor`."""
-    p.add_argument('--engine', choices=engines.INFERENCE,
-                   help='what computes (default: openvino on a CPU and cudnn on a GPU, where '
-                        'they are installed, otherwise reference, which is plain Chainer)')
-    p.add_argument('--precision', choices=['float32', 'bfloat16', 'tf32', 'mixed'],
-                   default='float32',
-                   help='precision of what is computed: bfloat16 for openvino on CPUs that '
-                        'have it; tf32 and mixed (float16) for cudnn (default: float32)')
+    p.add_argument(
+        '--engine',
+        choices=engines.INFERENCE,
+        help='what computes (default: openvino on a CPU and cudnn on a GPU, where '
+        'they are installed, otherwise reference, which is plain Chainer)',
+    )
+    p.add_argument(
+        '--precision',
+        choices=['float32', 'bfloat16', 'tf32', 'mixed'],
+        default='float32',
+        help='precision of what is computed: bfloat16 for openvino on CPUs that '
+        'have it; tf32 and mixed (float16) for cudnn (default: float32)',
+    )
 
 
 def add_evaluation_flags(p):
     """Add --ten-crop and --workers."""
-    p.add_argument('--ten-crop', action='store_true',
-                   help='average the posteriors of ten crops: corners, centre, and mirrored')
-    p.add_argument('--workers', type=int, metavar='N',
-                   help='processes that load pictures; 0 loads in the main one (default: one '
-                        'for each core)')
+    p.add_argument(
+        '--ten-crop',
+        action='store_true',
+        help='average the posteriors of ten crops: corners, centre, and mirrored',
+    )
+    p.add_argument(
+        '--workers',
+        type=int,
+        metavar='N',
+        help='processes that load pictures; 0 loads in the main one (default: one for each core)',
+    )
 
 
 def check_workers(p, args):
@@ -114,11 +129,11 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except KeyboardInterrupt:
-        print('\n{}: interrupted'.format(prog()), file=sys.stderr)
+        print(f'\n{prog()}: interrupted', file=sys.stderr)
         sys.exit(130)
     except (InputError, OSError, MemoryError) as e:
         line = reason(e)
         if line is None:
             raise
-    print('{}: error: {}'.format(prog(), line), file=sys.stderr)
+    print(f'{prog()}: error: {line}', file=sys.stderr)
     sys.exit(2)

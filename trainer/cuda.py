@@ -4,6 +4,7 @@ The files include nothing, so that no CUDA toolkit has to be there; ``cuda.cuh``
 front of each. They stay within what a C++ compiler for the CPU understands given
 definitions of the CUDA names: so the tests compute with them on machines without a GPU.
 """
+
 import functools
 import os
 
@@ -17,22 +18,24 @@ def lasting():
     (:class:`trainer.engines.cudnn.captured.Room`).
     """
     import cupy
+
     return cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc)
 
 
 def source(path):
     """Return what is compiled for a ``.cu`` file."""
     with open(os.path.splitext(os.path.abspath(__file__))[0] + '.cuh') as first, open(path) as f:
-        return '{}#line 1 "{}"\n{}'.format(first.read(), os.path.basename(path), f.read())
+        return f'{first.read()}#line 1 "{os.path.basename(path)}"\n{f.read()}'
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _module(path):
     import cupy
+
     return cupy.RawModule(code=source(path), options=('--std=c++17',))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def kernels(module_file, name):
     """Return a function that launches kernels of a ``.cu`` file on the current stream.
 
@@ -51,6 +54,10 @@ def kernels(module_file, name):
     def launch(kernel, grid, threads, *args, shared=0):
         args = tuple(np.uintp(0) if a is None else a for a in args)
         _module(path).get_function(kernel)(
-            grid if isinstance(grid, tuple) else (int(grid),), (int(threads),), args,
-            shared_mem=shared)
+            grid if isinstance(grid, tuple) else (int(grid),),
+            (int(threads),),
+            args,
+            shared_mem=shared,
+        )
+
     return launch

@@ -1,4 +1,5 @@
 """CPU and GPUs, as ``-g`` names them."""
+
 import chainer
 from chainer.backends import cuda
 
@@ -17,17 +18,26 @@ def get(gpu):
         import cupy
     except ImportError as e:
         raise InputError(
-            '-g {}: CuPy cannot be imported ({}); install it with "uv sync --extra cuda13" or '
-            '"pip install cupy-cuda13x", or leave -g out to compute on the CPU'.format(gpu, e))
+            f'-g {gpu}: CuPy cannot be imported ({e}); install it with "uv sync --extra cuda13" or '
+            '"pip install cupy-cuda13x", or leave -g out to compute on the CPU'
+        )
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as e:
-        raise InputError('-g {}: no GPU can be used here ({}); leave -g out to compute on the '
-                         'CPU'.format(gpu, str(e).split(':')[-1].strip()))
+        raise InputError(
+            '-g {}: no GPU can be used here ({}); leave -g out to compute on the CPU'.format(
+                gpu, str(e).split(':')[-1].strip()
+            )
+        )
     if gpu >= count:
-        raise InputError('-g {}: this machine has {} GPU{}, numbered from 0'.format(
-            gpu, count, '' if count == 1 else 's'))
+        raise InputError(
+            '-g {}: this machine has {} GPU{}, numbered from 0'.format(
+                gpu, count, '' if count == 1 else 's'
+            )
+        )
     if not cuda.available:
-        raise InputError('-g {}: Chainer cannot use CuPy ({}); leave -g out to compute on the '
-                         'CPU'.format(gpu, cuda._resolution_error))
-    return chainer.get_device('@cupy:{}'.format(gpu))
+        raise InputError(
+            f'-g {gpu}: Chainer cannot use CuPy ({cuda._resolution_error}); leave -g out to compute on the '
+            'CPU'
+        )
+    return chainer.get_device(f'@cupy:{gpu}')

@@ -1,4 +1,5 @@
 """How well scores fit labels, and how well networks recognise the pictures in files."""
+
 import collections
 import os
 import time
@@ -27,7 +28,7 @@ class Tally:
     """
 
     def __init__(self, category_num):
-        self.loss_sum = 0.
+        self.loss_sum = 0.0
         self.confusion = np.zeros((category_num, category_num), np.int64)
         self.top5 = np.zeros(category_num, np.int64)
 
@@ -76,8 +77,7 @@ class Tally:
             return self.confusion.diagonal() / self.confusion.sum(axis=1)
 
 
-def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=None,
-             progress=None):
+def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=None, progress=None):
     """Count how many pictures networks recognise.
 
     A picture that cannot be read is neither right nor wrong: it is not counted, but named.
@@ -110,13 +110,21 @@ def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=Non
             tally.add(prediction.scores(computing, x, _chunk(batch, divide)), labels[items[read]])
 
     begun = time.perf_counter()
-    unreadable = _each_batch(computing, pictures, batch, ten_crop, workers, count,
-                             progress and (lambda n: progress(n, tally)))
+    unreadable = _each_batch(
+        computing,
+        pictures,
+        batch,
+        ten_crop,
+        workers,
+        count,
+        progress and (lambda n: progress(n, tally)),
+    )
     return Evaluation(tally, unreadable, time.perf_counter() - begun, computing[0].description)
 
 
-def features(network, pictures, write, batch=64, divide=1, ten_crop=False, workers=None,
-             progress=None):
+def features(
+    network, pictures, write, batch=64, divide=1, ten_crop=False, workers=None, progress=None
+):
     """Compute what enters the classifier; averaged where there are ten crops.
 
     Args:
@@ -132,11 +140,10 @@ def features(network, pictures, write, batch=64, divide=1, ten_crop=False, worke
     Raises:
         trainer.errors.InputError: No picture could be read.
     """
-    predictor, = prediction.predictors([network])
+    (predictor,) = prediction.predictors([network])
 
     def keep(x, read, items):
-        rows = np.full((len(items), predictor.network.stages[-1].out_channels), np.nan,
-                       np.float32)
+        rows = np.full((len(items), predictor.network.stages[-1].out_channels), np.nan, np.float32)
         if len(read):
             h = prediction.compute(predictor.features, x, _chunk(batch, divide))
             rows[read] = (h.mean(axis=1) if ten_crop else h)[..., 0, 0]
@@ -165,19 +172,30 @@ def save_features(path, network, pictures, **kwargs):
     """
     name, suffix = os.path.splitext(path)
     if suffix != '.npy':
-        raise InputError('--features {}: a name that ends in .npy is wanted'.format(path))
-    predictor, = prediction.predictors([network])
+        raise InputError(f'--features {path}: a name that ends in .npy is wanted')
+    (predictor,) = prediction.predictors([network])
     with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
-        np.lib.format.write_array_header_1_0(f, {
-            'descr': '<f4', 'fortran_order': False,
-            'shape': (len(pictures), predictor.network.stages[-1].out_channels)})
-        unreadable = features(predictor, pictures, lambda rows: f.write(rows.astype('<f4').data),
-                              **kwargs)
+        np.lib.format.write_array_header_1_0(
+            f,
+            {
+                'descr': '<f4',
+                'fortran_order': False,
+                'shape': (len(pictures), predictor.network.stages[-1].out_channels),
+            },
+        )
+        unreadable = features(
+            predictor, pictures, lambda rows: f.write(rows.astype('<f4').data), **kwargs
+        )
         f.flush()
-        files.save_json(name + '.json', {
-            'pictures': pictures.paths, 'labels': pictures.labels.tolist(),
-            'categories': pictures.categories,
-            'unreadable': [{'path': path, 'error': error} for path, error in unreadable]})
+        files.save_json(
+            name + '.json',
+            {
+                'pictures': pictures.paths,
+                'labels': pictures.labels.tolist(),
+                'categories': pictures.categories,
+                'unreadable': [{'path': path, 'error': error} for path, error in unreadable],
+            },
+        )
     return unreadable
 
 
@@ -193,7 +211,10 @@ def _each_batch(predictors, pictures, batch, ten_crop, workers, use, progress):
     """
     load = prediction.Load(
         prediction.preprocessing([predictor.network for predictor in predictors]),
-        pictures.paths, ten_crop, prediction.take_rows(predictors))
+        pictures.paths,
+        ten_crop,
+        prediction.take_rows(predictors),
+    )
     unreadable = []
     for items, x, errors in load.batches(batch, workers):
         unreadable += [(pictures.paths[items[i]], errors[i]) for i in sorted(errors)]
@@ -202,6 +223,9 @@ def _each_batch(predictors, pictures, batch, ten_crop, workers, use, progress):
         if progress is not None:
             progress(len(items))
     if len(unreadable) == len(pictures):
-        raise InputError('none of the {} pictures could be read; the first: {}: {}'.format(
-            len(pictures), *unreadable[0]))
+        raise InputError(
+            'none of the {} pictures could be read; the first: {}: {}'.format(
+                len(pictures), *unreadable[0]
+            )
+        )
     return unreadable

@@ -1,4 +1,5 @@
 """Packages that only some of the program needs: optional, and asked for by name."""
+
 import importlib
 
 from trainer.errors import InputError
@@ -21,5 +22,7 @@ def need(package, purpose, extra=None):
     try:
         return importlib.import_module(package)
     except ImportError as e:
-        raise InputError('{} needs the package {} ({}); install it with "uv sync --extra {}" or '
-                         '"pip install {}"'.format(purpose, package, e, extra or package, package))
+        raise InputError(
+            f'{purpose} needs the package {package} ({e}); install it with "uv sync --extra {extra or package}" or '
+            f'"pip install {package}"'
+        )

@@ -1,4 +1,5 @@
 """Files that appear whole or not at all."""
+
 import contextlib
 import errno
 import json
@@ -23,7 +24,7 @@ def replacing(path):
     """
     folder, name = os.path.split(os.fspath(path))
     # The suffix stays: Pillow and Matplotlib read the format from it.
-    unfinished = os.path.join(folder, '{}{}-{}'.format(UNFINISHED, os.getpid(), name))
+    unfinished = os.path.join(folder, f'{UNFINISHED}{os.getpid()}-{name}')
     try:
         yield unfinished
         with open(unfinished, 'rb') as f:

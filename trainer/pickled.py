@@ -4,6 +4,7 @@ Python's own reader calls what a pickle names. This one follows the opcodes and
 leaves each name and each call standing as a :class:`Global` or a :class:`Call`,
 for the caller to recognise; it can refuse names outright.
 """
+
 import collections
 import pickletools
 
@@ -31,9 +32,24 @@ _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 # Python 2's str comes as text in Latin-1.
 _OLD_STRINGS = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}
 _VALUES = _OLD_STRINGS | {
-    'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT',
-    'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8',
-    'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'}
+    'INT',
+    'BININT',
+    'BININT1',
+    'BININT2',
+    'LONG',
+    'LONG1',
+    'LONG4',
+    'FLOAT',
+    'BINFLOAT',
+    'BINBYTES',
+    'SHORT_BINBYTES',
+    'BINBYTES8',
+    'BYTEARRAY8',
+    'UNICODE',
+    'BINUNICODE',
+    'SHORT_BINUNICODE',
+    'BINUNICODE8',
+}
 _EMPTY = {'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_TUPLE': tuple, 'EMPTY_SET': set}
 _TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 # What they are made from comes last.
@@ -60,9 +76,17 @@ def read(data, known=None):
         return _read(data, known)
     except PickleError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
-            MemoryError, UnicodeError) as e:
-        raise PickleError('{}: {}'.format(type(e).__name__, e))
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        UnicodeError,
+    ) as e:
+        raise PickleError(f'{type(e).__name__}: {e}')
 
 
 def _call(function, arguments):
@@ -79,7 +103,7 @@ def _read(data, known):
         # The names of a damaged pickle may be anything.
         found = Global(str(module), str(name))
         if known is not None and found not in known:
-            raise PickleError('it refers to {}.{}'.format(found.module[:60], found.name[:60]))
+            raise PickleError(f'it refers to {found.module[:60]}.{found.name[:60]}')
         return found
 
     def pop_to_mark():
@@ -159,7 +183,7 @@ def _read(data, known):
                 raise PickleError('nothing in it')
             return stack.pop()
         elif op not in ('PROTO', 'FRAME'):
-            raise PickleError('holds {}, which data does not need'.format(op))
+            raise PickleError(f'holds {op}, which data does not need')
     raise PickleError('no end')
 
 
@@ -181,21 +205,21 @@ def array(obj):
         elif (module, name) == ('numpy.core.numeric', '_frombuffer'):  # pickle protocol 5
             raw, dtype, shape, order = obj.arguments
         else:
-            raise PickleError('a call of {}.{} where an array was expected'.format(module, name))
+            raise PickleError(f'a call of {module}.{name} where an array was expected')
         if order not in ('C', 'F'):
-            raise PickleError('an array in order {!r}'.format(order))
+            raise PickleError(f'an array in order {order!r}')
         return np.frombuffer(_bytes(raw), _dtype(dtype)).reshape(shape, order=order)
     except (TypeError, ValueError, AttributeError, IndexError) as e:
-        raise PickleError('not an array: {}'.format(e))
+        raise PickleError(f'not an array: {e}')
 
 
 def _dtype(obj):
     if tuple(obj.function) != ('numpy', 'dtype'):
-        raise PickleError('an array of {}'.format(obj.function))
+        raise PickleError(f'an array of {obj.function}')
     code = obj.arguments[0]
     dtype = np.dtype(code.decode('ascii') if isinstance(code, bytes) else code)
     if dtype.kind not in 'biuf':
-        raise PickleError('an array of {}, not of numbers'.format(dtype))
+        raise PickleError(f'an array of {dtype}, not of numbers')
     if obj.state is not None and obj.state[1] in ('>', b'>'):
         dtype = dtype.newbyteorder('>')
     return dtype
@@ -205,6 +229,6 @@ def _bytes(raw):
     # Python 3 writes bytes as text where the protocol is old.
     if isinstance(raw, Call):
         if tuple(raw.function) != ('_codecs', 'encode'):
-            raise PickleError('a call of {} where bytes were expected'.format(raw.function))
+            raise PickleError(f'a call of {raw.function} where bytes were expected')
         raw = raw.arguments[0].encode('latin-1')
     return raw

@@ -1,4 +1,5 @@
 """What networks say about pictures."""
+
 import collections
 
 import numpy as np
@@ -28,13 +29,17 @@ def preprocessing(networks):
         trainer.errors.InputError: They have different ones, or one has none.
     """
     import data_augmentation
+
     names = sorted({str(network.preprocessing) for network in networks})
     if names[1:]:
-        raise InputError('-m: the models want pictures preprocessed differently: {}'.format(
-            ', '.join(names)))
+        raise InputError(
+            '-m: the models want pictures preprocessed differently: {}'.format(', '.join(names))
+        )
     if not hasattr(data_augmentation, names[0]):
-        raise InputError('-m: no preprocessing of pictures belongs to this network; from Python, '
-                         'call it with arrays')
+        raise InputError(
+            '-m: no preprocessing of pictures belongs to this network; from Python, '
+            'call it with arrays'
+        )
     return getattr(data_augmentation, names[0])
 
 
@@ -59,7 +64,7 @@ class Load:
 
     def __init__(self, transform, sources, ten_crop=False, rows=False):
         if ten_crop and not hasattr(transform, 'ten_crop'):
-            raise InputError('--ten-crop: there is none in {}'.format(transform.__name__))
+            raise InputError(f'--ten-crop: there is none in {transform.__name__}')
         self.sources = sources
         self.crops = 10 if ten_crop else 1
         self.shape, self.dtype = transform.shape, np.float32
@@ -86,7 +91,7 @@ class Load:
             self._transform(source, out=out)
         except InputError as e:
             # Whoever asked knows which picture it is.
-            raise InputError(str(e).removeprefix('{}: '.format(source)))
+            raise InputError(str(e).removeprefix(f'{source}: '))
 
 
 def predictors(networks):
@@ -129,11 +134,12 @@ def compute(function, x, chunk=None):
     item = _item(x)
     flat = x.reshape((-1,) + item)
     chunk = chunk or len(flat)
-    y = np.concatenate([function(flat[i:i + chunk]) for i in range(0, len(flat), chunk)])
+    y = np.concatenate([function(flat[i : i + chunk]) for i in range(0, len(flat), chunk)])
     if not np.isfinite(y).all():
-        raise InputError('-m: the network computes numbers that are not finite; its weights are '
-                         'damaged')
-    return y.reshape(x.shape[:x.ndim - len(item)] + y.shape[1:])
+        raise InputError(
+            '-m: the network computes numbers that are not finite; its weights are damaged'
+        )
+    return y.reshape(x.shape[: x.ndim - len(item)] + y.shape[1:])
 
 
 def log_posteriors(y):
@@ -171,11 +177,13 @@ def check_classes(networks):
         trainer.errors.InputError: Their classes are not the same.
     """
     for network in networks[1:]:
-        if (network.category_num != networks[0].category_num
-                or class_names.of(network) != class_names.of(networks[0])):
-            raise InputError('-m: the models know different classes ({} and {}); their average '
-                             'means nothing'.format(networks[0].category_num,
-                                                    network.category_num))
+        if network.category_num != networks[0].category_num or class_names.of(
+            network
+        ) != class_names.of(networks[0]):
+            raise InputError(
+                f'-m: the models know different classes ({networks[0].category_num} and {network.category_num}); their average '
+                'means nothing'
+            )
 
 
 def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
@@ -215,6 +223,11 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
                 yield Prediction(sources[item], [], errors[i])
                 continue
             row = read.index(i)
-            yield Prediction(sources[item], [
-                Answer(j, synsets[j] if synsets else None, names[j], float(p[row, j]))
-                for j in best[row].tolist()], None)
+            yield Prediction(
+                sources[item],
+                [
+                    Answer(j, synsets[j] if synsets else None, names[j], float(p[row, j]))
+                    for j in best[row].tolist()
+                ],
+                None,
+            )

@@ -1,4 +1,5 @@
 """What the folder of a run tells: its options, its models, the pictures it is tested on."""
+
 import os
 
 import numpy as np
@@ -23,7 +24,7 @@ def record(folder):
     """
     found = options.read_record(folder)
     if found is None:
-        raise InputError('{}: no run: there is no {}'.format(folder, options.RECORD))
+        raise InputError(f'{folder}: no run: there is no {options.RECORD}')
     return found
 
 
@@ -40,10 +41,13 @@ def model(folder, which='best'):
     record(folder)
     models = os.path.join(folder, 'model')
     names = os.listdir(models) if os.path.isdir(models) else []
-    name = next((n for n in names if n.endswith('_{}.model'.format(which))), None)
+    name = next((n for n in names if n.endswith(f'_{which}.model')), None)
     if name is None:
-        raise InputError('{}: no model {} there{}'.format(
-            models, which, '' if names else '; there is one after the first epoch'))
+        raise InputError(
+            '{}: no model {} there{}'.format(
+                models, which, '' if names else '; there is one after the first epoch'
+            )
+        )
     return os.path.join(models, name)
 
 
@@ -85,5 +89,11 @@ def pictures(dataset, part='test'):
     chosen = dataset.train if dataset.test is None else getattr(dataset, part)
     if hasattr(chosen, 'paths'):
         return chosen
-    return PictureFiles([Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-                         for image in chosen.images], chosen.labels, dataset.classes)
+    return PictureFiles(
+        [
+            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+            for image in chosen.images
+        ],
+        chosen.labels,
+        dataset.classes,
+    )

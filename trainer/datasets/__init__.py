@@ -3,6 +3,7 @@
 A dataset's module has ``load(data)``, which returns a :class:`Dataset`; ``data`` is
 what ``--data`` gives, or ``None``.
 """
+
 import collections
 import importlib
 import pkgutil
@@ -14,14 +15,18 @@ Pictures = collections.namedtuple('Pictures', 'images labels')
 #: (:class:`trainer.datasets.folder.PictureFiles`), test ``None`` where there is no split
 #: yet (:mod:`trainer.datasets.splits`); mirror (bool): whether a mirrored picture shows
 #: the same class; notes (sequence of str): what a user should know about the pictures.
-Dataset = collections.namedtuple('Dataset', 'name classes train test mirror notes',
-                                 defaults=(True, ()))
+Dataset = collections.namedtuple(
+    'Dataset', 'name classes train test mirror notes', defaults=(True, ())
+)
 
 
 def available():
     """Return the names of the datasets: the modules here that have ``load``."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__)
-                  if hasattr(_module(module.name), 'load'))
+    return sorted(
+        module.name
+        for module in pkgutil.iter_modules(__path__)
+        if hasattr(_module(module.name), 'load')
+    )
 
 
 def load(name, data=None):
@@ -41,4 +46,4 @@ def load(name, data=None):
 
 
 def _module(name):
-    return importlib.import_module('{}.{}'.format(__name__, name))
+    return importlib.import_module(f'{__name__}.{name}')

@@ -1,19 +1,33 @@
 """CIFAR-10: 50,000 training and 10,000 test pictures, 32x32, ten classes."""
+
 from trainer.datasets import cifar_files
 
-_TRAIN = tuple('data_batch_{}'.format(i) for i in range(1, 6))
+_TRAIN = tuple(f'data_batch_{i}' for i in range(1, 6))
 
 SPEC = cifar_files.Spec(
     name='cifar10',
-    classes=('airplane', 'automobile', 'bird', 'cat', 'deer',
-             'dog', 'frog', 'horse', 'ship', 'truck'),
+    classes=(
+        'airplane',
+        'automobile',
+        'bird',
+        'cat',
+        'deer',
+        'dog',
+        'frog',
+        'horse',
+        'ship',
+        'truck',
+    ),
     url='https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
     md5='c32a1d4ab5d03f1284b67883e8d87530',
     folders=('cifar-10-batches-bin', 'cifar-10-batches-py'),
     archives=('cifar-10-binary.tar.gz', 'cifar-10-python.tar.gz'),
-    train=_TRAIN, test=('test_batch',),
+    train=_TRAIN,
+    test=('test_batch',),
     pictures=dict.fromkeys(_TRAIN + ('test_batch',), 10000),
-    label_bytes=1, labels='labels')
+    label_bytes=1,
+    labels='labels',
+)
 
 
 def load(data=None):

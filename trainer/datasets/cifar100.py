@@ -1,7 +1,8 @@
 """CIFAR-100: 50,000 training and 10,000 test pictures, 32x32, a hundred classes."""
+
 from trainer.datasets import cifar_files
 
-_CLASSES = '''
+_CLASSES = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
     bowl boy bridge bus butterfly camel can castle caterpillar cattle
     chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
@@ -12,16 +13,21 @@ _CLASSES = '''
     rose sea seal shark shrew skunk skyscraper snail snake spider
     squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
     train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-'''
+"""
 
 SPEC = cifar_files.Spec(
-    name='cifar100', classes=tuple(_CLASSES.split()),
+    name='cifar100',
+    classes=tuple(_CLASSES.split()),
     url='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
     md5='03b5dce01913d631647c71ecec9e9cb8',
     folders=('cifar-100-binary', 'cifar-100-python'),
     archives=('cifar-100-binary.tar.gz', 'cifar-100-python.tar.gz'),
-    train=('train',), test=('test',), pictures={'train': 50000, 'test': 10000},
-    label_bytes=2, labels='fine_labels')
+    train=('train',),
+    test=('test',),
+    pictures={'train': 50000, 'test': 10000},
+    label_bytes=2,
+    labels='fine_labels',
+)
 
 
 def load(data=None):

@@ -4,6 +4,7 @@ Both versions are read, as folders or as archives: the binary one (records of
 label bytes and 3072 pixel bytes) and the Python one, whose pickles are read
 without executing anything (:mod:`trainer.pickled`).
 """
+
 import collections
 import os
 import tarfile
@@ -20,7 +21,8 @@ from trainer.errors import InputError
 #: pictures: name -> pictures in the published file; label_bytes: in a binary record,
 #: the last one counts; labels: key in the pickles.
 Spec = collections.namedtuple(
-    'Spec', 'name classes url md5 folders archives train test pictures label_bytes labels')
+    'Spec', 'name classes url md5 folders archives train test pictures label_bytes labels'
+)
 
 _PIXELS = 3 * 32 * 32
 
@@ -38,7 +40,7 @@ class _Folder:
             with open(path, 'rb') as f:
                 return f.read()
         except OSError as e:
-            raise InputError('{}: cannot be read ({})'.format(path, e.strerror))
+            raise InputError(f'{path}: cannot be read ({e.strerror})')
 
     def where(self, name):
         return os.path.join(self.path, name)
@@ -58,7 +60,7 @@ class _Archive:
                     if member.isreg() and name in wanted and member.size < 1 << 28:
                         self.contents[name] = tar.extractfile(member).read()
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as e:
-            raise InputError('{}: not a whole tar archive ({}); fetch it again'.format(path, e))
+            raise InputError(f'{path}: not a whole tar archive ({e}); fetch it again')
 
     def names(self):
         return set(self.contents)
@@ -67,7 +69,7 @@ class _Archive:
         return self.contents.pop(name)
 
     def where(self, name):
-        return '{} ({})'.format(self.path, name)
+        return f'{self.path} ({name})'
 
 
 def read(spec, data):
@@ -89,34 +91,41 @@ def read(spec, data):
         data = download.fetch(spec.url, spec.md5)
     source, binary = _find(spec, data)
     suffix, read_file = ('.bin', _read_binary) if binary else ('', _read_pickle)
-    parts = {name: read_file(spec, source.read(name + suffix), source.where(name + suffix))
-             for name in spec.train + spec.test}
+    parts = {
+        name: read_file(spec, source.read(name + suffix), source.where(name + suffix))
+        for name in spec.train + spec.test
+    }
     counts = {name: len(part.labels) for name, part in parts.items()}
     whole = [counts[name] == spec.pictures[name] for name in counts]
     # A smaller dataset of the same form is welcome; a whole one of which a part is
     # missing has been cut.
     if any(whole) and not all(whole):
         name = next(n for n in counts if counts[n] != spec.pictures[n])
-        raise InputError('{}: {} pictures where the published file has {}; it is cut short or '
-                         'changed: fetch it again'.format(
-                             source.where(name + suffix), counts[name], spec.pictures[name]))
+        raise InputError(
+            f'{source.where(name + suffix)}: {counts[name]} pictures where the published file has {spec.pictures[name]}; it is cut short or '
+            'changed: fetch it again'
+        )
 
     def join(names):
-        return Pictures(np.concatenate([parts[n].images for n in names]),
-                        np.concatenate([parts[n].labels for n in names]))
+        return Pictures(
+            np.concatenate([parts[n].images for n in names]),
+            np.concatenate([parts[n].labels for n in names]),
+        )
 
     return Dataset(spec.name, list(spec.classes), join(spec.train), join(spec.test))
 
 
 def _find(spec, data):
     """Return (source of files, whether they are the binary version)."""
-    wanted = {True: {n + '.bin' for n in spec.train + spec.test},
-              False: set(spec.train + spec.test)}
+    wanted = {
+        True: {n + '.bin' for n in spec.train + spec.test},
+        False: set(spec.train + spec.test),
+    }
     candidates = [data]
     if os.path.isdir(data):
         candidates += [os.path.join(data, name) for name in spec.folders + spec.archives]
     elif not os.path.exists(data):
-        raise InputError('--data {}: no such file or folder'.format(data))
+        raise InputError(f'--data {data}: no such file or folder')
     partly = None
     for path in candidates:
         if os.path.isdir(path):
@@ -130,19 +139,23 @@ def _find(spec, data):
             if not missing:
                 return source, binary
             if len(missing) < len(wanted[binary]):
-                partly = partly or '{} is missing'.format(source.where(min(missing)))
-    raise InputError('--data {}: {}; wanted is {} or {}, as a folder or as the published '
-                     'archive'.format(data, partly or 'no {} there'.format(spec.name),
-                                      *spec.folders))
+                partly = partly or f'{source.where(min(missing))} is missing'
+    raise InputError(
+        '--data {}: {}; wanted is {} or {}, as a folder or as the published archive'.format(
+            data, partly or f'no {spec.name} there', *spec.folders
+        )
+    )
 
 
 def _read_binary(spec, raw, where):
     record = spec.label_bytes + _PIXELS
     if not raw or len(raw) % record:
-        raise InputError('{}: {} bytes are no whole number of records of {}; it is cut short: '
-                         'fetch it again'.format(where, len(raw), record))
+        raise InputError(
+            f'{where}: {len(raw)} bytes are no whole number of records of {record}; it is cut short: '
+            'fetch it again'
+        )
     records = np.frombuffer(raw, np.uint8).reshape(-1, record)
-    return _pictures(spec, records[:, spec.label_bytes:], records[:, spec.label_bytes - 1], where)
+    return _pictures(spec, records[:, spec.label_bytes :], records[:, spec.label_bytes - 1], where)
 
 
 def _read_pickle(spec, raw, where):
@@ -152,17 +165,17 @@ def _read_pickle(spec, raw, where):
         pixels = pickled.array(table['data'])
         labels = np.array(table[spec.labels])
         if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
-            raise ValueError('data is {} {}'.format(pixels.dtype, pixels.shape))
+            raise ValueError(f'data is {pixels.dtype} {pixels.shape}')
         if labels.shape != pixels.shape[:1] or labels.dtype.kind not in 'iu':
-            raise ValueError('{} labels for {} pictures'.format(labels.shape, len(pixels)))
+            raise ValueError(f'{labels.shape} labels for {len(pixels)} pictures')
     except (pickled.PickleError, KeyError, ValueError, TypeError, AttributeError) as e:
-        raise InputError('{}: not a whole file of the Python version ({}); fetch it again'.format(
-            where, e))
+        raise InputError(f'{where}: not a whole file of the Python version ({e}); fetch it again')
     return _pictures(spec, pixels, labels, where)
 
 
 def _pictures(spec, pixels, labels, where):
     if labels.size and not 0 <= labels.min() <= labels.max() < len(spec.classes):
-        raise InputError('{}: labels {} to {}, but {} has {} classes'.format(
-            where, labels.min(), labels.max(), spec.name, len(spec.classes)))
+        raise InputError(
+            f'{where}: labels {labels.min()} to {labels.max()}, but {spec.name} has {len(spec.classes)} classes'
+        )
     return Pictures(np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32), labels.astype(np.int32))

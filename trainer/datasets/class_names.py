@@ -1,19 +1,24 @@
 """What classes are called."""
+
 import functools
 import importlib.resources
 
 from trainer.datasets import cifar10, cifar100
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def imagenet():
     """Return ImageNet's 1000 classes, in the order of their synset numbers: Torch7's labels.
 
     Returns:
         dict of str to str: Synset ('n01440764') -> its WordNet names ('tench, Tinca tinca').
     """
-    lines = importlib.resources.files(__package__).joinpath('imagenet.txt').read_text(
-        'utf-8').splitlines()
+    lines = (
+        importlib.resources.files(__package__)
+        .joinpath('imagenet.txt')
+        .read_text('utf-8')
+        .splitlines()
+    )
     return dict(line.split(' ', 1) for line in lines)
 
 
@@ -43,7 +48,7 @@ def of(network):
     for names in (list(imagenet().values()), cifar10.SPEC.classes, cifar100.SPEC.classes):
         if len(names) == network.category_num:
             return list(names)
-    return ['class {}'.format(i) for i in range(network.category_num)]
+    return [f'class {i}' for i in range(network.category_num)]
 
 
 def synsets(network):

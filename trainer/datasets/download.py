@@ -1,4 +1,5 @@
 """Fetching a dataset once."""
+
 import hashlib
 import os
 import urllib.error
@@ -33,22 +34,31 @@ def fetch(url, md5):
         return path
     mend = 'fetch it by another way and name it with --data'
     try:
-        with urllib.request.urlopen(url, timeout=30) as response, \
-                files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
+        with (
+            urllib.request.urlopen(url, timeout=30) as response,
+            files.replacing(path) as unfinished,
+            open(unfinished, 'wb') as f,
+        ):
             size = response.headers.get('Content-Length')
             digest = hashlib.md5()
-            with tqdm.tqdm(total=int(size) if size else None, unit='B', unit_scale=True,
-                           desc=os.path.basename(url)) as bar:
+            with tqdm.tqdm(
+                total=int(size) if size else None,
+                unit='B',
+                unit_scale=True,
+                desc=os.path.basename(url),
+            ) as bar:
                 for block in iter(lambda: response.read(1 << 18), b''):
                     digest.update(block)
                     f.write(block)
                     bar.update(len(block))
             f.flush()
             if digest.hexdigest() != md5:
-                raise InputError('{}: what came is not the published file (MD5 {} instead of {}); '
-                                 'try again, or {}'.format(url, digest.hexdigest(), md5, mend))
+                raise InputError(
+                    f'{url}: what came is not the published file (MD5 {digest.hexdigest()} instead of {md5}); '
+                    f'try again, or {mend}'
+                )
     except urllib.error.URLError as e:
-        raise InputError('{}: cannot be downloaded ({}); {}'.format(url, e.reason, mend))
+        raise InputError(f'{url}: cannot be downloaded ({e.reason}); {mend}')
     except (TimeoutError, ConnectionError) as e:
-        raise InputError('{}: the download broke off ({}); try again, or {}'.format(url, e, mend))
+        raise InputError(f'{url}: the download broke off ({e}); try again, or {mend}')
     return path

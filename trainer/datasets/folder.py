@@ -1,5 +1,6 @@
 """Folders of pictures, and folders of class folders, which are a dataset of their own:
 Tiny-ImageNet, MiniImageNet, Caltech-101 and -256, or anybody's pictures."""
+
 import hashlib
 import os
 
@@ -15,8 +16,9 @@ TEST_FOLDERS = ('val', 'valid', 'validation', 'test')
 #: Folders of Caltech-101 and Caltech-256 with pictures of anything: no class.
 NO_CLASSES = ('BACKGROUND_Google', '257.clutter')
 
-_LAYOUT = 'wanted is DIR/train/<class>/<picture> and DIR/val/<class>/<picture>, or ' \
-    'DIR/<class>/<picture>'
+_LAYOUT = (
+    'wanted is DIR/train/<class>/<picture> and DIR/val/<class>/<picture>, or DIR/<class>/<picture>'
+)
 
 
 class PictureFiles:
@@ -44,8 +46,9 @@ class PictureFiles:
 
     def take(self, indices):
         """Return some of the pictures, with the same categories."""
-        return PictureFiles([self.paths[i] for i in indices], self.labels[indices],
-                            self.categories, self.root)
+        return PictureFiles(
+            [self.paths[i] for i in indices], self.labels[indices], self.categories, self.root
+        )
 
     def names(self):
         """Return the paths below ``root``, the same wherever the folder is."""
@@ -77,13 +80,20 @@ class PictureFiles:
                 table = [number[category] for category in self.categories]
                 return np.array(table, np.int32)[self.labels]
         strange = network.classes is not None and not set(network.classes) & {
-            *self.categories, *class_names.named(self.categories)}
+            *self.categories,
+            *class_names.named(self.categories),
+        }
         if strange or len(self.categories) != network.category_num:
             raise InputError(
                 'the pictures are of {} classes ({}), the network has {}{}'.format(
-                    len(self.categories), _some(self.categories), network.category_num,
-                    ' and knows no such names' if network.classes is None else
-                    ' ({})'.format(_some(network.classes))))
+                    len(self.categories),
+                    _some(self.categories),
+                    network.category_num,
+                    ' and knows no such names'
+                    if network.classes is None
+                    else f' ({_some(network.classes)})',
+                )
+            )
         return self.labels
 
 
@@ -108,8 +118,9 @@ def pictures_below(folder):
     paths = []
     for here, folders, names in os.walk(folder, onerror=_fail):
         folders[:] = _visible(folders)
-        paths += [os.path.join(here, name) for name in _visible(names)
-                  if name.lower().endswith(SUFFIXES)]
+        paths += [
+            os.path.join(here, name) for name in _visible(names) if name.lower().endswith(SUFFIXES)
+        ]
     return paths
 
 
@@ -126,8 +137,9 @@ def class_folders(root):
     Raises:
         trainer.errors.InputError: There are no pictures in subfolders.
     """
-    categories = [name for name in _visible(os.listdir(root))
-                  if os.path.isdir(os.path.join(root, name))]
+    categories = [
+        name for name in _visible(os.listdir(root)) if os.path.isdir(os.path.join(root, name))
+    ]
     paths, labels = [], []
     for label, category in enumerate(categories):
         found = pictures_below(os.path.join(root, category))
@@ -136,7 +148,9 @@ def class_folders(root):
     if not paths:
         raise InputError(
             '{}: no pictures in class folders; wanted is {} (or another suffix of {})'.format(
-                root, os.path.join(root, 'n01440764', 'anything.JPEG'), ', '.join(SUFFIXES)))
+                root, os.path.join(root, 'n01440764', 'anything.JPEG'), ', '.join(SUFFIXES)
+            )
+        )
     return PictureFiles(paths, labels, categories, root)
 
 
@@ -158,22 +172,30 @@ def load(data=None):
             training and testing have different ones.
     """
     if data is None:
-        raise InputError('--dataset folder: --data DIR says which; {}'.format(_LAYOUT))
+        raise InputError(f'--dataset folder: --data DIR says which; {_LAYOUT}')
     if not os.path.isdir(data):
-        raise InputError('--data {}: not a folder; {}'.format(data, _LAYOUT))
+        raise InputError(f'--data {data}: not a folder; {_LAYOUT}')
     root, test = data, None
     # A class may be called so as well: its folder holds pictures, not folders.
     if _subfolders(os.path.join(data, 'train')):
         root = os.path.join(data, 'train')
-        test = next((path for name in TEST_FOLDERS
-                     if os.path.isdir(path := os.path.join(data, name))), None)
+        test = next(
+            (path for name in TEST_FOLDERS if os.path.isdir(path := os.path.join(data, name))), None
+        )
     train = _classes_of(class_folders(root))
     if test is not None:
         test = _classes_of(_annotated(test) or class_folders(test))
     left_out = sorted({c for c in _subfolders(root) if c in NO_CLASSES})
-    return dataset('folder', train, test, [
-        'left out {}: pictures of anything are no class; another name of the folder keeps '
-        'them'.format(os.path.join(root, name)) for name in left_out])
+    return dataset(
+        'folder',
+        train,
+        test,
+        [
+            f'left out {os.path.join(root, name)}: pictures of anything are no class; another name of the folder keeps '
+            'them'
+            for name in left_out
+        ],
+    )
 
 
 def dataset(name, train, test, notes=()):
@@ -189,30 +211,47 @@ def dataset(name, train, test, notes=()):
         trainer.errors.InputError: See :func:`load`.
     """
     if len(train.categories) < 2:
-        raise InputError('{}: one class folder only, {}; two or more are wanted'.format(
-            train.root, train.categories[0]))
+        raise InputError(
+            f'{train.root}: one class folder only, {train.categories[0]}; two or more are wanted'
+        )
     for part in (train, test):
-        empty = [] if part is None else np.flatnonzero(
-            np.bincount(part.labels, minlength=len(part.categories)) == 0)
+        empty = (
+            []
+            if part is None
+            else np.flatnonzero(np.bincount(part.labels, minlength=len(part.categories)) == 0)
+        )
         if len(empty):
-            raise InputError('{}: a class folder without pictures; put some there, or remove '
-                             'it'.format(os.path.join(part.root, part.categories[empty[0]])))
+            raise InputError(
+                f'{os.path.join(part.root, part.categories[empty[0]])}: a class folder without pictures; put some there, or remove '
+                'it'
+            )
     if test is not None and test.categories != train.categories:
         parts = []
         for some, others in ((train, test), (test, train)):
             only = sorted(set(some.categories) - set(others.categories))
             if only:
-                parts.append('{} only in {} ({})'.format(
-                    len(only), some.root, ', '.join(only[:3]) + ', ...' * (len(only) > 3)))
-        raise InputError('training and testing have different classes: {}; where classes, not '
-                         'pictures, are divided, put all of them into one folder'.format(
-                             ' and '.join(parts)))
+                parts.append(
+                    '{} only in {} ({})'.format(
+                        len(only), some.root, ', '.join(only[:3]) + ', ...' * (len(only) > 3)
+                    )
+                )
+        raise InputError(
+            'training and testing have different classes: {}; where classes, not '
+            'pictures, are divided, put all of them into one folder'.format(' and '.join(parts))
+        )
     return Dataset(name, train.categories, train, test, notes=tuple(notes))
 
 
 def _subfolders(folder):
-    return [entry.name for entry in os.scandir(folder) if entry.is_dir()
-            and not entry.name.startswith('.')] if os.path.isdir(folder) else []
+    return (
+        [
+            entry.name
+            for entry in os.scandir(folder)
+            if entry.is_dir() and not entry.name.startswith('.')
+        ]
+        if os.path.isdir(folder)
+        else []
+    )
 
 
 def _classes_of(files):
@@ -240,12 +279,11 @@ def _annotated(folder):
             rows = [line.split('\t')[:2] for line in f if line.strip()]
         names, categories = zip(*rows)
     except ValueError:  # or no UTF-8
-        raise InputError('{}: not a list of pictures and their classes, tabs between'.format(
-            listing))
+        raise InputError(f'{listing}: not a list of pictures and their classes, tabs between')
     paths = [os.path.join(folder, 'images', name) for name in names]
     missing = next((path for path in paths if not os.path.isfile(path)), None)
     if missing is not None:
-        raise InputError('{}: missing, but {} names it'.format(missing, listing))
+        raise InputError(f'{missing}: missing, but {listing} names it')
     known = sorted({c.strip() for c in categories})
     number = {c: i for i, c in enumerate(known)}
     return PictureFiles(paths, [number[c.strip()] for c in categories], known, folder)
@@ -267,7 +305,10 @@ def expand(paths):
     for path in paths:
         found = pictures_below(path) if os.path.isdir(path) else [path]
         if not found:
-            raise InputError('{}: no pictures in this folder; they are known by their suffixes, '
-                             '{}'.format(path, ', '.join(SUFFIXES)))
+            raise InputError(
+                '{}: no pictures in this folder; they are known by their suffixes, {}'.format(
+                    path, ', '.join(SUFFIXES)
+                )
+            )
         files += found
     return files

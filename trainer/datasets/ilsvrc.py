@@ -1,4 +1,5 @@
 """ILSVRC 2012: the tree of its published archive, or plain class folders."""
+
 import os
 from xml.parsers import expat
 
@@ -34,15 +35,18 @@ def find(path=None, split='val', flag='-ld'):
     """
     root = DEFAULT if path is None else path
     if not os.path.isdir(root):
-        raise InputError('{} {}: {}; wanted is the ILSVRC tree (ImageSets, Annotations, Data) '
-                         'or a folder with class folders, {}/n01440764/*.JPEG'.format(
-                             flag, root, 'not a folder' if os.path.exists(root) else 'no such folder',
-                             split))
+        raise InputError(
+            '{} {}: {}; wanted is the ILSVRC tree (ImageSets, Annotations, Data) '
+            'or a folder with class folders, {}/n01440764/*.JPEG'.format(
+                flag, root, 'not a folder' if os.path.exists(root) else 'no such folder', split
+            )
+        )
     if any(os.path.isdir(os.path.join(root, part)) for part in ('ImageSets', 'Data')):
         if split == 'val':
             return _published_val(root, flag)
         return folder.class_folders(
-            _wanted(os.path.join(root, 'Data', 'CLS-LOC', split), root, flag))
+            _wanted(os.path.join(root, 'Data', 'CLS-LOC', split), root, flag)
+        )
     here = {name for name in ('train', 'val') if os.path.isdir(os.path.join(root, name))}
     if here - {split}:
         _wanted(os.path.join(root, split), root, flag)
@@ -62,32 +66,37 @@ def load(data=None):
         trainer.errors.InputError: It is not there, a class has no pictures, or training
             and testing have different classes.
     """
-    return folder.dataset('ilsvrc', *(
-        find(data, split, '--data') for split in ('train', 'val')))
+    return folder.dataset('ilsvrc', *(find(data, split, '--data') for split in ('train', 'val')))
 
 
 def _wanted(path, root, flag):
     if not os.path.exists(path):
-        raise InputError('{} {}: {} is missing'.format(flag, root, path))
+        raise InputError(f'{flag} {root}: {path} is missing')
     return path
 
 
 def _published_val(root, flag):
-    pictures, annotations = (_wanted(os.path.join(root, part, 'CLS-LOC', 'val'), root, flag)
-                             for part in ('Data', 'Annotations'))
+    pictures, annotations = (
+        _wanted(os.path.join(root, part, 'CLS-LOC', 'val'), root, flag)
+        for part in ('Data', 'Annotations')
+    )
     listing = _wanted(os.path.join(root, 'ImageSets', 'CLS-LOC', 'val.txt'), root, flag)
     try:
         with open(listing, encoding='utf-8') as f:
             names = [line.split()[0] for line in f if line.strip()]
     except UnicodeDecodeError:
-        raise InputError('{}: not a list of pictures'.format(listing))
+        raise InputError(f'{listing}: not a list of pictures')
     if not names:
-        raise InputError('{}: an empty list of pictures'.format(listing))
+        raise InputError(f'{listing}: an empty list of pictures')
     synsets = [_synset(os.path.join(annotations, name + '.xml')) for name in names]
     categories = sorted(set(synsets))
     number = {synset: i for i, synset in enumerate(categories)}
-    return PictureFiles([os.path.join(pictures, name + '.JPEG') for name in names],
-                        [number[synset] for synset in synsets], categories, pictures)
+    return PictureFiles(
+        [os.path.join(pictures, name + '.JPEG') for name in names],
+        [number[synset] for synset in synsets],
+        categories,
+        pictures,
+    )
 
 
 def _synset(path):
@@ -101,9 +110,9 @@ def _synset(path):
         with files.open_regular(path) as f:
             xml = f.read(_MAX_ANNOTATION + 1)
     except OSError as e:
-        raise InputError('{}: cannot be read ({})'.format(path, e.strerror))
+        raise InputError(f'{path}: cannot be read ({e.strerror})')
     if len(xml) > _MAX_ANNOTATION:
-        raise InputError('{}: too large for an annotation'.format(path))
+        raise InputError(f'{path}: too large for an annotation')
     here, names = [], []
 
     def refuse(*doctype):
@@ -128,5 +137,8 @@ def _synset(path):
         parser.Parse(xml, True)
         return names[0].strip()
     except (expat.ExpatError, ValueError, LookupError) as e:
-        raise InputError('{}: not an annotation that names an object ({})'.format(
-            path, 'no object' if isinstance(e, IndexError) else e))
+        raise InputError(
+            '{}: not an annotation that names an object ({})'.format(
+                path, 'no object' if isinstance(e, IndexError) else e
+            )
+        )

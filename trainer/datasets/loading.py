@@ -6,6 +6,7 @@ them with Chainer's iterators: an item is a piece of a batch, so that workers
 share each batch, and iterating gives a list of such pieces. What is loaded does
 not depend on the number of workers.
 """
+
 import functools
 import multiprocessing
 import multiprocessing.connection
@@ -98,8 +99,10 @@ class Share:
 
     @functools.lru_cache(maxsize=2)
     def __call__(self, epoch):
-        return [batch[slice(*(part_start(len(batch), self._parts, end) for end in self._ends))]
-                for batch in self.plan(epoch)]
+        return [
+            batch[slice(*(part_start(len(batch), self._parts, end) for end in self._ends))]
+            for batch in self.plan(epoch)
+        ]
 
 
 def part_start(size, parts, part):
@@ -132,11 +135,15 @@ class Pieces(chainer.dataset.DatasetMixin):
         epoch, i = divmod(i, len(self))
         batch, piece = divmod(i, self.pieces)
         indices = self.plan(epoch)[batch]
-        return self.load(indices[slice(*(part_start(len(indices), self.pieces, part)
-                                         for part in (piece, piece + 1)))], epoch)
+        return self.load(
+            indices[
+                slice(*(part_start(len(indices), self.pieces, part) for part in (piece, piece + 1)))
+            ],
+            epoch,
+        )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def end_with_parent(process):
     """Where this is a worker: end it when the main process is killed.
 
@@ -184,20 +191,36 @@ def iterator(load, plan, pieces=MIN_PIECES, workers=0, repeat=True, shared_mem=N
     dataset = Pieces(load, plan, pieces)
     if workers:
         return chainer.iterators.MultiprocessIterator(
-            dataset, pieces, repeat=repeat, n_processes=workers, n_prefetch=2,
-            shared_mem=shared_mem, order_sampler=_next_epoch)
+            dataset,
+            pieces,
+            repeat=repeat,
+            n_processes=workers,
+            n_prefetch=2,
+            shared_mem=shared_mem,
+            order_sampler=_next_epoch,
+        )
     return chainer.iterators.SerialIterator(
-        dataset, pieces, repeat=repeat, order_sampler=_next_epoch)
+        dataset, pieces, repeat=repeat, order_sampler=_next_epoch
+    )
 
 
 def skip_epochs(iterator, epochs):
     """Make a new iterator begin after so many epochs."""
     pieces = len(iterator.dataset)
-    iterator.serialize(chainer.serializers.NpzDeserializer({
-        name: np.asarray(value) for name, value in {
-            'current_position': 0, 'epoch': epochs, 'is_new_epoch': False,
-            'order': order_of(epochs + 1, pieces), 'previous_epoch_detail': float(epochs),
-        }.items()}))
+    iterator.serialize(
+        chainer.serializers.NpzDeserializer(
+            {
+                name: np.asarray(value)
+                for name, value in {
+                    'current_position': 0,
+                    'epoch': epochs,
+                    'is_new_epoch': False,
+                    'order': order_of(epochs + 1, pieces),
+                    'previous_epoch_detail': float(epochs),
+                }.items()
+            }
+        )
+    )
 
 
 def join(pieces, copy=True):

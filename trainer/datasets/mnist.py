@@ -4,6 +4,7 @@ The four IDX files (http://yann.lecun.com/exdb/mnist/) hold grey pictures of 28x
 they are 32x32, two black pixels wider on each side, as LeCun et al. (1998) gave them to
 their networks, and grey is replicated to RGB.
 """
+
 import gzip
 import math
 import os
@@ -47,24 +48,29 @@ def load(data=None):
         trainer.errors.InputError: They cannot be had, or one is missing or damaged.
     """
     if data is not None and not os.path.isdir(data):
-        raise InputError('--data {}: not a folder; wanted is one with {}, with or without '
-                         '.gz'.format(data, ', '.join(FILES)))
-    return Dataset('mnist', list('0123456789'), _pictures(*_TRAIN, data), _pictures(*_TEST, data),
-                   mirror=False)
+        raise InputError(
+            '--data {}: not a folder; wanted is one with {}, with or without .gz'.format(
+                data, ', '.join(FILES)
+            )
+        )
+    return Dataset(
+        'mnist', list('0123456789'), _pictures(*_TRAIN, data), _pictures(*_TEST, data), mirror=False
+    )
 
 
 def _pictures(images, labels, data):
     images, labels = (_find(name, data) for name in (images, labels))
     x, t = _read(images, 3), _read(labels, 1)
     if len(x) != len(t) or not len(x):
-        raise InputError('{}: {} labels for the {} pictures of {}; fetch both again'.format(
-            labels, len(t), len(x), images))
+        raise InputError(
+            f'{labels}: {len(t)} labels for the {len(x)} pictures of {images}; fetch both again'
+        )
     if t.max() > 9:
-        raise InputError('{}: a label {}, but there are ten digits; fetch it again'.format(
-            labels, t.max()))
+        raise InputError(f'{labels}: a label {t.max()}, but there are ten digits; fetch it again')
     if max(x.shape[1:]) > 32:
-        raise InputError('{}: pictures of {} x {} pixels, wider than 32'.format(
-            images, *x.shape[1:]))
+        raise InputError(
+            '{}: pictures of {} x {} pixels, wider than 32'.format(images, *x.shape[1:])
+        )
     missing = [32 - n for n in x.shape[1:]]
     x = np.pad(x, [(0, 0)] + [(n // 2, n - n // 2) for n in missing])
     return Pictures(np.repeat(x[:, None], 3, axis=1), t.astype(np.int32))
@@ -79,7 +85,7 @@ def _find(name, data):
             path = os.path.join(data, known + suffix)
             if os.path.isfile(path):
                 return path
-    raise InputError('--data {}: {} is missing, with or without .gz'.format(data, name))
+    raise InputError(f'--data {data}: {name} is missing, with or without .gz')
 
 
 def _read(path, dimensions):
@@ -92,14 +98,23 @@ def _read(path, dimensions):
             else:
                 raw = f.read(_MOST)
     except (OSError, EOFError, zlib.error) as e:
-        raise InputError('{}: cannot be read ({}); fetch it again'.format(
-            path, getattr(e, 'strerror', None) or e))
+        raise InputError(
+            '{}: cannot be read ({}); fetch it again'.format(
+                path, getattr(e, 'strerror', None) or e
+            )
+        )
     head = 4 + 4 * dimensions
     if raw[:4] != bytes((0, 0, 8, dimensions)) or len(raw) < head:
-        raise InputError('{}: not an IDX file of bytes in {} dimension{}'.format(
-            path, dimensions, 's' * (dimensions > 1)))
-    shape = struct.unpack('>{}I'.format(dimensions), raw[4:head])
+        raise InputError(
+            '{}: not an IDX file of bytes in {} dimension{}'.format(
+                path, dimensions, 's' * (dimensions > 1)
+            )
+        )
+    shape = struct.unpack(f'>{dimensions}I', raw[4:head])
     if math.prod(shape) != len(raw) - head:
-        raise InputError('{}: {:,} bytes where {} are {:,}; it is cut short: fetch it again'.format(
-            path, len(raw) - head, ' x '.join(map(str, shape)), math.prod(shape)))
+        raise InputError(
+            '{}: {:,} bytes where {} are {:,}; it is cut short: fetch it again'.format(
+                path, len(raw) - head, ' x '.join(map(str, shape)), math.prod(shape)
+            )
+        )
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)

@@ -4,6 +4,7 @@ Chainer's MultiprocessIterator begins a batch when the one before is done, and c
 it twice; with files to decode that costs. Here several batches are under way at a
 time, and each process writes its pictures where the batch is.
 """
+
 import collections
 import concurrent.futures
 import itertools
@@ -60,7 +61,7 @@ def batches(load, plan, size, shape, workers=None, dtype=np.float32):
     if not workers:
         x = np.empty((size,) + tuple(shape), dtype)
         for items in plan:
-            yield Batch(items, x[:len(items)], _load_piece(load, items, x))
+            yield Batch(items, x[: len(items)], _load_piece(load, items, x))
         return
     # Small enough that the last pieces of a batch end together, large enough that
     # handing them out costs nothing; and always something to do for everyone.
@@ -71,7 +72,8 @@ def batches(load, plan, size, shape, workers=None, dtype=np.float32):
     shared = sharedctypes.RawArray('B', np.dtype(dtype).itemsize * math.prod(places))
     memory = _as_array(shared, places, dtype)
     executor = concurrent.futures.ProcessPoolExecutor(
-        workers, initializer=_begin, initargs=(load, shared, places, dtype))
+        workers, initializer=_begin, initargs=(load, shared, places, dtype)
+    )
     under_way = collections.deque()
     free = collections.deque(range(ahead + 1))
     plan = iter(plan)
@@ -79,19 +81,29 @@ def batches(load, plan, size, shape, workers=None, dtype=np.float32):
         while True:
             for items in itertools.islice(plan, ahead - len(under_way)):
                 place = free.popleft()
-                under_way.append((items, place, [
-                    (at, executor.submit(_load_at, place, at, items[at:at + piece]))
-                    for at in range(0, len(items), piece)]))
+                under_way.append(
+                    (
+                        items,
+                        place,
+                        [
+                            (at, executor.submit(_load_at, place, at, items[at : at + piece]))
+                            for at in range(0, len(items), piece)
+                        ],
+                    )
+                )
             if not under_way:
                 break
             items, place, pieces = under_way.popleft()
-            errors = {at + i: error for at, future in pieces
-                      for i, error in future.result().items()}
-            yield Batch(items, memory[place, :len(items)], errors)
+            errors = {
+                at + i: error for at, future in pieces for i, error in future.result().items()
+            }
+            yield Batch(items, memory[place, : len(items)], errors)
             free.append(place)
     except concurrent.futures.process.BrokenProcessPool:
-        raise InputError('a process that loads pictures was killed, perhaps for want of memory; '
-                         'fewer --workers or a smaller batch (-b) need less')
+        raise InputError(
+            'a process that loads pictures was killed, perhaps for want of memory; '
+            'fewer --workers or a smaller batch (-b) need less'
+        )
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -122,8 +134,9 @@ class Iterator(chainer.dataset.Iterator):
         trainer.errors.InputError: See ``leave_out``; or no picture could be read at all.
     """
 
-    def __init__(self, load, plan, labels, shape, workers=0, repeat=True, leave_out=False,
-                 dtype=np.float32):
+    def __init__(
+        self, load, plan, labels, shape, workers=0, repeat=True, leave_out=False, dtype=np.float32
+    ):
         self.dataset = loading.Pieces(load, plan, 1)
         self.batch_size = plan.batch
         self._labels = labels
@@ -140,7 +153,7 @@ class Iterator(chainer.dataset.Iterator):
         self.finalize()
         self.epoch = self.current_position = 0
         self.is_new_epoch = False
-        self._previous_epoch_detail = -1.
+        self._previous_epoch_detail = -1.0
         self.unreadable = []
 
     @property
@@ -163,8 +176,14 @@ class Iterator(chainer.dataset.Iterator):
             self.finalize()
             raise StopIteration
         if self._ahead is None:
-            self._ahead = batches(self.dataset.load, self._plan(), self.batch_size, self._shape,
-                                  self._workers, self._dtype)
+            self._ahead = batches(
+                self.dataset.load,
+                self._plan(),
+                self.batch_size,
+                self._shape,
+                self._workers,
+                self._dtype,
+            )
         batch = next(self._ahead)
         t = self._labels[[picture for _, picture in batch.items]]
         x = batch.x
@@ -185,8 +204,12 @@ class Iterator(chainer.dataset.Iterator):
         self.epoch, self.current_position, self.is_new_epoch, self._previous_epoch_detail = state
 
     def _count(self, batch):
-        self._before = (self.epoch, self.current_position, self.is_new_epoch,
-                        self._previous_epoch_detail)
+        self._before = (
+            self.epoch,
+            self.current_position,
+            self.is_new_epoch,
+            self._previous_epoch_detail,
+        )
         if self.is_new_epoch:
             self.unreadable = []
         self.unreadable += [batch.errors[i] for i in sorted(batch.errors)]
@@ -197,8 +220,9 @@ class Iterator(chainer.dataset.Iterator):
             self.current_position = 0
             self.epoch += 1
             if len(self.unreadable) == self.dataset.plan.size:
-                raise InputError('none of the {} pictures could be read; the first: {}'.format(
-                    len(self.unreadable), self.unreadable[0]))
+                raise InputError(
+                    f'none of the {len(self.unreadable)} pictures could be read; the first: {self.unreadable[0]}'
+                )
 
     def finalize(self):
         """End the processes; asking for a batch starts them again."""

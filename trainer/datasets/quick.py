@@ -6,6 +6,7 @@ loss in ``quick/``, one sheet a class, rows of 25 pictures: ten rows for trainin
 then four for testing. ``python -m trainer.datasets.quick DIR`` makes the sheets
 again from CIFAR-10's binary folder.
 """
+
 import os
 import sys
 
@@ -33,17 +34,21 @@ def load(data=None):
         trainer.errors.InputError: A sheet is missing or damaged.
     """
     if data is not None:
-        raise InputError('--data {}: the pictures of --quick are part of the project; leave one '
-                         'of the two out'.format(data))
+        raise InputError(
+            f'--data {data}: the pictures of --quick are part of the project; leave one '
+            'of the two out'
+        )
     sheets = [_read(os.path.join(_FOLDER, name + '.webp')) for name in cifar10.SPEC.classes]
 
     def take(pictures):
         images = np.concatenate([sheet[pictures] for sheet in sheets])
-        return Pictures(images, np.repeat(np.arange(len(sheets), dtype=np.int32),
-                                          len(images) // len(sheets)))
+        return Pictures(
+            images, np.repeat(np.arange(len(sheets), dtype=np.int32), len(images) // len(sheets))
+        )
 
-    return Dataset('cifar10', list(cifar10.SPEC.classes),
-                   take(slice(_TRAIN)), take(slice(_TRAIN, None)))
+    return Dataset(
+        'cifar10', list(cifar10.SPEC.classes), take(slice(_TRAIN)), take(slice(_TRAIN, None))
+    )
 
 
 def _read(path):
@@ -53,7 +58,7 @@ def _read(path):
             sheet = np.asarray(image.convert('RGB'))
         tiles = sheet.reshape(rows, 32, _COLUMNS, 32, 3)
     except (OSError, ValueError) as e:
-        raise InputError('{}: cannot be read ({}); get the project again'.format(path, e))
+        raise InputError(f'{path}: cannot be read ({e}); get the project again')
     return np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, 32, 32)
 
 
@@ -62,14 +67,18 @@ def _make(folder):
     os.makedirs(_FOLDER, exist_ok=True)
     for label, name in enumerate(published.classes):
         # data_batch_1 comes first and holds more than 250 of each class.
-        images = np.concatenate([
-            part.images[np.flatnonzero(part.labels == label)[:n]]
-            for part, n in ((published.train, _TRAIN), (published.test, _TEST))])
+        images = np.concatenate(
+            [
+                part.images[np.flatnonzero(part.labels == label)[:n]]
+                for part, n in ((published.train, _TRAIN), (published.test, _TEST))
+            ]
+        )
         tiles = images.reshape(-1, _COLUMNS, 3, 32, 32).transpose(0, 3, 1, 4, 2)
         path = os.path.join(_FOLDER, name + '.webp')
         with files.replacing(path) as unfinished:
             Image.fromarray(np.ascontiguousarray(tiles).reshape(-1, _COLUMNS * 32, 3)).save(
-                unfinished, 'WEBP', lossless=True, quality=100, method=6)
+                unfinished, 'WEBP', lossless=True, quality=100, method=6
+            )
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ The split is stratified: of each class the same share. It is a function of the s
 of the pictures' names, and is recorded with these in the run's folder, so that going on
 and testing use the same one, wherever the pictures are.
 """
+
 import json
 
 import numpy as np
@@ -15,7 +16,7 @@ from trainer.errors import InputError
 RECORD = 'split.json'
 
 #: Of each class's pictures, this share is for testing; at least one where there are two.
-SHARE = .2
+SHARE = 0.2
 
 # Keeps it apart from what else is drawn from a seed (trainer.transforms).
 _SPLIT = 1 << 33
@@ -55,11 +56,14 @@ def apply(dataset, split):
     chosen, names = set(split['test']), pictures.names()
     missing = chosen - set(names)
     if missing:
-        raise InputError('{}: {} of the pictures that {} keeps for testing are not there; the '
-                         'first: {}'.format(pictures.root, len(missing), RECORD, min(missing)))
+        raise InputError(
+            f'{pictures.root}: {len(missing)} of the pictures that {RECORD} keeps for testing are not there; the '
+            f'first: {min(missing)}'
+        )
     test = np.array([name in chosen for name in names])
-    return dataset._replace(train=pictures.take(np.flatnonzero(~test)),
-                            test=pictures.take(np.flatnonzero(test)))
+    return dataset._replace(
+        train=pictures.take(np.flatnonzero(~test)), test=pictures.take(np.flatnonzero(test))
+    )
 
 
 def read(path):
@@ -75,8 +79,8 @@ def read(path):
             raise ValueError('no names')
         return split
     except OSError as e:
-        raise InputError('{}: cannot be read ({}); it says which pictures are for testing'.format(
-            path, e.strerror))
+        raise InputError(
+            f'{path}: cannot be read ({e.strerror}); it says which pictures are for testing'
+        )
     except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise InputError('{}: damaged ({}); it said which pictures are for testing'.format(
-            path, e))
+        raise InputError(f'{path}: damaged ({e}); it said which pictures are for testing')

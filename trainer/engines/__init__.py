@@ -3,6 +3,7 @@
 An engine is a module here with the functions of :mod:`trainer.engines.reference`,
 which says what each must compute. Every other engine is tested against it.
 """
+
 import importlib
 
 import chainer
@@ -37,15 +38,19 @@ def choose(gpu, precision=None, training=False):
     """
     if gpu >= 0:
         from trainer.engines import cudnn
+
         why = cudnn.unavailable(gpu)
         if why is None:
             return 'cudnn', precision or ('mixed' if training else 'float32'), None
-        why = 'cuDNN is not used: {}'.format(why)
+        why = f'cuDNN is not used: {why}'
     else:
         why = None
     if precision not in (None, 'float32'):
-        raise InputError('--precision {}: {}; leave it out for float32'.format(
-            precision, why or 'it is for GPUs (-g)'))
+        raise InputError(
+            '--precision {}: {}; leave it out for float32'.format(
+                precision, why or 'it is for GPUs (-g)'
+            )
+        )
     return 'reference', 'float32', why
 
 
@@ -95,21 +100,25 @@ def predictor(network, engine=None, precision='float32', finish=None):
             pictures as well.
     """
     from trainer.engines import openvino
+
     on_cpu = network.model_is_cpu_mode()
     if engine is None and not on_cpu:
         engine, precision, _ = choose(network.device.device.id, precision)
     elif engine is None:
         engine = 'openvino' if openvino.available() else 'reference'
     if engine not in INFERENCE:
-        raise InputError('engine {}: for inference there are {}'.format(
-            engine, ' and '.join(INFERENCE)))
+        raise InputError(
+            'engine {}: for inference there are {}'.format(engine, ' and '.join(INFERENCE))
+        )
     if engine == 'openvino' and not on_cpu:
         raise InputError('engine openvino: it computes on the CPU, and the network is on a GPU')
     if engine == 'cudnn' and on_cpu:
         raise InputError('engine cudnn: it computes on a GPU, which -g chooses')
     if finish is None and not on_cpu:
         from trainer.transforms import device
+
         finish = device.of(network)
     finish = {} if finish is None else {'finish': finish}
     return importlib.import_module('trainer.engines.' + engine).predictor(
-        network, precision, **finish)
+        network, precision, **finish
+    )

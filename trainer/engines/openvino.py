@@ -3,6 +3,7 @@
 For inference alone: it has a :func:`predictor`, but computes no layers. Needs the
 packages openvino and onnx (extra ``cpu``).
 """
+
 import importlib.util
 
 import numpy as np
@@ -14,6 +15,7 @@ from trainer.weights import onnx
 # OpenVINO's names. Left alone, it would take bfloat16 where the CPU has it.
 _PRECISIONS = {'float32': 'f32', 'bfloat16': 'bf16'}
 
+
 def available():
     """Tell whether its packages are installed."""
     return all(importlib.util.find_spec(name) for name in ('openvino', 'onnx'))
@@ -24,20 +26,28 @@ class _Predictor(engines.Predictor):
         openvino = extras.need('openvino', 'the engine openvino', 'cpu')
         extras.need('onnx', 'the engine openvino', 'cpu')
         if precision not in _PRECISIONS:
-            raise InputError('precision {}: openvino has {}'.format(
-                precision, ' and '.join(_PRECISIONS)))
+            raise InputError(
+                'precision {}: openvino has {}'.format(precision, ' and '.join(_PRECISIONS))
+            )
         core = openvino.Core()
         if precision == 'bfloat16' and 'BF16' not in core.get_property(
-                'CPU', 'OPTIMIZATION_CAPABILITIES'):
-            raise InputError('precision bfloat16: this CPU has no instructions for it; leave the '
-                             'precision out')
+            'CPU', 'OPTIMIZATION_CAPABILITIES'
+        ):
+            raise InputError(
+                'precision bfloat16: this CPU has no instructions for it; leave the precision out'
+            )
         # Any batch and picture size: graphs compiled for one are no faster.
         model = core.read_model(onnx.build(network, features=True).SerializeToString())
-        self._request = core.compile_model(model, 'CPU', {
-            'INFERENCE_PRECISION_HINT': _PRECISIONS[precision],
-            'PERFORMANCE_HINT': 'LATENCY'}).create_infer_request()
-        super().__init__(network, 'openvino', 'OpenVINO {}, {}'.format(
-            openvino.__version__.split('-')[0], precision))
+        self._request = core.compile_model(
+            model,
+            'CPU',
+            {'INFERENCE_PRECISION_HINT': _PRECISIONS[precision], 'PERFORMANCE_HINT': 'LATENCY'},
+        ).create_infer_request()
+        super().__init__(
+            network,
+            'openvino',
+            'OpenVINO {}, {}'.format(openvino.__version__.split('-')[0], precision),
+        )
 
     def _compute(self, x, output):
         self._request.infer({'x': np.ascontiguousarray(x, np.float32)}, share_inputs=True)

@@ -2,6 +2,7 @@
 
 All feature maps are (batch, channels, height, width).
 """
+
 import chainer
 import chainer.functions as F
 
@@ -9,7 +10,7 @@ from trainer import engines
 from trainer.errors import InputError
 
 
-def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.):
+def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.0):
     """relu(bn(conv(x)) + residual), the ReLU and the addition where asked for.
 
     Args:
@@ -62,13 +63,15 @@ def linear(x, fc):
 
 class _Predictor(engines.Predictor):
     def __init__(self, network, finish):
-        super().__init__(network, 'reference', 'Chainer {}, float32'.format(chainer.__version__),
-                         finish)
+        super().__init__(network, 'reference', f'Chainer {chainer.__version__}, float32', finish)
 
     def _compute(self, function, x):
         x = self.network.device.send(x)
-        with chainer.no_backprop_mode(), chainer.using_config('train', False), \
-                chainer.using_config('engine', 'reference'):
+        with (
+            chainer.no_backprop_mode(),
+            chainer.using_config('train', False),
+            chainer.using_config('engine', 'reference'),
+        ):
             y = function(chainer.Variable(x if self.finish is None else self.finish(x)))
         return chainer.backends.cuda.to_cpu(y.array)
 
@@ -89,6 +92,8 @@ def predictor(network, precision='float32', finish=None):
         trainer.errors.InputError: Another precision is asked for.
     """
     if precision != 'float32':
-        raise InputError('precision {}: the engine reference has float32; on a CPU openvino has '
-                         'bfloat16 ("uv sync --extra cpu" installs it)'.format(precision))
+        raise InputError(
+            f'precision {precision}: the engine reference has float32; on a CPU openvino has '
+            'bfloat16 ("uv sync --extra cpu" installs it)'
+        )
     return _Predictor(network, finish)

@@ -2,6 +2,7 @@
 
 Its feature maps are zeros that take no memory.
 """
+
 import chainer
 import numpy as np
 from chainer.utils.conv import get_conv_outsize
@@ -12,30 +13,37 @@ def zeros(shape):
     return chainer.Variable(np.broadcast_to(np.float32(0), shape), requires_grad=False)
 
 
-def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.):
+def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.0):
     out, channels, kh, kw = conv.W.shape
     (sy, sx), (py, px) = conv.stride, conv.pad
     n, given, h, w = x.shape
     if given != channels * conv.groups:
-        raise ValueError('{} channels where {} belong'.format(given, channels * conv.groups))
+        raise ValueError(f'{given} channels where {channels * conv.groups} belong')
     y = zeros((n, out, get_conv_outsize(h, kh, sy, py), get_conv_outsize(w, kw, sx, px)))
     if residual is not None and residual.shape != y.shape:
-        raise ValueError('{} is added to {}'.format(residual.shape, y.shape))
+        raise ValueError(f'{residual.shape} is added to {y.shape}')
     return y
 
 
 def subsample_and_pad(x, stride, out_channels):
     n, channels, h, w = x.shape
     if channels > out_channels:
-        raise ValueError('{} channels become {}'.format(channels, out_channels))
-    return zeros((n, out_channels, get_conv_outsize(h, 1, stride, 0),
-                  get_conv_outsize(w, 1, stride, 0)))
+        raise ValueError(f'{channels} channels become {out_channels}')
+    return zeros(
+        (n, out_channels, get_conv_outsize(h, 1, stride, 0), get_conv_outsize(w, 1, stride, 0))
+    )
 
 
 def max_pooling(x, ksize, stride, pad, round_up):
     n, channels, h, w = x.shape
-    return zeros((n, channels, get_conv_outsize(h, ksize, stride, pad, round_up),
-                  get_conv_outsize(w, ksize, stride, pad, round_up)))
+    return zeros(
+        (
+            n,
+            channels,
+            get_conv_outsize(h, ksize, stride, pad, round_up),
+            get_conv_outsize(w, ksize, stride, pad, round_up),
+        )
+    )
 
 
 def global_average_pooling(x):
@@ -44,5 +52,5 @@ def global_average_pooling(x):
 
 def linear(x, fc):
     if x.size != x.shape[0] * fc.W.shape[1]:
-        raise ValueError('{} where {} channels belong'.format(x.shape, fc.W.shape[1]))
+        raise ValueError(f'{x.shape} where {fc.W.shape[1]} channels belong')
     return zeros((x.shape[0], fc.W.shape[0]))

@@ -1,4 +1,5 @@
 """What both networks have in common: the original's ``nutszebra_chainer.Model``."""
+
 import collections
 
 import chainer
@@ -36,7 +37,7 @@ class Network(chainer.Chain):
 
     def _build(self, category_num, stages, stem, stem_width, relu_after_add, eps):
         ksize, stride, pad = stem
-        layers.check_sizes(category_num, 3 * stem_width * ksize ** 2, stem_width, stages)
+        layers.check_sizes(category_num, 3 * stem_width * ksize**2, stem_width, stages)
         self.category_num = category_num
         self.stages = tuple(stages)
         self.block_num = tuple(s.blocks for s in stages)
@@ -45,11 +46,11 @@ class Network(chainer.Chain):
         self.eps = eps
         self.classes = None
         # Chainer names links after their attribute; the original's name is the run's.
-        self.name = 'ResNext_{}_{}'.format(category_num, self.C)
+        self.name = f'ResNext_{category_num}_{self.C}'
         self.add_link('stem', layers.ConvBN(3, stem_width, ksize, stride, pad, eps=eps))
         channels = stem_width
         for i, config in enumerate(stages, 1):
-            self.add_link('stage{}'.format(i), layers.Stage(channels, config, relu_after_add, eps))
+            self.add_link(f'stage{i}', layers.Stage(channels, config, relu_after_add, eps))
             channels = config.out_channels
         return channels
 
@@ -75,8 +76,10 @@ class Network(chainer.Chain):
             trainer.errors.InputError: There is no network of so many layers.
         """
         if depth < 11 or (depth - 2) % 9:
-            raise InputError('depth {}: CIFAR networks have 9n + 2 layers: 11, 20, 29, 38, ...; '
-                             'block_num gives others'.format(depth))
+            raise InputError(
+                f'depth {depth}: CIFAR networks have 9n + 2 layers: 11, 20, 29, 38, ...; '
+                'block_num gives others'
+            )
         return ((depth - 2) // 9,) * 3
 
     @property
@@ -95,10 +98,10 @@ class Network(chainer.Chain):
         """Yield (path, link) of stem, each block's layers, shortcut last, and classifier."""
         yield 'stem', self.stem
         for i in range(1, len(self.stages) + 1):
-            for j, block in enumerate(self['stage{}'.format(i)].children(), 1):
+            for j, block in enumerate(self[f'stage{i}'].children(), 1):
                 for part in ('reduce', 'grouped', 'expand', 'shortcut'):
                     if getattr(block, part) is not None:
-                        yield 'stage{}/block{}/{}'.format(i, j, part), getattr(block, part)
+                        yield f'stage{i}/block{j}/{part}', getattr(block, part)
         yield 'fc', self.fc
 
     # What a network computes.
@@ -115,8 +118,8 @@ class Network(chainer.Chain):
             h = engines.current().max_pooling(h, 3, 2, 1, self.round_up_pooling)
             yield 'pool', h
         for i in range(1, len(self.stages) + 1):
-            h = self['stage{}'.format(i)](h)
-            yield 'stage{}'.format(i), h
+            h = self[f'stage{i}'](h)
+            yield f'stage{i}', h
         yield 'features', engines.current().global_average_pooling(h)
 
     def features(self, x):
@@ -213,7 +216,8 @@ class Network(chainer.Chain):
         for link in self.links():
             if isinstance(link, (L.Convolution2D, L.Linear)):
                 link.W.array[...] = self.xp.asarray(
-                    initialization.orthonormal_relu(link.W.shape, rng))
+                    initialization.orthonormal_relu(link.W.shape, rng)
+                )
                 if link.b is not None:
                     link.b.array[...] = 0
             elif isinstance(link, L.BatchNormalization):
@@ -228,8 +232,9 @@ class Network(chainer.Chain):
 
         ``count_params()``, Chainer's own, counts everything that is trained.
         """
-        return sum(link.W.size for link in self.links()
-                   if isinstance(link, (L.Convolution2D, L.Linear)))
+        return sum(
+            link.W.size for link in self.links() if isinstance(link, (L.Convolution2D, L.Linear))
+        )
 
     def architecture(self):
         """Return what npz files record of the network, as JSON can hold it: the
@@ -260,6 +265,7 @@ class Network(chainer.Chain):
                 the network is then as it was.
         """
         from trainer.weights import npz
+
         npz.load_into(path, self)
 
     def save_model(self, path, gpu=None, layout=None):
@@ -277,6 +283,7 @@ class Network(chainer.Chain):
             trainer.errors.InputError: The 2017 program cannot hold this network.
         """
         from trainer.weights import npz
+
         npz.save(path, self, layout)
         return True
 

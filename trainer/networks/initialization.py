@@ -1,4 +1,5 @@
 """The original's initial weights (``nutszebra_initialization.py``, ``orthonorm``)."""
+
 import numpy as np
 
 
@@ -26,5 +27,5 @@ def orthonormal_relu(shape, rng):
         q = u if u.shape == gaussian.shape else v
     # A filter of one weight has no variance to scale by.
     std = q.std(axis=(1, 2), keepdims=True)
-    q = q / np.where(std == 0, 1, std) * np.sqrt(2. / (channels * area))
+    q = q / np.where(std == 0, 1, std) * np.sqrt(2.0 / (channels * area))
     return q.reshape(shape).astype(np.float32)

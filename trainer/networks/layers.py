@@ -5,6 +5,7 @@ They hold the parameters and say what is computed; the engine computes it
 :meth:`weight_initialization <trainer.networks.base.Network.weight_initialization>`
 or from a file.
 """
+
 import collections
 
 import chainer
@@ -16,8 +17,9 @@ from trainer import engines
 BN_DECAY = 0.9
 
 
-class StageConfig(collections.namedtuple(
-        'StageConfig', 'blocks width groups out_channels stride projections')):
+class StageConfig(
+    collections.namedtuple('StageConfig', 'blocks width groups out_channels stride projections')
+):
     """One stage of a network: blocks that share their sizes.
 
     Attributes:
@@ -53,29 +55,29 @@ def check_sizes(category_num, stem_weights, stem_width, stages):
     for stage in stages:
         sizes += stage[:5]
         if stage.projections not in ('first', 'all', 'none'):
-            raise ValueError('projections {!r}'.format(stage.projections))
+            raise ValueError(f'projections {stage.projections!r}')
     if not stages or not all(isinstance(n, int) and n > 0 for n in sizes):
         raise ValueError('its sizes are not positive integers')
     weights, channels = stem_weights, stem_width
     for stage in stages:
         if stage.width % stage.groups:
-            raise ValueError('{} groups do not divide {} channels'.format(
-                stage.groups, stage.width))
+            raise ValueError(f'{stage.groups} groups do not divide {stage.width} channels')
         weights += channels * stage.width
         weights += (stage.blocks - 1) * stage.out_channels * stage.width
-        weights += stage.blocks * stage.width * (
-            9 * stage.width // stage.groups + stage.out_channels)
+        weights += (
+            stage.blocks * stage.width * (9 * stage.width // stage.groups + stage.out_channels)
+        )
         if stage.projections != 'none':
             weights += channels * stage.out_channels
         if stage.projections == 'all':
-            weights += (stage.blocks - 1) * stage.out_channels ** 2
+            weights += (stage.blocks - 1) * stage.out_channels**2
         channels = stage.out_channels
     weights += channels * category_num
     limit = chainer.config.weight_limit
     if limit is not None and weights > limit:
         raise ValueError('it would have more weights than the file has numbers')
     if limit is not None and sum(stage.blocks for stage in stages) > _MAX_BLOCKS:
-        raise ValueError('it would have over {} blocks'.format(_MAX_BLOCKS))
+        raise ValueError(f'it would have over {_MAX_BLOCKS} blocks')
 
 
 class ConvBN(chainer.Chain):
@@ -100,14 +102,32 @@ class ConvBN(chainer.Chain):
 
     eps_in_average = False
 
-    def __init__(self, in_channels, out_channels, ksize, stride=1, pad=0,
-                 groups=1, relu=True, eps=1e-5, relu_first=False):
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        ksize,
+        stride=1,
+        pad=0,
+        groups=1,
+        relu=True,
+        eps=1e-5,
+        relu_first=False,
+    ):
         super().__init__()
         self.relu = relu
         self.relu_first = relu_first
         with self.init_scope():
-            self.conv = L.Convolution2D(in_channels, out_channels, ksize, stride, pad,
-                                        nobias=True, initialW=0, groups=groups)
+            self.conv = L.Convolution2D(
+                in_channels,
+                out_channels,
+                ksize,
+                stride,
+                pad,
+                nobias=True,
+                initialW=0,
+                groups=groups,
+            )
             self.bn = L.BatchNormalization(out_channels, decay=BN_DECAY, eps=eps)
 
     def forward(self, x, residual=None):
@@ -121,8 +141,14 @@ class ConvBN(chainer.Chain):
             chainer.Variable: (batch, out_channels, out height, out width).
         """
         return engines.current().conv_bn(
-            x, self.conv, self.bn, self.relu, residual, self.relu_first,
-            self.bn.eps if self.eps_in_average else 0.)
+            x,
+            self.conv,
+            self.bn,
+            self.relu,
+            residual,
+            self.relu_first,
+            self.bn.eps if self.eps_in_average else 0.0,
+        )
 
 
 class Bottleneck(chainer.Chain):
@@ -145,13 +171,16 @@ class Bottleneck(chainer.Chain):
         self.relu_after_add = relu_after_add
         with self.init_scope():
             self.reduce = ConvBN(in_channels, config.width, 1, eps=eps)
-            self.grouped = ConvBN(config.width, config.width, 3, stride, 1,
-                                  groups=config.groups, eps=eps)
-            self.expand = ConvBN(config.width, config.out_channels, 1, eps=eps,
-                                 relu_first=not relu_after_add)
+            self.grouped = ConvBN(
+                config.width, config.width, 3, stride, 1, groups=config.groups, eps=eps
+            )
+            self.expand = ConvBN(
+                config.width, config.out_channels, 1, eps=eps, relu_first=not relu_after_add
+            )
             if projection:
-                self.shortcut = ConvBN(in_channels, config.out_channels, 1, stride,
-                                       relu=False, eps=eps)
+                self.shortcut = ConvBN(
+                    in_channels, config.out_channels, 1, stride, relu=False, eps=eps
+                )
             else:
                 self.shortcut = None
 
@@ -172,15 +201,23 @@ class Stage(chainer.Chain):
         for i in range(1, config.blocks + 1):
             first = i == 1
             projection = config.projections == 'all' or (first and config.projections == 'first')
-            self.add_link('block{}'.format(i), Bottleneck(
-                in_channels, config, config.stride if first else 1, projection,
-                relu_after_add, eps))
+            self.add_link(
+                f'block{i}',
+                Bottleneck(
+                    in_channels,
+                    config,
+                    config.stride if first else 1,
+                    projection,
+                    relu_after_add,
+                    eps,
+                ),
+            )
             in_channels = config.out_channels
 
     def children(self):
         # In order: Chainer's own would give block10 before block2.
         for i in range(1, len(self._children) + 1):
-            yield self['block{}'.format(i)]
+            yield self[f'block{i}']
 
     def forward(self, x):
         for block in self.children():

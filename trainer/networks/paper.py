@@ -1,4 +1,5 @@
 """The paper's networks (arXiv 1611.05431), which facebookresearch/ResNeXt trained in Torch7."""
+
 import chainer.links as L
 
 from trainer import engines
@@ -13,7 +14,7 @@ SHORTCUTS = {'A': 'none', 'B': 'first', 'C': 'all'}
 def projections(shortcut):
     """Return the ``projections`` of a stage for a shortcut type: 'A', 'B' or 'C'."""
     if shortcut not in SHORTCUTS:
-        raise ValueError('shortcut {!r}: there are A, B and C'.format(shortcut))
+        raise ValueError(f'shortcut {shortcut!r}: there are A, B and C')
     return SHORTCUTS[shortcut]
 
 
@@ -33,9 +34,16 @@ def stages(block_num, C, d, multiplier, shortcut='B'):
         tuple of trainer.networks.layers.StageConfig: The stages.
     """
     return tuple(
-        layers.StageConfig(blocks, C * d * 2 ** i, C, round(C * d * 2 ** i * multiplier),
-                           2 if i else 1, projections(shortcut))
-        for i, blocks in enumerate(block_num))
+        layers.StageConfig(
+            blocks,
+            C * d * 2**i,
+            C,
+            round(C * d * 2**i * multiplier),
+            2 if i else 1,
+            projections(shortcut),
+        )
+        for i, blocks in enumerate(block_num)
+    )
 
 
 class PaperNetwork(Network):
@@ -58,11 +66,10 @@ class PaperNetwork(Network):
     def __init__(self, category_num, stages, stem, stem_width, eps, initialize):
         super().__init__()
         if not 0 < eps < 1:
-            raise ValueError('eps {}'.format(eps))
+            raise ValueError(f'eps {eps}')
         stages = [layers.StageConfig(*stage) for stage in stages]
         self.stem_width = stem_width
-        channels = self._build(category_num, stages, stem, stem_width, relu_after_add=True,
-                               eps=eps)
+        channels = self._build(category_num, stages, stem, stem_width, relu_after_add=True, eps=eps)
         self.multiplier = stages[0].out_channels / stages[0].width
         with self.init_scope():
             self.fc = L.Linear(channels, category_num, initialW=0)
@@ -73,13 +80,20 @@ class PaperNetwork(Network):
         return engines.current().linear(h, self.fc)
 
     def original_units(self):
-        raise InputError('the 2017 program cannot hold this network: its CIFAR network has other '
-                         'shortcuts and another head')
+        raise InputError(
+            'the 2017 program cannot hold this network: its CIFAR network has other '
+            'shortcuts and another head'
+        )
 
     def architecture(self):
-        architecture = {'network': self.kind, 'category_num': self.category_num,
-                        'stages': [list(stage) for stage in self.stages],
-                        'stem_width': self.stem_width, 'eps': self.eps, 'classes': self.classes}
+        architecture = {
+            'network': self.kind,
+            'category_num': self.category_num,
+            'stages': [list(stage) for stage in self.stages],
+            'stem_width': self.stem_width,
+            'eps': self.eps,
+            'classes': self.classes,
+        }
         if self.round_up_pooling is not None:
             architecture['round_up_pooling'] = self.round_up_pooling
         return architecture

@@ -3,6 +3,7 @@
 Its average takes 0.99998 of the newest weights and 0.00002 of the average, clearly the
 wrong way round; here it is an average.
 """
+
 from trainer.recipes import Recipe
 
 RECIPE = Recipe(
@@ -21,7 +22,7 @@ RECIPE = Recipe(
     weight_decay=2e-5,
     lr=0.1,
     lr_schedule='cosine',
-    lr_period=.25,
+    lr_period=0.25,
     lr_min=5e-5,
     label_smoothing=0.1,
     ema_decay=0.99998,

@@ -1,4 +1,5 @@
 """nutszebra/resnext: ``main.py`` and ``nutszebra_optimizer.py`` (OptimizerResNext)."""
+
 from trainer.recipes import Recipe
 
 RECIPE = Recipe(

@@ -3,6 +3,7 @@
 The paper gives batch, momentum, weight decay and learning rate. It was trained with
 Torch7 (``torch7_imagenet``), whence Nesterov's momentum and the epochs 31, 61 and 91.
 """
+
 from trainer.recipes import Recipe
 
 RECIPE = Recipe(

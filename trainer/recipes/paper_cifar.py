@@ -1,4 +1,5 @@
 """arXiv 1611.05431 on CIFAR (its section on CIFAR); the preprocessing is Torch7's."""
+
 from trainer.recipes import Recipe
 
 RECIPE = Recipe(

@@ -1,4 +1,5 @@
 """prlz77/ResNeXt.pytorch: ``train.py``. Its README gives 0.05 as the learning rate."""
+
 from trainer.recipes import Recipe
 
 RECIPE = Recipe(

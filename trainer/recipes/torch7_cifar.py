@@ -4,6 +4,7 @@ The network and the weight decay are those of its README's command for CIFAR-10;
 README also halves the learning rate with the batch. On that command's 8 GPUs, batch
 normalisation saw 16 pictures at a time, as it does with ``-trb 8``.
 """
+
 from trainer.recipes import Recipe
 
 RECIPE = Recipe(
@@ -20,5 +21,5 @@ RECIPE = Recipe(
     momentum=0.9,
     weight_decay=5e-4,
     lr=0.1,
-    lr_steps=(.49, .74),  # epoch / epochs > 0.49 and > 0.74 there: half and three quarters
+    lr_steps=(0.49, 0.74),  # epoch / epochs > 0.49 and > 0.74 there: half and three quarters
 )

@@ -3,6 +3,7 @@
 The network and the batch are those of its README's command. On its 8 GPUs, batch
 normalisation saw 32 pictures at a time, as it does with ``-trb 8``.
 """
+
 from trainer.recipes import Recipe
 
 RECIPE = Recipe(

@@ -1,4 +1,5 @@
 """Runs side by side: a table of what differs, and one figure of their curves."""
+
 import json
 import os
 
@@ -47,20 +48,27 @@ class Run:
             with open(path) as f:
                 self.epochs = _epochs(json.load(f))
         except OSError as e:
-            raise InputError('{}: cannot be read ({}); a run writes it after its first '
-                             'epoch'.format(path, e.strerror))
-        except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError,
-                RecursionError) as e:
-            raise InputError('{}: not a log.json of a run ({}: {})'.format(
-                path, type(e).__name__, e))
+            raise InputError(
+                f'{path}: cannot be read ({e.strerror}); a run writes it after its first epoch'
+            )
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ZeroDivisionError,
+            RecursionError,
+        ) as e:
+            raise InputError(f'{path}: not a log.json of a run ({type(e).__name__}: {e})')
         if not any('test_error' in row for row in self.epochs):
-            raise InputError('{}: a log without epochs'.format(path))
+            raise InputError(f'{path}: a log without epochs')
 
     @property
     def best(self):
         """dict: The epoch of the least test error."""
-        return min((row for row in self.epochs if 'test_error' in row),
-                   key=lambda row: row['test_error'])
+        return min(
+            (row for row in self.epochs if 'test_error' in row), key=lambda row: row['test_error']
+        )
 
 
 def _epochs(entries):
@@ -68,19 +76,25 @@ def _epochs(entries):
     kinds = {}
     for entry in entries:
         kinds.setdefault(entry['_id'], []).append(entry)
-    pictures = {part: kinds[part + '_parameter'][0]['parameter'] for part in ('train', 'test')
-                if part + '_parameter' in kinds}
+    pictures = {
+        part: kinds[part + '_parameter'][0]['parameter']
+        for part in ('train', 'test')
+        if part + '_parameter' in kinds
+    }
     rows = {}
-    for _id, key, name in (('train_loss', 'train_loss', 'loss'),
-                           ('test_loss', 'test_loss', 'loss'),
-                           ('train_accuracy', 'train_error', 'accuracy'),
-                           ('test_accuracy', 'test_error', 'accuracy'),
-                           ('test_5_accuracy', 'test_5_error', 'accuracy')):
+    for _id, key, name in (
+        ('train_loss', 'train_loss', 'loss'),
+        ('test_loss', 'test_loss', 'loss'),
+        ('train_accuracy', 'train_error', 'accuracy'),
+        ('test_accuracy', 'test_error', 'accuracy'),
+        ('test_5_accuracy', 'test_5_error', 'accuracy'),
+    ):
         for i, entry in enumerate(kinds.get(_id, ()), 1):
             epoch = int(entry.get('epoch', i))
             value = float(entry[name]) / pictures[_id.split('_')[0]]
             rows.setdefault(epoch, {'epoch': epoch})[key] = (
-                100 * (1 - value) if name == 'accuracy' else value)
+                100 * (1 - value) if name == 'accuracy' else value
+            )
     return [rows[epoch] for epoch in sorted(rows)]
 
 
@@ -111,7 +125,7 @@ def _text(value):
         return os.path.basename(value)
     if value is None:
         return '-'
-    return '{:g}'.format(value) if isinstance(value, float) else str(value)
+    return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def table(compared):
@@ -120,23 +134,37 @@ def table(compared):
     Args:
         compared (sequence of Run): The runs.
     """
-    rows = [('run', names(compared)),
-            ('epochs', [str(run.epochs[-1]['epoch']) for run in compared]),
-            ('best test error', ['{:.2f} %'.format(run.best['test_error']) for run in compared]),
-            ('  in epoch', [str(run.best['epoch']) for run in compared])]
-    for title, key, form in (('last test error', 'test_error', '{:.2f} %'),
-                             ('last top-5 error', 'test_5_error', '{:.2f} %'),
-                             ('last test loss', 'test_loss', '{:.4f}'),
-                             ('last train loss', 'train_loss', '{:.4f}')):
-        rows.append((title, [form.format(run.epochs[-1][key]) if key in run.epochs[-1] else '-'
-                             for run in compared]))
-    rows += [(name, [_text(value) for value in values])
-             for name, values in differences(compared).items()]
+    rows = [
+        ('run', names(compared)),
+        ('epochs', [str(run.epochs[-1]['epoch']) for run in compared]),
+        ('best test error', ['{:.2f} %'.format(run.best['test_error']) for run in compared]),
+        ('  in epoch', [str(run.best['epoch']) for run in compared]),
+    ]
+    for title, key, form in (
+        ('last test error', 'test_error', '{:.2f} %'),
+        ('last top-5 error', 'test_5_error', '{:.2f} %'),
+        ('last test loss', 'test_loss', '{:.4f}'),
+        ('last train loss', 'train_loss', '{:.4f}'),
+    ):
+        rows.append(
+            (
+                title,
+                [
+                    form.format(run.epochs[-1][key]) if key in run.epochs[-1] else '-'
+                    for run in compared
+                ],
+            )
+        )
+    rows += [
+        (name, [_text(value) for value in values]) for name, values in differences(compared).items()
+    ]
     widths = [max(len(row[1][i]) for row in rows) for i in range(len(compared))]
     first = max(len(title) for title, _ in rows)
-    return '\n'.join(title.ljust(first) + ''.join(
-        '  ' + value.rjust(width) for value, width in zip(values, widths))
-        for title, values in rows)
+    return '\n'.join(
+        title.ljust(first)
+        + ''.join('  ' + value.rjust(width) for value, width in zip(values, widths))
+        for title, values in rows
+    )
 
 
 def check(folders, path):
@@ -147,13 +175,15 @@ def check(folders, path):
     """
     known = sorted(FigureCanvasAgg.get_supported_filetypes())
     if os.path.splitext(path)[1][1:].lower() not in known:
-        raise InputError('-o {}: a name that ends in one of these is wanted: {}'.format(
-            path, ', '.join('.' + suffix for suffix in known)))
+        raise InputError(
+            '-o {}: a name that ends in one of these is wanted: {}'.format(
+                path, ', '.join('.' + suffix for suffix in known)
+            )
+        )
     if not os.path.isdir(os.path.dirname(path) or '.'):
-        raise InputError('-o {}: there is no such folder'.format(path))
+        raise InputError(f'-o {path}: there is no such folder')
     if len(folders) > MOST:
-        raise InputError('{} runs do not fit one figure, at most {} do'.format(
-            len(folders), MOST))
+        raise InputError(f'{len(folders)} runs do not fit one figure, at most {MOST} do')
 
 
 def draw(compared, path):
@@ -167,34 +197,57 @@ def draw(compared, path):
     differ = differences(compared)
     figure = Figure(figsize=(12, 4.8), layout='constrained')
     for axes, title, unit, key in zip(
-            figure.subplots(1, 2), ('Top-1 error', 'Loss'), ('%', 'nats'), ('error', 'loss')):
+        figure.subplots(1, 2), ('Top-1 error', 'Loss'), ('%', 'nats'), ('error', 'loss')
+    ):
         for run, colour in zip(compared, _COLOURS):
             _curve(axes, run.epochs, 'train_' + key, colour, ':', 1.4)
             _curve(axes, run.epochs, 'test_' + key, colour, '-', 1.6)
             if key == 'error':
                 best = run.best
-                axes.plot(best['epoch'], best['test_error'], 'o', color=colour, markersize=6,
-                          markeredgecolor='white', zorder=5)
+                axes.plot(
+                    best['epoch'],
+                    best['test_error'],
+                    'o',
+                    color=colour,
+                    markersize=6,
+                    markeredgecolor='white',
+                    zorder=5,
+                )
         axes.set_title(title, loc='left', fontweight='bold')
         axes.set(xlabel='epoch', ylabel=unit)
         # The first epochs of a run would press its others flat.
-        tops = [min(1.05 * max(values), 3 * float(np.median(values))) for run in compared
-                if (values := [row['test_' + key] for row in run.epochs if 'test_' + key in row])]
+        tops = [
+            min(1.05 * max(values), 3 * float(np.median(values)))
+            for run in compared
+            if (values := [row['test_' + key] for row in run.epochs if 'test_' + key in row])
+        ]
         axes.set_ylim(0, max(tops, default=0) or 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=.25)
+        axes.grid(alpha=0.25)
         axes.spines[['top', 'right']].set_visible(False)
-        axes.legend(handles=[Line2D([], [], linestyle=style, color='#555555', label=label)
-                             for style, label in (('-', 'test'), (':', 'train'))],
-                    frameon=False, loc='upper right')
+        axes.legend(
+            handles=[
+                Line2D([], [], linestyle=style, color='#555555', label=label)
+                for style, label in (('-', 'test'), (':', 'train'))
+            ],
+            frameon=False,
+            loc='upper right',
+        )
     labels = []
     for i, (run, name) in enumerate(zip(compared, names(compared))):
-        told = ['{} {}'.format(option, _text(values[i])) for option, values in differ.items()]
-        labels.append('{}: least test error {:.2f} % in epoch {}{}'.format(
-            figures.plain(name, 60), run.best['test_error'], run.best['epoch'], '  ({})'.format(
-                ', '.join(told[:6]) + ', ...' * (len(told) > 6)) if told else ''))
-    handles = [Line2D([], [], color=colour, linewidth=2.5, marker='o', label=label)
-               for label, colour in zip(labels, _COLOURS)]
+        told = [f'{option} {_text(values[i])}' for option, values in differ.items()]
+        labels.append(
+            '{}: least test error {:.2f} % in epoch {}{}'.format(
+                figures.plain(name, 60),
+                run.best['test_error'],
+                run.best['epoch'],
+                '  ({})'.format(', '.join(told[:6]) + ', ...' * (len(told) > 6)) if told else '',
+            )
+        )
+    handles = [
+        Line2D([], [], color=colour, linewidth=2.5, marker='o', label=label)
+        for label, colour in zip(labels, _COLOURS)
+    ]
     legend = figure.legend(handles=handles, loc='outside lower left', frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -205,5 +258,10 @@ def _curve(axes, rows, key, colour, style, width):
     points = [(row['epoch'], row[key]) for row in rows if key in row]
     if points:
         # A single epoch is no line.
-        axes.plot(*zip(*points), style, color=colour, linewidth=width,
-                  marker='.' if len(points) < 3 else None)
+        axes.plot(
+            *zip(*points),
+            style,
+            color=colour,
+            linewidth=width,
+            marker='.' if len(points) < 3 else None,
+        )

@@ -1,4 +1,5 @@
 """The console: a line for each epoch, and a progress bar with the time left."""
+
 import datetime
 import sys
 import time
@@ -44,10 +45,15 @@ class Console(extension.Extension):
     def _open(self, updater):
         if updater.epoch < self._epochs:
             self._bar = tqdm.tqdm(
-                total=self._iterations, initial=updater.iteration % self._iterations, leave=False,
-                desc='epoch {}/{}'.format(updater.epoch + 1, self._epochs), unit=' batches',
+                total=self._iterations,
+                initial=updater.iteration % self._iterations,
+                leave=False,
+                desc=f'epoch {updater.epoch + 1}/{self._epochs}',
+                unit=' batches',
                 bar_format='{desc} |{bar}| {n_fmt}/{total_fmt}, {rate_fmt}{postfix}',
-                disable=not sys.stderr.isatty(), dynamic_ncols=True)
+                disable=not sys.stderr.isatty(),
+                dynamic_ncols=True,
+            )
 
     def _close(self):
         if self._bar is not None:
@@ -66,18 +72,30 @@ class Console(extension.Extension):
             if not self._bar.disable and now > self._shown + _SHOWN:
                 # Of a GPU's step, the loss has to be waited for.
                 self._shown = now
-                self._bar.set_postfix_str('loss {:.3f}, {} left'.format(
-                    float(trainer.observation['main/loss'][0]), self._left(trainer)),
-                    refresh=False)
+                self._bar.set_postfix_str(
+                    'loss {:.3f}, {} left'.format(
+                        float(trainer.observation['main/loss'][0]), self._left(trainer)
+                    ),
+                    refresh=False,
+                )
             self._bar.update()
         if len(self._log.log) > self._printed:
             self._printed = len(self._log.log)
             self._close()
             row = self._log.log[-1]
-            print(_ROW.format(
-                row['epoch'], row['main/loss'], row['validation/main/loss'], 100 * row[ACCURACY],
-                100 * row['validation/main/top5_accuracy'], row['lr'],
-                _clock(trainer.elapsed_time), self._left(trainer)), flush=True)
+            print(
+                _ROW.format(
+                    row['epoch'],
+                    row['main/loss'],
+                    row['validation/main/loss'],
+                    100 * row[ACCURACY],
+                    100 * row['validation/main/top5_accuracy'],
+                    row['lr'],
+                    _clock(trainer.elapsed_time),
+                    self._left(trainer),
+                ),
+                flush=True,
+            )
             self._open(trainer.updater)
 
     def finalize(self):

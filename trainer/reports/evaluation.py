@@ -1,4 +1,5 @@
 """What an evaluation tells: progress, a table, ``log.json``."""
+
 import datetime
 import os
 import sys
@@ -29,8 +30,14 @@ class Progress:
         self._done = 0
         self._begun = self._told = time.perf_counter()
         self._due = total / 10
-        self._bar = tqdm.tqdm(total=total, unit='img', bar_format=_BAR, leave=False,
-                              disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._bar = tqdm.tqdm(
+            total=total,
+            unit='img',
+            bar_format=_BAR,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
 
     def __enter__(self):
         return self
@@ -51,9 +58,16 @@ class Progress:
         now = time.perf_counter()
         if self._done >= self._due or now - self._told > self.interval:
             rate = self._done / (now - self._begun)
-            print('{}/{} [{:.0f} images/s, {} left{}]'.format(
-                self._done, self._total, rate, _clock((self._total - self._done) / rate),
-                ', ' + errors if errors else ''), flush=True)
+            print(
+                '{}/{} [{:.0f} images/s, {} left{}]'.format(
+                    self._done,
+                    self._total,
+                    rate,
+                    _clock((self._total - self._done) / rate),
+                    ', ' + errors if errors else '',
+                ),
+                flush=True,
+            )
             self._told = now
             while self._due <= self._done:
                 self._due += self._total / 10
@@ -85,13 +99,12 @@ def table(evaluation, models, network, ten_crop=False):
         rows.append(('', 'their posteriors averaged'))
     rows.append(('pictures', '{:6,}{}'.format(n, ', ten crops of each' * ten_crop)))
     if unreadable:
-        rows.append(('', '{:6,} more could not be read and are not counted'.format(
-            len(unreadable))))
+        rows.append(('', f'{len(unreadable):6,} more could not be read and are not counted'))
     rows += [
-        ('top-1 error', '{:6.2f} %  ({:,} wrong)'.format(top1, n - int(tally.confusion.trace()))),
-        ('top-5 error', '{:6.2f} %  ({:,} wrong)'.format(top5, n - int(tally.top5.sum()))),
-        ('loss', '{:8.4f}'.format(tally.loss)),
-        ('speed', '{:6.0f} images/s, {}'.format((n + len(unreadable)) / seconds, _clock(seconds))),
+        ('top-1 error', f'{top1:6.2f} %  ({n - int(tally.confusion.trace()):,} wrong)'),
+        ('top-5 error', f'{top5:6.2f} %  ({n - int(tally.top5.sum()):,} wrong)'),
+        ('loss', f'{tally.loss:8.4f}'),
+        ('speed', f'{(n + len(unreadable)) / seconds:6.0f} images/s, {_clock(seconds)}'),
         ('computed by', computed_by),
     ]
     lines = ['{:<12s} {}'.format(*row) for row in rows]
@@ -100,15 +113,16 @@ def table(evaluation, models, network, ten_crop=False):
     if len(hard) > 1 and (accuracy == accuracy).sum() > _NAMED:
         names = class_names.of(network)
         lines += ['', 'hardest classes, by top-1 error']
-        lines += ['{:6.2f} %  {}'.format(100 * (1 - accuracy[i]), names[i][:68])
-                  for i in hard[:_NAMED]]
+        lines += [f'{100 * (1 - accuracy[i]):6.2f} %  {names[i][:68]}' for i in hard[:_NAMED]]
     return '\n'.join(lines + _unreadable_lines(unreadable, 'log.json'))
 
 
 def features_table(path, pictures, unreadable, computed_by):
     """Return what was written by :func:`trainer.evaluation.save_features`, as lines."""
-    rows = ['{}: {:,} rows, {:,} of them nan'.format(path, len(pictures), len(unreadable)),
-            'computed by {}'.format(computed_by)]
+    rows = [
+        f'{path}: {len(pictures):,} rows, {len(unreadable):,} of them nan',
+        f'computed by {computed_by}',
+    ]
     return '\n'.join(rows + _unreadable_lines(unreadable, os.path.splitext(path)[0] + '.json'))
 
 
@@ -117,7 +131,7 @@ def _unreadable_lines(unreadable, where):
         return []
     lines = ['', 'could not be read'] + ['  {}: {}'.format(*u) for u in unreadable[:_NAMED]]
     if len(unreadable) > _NAMED:
-        lines.append('  and {:,} more, all of them in {}'.format(len(unreadable) - _NAMED, where))
+        lines.append(f'  and {len(unreadable) - _NAMED:,} more, all of them in {where}')
     return lines
 
 
@@ -145,21 +159,32 @@ def log(evaluation, models, pictures, network, ten_crop=False):
         {'_id': 'model', 'model': models, 'network': network.architecture()},
         {'_id': 'crops', 'crops': 10 if ten_crop else 1},
         {'_id': 'test_parameter', 'parameter': tally.pictures},
-        {'_id': 'test_unreadable', 'pictures': [
-            {'path': path, 'error': error} for path, error in unreadable]},
+        {
+            '_id': 'test_unreadable',
+            'pictures': [{'path': path, 'error': error} for path, error in unreadable],
+        },
         {'_id': 'test_loss', 'loss': tally.loss_sum},
         {'_id': 'test_error', 'top1': top1, 'top5': top5},
         {'_id': 'test_accuracy', 'accuracy': int(tally.confusion.trace())},
         {'_id': 'test_5_accuracy', 'accuracy': int(tally.top5.sum())},
     ]
-    labels = zip(tally.confusion.sum(axis=1).tolist(), tally.confusion.diagonal().tolist(),
-                 tally.top5.tolist())
+    labels = zip(
+        tally.confusion.sum(axis=1).tolist(),
+        tally.confusion.diagonal().tolist(),
+        tally.top5.tolist(),
+    )
     for label, (n, right, right5) in enumerate(labels):
-        entries += [{'_id': 'test_parameter_{}'.format(label), 'parameter': n},
-                    {'_id': 'test_accuracy_{}'.format(label), 'accuracy': right},
-                    {'_id': 'test_5_accuracy_{}'.format(label), 'accuracy': right5}]
+        entries += [
+            {'_id': f'test_parameter_{label}', 'parameter': n},
+            {'_id': f'test_accuracy_{label}', 'accuracy': right},
+            {'_id': f'test_5_accuracy_{label}', 'accuracy': right5},
+        ]
     for label, answer in zip(*tally.confusion.nonzero()):
         if label != answer:
-            entries.append({'_id': 'test_accuracy_{}_{}'.format(label, answer),
-                            'accuracy': int(tally.confusion[label, answer])})
+            entries.append(
+                {
+                    '_id': f'test_accuracy_{label}_{answer}',
+                    'accuracy': int(tally.confusion[label, answer]),
+                }
+            )
     return entries

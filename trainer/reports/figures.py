@@ -3,6 +3,7 @@
 The confusion matrix of the last epoch is in ``confusion.json`` too: ``epoch``,
 ``classes`` and ``matrix``, counts by label (rows) and answer (columns).
 """
+
 import os
 import textwrap
 import time
@@ -42,16 +43,20 @@ class Figures(extension.Extension):
 
     def __call__(self, trainer):
         confusion_matrix = self._evaluator.tally.confusion
-        files.save_json(os.path.join(trainer.out, 'confusion.json'), {
-            'epoch': trainer.updater.epoch, 'classes': self._classes,
-            'matrix': confusion_matrix.tolist()})
+        files.save_json(
+            os.path.join(trainer.out, 'confusion.json'),
+            {
+                'epoch': trainer.updater.epoch,
+                'classes': self._classes,
+                'matrix': confusion_matrix.tolist(),
+            },
+        )
         now = time.monotonic()
         if trainer.updater.epoch < self._epochs and now - self._drawn < INTERVAL:
             return
         loss(self._log.log, os.path.join(trainer.out, 'loss.jpg'))
         accuracy(self._log.log, os.path.join(trainer.out, 'accuracy.jpg'))
-        confusion(confusion_matrix, self._classes,
-                  os.path.join(trainer.out, 'confusion.jpg'))
+        confusion(confusion_matrix, self._classes, os.path.join(trainer.out, 'confusion.jpg'))
         self._drawn = time.monotonic()
 
 
@@ -61,8 +66,11 @@ def plain(name, width):
     It is to be drawn with ``parse_math=False``.
     """
     name = ''.join(c if c.isprintable() else '?' for c in name)
-    return textwrap.shorten(name, width, placeholder=' …') if ' ' in name else (
-        name if len(name) <= width else '…' + name[1 - width:])
+    return (
+        textwrap.shorten(name, width, placeholder=' …')
+        if ' ' in name
+        else (name if len(name) <= width else '…' + name[1 - width :])
+    )
 
 
 def save(figure, path):
@@ -73,7 +81,7 @@ def save(figure, path):
         figure.savefig(unfinished, dpi=120)
 
 
-def _curves(log, path, title, unit, curves, scale=1.):
+def _curves(log, path, title, unit, curves, scale=1.0):
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     axes = figure.add_subplot()
     for key, label, style in curves:
@@ -82,7 +90,7 @@ def _curves(log, path, title, unit, curves, scale=1.):
             axes.plot(*zip(*points), style, label=label, markersize=3)
     axes.set(title=title, xlabel='epoch', ylabel=unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=.3)
+    axes.grid(alpha=0.3)
     axes.legend()
     save(figure, path)
 
@@ -94,18 +102,32 @@ def loss(log, path):
         log (list of dict): Epochs, as Chainer's LogReport keeps them.
         path (str): The picture to write.
     """
-    _curves(log, path, 'Softmax cross entropy', 'nats', [
-        ('main/loss', 'train', '.-'), ('validation/main/loss', 'test', '.-')])
+    _curves(
+        log,
+        path,
+        'Softmax cross entropy',
+        'nats',
+        [('main/loss', 'train', '.-'), ('validation/main/loss', 'test', '.-')],
+    )
 
 
 def accuracy(log, path):
     """Draw total, top-5 and training accuracy over the epochs; arguments as :func:`loss`."""
     best = max(log, key=lambda row: row.get(ACCURACY, 0))
-    _curves(log, path, 'Accuracy (best total {:.2f} % in epoch {})'.format(
-        100 * best.get(ACCURACY, 0), best['epoch']), '%', [
+    _curves(
+        log,
+        path,
+        'Accuracy (best total {:.2f} % in epoch {})'.format(
+            100 * best.get(ACCURACY, 0), best['epoch']
+        ),
+        '%',
+        [
             (ACCURACY, 'test, total', '.-'),
             ('validation/main/top5_accuracy', 'test, top-5', '.-'),
-            ('main/accuracy', 'train', '.:')], 100.)
+            ('main/accuracy', 'train', '.:'),
+        ],
+        100.0,
+    )
 
 
 def confusion(matrix, classes, path):
@@ -118,7 +140,7 @@ def confusion(matrix, classes, path):
     """
     n = len(classes)
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = min(max(6, .16 * n), 20)
+    side = min(max(6, 0.16 * n), 20)
     figure = Figure(figsize=(side + 1, side), layout='constrained')
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap='Blues', vmin=0, vmax=100)
@@ -127,12 +149,20 @@ def confusion(matrix, classes, path):
     axes.set_xticks(range(n), names, rotation=90, fontsize=size, parse_math=False)
     axes.set_yticks(range(n), names, fontsize=size, parse_math=False)
     axes.set(xlabel='answer', ylabel='label')
-    axes.set_title('Answers for each label, % (total accuracy {:.2f} %)'.format(
-        100 * matrix.trace() / max(matrix.sum(), 1)))
+    axes.set_title(
+        f'Answers for each label, % (total accuracy {100 * matrix.trace() / max(matrix.sum(), 1):.2f} %)'
+    )
     if n <= 20:
         for i in range(n):
             for j in range(n):
-                axes.text(j, i, '{:.0f}'.format(share[i, j]), ha='center', va='center',
-                          fontsize=8, color='white' if share[i, j] > 50 else 'black')
-    figure.colorbar(image, shrink=.8, label='%')
+                axes.text(
+                    j,
+                    i,
+                    f'{share[i, j]:.0f}',
+                    ha='center',
+                    va='center',
+                    fontsize=8,
+                    color='white' if share[i, j] > 50 else 'black',
+                )
+    figure.colorbar(image, shrink=0.8, label='%')
     save(figure, path)

@@ -1,4 +1,5 @@
 """``log.json`` in the original's form (``nutszebra_log2.py``)."""
+
 import json
 import os
 
@@ -32,11 +33,14 @@ class Log(extensions.LogReport):
         labels = dataset.test.labels.tolist()
         self._train, self._test = len(dataset.train.labels), len(labels)
         self._of_class = [labels.count(i) for i in range(len(dataset.classes))]
-        self._header = [{'_id': 'categories', 'are': dataset.classes},
-                        {'_id': 'train_parameter', 'parameter': self._train},
-                        {'_id': 'test_parameter', 'parameter': self._test}]
-        self._header += [{'_id': 'test_parameter_{}'.format(i), 'parameter': n}
-                         for i, n in enumerate(self._of_class)]
+        self._header = [
+            {'_id': 'categories', 'are': dataset.classes},
+            {'_id': 'train_parameter', 'parameter': self._train},
+            {'_id': 'test_parameter', 'parameter': self._test},
+        ]
+        self._header += [
+            {'_id': f'test_parameter_{i}', 'parameter': n} for i, n in enumerate(self._of_class)
+        ]
 
     def serialize(self, serializer):
         super().serialize(serializer)
@@ -44,7 +48,8 @@ class Log(extensions.LogReport):
             # Sums may go on on a GPU, which a NumPy array cannot be added to.
             for summary in self._summary._summaries.values():
                 summary._x, summary._x2, summary._n = map(
-                    float, (summary._x, summary._x2, summary._n))
+                    float, (summary._x, summary._x2, summary._n)
+                )
 
     def __call__(self, trainer):
         epochs = len(self.log)
@@ -72,8 +77,7 @@ class Log(extensions.LogReport):
         yield 'test_accuracy', 'validation/main/accuracy', 'accuracy', self._test
         yield 'test_5_accuracy', 'validation/main/top5_accuracy', 'accuracy', self._test
         for i, total in enumerate(self._of_class):
-            yield ('test_accuracy_{}'.format(i), 'validation/main/accuracy/{}'.format(i),
-                   'accuracy', total)
+            yield (f'test_accuracy_{i}', f'validation/main/accuracy/{i}', 'accuracy', total)
         yield 'lr', 'lr', 'lr', 1
 
     def load(self, path, epochs):
@@ -91,15 +95,15 @@ class Log(extensions.LogReport):
             # The original's entries carry no epoch: the n-th of a kind is of epoch n.
             found = min(len(values.get(_id, ())) for _id in ('train_loss', 'test_accuracy'))
             if found < epochs:
-                raise InputError('-l {}: a log of {} epochs, but {} came before -s {}'.format(
-                    path, found, epochs, epochs + 1))
+                raise InputError(
+                    f'-l {path}: a log of {found} epochs, but {epochs} came before -s {epochs + 1}'
+                )
             log = [{'epoch': i + 1} for i in range(epochs)]
             for _id, key, name, total in self._kinds():
                 for epoch, entry in zip(log, values.get(_id, ())):
                     epoch[key] = entry[name] / max(total, 1)
             self._log = log
         except OSError as e:
-            raise InputError('-l {}: cannot be read ({})'.format(path, e.strerror))
+            raise InputError(f'-l {path}: cannot be read ({e.strerror})')
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise InputError('-l {}: not a log.json of a run ({}: {})'.format(
-                path, type(e).__name__, e))
+            raise InputError(f'-l {path}: not a log.json of a run ({type(e).__name__}: {e})')

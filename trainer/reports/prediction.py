@@ -1,4 +1,5 @@
 """Predictions as text, as JSON and as a drawing."""
+
 import os
 import shutil
 import sys
@@ -22,11 +23,11 @@ def text(prediction):
 
     On a terminal, names are cut to its width.
     """
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10 ** 6
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
     lines = [str(prediction.source)]
     for answer in prediction.answers:
-        line = '{:7.2f} %  {}'.format(100 * answer.probability, answer.name)
-        lines.append(line if len(line) < width else line[:width - 2] + '…')
+        line = f'{100 * answer.probability:7.2f} %  {answer.name}'
+        lines.append(line if len(line) < width else line[: width - 2] + '…')
     return '\n'.join(lines)
 
 
@@ -40,9 +41,13 @@ def as_json(prediction):
     said = {'picture': str(prediction.source)}
     if prediction.error is not None:
         return dict(said, error=prediction.error)
-    return dict(said, classes=[
-        {'class': a.number, 'synset': a.synset, 'name': a.name, 'probability': a.probability}
-        for a in prediction.answers])
+    return dict(
+        said,
+        classes=[
+            {'class': a.number, 'synset': a.synset, 'name': a.name, 'probability': a.probability}
+            for a in prediction.answers
+        ],
+    )
 
 
 def check_drawing(path, number):
@@ -53,13 +58,17 @@ def check_drawing(path, number):
     """
     known = sorted(FigureCanvasAgg.get_supported_filetypes())
     if os.path.splitext(path)[1][1:].lower() not in known:
-        raise InputError('--draw {}: a name that ends in one of these is wanted: {}'.format(
-            path, ', '.join('.' + suffix for suffix in known)))
+        raise InputError(
+            '--draw {}: a name that ends in one of these is wanted: {}'.format(
+                path, ', '.join('.' + suffix for suffix in known)
+            )
+        )
     if number > MOST:
-        raise InputError('--draw {}: {} pictures do not fit one drawing, at most {} do'.format(
-            path, number, MOST))
+        raise InputError(
+            f'--draw {path}: {number} pictures do not fit one drawing, at most {MOST} do'
+        )
     if not os.path.isdir(os.path.dirname(path) or '.'):
-        raise InputError('--draw {}: there is no such folder'.format(path))
+        raise InputError(f'--draw {path}: there is no such folder')
 
 
 def draw(predictions, path):
@@ -74,14 +83,14 @@ def draw(predictions, path):
     columns = 1 + (len(predictions) > 3) + (len(predictions) > 16)
     rows = -(-len(predictions) // columns)
     classes = min(MOST_CLASSES, max(5, *(len(p.answers) for p in predictions)))
-    height = .5 + .42 * classes
+    height = 0.5 + 0.42 * classes
     figure = Figure(figsize=(8 * columns, height * rows), layout='constrained')
-    figure.get_layout_engine().set(w_pad=.12, h_pad=.12)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[3, 5] * columns)
     for axis in axes.flat:
         axis.axis('off')
     for i, prediction in enumerate(predictions):
-        _draw_one(prediction, classes, *axes[i // columns][2 * (i % columns):][:2])
+        _draw_one(prediction, classes, *axes[i // columns][2 * (i % columns) :][:2])
     figures.save(figure, path)
 
 
@@ -91,13 +100,33 @@ def _draw_one(prediction, classes, picture, bars):
     picture.imshow(image)
     source = prediction.source
     if isinstance(source, (str, os.PathLike)):
-        picture.set_title(figures.plain(os.path.basename(os.fspath(source)), 40), fontsize=9,
-                          color=_INK, parse_math=False)
-    bars.set(xlim=(0, 1), ylim=(classes - .6, -.6))
+        picture.set_title(
+            figures.plain(os.path.basename(os.fspath(source)), 40),
+            fontsize=9,
+            color=_INK,
+            parse_math=False,
+        )
+    bars.set(xlim=(0, 1), ylim=(classes - 0.6, -0.6))
     for i, answer in enumerate(prediction.answers[:classes]):
-        bars.barh(i + .12, 1, .3, color=_FAINT)
-        bars.barh(i + .12, answer.probability, .3, color=_BAR if i else _BEST)
-        bars.text(0, i - .1, figures.plain(answer.name, 52), va='bottom', fontsize=9, color=_INK,
-                  fontweight='normal' if i else 'bold', parse_math=False)
-        bars.text(1, i - .1, '{:.2f} %'.format(100 * answer.probability), va='bottom', ha='right',
-                  fontsize=9, color=_INK, fontweight='normal' if i else 'bold')
+        bars.barh(i + 0.12, 1, 0.3, color=_FAINT)
+        bars.barh(i + 0.12, answer.probability, 0.3, color=_BAR if i else _BEST)
+        bars.text(
+            0,
+            i - 0.1,
+            figures.plain(answer.name, 52),
+            va='bottom',
+            fontsize=9,
+            color=_INK,
+            fontweight='normal' if i else 'bold',
+            parse_math=False,
+        )
+        bars.text(
+            1,
+            i - 0.1,
+            f'{100 * answer.probability:.2f} %',
+            va='bottom',
+            ha='right',
+            fontsize=9,
+            color=_INK,
+            fontweight='normal' if i else 'bold',
+        )

@@ -1,4 +1,5 @@
 """What a network is made of: layers, output sizes, parameters and multiply-adds."""
+
 import collections
 import itertools
 
@@ -61,11 +62,11 @@ def layers(network, picture_size=None):
     for path, link in network.named_layers():
         if isinstance(link, ConvBN):
             out, _, k, _ = link.conv.W.shape
-            filters = '{} of {}x{}'.format(out, k, k)
+            filters = f'{out} of {k}x{k}'
             if link.conv.stride[0] > 1:
-                filters += ' /{}'.format(link.conv.stride[0])
+                filters += f' /{link.conv.stride[0]}'
             if link.conv.groups > 1:
-                filters += ', {} groups'.format(link.conv.groups)
+                filters += f', {link.conv.groups} groups'
             output, weights = outputs.of[id(link)], link.conv.W.size
         else:
             filters, output, weights = 'fully connected', link.W.shape[:1], link.W.size
@@ -86,13 +87,22 @@ def summary(network, picture_size=None):
     """
     found = layers(network, picture_size)
     size = picture_size or network.picture_size
-    lines = ['{}: {} layers'.format(npz.describe(network), network.layers),
-             'for pictures of {0} x {0}; multiply-adds of convolutions and classifier'.format(size),
-             '', _ROW.format('layer', 'filters', 'output', 'parameters', 'multiply-adds')]
+    lines = [
+        f'{npz.describe(network)}: {network.layers} layers',
+        f'for pictures of {size} x {size}; multiply-adds of convolutions and classifier',
+        '',
+        _ROW.format('layer', 'filters', 'output', 'parameters', 'multiply-adds'),
+    ]
 
     def row(name, filters, of):
-        lines.append(_ROW.format(name, filters, 'x'.join(map(str, of[-1].output)), *(
-            '{:,}'.format(sum(layer[i] for layer in of)) for i in (3, 4))))
+        lines.append(
+            _ROW.format(
+                name,
+                filters,
+                'x'.join(map(str, of[-1].output)),
+                *(f'{sum(layer[i] for layer in of):,}' for i in (3, 4)),
+            )
+        )
 
     for top, of_top in itertools.groupby(found, lambda layer: layer.path.split('/')[0]):
         of_top = list(of_top)
@@ -100,19 +110,28 @@ def summary(network, picture_size=None):
             row(top, of_top[0].filters, of_top)
             continue
         row(top, '', of_top)
-        blocks = [list(block) for _, block in itertools.groupby(
-            of_top, lambda layer: layer.path.split('/')[1])]
+        blocks = [
+            list(block)
+            for _, block in itertools.groupby(of_top, lambda layer: layer.path.split('/')[1])
+        ]
         number = 1
-        for _, alike in itertools.groupby(blocks, lambda block: [
-                (layer.path.split('/')[2],) + layer[1:] for layer in block]):
+        for _, alike in itertools.groupby(
+            blocks, lambda block: [(layer.path.split('/')[2],) + layer[1:] for layer in block]
+        ):
             alike = list(alike)
             last = number + len(alike) - 1
-            row('  block{}'.format(number) + ('-{}'.format(last) if last > number else ''),
-                'each of {}:'.format(len(alike)) if last > number else '', alike[0])
+            row(
+                f'  block{number}' + (f'-{last}' if last > number else ''),
+                f'each of {len(alike)}:' if last > number else '',
+                alike[0],
+            )
             for layer in alike[0]:
                 row('    ' + layer.path.split('/')[2], layer.filters, [layer])
             number = last + 1
     total = [sum(layer[i] for layer in found) for i in (3, 4)]
-    lines += [_ROW.format('total', '', '', *map('{:,}'.format, total)), '',
-              '{:.1f} M parameters, {:.2f} G multiply-adds'.format(total[0] / 1e6, total[1] / 1e9)]
+    lines += [
+        _ROW.format('total', '', '', *map('{:,}'.format, total)),
+        '',
+        f'{total[0] / 1e6:.1f} M parameters, {total[1] / 1e9:.2f} G multiply-adds',
+    ]
     return '\n'.join(line.rstrip() for line in lines)

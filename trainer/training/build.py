@@ -1,4 +1,5 @@
 """What a run is made of, built from its options."""
+
 import chainer
 import numpy as np
 
@@ -8,8 +9,8 @@ import resnext_ilsvrc
 from trainer.errors import InputError
 from trainer.training import initial, transfer
 from trainer.training.losses import LabelSmoothing
-from trainer.training.options import RECORD, SIZES
 from trainer.training.optimizers import OPTIMIZERS
+from trainer.training.options import RECORD, SIZES
 from trainer.weights import formats, npz, registry
 
 # What npz files call the networks -> what --network calls them.
@@ -34,16 +35,27 @@ def network(options, given, architecture, dataset):
         initial.fill(built, options['initialization'], options['seed'])
     elif architecture is None and options['reset_classifier']:
         built = transfer.reset_classifier(built, classes, options['seed'])
-    where = RECORD if architecture is not None or model is None else '-m {}'.format(model)
+    where = RECORD if architecture is not None or model is None else f'-m {model}'
     if built.category_num != len(classes):
-        raise InputError('{}: a network of {} classes, but {} has {}{}'.format(
-            where, built.category_num, dataset.name, len(classes),
-            '' if where == RECORD else '; --reset-classifier trains a new classifier for these'))
+        raise InputError(
+            '{}: a network of {} classes, but {} has {}{}'.format(
+                where,
+                built.category_num,
+                dataset.name,
+                len(classes),
+                '' if where == RECORD else '; --reset-classifier trains a new classifier for these',
+            )
+        )
     if built.classes not in (None, classes):
         other = next(c for c in zip(built.classes, classes) if c[0] != c[1])
-        raise InputError('{}: its classes are not those of {} ({} where there is {} now){}'.format(
-            where, dataset.name, *other, '' if where == RECORD else
-            '; --reset-classifier trains a new classifier for these'))
+        raise InputError(
+            '{}: its classes are not those of {} ({} where there is {} now){}'.format(
+                where,
+                dataset.name,
+                *other,
+                '' if where == RECORD else '; --reset-classifier trains a new classifier for these',
+            )
+        )
     built.classes = classes
     return built
 
@@ -63,27 +75,52 @@ def of_options(options, given, architecture, category_num):
 def _new(options, category_num):
     C, d, block_num = options['C'], options['d'], tuple(options['block_num'])
     if options['network'] == 'original':
-        return resnext.ResNext(category_num, block_num, C, d, options['multi'],
-                               shortcut=options['shortcut'], initialize=False)
+        return resnext.ResNext(
+            category_num,
+            block_num,
+            C,
+            d,
+            options['multi'],
+            shortcut=options['shortcut'],
+            initialize=False,
+        )
     if options['network'] == 'paper':
-        return resnext.PaperResNext(category_num, block_num, C, d, options['widen_factor'],
-                                    shortcut=options['shortcut'], initialize=False)
-    return resnext_ilsvrc.ResNext(category_num, block_num, C, d,
-                                  options['multi'] or 256 / (C * d),
-                                  shortcut=options['shortcut'], initialize=False)
+        return resnext.PaperResNext(
+            category_num,
+            block_num,
+            C,
+            d,
+            options['widen_factor'],
+            shortcut=options['shortcut'],
+            initialize=False,
+        )
+    return resnext_ilsvrc.ResNext(
+        category_num,
+        block_num,
+        C,
+        d,
+        options['multi'] or 256 / (C * d),
+        shortcut=options['shortcut'],
+        initialize=False,
+    )
 
 
 def _take_sizes(options, given, built, model):
     """Refuse flags that contradict what the file of ``-m`` holds; record what it holds."""
-    held = {'network': _NAMES[built.kind], 'C': built.C, 'd': built.d,
-            'block_num': built.block_num, 'depth': built.layers,
-            'multi': getattr(built, 'multiplier', None),
-            'widen_factor': built.stages[0].out_channels / 64,
-            'shortcut': built.shortcut}
+    held = {
+        'network': _NAMES[built.kind],
+        'C': built.C,
+        'd': built.d,
+        'block_num': built.block_num,
+        'depth': built.layers,
+        'multi': getattr(built, 'multiplier', None),
+        'widen_factor': built.stages[0].out_channels / 64,
+        'shortcut': built.shortcut,
+    }
     for name in ('network',) + SIZES:
         value = given.get(name)
         if value is not None and tuple(np.ravel(value)) != tuple(np.ravel(held[name])):
-            raise InputError('--{} {}: {} holds {}'.format(name, value, model, npz.describe(built)))
+            raise InputError(f'--{name} {value}: {model} holds {npz.describe(built)}')
         options[name] = held[name]
 
 
@@ -99,8 +136,11 @@ def preprocessing(options, given, built):
         type: A class of :mod:`data_augmentation`.
     """
     name = options['preprocessing']
-    if options['load_model'] is not None and built.preprocessing is not None and not (
-            {'preprocessing', 'recipe'} & set(given)):
+    if (
+        options['load_model'] is not None
+        and built.preprocessing is not None
+        and not ({'preprocessing', 'recipe'} & set(given))
+    ):
         name = built.preprocessing
     if 'preprocessing' not in given:  # some sources have other means for other datasets
         chosen = getattr(data_augmentation, name)

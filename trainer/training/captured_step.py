@@ -1,4 +1,5 @@
 """The training step as one CUDA graph."""
+
 import warnings
 
 import chainer
@@ -21,6 +22,7 @@ class _Captured:
 
     def __init__(self, x, t, table):
         import cupy
+
         self.x, self.t = cupy.empty(x.shape, x.dtype), cupy.empty(t.shape, t.dtype)
         self.totals = cupy.empty(2, np.float64)
         self.table = table
@@ -57,6 +59,7 @@ class CapturedStep(Step):
     def __call__(self, x, t):
         if self._reason is None and len(t):
             from trainer.engines.cudnn.parameters import NotSupported
+
             try:
                 return self._replay(x, t)
             except NotSupported as e:
@@ -68,11 +71,12 @@ class CapturedStep(Step):
 
     def _give_up(self, reason):
         self._reason = reason
-        warnings.warn('the training step is not captured as a CUDA graph: {}'.format(reason))
+        warnings.warn(f'the training step is not captured as a CUDA graph: {reason}')
 
     def _begin(self):
         from trainer.engines.cudnn.captured import Room
         from trainer.engines.cudnn.parameters import HalfWeights, Update
+
         if self._room is None:
             self._room = Room()
             self._upload = _Upload()
@@ -80,13 +84,18 @@ class CapturedStep(Step):
         self._half = HalfWeights(self.network) if chainer.config.precision == 'mixed' else None
         self._params = list(self.network.params())
         self._arrays = [p.array for p in self._params]
-        self._statistics = [(link, name, getattr(link, name)) for link in self.network.links()
-                            for name in link._persistent if np.ndim(getattr(link, name))]
+        self._statistics = [
+            (link, name, getattr(link, name))
+            for link in self.network.links()
+            for name in link._persistent
+            if np.ndim(getattr(link, name))
+        ]
 
     def _moved(self):
         """Tell whether somebody put other arrays in the place of those that graphs point to."""
-        return (any(p.array is not a for p, a in zip(self._params, self._arrays)) or
-                any(getattr(link, name) is not a for link, name, a in self._statistics))
+        return any(p.array is not a for p, a in zip(self._params, self._arrays)) or any(
+            getattr(link, name) is not a for link, name, a in self._statistics
+        )
 
     def _replay(self, x, t):
         if self._update is not None and self._moved():
@@ -138,6 +147,7 @@ class CapturedStep(Step):
     def _compute(self, captured, pictures):
         """Make the update as it comes."""
         from trainer.engines.cudnn.graphs import untimed
+
         # The last batch of an epoch is seldom computed.
         rest = any(len(captured.x) < len(other.x) for other in self._captured.values())
         with self._room.entered(), untimed(rest):
@@ -150,6 +160,7 @@ class CapturedStep(Step):
 
     def _capture(self, captured, pictures):
         """Capture the update; return why that cannot be, or ``None``."""
+
         def gradients():
             self._gradients(captured, pictures)
 
@@ -159,10 +170,13 @@ class CapturedStep(Step):
         def both():
             gradients()
             update()
+
         try:
             with self._room.entered():
-                captured.graphs = [self._room.capture(part)[0] for part in (
-                    (gradients, update) if self.group.size > 1 else (both,))]
+                captured.graphs = [
+                    self._room.capture(part)[0]
+                    for part in ((gradients, update) if self.group.size > 1 else (both,))
+                ]
                 self._update.fill(captured.table)
             if self.group.size > 1:
                 captured.gradients = [param.grad for param in self._params]
@@ -196,6 +210,7 @@ class _Upload:
 
     def __init__(self):
         import cupy
+
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._sent = [cupy.cuda.Event(), cupy.cuda.Event()]
         self._read = cupy.cuda.Event()
@@ -204,6 +219,7 @@ class _Upload:
     def _make_room(self, size):
         import cupy
         import cupyx
+
         if size > self._size:
             self._stream.synchronize()
             self._read.synchronize()
@@ -226,14 +242,17 @@ class _Upload:
             host, sent = self._host[self._turn], self._sent[self._turn]
             sent.synchronize()
             for place, source in zip(places, sources):
-                host[place:place + source.nbytes].view(source.dtype).reshape(
-                    source.shape)[...] = source
+                host[place : place + source.nbytes].view(source.dtype).reshape(source.shape)[
+                    ...
+                ] = source
             self._stream.wait_event(self._read)
             self._device[:size].set(host[:size], stream=self._stream)
             sent.record(self._stream)
             stream.wait_event(sent)
-            sources = [self._device[place:place + source.nbytes].view(source.dtype).reshape(
-                source.shape) for place, source in zip(places, sources)]
+            sources = [
+                self._device[place : place + source.nbytes].view(source.dtype).reshape(source.shape)
+                for place, source in zip(places, sources)
+            ]
         for source, target in zip(sources, targets):
             target[...] = source
         self._read.record(stream)

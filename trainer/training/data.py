@@ -3,6 +3,7 @@
 On a GPU most preprocessing ends there (:mod:`trainer.transforms.device`): what is loaded
 are rows of numbers, from which ``finish`` makes the pictures.
 """
+
 import collections
 import functools
 import math
@@ -30,11 +31,14 @@ class FullBatches(loading.EveryPictureOnce):
 
     @functools.lru_cache(maxsize=2)
     def __call__(self, epoch):
-        return super().__call__(epoch)[:len(self)]
+        return super().__call__(epoch)[: len(self)]
 
 
-_PLANS = {'every-picture': loading.EveryPictureOnce, 'full-batches': FullBatches,
-          'original': loading.OriginalSampling}
+_PLANS = {
+    'every-picture': loading.EveryPictureOnce,
+    'full-batches': FullBatches,
+    'original': loading.OriginalSampling,
+}
 SAMPLINGS = tuple(_PLANS)
 
 
@@ -61,8 +65,9 @@ class Load:
             return np.empty((0,) + self.preprocessing.shape, np.float32), labels
         images = self.pictures.images[indices]
         if not getattr(self.preprocessing, 'arrays', False):
-            images = [Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-                      for image in images]
+            images = [
+                Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))) for image in images
+            ]
         if self.seed is None:
             return self.preprocessing.test_batch(images), labels
         drawn = [self._draw(epoch, i) for i in indices.tolist()]
@@ -70,8 +75,13 @@ class Load:
 
     def _draw(self, epoch, i):
         drawn = self.preprocessing.draw(generator(self.seed, epoch, i))
-        return drawn if self.mirror else drawn._replace(
-            **dict.fromkeys({'flip', 'upside_down'} & set(drawn._fields), False))
+        return (
+            drawn
+            if self.mirror
+            else drawn._replace(
+                **dict.fromkeys({'flip', 'upside_down'} & set(drawn._fields), False)
+            )
+        )
 
 
 class LoadFile(Load):
@@ -116,8 +126,11 @@ class LoadDrawn(Load):
         labels = self.pictures.labels
         x = np.empty((len(indices), self.fields), np.int32)
         x[:, 0] = indices + self.first
-        x[:, 1:] = self.preprocessing.untouched if self.seed is None else device.drawn(
-            self.preprocessing, self.seed, epoch, len(labels))[indices]
+        x[:, 1:] = (
+            self.preprocessing.untouched
+            if self.seed is None
+            else device.drawn(self.preprocessing, self.seed, epoch, len(labels))[indices]
+        )
         if not self.mirror:
             x[:, -1] = False
         return x, labels[indices]
@@ -133,8 +146,12 @@ class LoadPixels(LoadFile):
         Raises:
             trainer.errors.InputError: It cannot be read.
         """
-        ilsvrc.write_row(self._preprocessed(
-            item, self.preprocessing.train_pixels, self.preprocessing.test_pixels), out)
+        ilsvrc.write_row(
+            self._preprocessed(
+                item, self.preprocessing.train_pixels, self.preprocessing.test_pixels
+            ),
+            out,
+        )
 
 
 def data_path(dataset, options, preprocessing, group=processes.Alone()):
@@ -155,8 +172,9 @@ def data_path(dataset, options, preprocessing, group=processes.Alone()):
     """
     batch, workers = options['batch'], options['workers']
     in_memory = hasattr(dataset.train, 'images')
-    on_device = options['gpu'] >= 0 and all(device.available(preprocessing, pictures)
-                                            for pictures in (dataset.train, dataset.test))
+    on_device = options['gpu'] >= 0 and all(
+        device.available(preprocessing, pictures) for pictures in (dataset.train, dataset.test)
+    )
     if workers is None:
         # On a CPU the network is a thousand times slower than its data; drawing takes nothing.
         most = 4 if in_memory else parallel.cores()
@@ -164,10 +182,12 @@ def data_path(dataset, options, preprocessing, group=processes.Alone()):
         workers = 0 if options['gpu'] < 0 or in_memory and on_device else min(most, cores)
     plan = _PLANS[options['sampling']](len(dataset.train.labels), batch, options['seed'])
     if not len(plan):
-        raise InputError('-b {}: there are only {} pictures to draw a batch from'.format(
-            batch, len(dataset.train.labels)))
-    test_plan = loading.InOrder(len(dataset.test.labels),
-                                max(1, batch // options['test_batch_divide']))
+        raise InputError(
+            f'-b {batch}: there are only {len(dataset.train.labels)} pictures to draw a batch from'
+        )
+    test_plan = loading.InOrder(
+        len(dataset.test.labels), max(1, batch // options['test_batch_divide'])
+    )
 
     plan = group.share(plan, group.chunks(options['train_batch_divide']))
     test_plan = group.share(test_plan)
@@ -178,20 +198,38 @@ def data_path(dataset, options, preprocessing, group=processes.Alone()):
             load, shape, dtype = LoadFile(*given), preprocessing.shape, np.float32
             if on_device:
                 load, dtype = LoadPixels(*given), np.uint8
-                shape = preprocessing.row_bytes(training=repeat),
-            return parallel.Iterator(load, plan, pictures.labels, shape, workers, repeat,
-                                     leave_out=not repeat, dtype=dtype)
+                shape = (preprocessing.row_bytes(training=repeat),)
+            return parallel.Iterator(
+                load,
+                plan,
+                pictures.labels,
+                shape,
+                workers,
+                repeat,
+                leave_out=not repeat,
+                dtype=dtype,
+            )
         load = Load(*given)
         if on_device:
             load = LoadDrawn(*given, first=0 if repeat else len(dataset.train.labels))
         picture = math.prod(preprocessing.shape) * 4 + 4  # bytes; rows are shorter
         return loading.iterator(
-            load, plan, workers=workers, repeat=repeat,
-            shared_mem=picture * -(-plan.batch // loading.MIN_PIECES))
+            load,
+            plan,
+            workers=workers,
+            repeat=repeat,
+            shared_mem=picture * -(-plan.batch // loading.MIN_PIECES),
+        )
 
     finish = None
     if on_device:
-        finish = device.Pictures(preprocessing, dataset.train.images, dataset.test.images) if (
-            in_memory) else device.Pixels(preprocessing)
-    return DataPath(iterator(dataset.train, plan, options['seed'], True),
-                    iterator(dataset.test, test_plan, None, False), finish)
+        finish = (
+            device.Pictures(preprocessing, dataset.train.images, dataset.test.images)
+            if (in_memory)
+            else device.Pixels(preprocessing)
+        )
+    return DataPath(
+        iterator(dataset.train, plan, options['seed'], True),
+        iterator(dataset.test, test_plan, None, False),
+        finish,
+    )

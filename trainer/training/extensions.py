@@ -1,4 +1,5 @@
 """What happens between updates: learning rate, averaging, evaluation, models on disk."""
+
 import os
 
 import chainer
@@ -91,9 +92,12 @@ class MovingAverage(extension.Extension):
         elif isinstance(average, np.ndarray):
             average += rate * (array - average)
         else:
-            cuda.elementwise('T array, T rate', 'T average',
-                             'average += rate * (array - average)', 'moving_average')(
-                                 array, rate, average)
+            cuda.elementwise(
+                'T array, T rate',
+                'T average',
+                'average += rate * (array - average)',
+                'moving_average',
+            )(array, rate, average)
 
     def serialize(self, serializer):
         self.network.serialize(serializer['network'])
@@ -118,8 +122,9 @@ class LossScale(extension.Extension):
     def serialize(self, serializer):
         optimizer = self._optimizer
         optimizer._loss_scale = float(serializer('scale', optimizer._loss_scale))
-        optimizer._loss_scaling_isnan_ever = bool(serializer(
-            'overflowed', optimizer._loss_scaling_isnan_ever))
+        optimizer._loss_scaling_isnan_ever = bool(
+            serializer('overflowed', optimizer._loss_scaling_isnan_ever)
+        )
 
 
 class Evaluator(chainer.training.extensions.Evaluator):
@@ -157,16 +162,24 @@ class Evaluator(chainer.training.extensions.Evaluator):
         self._group.sum_tally(self.tally)
         unreadable = self._group.collect(getattr(iterator, 'unreadable', []))
         if unreadable:
-            self._say('{} pictures for testing left out; the first: {}'.format(
-                len(unreadable), unreadable[0]))
+            self._say(
+                f'{len(unreadable)} pictures for testing left out; the first: {unreadable[0]}'
+            )
         if not self.tally.pictures:
             raise InputError('none of the pictures for testing could be read')
         observation = {}
         with chainer.reporter.report_scope(observation):
-            chainer.report({'loss': self.tally.loss, 'accuracy': self.tally.accuracy,
-                            'top5_accuracy': self.tally.top5_accuracy}, network)
-            chainer.report({'accuracy/{}'.format(i): a
-                            for i, a in enumerate(self.tally.class_accuracy)}, network)
+            chainer.report(
+                {
+                    'loss': self.tally.loss,
+                    'accuracy': self.tally.accuracy,
+                    'top5_accuracy': self.tally.top5_accuracy,
+                },
+                network,
+            )
+            chainer.report(
+                {f'accuracy/{i}': a for i, a in enumerate(self.tally.class_accuracy)}, network
+            )
         return observation
 
 
@@ -184,11 +197,11 @@ class SaveModel(extension.Extension):
     def __init__(self, network, folder):
         self.network = network
         self.folder = folder
-        self.best = -1.
+        self.best = -1.0
 
     def path(self, what):
         """Return the file of an epoch's number, or of 'best'."""
-        return os.path.join(self.folder, '{}_{}.model'.format(self.network.name, what))
+        return os.path.join(self.folder, f'{self.network.name}_{what}.model')
 
     def __call__(self, trainer):
         self.network.save_model(self.path(trainer.updater.epoch))

@@ -1,4 +1,5 @@
 """Initial weights as the sources draw them."""
+
 import chainer.links as L
 import numpy as np
 

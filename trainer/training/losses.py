@@ -1,4 +1,5 @@
 """What training minimises, beside plain softmax cross entropy."""
+
 import chainer.functions as F
 
 

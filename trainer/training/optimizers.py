@@ -1,4 +1,5 @@
 """SGD with momentum, as Torch and as Chainer have it."""
+
 import chainer
 from chainer import optimizer
 from chainer.backends import cuda
@@ -29,11 +30,17 @@ class _Rule(optimizer.UpdateRule):
             return
         step = 'grad + momentum * buffer' if self.nesterov else 'buffer'
         cuda.elementwise(
-            'T grad, T lr, T momentum', 'T param, T buffer',
-            'buffer = momentum * buffer + grad; param -= lr * ({});'.format(step),
-            'torch_nesterov' if self.nesterov else 'torch_momentum')(
-                param.grad, self.hyperparam.lr, self.hyperparam.momentum, param.array,
-                self.state['buffer'])
+            'T grad, T lr, T momentum',
+            'T param, T buffer',
+            f'buffer = momentum * buffer + grad; param -= lr * ({step});',
+            'torch_nesterov' if self.nesterov else 'torch_momentum',
+        )(
+            param.grad,
+            self.hyperparam.lr,
+            self.hyperparam.momentum,
+            param.array,
+            self.state['buffer'],
+        )
 
 
 class TorchSGD(optimizer.GradientMethod):

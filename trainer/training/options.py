@@ -1,4 +1,5 @@
 """The options of a run: from a recipe, from flags, and from the run's own folder."""
+
 import hashlib
 import json
 import os
@@ -22,11 +23,23 @@ from trainer.weights import registry
 
 #: Options beside those of the recipe, and their defaults. Each is a flag of main.py.
 DEFAULTS = {
-    'save_path': './', 'recipe': 'original', 'data': None, 'quick': False, 'seed': 0, 'gpu': -1,
+    'save_path': './',
+    'recipe': 'original',
+    'data': None,
+    'quick': False,
+    'seed': 0,
+    'gpu': -1,
     'precision': None,
-    'workers': None, 'threads': None, 'start_epoch': 1, 'schedule_epoch': None, 'load_model': None,
-    'load_optimizer': None, 'load_log': None, 'reset_classifier': False, 'freeze': (),
-    'head_lr': 1.,
+    'workers': None,
+    'threads': None,
+    'start_epoch': 1,
+    'schedule_epoch': None,
+    'load_model': None,
+    'load_optimizer': None,
+    'load_log': None,
+    'reset_classifier': False,
+    'freeze': (),
+    'head_lr': 1.0,
 }
 
 #: The networks, and the sizes that they have where neither recipe nor flag says otherwise.
@@ -41,10 +54,15 @@ SIZES = ('C', 'd', 'multi', 'widen_factor', 'depth', 'block_num', 'shortcut')
 
 #: What an option may be, where there are few; main.py shows them.
 CHOICES = {
-    'network': tuple(NETWORKS), 'shortcut': ('A', 'B', 'C'), 'sampling': SAMPLINGS,
-    'optimizer': tuple(OPTIMIZERS), 'lr_schedule': ('steps', 'every', 'cosine'),
-    'initialization': INITIALIZATIONS, 'batch_scaling': ('none', 'lr', 'epochs'),
-    'preprocessing': tuple(data_augmentation.__all__), 'precision': PRECISIONS,
+    'network': tuple(NETWORKS),
+    'shortcut': ('A', 'B', 'C'),
+    'sampling': SAMPLINGS,
+    'optimizer': tuple(OPTIMIZERS),
+    'lr_schedule': ('steps', 'every', 'cosine'),
+    'initialization': INITIALIZATIONS,
+    'batch_scaling': ('none', 'lr', 'epochs'),
+    'preprocessing': tuple(data_augmentation.__all__),
+    'precision': PRECISIONS,
 }
 
 #: What may differ when a run goes on; everything else shapes its result.
@@ -72,10 +90,10 @@ def resolve(folder, resume, say, given):
     """
     record = read_record(folder) if resume else None
     if resume and record is None:
-        say('{}: no run to go on with yet, starting one'.format(folder))
+        say(f'{folder}: no run to go on with yet, starting one')
     for name in given:
         if name not in DEFAULTS and name not in recipes.Recipe._fields:
-            raise TypeError('no option {!r}'.format(name))
+            raise TypeError(f'no option {name!r}')
     for name, choices in CHOICES.items():
         if given.get(name) is not None and given[name] not in choices:
             raise InputError('--{} {}: there are {}'.format(name, given[name], ', '.join(choices)))
@@ -87,10 +105,12 @@ def resolve(folder, resume, say, given):
     for name, value in given.items():
         # Compare as JSON does, which has no tuples.
         if name not in _FREE and json.loads(json.dumps(value)) != json.loads(
-                json.dumps(options[name])):
+            json.dumps(options[name])
+        ):
             raise InputError(
-                '--{} {}: the run in {} has {}; leave the flag out, or start another run in '
-                'another folder (-p)'.format(name, value, folder, options[name]))
+                f'--{name} {value}: the run in {folder} has {options[name]}; leave the flag out, or start another run in '
+                'another folder (-p)'
+            )
     return dict(options, **given), record['network']
 
 
@@ -98,8 +118,9 @@ def _defaults(given):
     """Return what holds where nothing is given, as a dict, and the recipe."""
     quick, name = given.get('quick'), given.get('recipe')
     if quick and name not in (None, 'quick'):
-        raise InputError('--quick and --recipe {}: --quick is a recipe of its own; leave one of '
-                         'the two out'.format(name))
+        raise InputError(
+            f'--quick and --recipe {name}: --quick is a recipe of its own; leave one of the two out'
+        )
     name = 'quick' if quick else name or DEFAULTS['recipe']
     recipe = recipes.get(name)
     options = dict(DEFAULTS, **recipe._asdict())
@@ -115,23 +136,33 @@ def _defaults(given):
 def _new(given, say):
     options, recipe = _defaults(given)
     network = options['network']
-    known = set(NETWORKS[network]) | {'block_num'} | ({'depth'} if network == 'original' else {
-        'multi'} if network == 'ilsvrc' else set())
+    known = (
+        set(NETWORKS[network])
+        | {'block_num'}
+        | ({'depth'} if network == 'original' else {'multi'} if network == 'ilsvrc' else set())
+    )
     for size in SIZES:
         if size in given and size not in known and given.get('load_model') is None:
-            raise InputError('--{} {}: --network {} has no such size; it has {}'.format(
-                size, given[size], network, ', '.join('--' + s for s in SIZES if s in known)))
+            raise InputError(
+                '--{} {}: --network {} has no such size; it has {}'.format(
+                    size, given[size], network, ', '.join('--' + s for s in SIZES if s in known)
+                )
+            )
     if 'block_num' in given:
         if 'depth' in given:
-            raise InputError('--depth {} and --block_num: either of them says how deep the network '
-                             'is; leave one out'.format(given['depth']))
+            raise InputError(
+                '--depth {} and --block_num: either of them says how deep the network '
+                'is; leave one out'.format(given['depth'])
+            )
         options['depth'] = None
     options.update(given)
     if options['data'] is not None:  # the record is to be of use anywhere
         options['data'] = os.path.abspath(options['data'])
     if options['reset_classifier'] and options['load_model'] is None:
-        raise InputError('--reset-classifier: there is no model whose classifier could be; name it '
-                         'with --retrain')
+        raise InputError(
+            '--reset-classifier: there is no model whose classifier could be; name it '
+            'with --retrain'
+        )
     if options['depth'] is not None:
         options['block_num'] = blocks(network, options['depth'])
     _scale(options, recipe, given, say)
@@ -150,7 +181,7 @@ def blocks(network, depth):
     try:
         return of.blocks_of_depth(depth)
     except InputError as e:
-        raise InputError('--{}'.format(e))
+        raise InputError(f'--{e}')
 
 
 def _scale(options, recipe, given, say):
@@ -161,17 +192,23 @@ def _scale(options, recipe, given, say):
     if options['batch_scaling'] == 'lr':
         if 'lr' not in given:
             options['lr'] = recipe.lr * batch / usual
-            say('learning rate {:g} = {:g} x {} / {}: the recipe scales it with the batch; --lr '
-                'sets it'.format(options['lr'], recipe.lr, batch, usual))
+            say(
+                'learning rate {:g} = {:g} x {} / {}: the recipe scales it with the batch; --lr '
+                'sets it'.format(options['lr'], recipe.lr, batch, usual)
+            )
         return
     if 'epoch' not in given:
         options['epoch'] = max(1, recipe.epoch * usual // batch)
     if 'lr_steps' not in given:
         options['lr_steps'] = tuple(
-            step if 0 < step < 1 else step * usual // batch for step in recipe.lr_steps)
-    say('{} epochs, divided by 10 after {}: the recipe scales them with {} / batch; --epoch and '
-        '--lr_steps set them'.format(options['epoch'], ', '.join(map(str, options['lr_steps'])),
-                                     usual))
+            step if 0 < step < 1 else step * usual // batch for step in recipe.lr_steps
+        )
+    say(
+        '{} epochs, divided by 10 after {}: the recipe scales them with {} / batch; --epoch and '
+        '--lr_steps set them'.format(
+            options['epoch'], ', '.join(map(str, options['lr_steps'])), usual
+        )
+    )
 
 
 def read_record(folder):
@@ -192,11 +229,13 @@ def read_record(folder):
         return record
     except FileNotFoundError:
         if snapshots.find(folder):
-            raise InputError('{}: gone, though there are snapshots beside it; give the options of '
-                             'the run and its newest snapshot with -o'.format(path))
+            raise InputError(
+                f'{path}: gone, though there are snapshots beside it; give the options of '
+                'the run and its newest snapshot with -o'
+            )
         return None
     except (ValueError, KeyError, TypeError) as e:
-        raise InputError('{}: damaged ({}); it cannot be gone on with'.format(path, e))
+        raise InputError(f'{path}: damaged ({e}); it cannot be gone on with')
 
 
 def describe(dataset):
@@ -205,14 +244,21 @@ def describe(dataset):
     Returns:
         dict: name; train and test, numbers of pictures; digest, of names and labels.
     """
+
     def digest(part):
-        return part.digest() if hasattr(part, 'digest') else hashlib.sha256(
-            part.labels.astype('<i4').tobytes()).hexdigest()
+        return (
+            part.digest()
+            if hasattr(part, 'digest')
+            else hashlib.sha256(part.labels.astype('<i4').tobytes()).hexdigest()
+        )
 
     parts = {name: getattr(dataset, name) for name in ('train', 'test')}
     said = {name: len(part.labels) for name, part in parts.items() if part is not None}
-    return dict(said, name=dataset.name, digest=''.join(
-        digest(part) for part in parts.values() if part is not None))
+    return dict(
+        said,
+        name=dataset.name,
+        digest=''.join(digest(part) for part in parts.values() if part is not None),
+    )
 
 
 def check_pictures(folder, pictures):
@@ -228,14 +274,18 @@ def check_pictures(folder, pictures):
     began = read_record(folder).get('pictures', pictures)
     for name in ('train', 'test'):
         if pictures.get(name) != began.get(name):
-            raise InputError('{}: the run began with {} pictures for {}, now there are {}; give it '
-                             'those back, or start another run (-m takes its model over)'.format(
-                                 folder, began.get(name, 'no'), name + 'ing',
-                                 pictures.get(name, 'none')))
+            raise InputError(
+                '{}: the run began with {} pictures for {}, now there are {}; give it '
+                'those back, or start another run (-m takes its model over)'.format(
+                    folder, began.get(name, 'no'), name + 'ing', pictures.get(name, 'none')
+                )
+            )
     if pictures != began:
-        raise InputError('{}: the run began with other pictures (as many, but other names or '
-                         'classes); give it those back, or start another run (-m takes its model '
-                         'over)'.format(folder))
+        raise InputError(
+            f'{folder}: the run began with other pictures (as many, but other names or '
+            'classes); give it those back, or start another run (-m takes its model '
+            'over)'
+        )
 
 
 def write_record(folder, options, network, pictures):
@@ -251,8 +301,12 @@ def write_record(folder, options, network, pictures):
         'options': options,
         'pictures': pictures,
         'network': registry.architecture(network),
-        'versions': {'python': platform.python_version(), 'numpy': np.__version__,
-                     'chainer': chainer.__version__, 'pillow': PIL.__version__},
+        'versions': {
+            'python': platform.python_version(),
+            'numpy': np.__version__,
+            'chainer': chainer.__version__,
+            'pillow': PIL.__version__,
+        },
     }
     with files.replacing(os.path.join(folder, RECORD)) as path, open(path, 'w') as f:
         json.dump(record, f, indent=1)

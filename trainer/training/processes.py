@@ -20,6 +20,7 @@ process without a picture of a batch (there may be fewer than processes) keeps i
 What a user could not tell apart from one process is the same: options, files, snapshots.
 Without mpiexec nothing of MPI is imported.
 """
+
 import contextlib
 import io
 import os
@@ -44,7 +45,7 @@ _MANAGERS = (
 )
 
 #: Seconds for which a process that fails waits for the others to fail as well.
-PATIENCE = 5.
+PATIENCE = 5.0
 
 
 def launched():
@@ -97,6 +98,7 @@ def joined():
 
 def _mpi():
     from mpi4py import MPI
+
     return MPI
 
 
@@ -107,13 +109,16 @@ def _world(size):
             MPI = _mpi()
     except (ImportError, RuntimeError) as e:  # without a library it is a RuntimeError
         raise InputError(
-            'mpiexec started {} processes, but mpi4py cannot be imported ({}); install it with '
-            '"uv sync --extra mpi" or "pip install mpi4py mpich"'.format(size, e))
+            f'mpiexec started {size} processes, but mpi4py cannot be imported ({e}); install it with '
+            '"uv sync --extra mpi" or "pip install mpi4py mpich"'
+        )
     if MPI.COMM_WORLD.size != size:
         raise InputError(
             'mpiexec started {} processes, but mpi4py sees {}: it uses {}, and mpiexec is of '
             'another MPI; start them with the mpiexec of that one'.format(
-                size, MPI.COMM_WORLD.size, MPI.Get_library_version().split('\n')[0].strip()))
+                size, MPI.COMM_WORLD.size, MPI.Get_library_version().split('\n')[0].strip()
+            )
+        )
     return MPI.COMM_WORLD
 
 
@@ -247,13 +252,16 @@ class Processes(Alone):
         except InputError as e:
             if self.gpu(first) == first:
                 raise
-            raise InputError('{} (with -g {}, the {} processes of {} take as many GPUs)'.format(
-                e, first, self.local_size, socket.gethostname()))
+            raise InputError(
+                f'{e} (with -g {first}, the {self.local_size} processes of {socket.gethostname()} take as many GPUs)'
+            )
         from chainermn import nccl
+
         if not nccl._available:
-            raise InputError('-g {}: several processes need NCCL, which CuPy cannot find; install '
-                             'it with "uv sync --extra nccl13" or "pip install nvidia-nccl-cu13"'
-                             .format(first))
+            raise InputError(
+                f'-g {first}: several processes need NCCL, which CuPy cannot find; install '
+                'it with "uv sync --extra nccl13" or "pip install nvidia-nccl-cu13"'
+            )
         return device
 
     def in_turn(self, function):
@@ -262,11 +270,13 @@ class Processes(Alone):
 
     def begin(self, device, *networks, gradients=None):
         import chainermn
+
         if device.xp is np:
             self._communicator = chainermn.create_communicator('naive', self._world)
         else:
             self._communicator = chainermn.create_communicator(
-                'pure_nccl', self._world, allreduce_grad_dtype=gradients or np.float32)
+                'pure_nccl', self._world, allreduce_grad_dtype=gradients or np.float32
+            )
         # Not ChainerMN's bcast_data: it leaves out the statistics, and rounds in mixed mode.
         for network in networks:
             for link, name in _arrays(network, persistent=False) + _arrays(network):
@@ -294,7 +304,7 @@ class Processes(Alone):
         return total
 
     def sum_tally(self, tally):
-        tally.loss_sum, = self.sum(tally.loss_sum)
+        (tally.loss_sum,) = self.sum(tally.loss_sum)
         tally.confusion = self._sum(tally.confusion)
         tally.top5 = self._sum(tally.top5)
 
@@ -313,8 +323,12 @@ class Processes(Alone):
         if not found:
             return
         # In float64, so that the mean of equal numbers is that number.
-        mean = self._sum(np.concatenate([
-            cuda.to_cpu(array).ravel().astype(np.float64) for array in found])) / self.size
+        mean = (
+            self._sum(
+                np.concatenate([cuda.to_cpu(array).ravel().astype(np.float64) for array in found])
+            )
+            / self.size
+        )
         ends = np.cumsum([array.size for array in found])[:-1]
         for array, part in zip(found, np.split(mean, ends)):
             part = part.astype(array.dtype).reshape(array.shape)
@@ -329,13 +343,16 @@ class Processes(Alone):
             if self.rank:
                 raise SystemExit(status) from None
             return
-        where = 'process {} of {}, on {}'.format(self.rank + 1, self.size, socket.gethostname())
+        where = f'process {self.rank + 1} of {self.size}, on {socket.gethostname()}'
         if status == 1:
             traceback.print_exception(error)
             line = 'ended by the error above'
         if status != 130:
-            print('{}: error: {} ({}; the others are ended as well)'.format(
-                cli.prog(), line, where), file=sys.stderr, flush=True)
+            print(
+                f'{cli.prog()}: error: {line} ({where}; the others are ended as well)',
+                file=sys.stderr,
+                flush=True,
+            )
             time.sleep(1)  # MPICH's mpiexec drops what it has not yet passed on when it ends
         self._world.Abort(status)
         os._exit(status)  # MPICH's Abort returns where others have to be told
@@ -347,15 +364,18 @@ class Processes(Alone):
         while not meeting.Test():
             if time.monotonic() > deadline:
                 return False
-            time.sleep(.01)
+            time.sleep(0.01)
         return True
 
 
 def _arrays(network, persistent=True):
     """Return (link, name) of a network's parameters, or else of its running statistics."""
-    return [(link, name) for link in network.links()
-            for name in sorted(link._persistent if persistent else link._params)
-            if not persistent or np.ndim(getattr(link, name))]
+    return [
+        (link, name)
+        for link in network.links()
+        for name in sorted(link._persistent if persistent else link._params)
+        if not persistent or np.ndim(getattr(link, name))
+    ]
 
 
 def _get(link, name):

@@ -1,4 +1,5 @@
 """A training run: everything that ``main.py`` does, for Python."""
+
 import os
 import shutil
 import signal
@@ -19,12 +20,26 @@ from trainer.reports.summary import summary as summarise
 from trainer.training import build, extensions, processes, schedules, snapshots, transfer
 from trainer.training.data import data_path
 from trainer.training.options import (
-    DEFAULTS, RECORD, check_pictures, describe, resolve, write_record)
+    DEFAULTS,
+    RECORD,
+    check_pictures,
+    describe,
+    resolve,
+    write_record,
+)
 from trainer.training.updater import ChunkedUpdater
 from trainer.weights import npz
 
-_OUTPUTS = (RECORD, splits.RECORD, 'log.json', 'loss.jpg', 'accuracy.jpg', 'confusion.jpg',
-            'confusion.json', 'model')
+_OUTPUTS = (
+    RECORD,
+    splits.RECORD,
+    'log.json',
+    'loss.jpg',
+    'accuracy.jpg',
+    'confusion.jpg',
+    'confusion.json',
+    'model',
+)
 
 # Classes of datasets; those of others are their class folders.
 _CLASSES = {'cifar10': 10, 'cifar100': 100, 'mnist': 10, 'quick': 10, 'ilsvrc': 1000}
@@ -55,8 +70,9 @@ def train(resume=False, say=print, **given):
         try:
             return _train(folder, resume, (lambda text: None) if group.rank else say, given, group)
         except OSError as e:
-            raise InputError('{}: cannot be written ({}); mend that and go on with --resume'.format(
-                e.filename or folder, e.strerror or e))
+            raise InputError(
+                f'{e.filename or folder}: cannot be written ({e.strerror or e}); mend that and go on with --resume'
+            )
         finally:
             if lock is not None:
                 lock.release()
@@ -74,8 +90,9 @@ def summary(resume=False, **given):
     Raises:
         trainer.errors.InputError: Something given cannot be used.
     """
-    options, architecture = resolve(given.get('save_path', DEFAULTS['save_path']), resume,
-                                    lambda message: None, given)
+    options, architecture = resolve(
+        given.get('save_path', DEFAULTS['save_path']), resume, lambda message: None, given
+    )
     name = 'quick' if options['quick'] else options['dataset']
     classes = _CLASSES.get(name)
     reset = options['reset_classifier'] and architecture is None
@@ -94,42 +111,57 @@ def _claim(folder):
         lock.acquire(timeout=2)  # seconds: a run that was just killed may be about to go
         return lock
     except filelock.Timeout:
-        raise InputError('-p {}: another run is writing there; choose another folder'.format(
-            folder))
+        raise InputError(f'-p {folder}: another run is writing there; choose another folder')
     except (OSError, NotImplementedError) as e:
-        raise InputError('-p {}: cannot be written ({}); choose another folder'.format(
-            folder, getattr(e, 'strerror', None) or e))
+        raise InputError(
+            '-p {}: cannot be written ({}); choose another folder'.format(
+                folder, getattr(e, 'strerror', None) or e
+            )
+        )
 
 
 def _train(folder, resume, say, given, group):
-    options, architecture, going_on = group.first(lambda: (
-        *resolve(folder, resume, say, given), resume and bool(snapshots.find(folder))))
+    options, architecture, going_on = group.first(
+        lambda: (*resolve(folder, resume, say, given), resume and bool(snapshots.find(folder)))
+    )
     device = group.together(lambda: group.device(options['gpu']))
-    engine, precision, why = group.first(lambda: engines.choose(
-        options['gpu'], options['precision'], training=True))
-    dataset = group.in_turn(lambda: datasets.load(
-        'quick' if options['quick'] else options['dataset'], options['data']))
+    engine, precision, why = group.first(
+        lambda: engines.choose(options['gpu'], options['precision'], training=True)
+    )
+    dataset = group.in_turn(
+        lambda: datasets.load('quick' if options['quick'] else options['dataset'], options['data'])
+    )
     pictures = describe(dataset)
     if any(other != pictures for other in group.collect([pictures])):
-        raise InputError('--data {}: the processes find different pictures there'.format(
-            options['data']))
+        raise InputError(
+            '--data {}: the processes find different pictures there'.format(options['data'])
+        )
     if going_on:
         group.first(lambda: check_pictures(folder, pictures))
     split = None
     if dataset.test is None:
         path = os.path.join(folder, splits.RECORD)
-        split = group.first(lambda: splits.read(path) if going_on else
-                            splits.make(dataset.train, options['seed']))
+        split = group.first(
+            lambda: splits.read(path) if going_on else splits.make(dataset.train, options['seed'])
+        )
         dataset = splits.apply(dataset, split)
     network = build.network(options, given, architecture if going_on else None, dataset)
     preprocessing = build.preprocessing(options, given, network)
     _introduce(say, options, network, dataset)
-    say('device: {}, engine {}, precision {}{}'.format(
-        'CPU' if options['gpu'] < 0 else 'GPU {}'.format(options['gpu']), engine, precision,
-        '; ' + why if why else ''))
+    say(
+        'device: {}, engine {}, precision {}{}'.format(
+            'CPU' if options['gpu'] < 0 else 'GPU {}'.format(options['gpu']),
+            engine,
+            precision,
+            '; ' + why if why else '',
+        )
+    )
     if group.size > 1:
-        say('processes: {}, each with its share of every batch{}'.format(
-            group.size, ' and a GPU of its own' if options['gpu'] >= 0 else ''))
+        say(
+            'processes: {}, each with its share of every batch{}'.format(
+                group.size, ' and a GPU of its own' if options['gpu'] >= 0 else ''
+            )
+        )
     if options['load_model'] is not None and not going_on:
         say(transfer.describe(options))
 
@@ -144,8 +176,11 @@ def _train(folder, resume, say, given, group):
             try:
                 chainer.serializers.NpzDeserializer(arrays).load(optimizer)
             except (KeyError, ValueError, TypeError) as e:
-                raise InputError('-o {}: does not fit {} ({})'.format(
-                    options['load_optimizer'], npz.describe(network), e))
+                raise InputError(
+                    '-o {}: does not fit {} ({})'.format(
+                        options['load_optimizer'], npz.describe(network), e
+                    )
+                )
         if options['load_log'] is not None:
             log.load(options['load_log'], epochs_before)
     data = data_path(dataset, options, preprocessing, group)
@@ -163,11 +198,19 @@ def _train(folder, resume, say, given, group):
 
     group.first(begin_folder)
     stop = _Stop(say, group)
-    updater = ChunkedUpdater(data.train, optimizer, device,
-                             group.chunks(options['train_batch_divide']), build.loss(options),
-                             group, data.finish, captured=engine == 'cudnn')
+    updater = ChunkedUpdater(
+        data.train,
+        optimizer,
+        device,
+        group.chunks(options['train_batch_divide']),
+        build.loss(options),
+        group,
+        data.finish,
+        captured=engine == 'cudnn',
+    )
     trainer = chainer.training.Trainer(
-        updater, chainer.training.triggers.IntervalTrigger(options['epoch'], 'epoch'), folder)
+        updater, chainer.training.triggers.IntervalTrigger(options['epoch'], 'epoch'), folder
+    )
     trainer.stop_trigger = stop.before(trainer.stop_trigger)
     iterations = len(data.train.dataset.plan)
     networks = [network]
@@ -179,29 +222,39 @@ def _train(folder, resume, say, given, group):
     if precision == 'mixed':
         optimizer.loss_scaling()  # adapts to what float16 can hold
         trainer.extend(extensions.LossScale(optimizer))
-    evaluator = extensions.Evaluator(data.test, engines.predictor(
-        network, engine, precision, data.finish), say, group)
+    evaluator = extensions.Evaluator(
+        data.test, engines.predictor(network, engine, precision, data.finish), say, group
+    )
     snapshot = snapshots.extension()
     chosen = [extensions.LearningRate(schedules.of(options), iterations), evaluator]
     if not group.rank:
-        chosen += [log, Console(log, options['epoch'], iterations),
-                   extensions.SaveModel(network, models),
-                   figures.Figures(log, evaluator, dataset.classes, options['epoch'])]
+        chosen += [
+            log,
+            Console(log, options['epoch'], iterations),
+            extensions.SaveModel(network, models),
+            figures.Figures(log, evaluator, dataset.classes, options['epoch']),
+        ]
         trainer.extend(snapshot, trigger=snapshots.Trigger(lambda: stop.wanted))
     for extension in chosen:
         trainer.extend(extension, trigger=_epochs(1) if extension.trigger[1] == 'epoch' else None)
     if group.size > 1:
         # Triggers without a state: snapshots are the same for any number of processes.
-        trainer.extend(lambda trainer: stop.agree(), name='stop', trigger=lambda trainer: True,
-                       priority=extensions.FIRST)
-        trainer.extend(lambda trainer: group.mean_statistics(*networks), name='statistics',
-                       trigger=lambda trainer: updater.is_new_epoch or stop.wanted,
-                       priority=extensions.BEFORE_EVALUATION)
+        trainer.extend(
+            lambda trainer: stop.agree(),
+            name='stop',
+            trigger=lambda trainer: True,
+            priority=extensions.FIRST,
+        )
+        trainer.extend(
+            lambda trainer: group.mean_statistics(*networks),
+            name='statistics',
+            trigger=lambda trainer: updater.is_new_epoch or stop.wanted,
+            priority=extensions.BEFORE_EVALUATION,
+        )
 
     if going_on:
         path = snapshots.restore(trainer, folder, say, group)
-        say('{}: going on after epoch {}, update {}'.format(
-            path, updater.epoch, updater.iteration))
+        say(f'{path}: going on after epoch {updater.epoch}, update {updater.iteration}')
     elif epochs_before:
         _begin_after(trainer, log, epochs_before, iterations)
     if updater.epoch >= options['epoch']:
@@ -211,8 +264,12 @@ def _train(folder, resume, say, given, group):
     # BLAS's threads wait by spinning: a network as small as --quick's gains nothing by
     # them, and on a busy machine they cost it many times its time.
     threads = options['threads'] or (1 if options['quick'] else None)
-    with stop, threadpoolctl.threadpool_limits(threads, 'blas'), chainer.using_config(
-            'engine', engine), chainer.using_config('precision', precision):
+    with (
+        stop,
+        threadpoolctl.threadpool_limits(threads, 'blas'),
+        chainer.using_config('engine', engine),
+        chainer.using_config('precision', precision),
+    ):
         try:
             trainer.run(show_loop_exception_msg=False)
         except parallel.Unreadable as e:
@@ -220,27 +277,41 @@ def _train(folder, resume, say, given, group):
             group.mean_statistics(*networks)
             if not group.rank:
                 snapshot(trainer)
-            raise InputError('{}; mend it, or put another picture of its class in its place, and '
-                             'go on with --resume {}: nothing is lost'.format(e, folder))
+            raise InputError(
+                f'{e}; mend it, or put another picture of its class in its place, and '
+                f'go on with --resume {folder}: nothing is lost'
+            )
     if stop.wanted and updater.epoch < options['epoch']:
-        say('stopped after update {}, nothing is lost: python main.py --resume {}'.format(
-            updater.iteration, folder))
+        say(
+            f'stopped after update {updater.iteration}, nothing is lost: python main.py --resume {folder}'
+        )
         return False
     return True
 
 
 def _introduce(say, options, network, dataset):
     """Say what is about to be trained, on what, and how."""
-    say('{}: {}, {:,} weights'.format(network.name, npz.describe(network),
-                                      network.count_parameters()))
-    say('data: {}, {} pictures for training, {} for testing; {}'.format(
-        dataset.name, len(dataset.train.labels), len(dataset.test.labels),
-        options['preprocessing']))
+    say(f'{network.name}: {npz.describe(network)}, {network.count_parameters():,} weights')
+    say(
+        'data: {}, {} pictures for training, {} for testing; {}'.format(
+            dataset.name,
+            len(dataset.train.labels),
+            len(dataset.test.labels),
+            options['preprocessing'],
+        )
+    )
     for note in dataset.notes:
         say('note: ' + note)
-    say('recipe: {}; batch {}, {} from learning rate {:g} ({}), weight decay {:g}'.format(
-        options['recipe'], options['batch'], options['optimizer'], options['lr'],
-        schedules.describe(options), options['weight_decay']))
+    say(
+        'recipe: {}; batch {}, {} from learning rate {:g} ({}), weight decay {:g}'.format(
+            options['recipe'],
+            options['batch'],
+            options['optimizer'],
+            options['lr'],
+            schedules.describe(options),
+            options['weight_decay'],
+        )
+    )
 
 
 def _epochs(n):
@@ -252,9 +323,12 @@ def _begin_after(trainer, log, epochs, iterations):
     updater = trainer.updater
     loading.skip_epochs(updater.get_iterator('main'), epochs)
     updater.iteration = epochs * iterations
-    state = chainer.serializers.NpzDeserializer({
-        'previous_iteration': np.asarray(updater.iteration),
-        'previous_epoch_detail': np.asarray(float(epochs))})
+    state = chainer.serializers.NpzDeserializer(
+        {
+            'previous_iteration': np.asarray(updater.iteration),
+            'previous_epoch_detail': np.asarray(float(epochs)),
+        }
+    )
     found = [entry.trigger for entry in trainer._extensions.values()] + [log._trigger]
     for trigger in found:
         if isinstance(trigger, chainer.training.triggers.IntervalTrigger):
@@ -274,7 +348,7 @@ def _move_aside(folder, say):
     os.makedirs(aside)
     for name in left:
         shutil.move(os.path.join(folder, name), os.path.join(aside, name))
-    say('moved an earlier run to {}'.format(aside))
+    say(f'moved an earlier run to {aside}')
 
 
 class _Stop:
@@ -294,7 +368,7 @@ class _Stop:
 
     def agree(self):
         """Learn, after an update, whether one of the processes is asked to stop."""
-        self._agreed = self._group.sum(self._asked) != [0.]
+        self._agreed = self._group.sum(self._asked) != [0.0]
 
     def __enter__(self):
         self._main = threading.current_thread() is threading.main_thread()
@@ -314,6 +388,8 @@ class _Stop:
 
     def before(self, trigger):
         """Return a stop trigger: now, or when ``trigger`` says so."""
+
         def stop(trainer):
             return self.wanted or trigger(trainer)
+
         return stop

@@ -3,6 +3,7 @@
 A schedule is ``schedule(epoch, part)``: epochs done before an update, and the share of
 the next one that is done after it, 0 < part <= 1.
 """
+
 import math
 
 
@@ -14,27 +15,29 @@ def epochs_of(value, total):
 
 def steps(lr, lr_steps):
     """``lr``, divided by 10 after each of the epochs ``lr_steps``."""
-    return lambda epoch, part=1.: lr / 10 ** sum(epoch >= step for step in lr_steps)
+    return lambda epoch, part=1.0: lr / 10 ** sum(epoch >= step for step in lr_steps)
 
 
 def every(lr, period):
     """``lr``, divided by 10 after every ``period`` epochs."""
-    return lambda epoch, part=1.: lr / 10 ** (epoch // period)
+    return lambda epoch, part=1.0: lr / 10 ** (epoch // period)
 
 
-def cosine(lr, period, lr_min=0.):
+def cosine(lr, period, lr_min=0.0):
     """From ``lr`` to ``lr_min`` along half a cosine, again every ``period`` epochs.
 
     Cosine annealing with warm restarts (arXiv 1608.03983), epoch by epoch.
     """
-    def schedule(epoch, part=1.):
+
+    def schedule(epoch, part=1.0):
         return lr_min + (lr - lr_min) * (1 + math.cos(math.pi * (epoch % period) / period)) / 2
+
     return schedule
 
 
 def warming_up(schedule, epochs):
     """``schedule``, times what climbs from 0 to 1, update by update, in the first ``epochs``."""
-    return lambda epoch, part=1.: schedule(epoch, part) * min(1., (epoch + part) / epochs)
+    return lambda epoch, part=1.0: schedule(epoch, part) * min(1.0, (epoch + part) / epochs)
 
 
 def _period(options):
@@ -64,12 +67,19 @@ def describe(options):
     total, period = options['schedule_epoch'], _period(options)
     if options['lr_schedule'] == 'steps':
         steps = [epochs_of(step, total) for step in options['lr_steps']]
-        text = 'divided by 10 after {} of {} epochs'.format(
-            ', '.join(map(str, steps)), options['epoch']) if steps else 'constant'
+        text = (
+            'divided by 10 after {} of {} epochs'.format(
+                ', '.join(map(str, steps)), options['epoch']
+            )
+            if steps
+            else 'constant'
+        )
     elif options['lr_schedule'] == 'every':
         text = 'divided by 10 every {} of {} epochs'.format(period, options['epoch'])
     else:
         text = 'half a cosine to {:g} every {} of {} epochs'.format(
-            options['lr_min'], period, options['epoch'])
-    return text + (', {:g} epochs of warm-up'.format(options['warmup'])
-                   if options['warmup'] else '')
+            options['lr_min'], period, options['epoch']
+        )
+    return text + (
+        ', {:g} epochs of warm-up'.format(options['warmup']) if options['warmup'] else ''
+    )

@@ -1,4 +1,5 @@
 """Snapshots: everything that a run needs to go on as if it had never stopped."""
+
 import os
 import re
 
@@ -76,8 +77,9 @@ def restore(trainer, folder, say=print, group=processes.Alone()):
     try:
         chainer.serializers.NpzDeserializer(arrays).load(trainer)
     except (KeyError, ValueError, TypeError) as e:
-        raise InputError('{}: not of this run: it does not fit the network or the options '
-                         '({})'.format(path, e))
+        raise InputError(
+            f'{path}: not of this run: it does not fit the network or the options ({e})'
+        )
     return path
 
 
@@ -88,10 +90,12 @@ def _newest(folder, say):
         try:
             return path, _writable(path)
         except InputError as e:
-            say('{}; passing over it'.format(e))
+            say(f'{e}; passing over it')
     if found:
-        raise InputError('{}: none of the {} snapshots is whole; start anew without --resume '
-                         '(what is there is moved aside)'.format(folder, len(found)))
+        raise InputError(
+            f'{folder}: none of the {len(found)} snapshots is whole; start anew without --resume '
+            '(what is there is moved aside)'
+        )
     return None, None
 
 
@@ -103,9 +107,9 @@ def optimizer_arrays(path):
     """
     arrays = _writable(path)
     prefix = 'updater/optimizer:main/'
-    inside = {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
+    inside = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
     if not inside and not ({'t', 'epoch'} <= set(arrays)):
-        raise InputError('-o {}: neither a snapshot nor an optimizer saved by Chainer'.format(path))
+        raise InputError(f'-o {path}: neither a snapshot nor an optimizer saved by Chainer')
     return inside or arrays
 
 

@@ -1,4 +1,5 @@
 """One update of a network from one batch."""
+
 import chainer
 import numpy as np
 
@@ -23,8 +24,9 @@ class Step:
         group (trainer.training.processes.Alone): The processes.
     """
 
-    def __init__(self, optimizer, device, divide=1, loss=None, finish=None,
-                 group=processes.Alone()):
+    def __init__(
+        self, optimizer, device, divide=1, loss=None, finish=None, group=processes.Alone()
+    ):
         self.optimizer = optimizer
         self.network = optimizer.target
         self.device = device
@@ -59,8 +61,9 @@ class Step:
         """Yield of each chunk the loss, the scores, the labels, and by what its loss
         contributes to the gradients."""
         chunks = min(self.divide, len(t))
-        for x_chunk, t_chunk in zip(np.array_split(x, chunks), np.array_split(t, chunks)
-                                    ) if chunks else ():
+        for x_chunk, t_chunk in (
+            zip(np.array_split(x, chunks), np.array_split(t, chunks)) if chunks else ()
+        ):
             x_chunk, t_chunk = self.device.send(x_chunk), self.device.send(t_chunk)
             if self._finish is not None:
                 x_chunk = self._finish(x_chunk)

@@ -4,6 +4,7 @@ A converted ImageNet network becomes one for other classes: :func:`reset_classif
 gives it a head for them, :class:`Frozen` keeps layers as they are, and :class:`HeadRate`
 lets the head learn faster than the rest.
 """
+
 import chainer
 
 from trainer.errors import InputError
@@ -25,8 +26,7 @@ def reset_classifier(network, classes, seed):
         trainer.networks.base.Network
     """
     classes = list(classes)
-    architecture = dict(registry.architecture(network), category_num=len(classes),
-                        classes=classes)
+    architecture = dict(registry.architecture(network), category_num=len(classes), classes=classes)
     new = registry.build(architecture, 'the network', None)
     new.weight_initialization(seed)
     held = npz.state(new)
@@ -70,16 +70,21 @@ def links_of(network, prefixes):
     links = {path.strip('/'): link for path, link in network.namedlinks(skipself=True)}
     wrong = next((p for p in prefixes if p.strip('/') not in links), None)
     if wrong is not None:
-        raise InputError('--freeze {}: there is no such layer; there are {} and what is below '
-                         'them, stage1/block1 for example'.format(wrong, ', '.join(
-                             part.name for part in _parts(network))))
+        raise InputError(
+            '--freeze {}: there is no such layer; there are {} and what is below '
+            'them, stage1/block1 for example'.format(
+                wrong, ', '.join(part.name for part in _parts(network))
+            )
+        )
     return [links[prefix.strip('/')] for prefix in prefixes]
 
 
 def _parts(network):
     """Return stem, stages and classifier, in this order."""
-    return [network[name] for name in ('stem', *(
-        'stage{}'.format(i + 1) for i in range(len(network.stages))), HEAD)]
+    return [
+        network[name]
+        for name in ('stem', *(f'stage{i + 1}' for i in range(len(network.stages))), HEAD)
+    ]
 
 
 class Frozen(chainer.LinkHook):
@@ -106,8 +111,9 @@ class Frozen(chainer.LinkHook):
         tops = links_of(network, prefixes)
         frozen = {id(param) for link in tops for param in link.params()}
         if all(id(param) in frozen for param in network.params()):
-            raise InputError('--freeze {}: nothing would be left to train'.format(
-                ' '.join(prefixes)))
+            raise InputError(
+                '--freeze {}: nothing would be left to train'.format(' '.join(prefixes))
+            )
         for link in tops:
             link.disable_update()
         self._bottom = set()

@@ -1,4 +1,5 @@
 """Chainer's updater over batches that come in pieces."""
+
 import chainer
 
 from trainer.datasets import loading
@@ -21,16 +22,28 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
         step (trainer.training.step.Step): Makes the updates.
     """
 
-    def __init__(self, iterator, optimizer, device, divide=1, loss=None,
-                 group=processes.Alone(), finish=None, captured=False):
+    def __init__(
+        self,
+        iterator,
+        optimizer,
+        device,
+        divide=1,
+        loss=None,
+        group=processes.Alone(),
+        finish=None,
+        captured=False,
+    ):
         super().__init__(iterator, optimizer, device=device)
         self.step = (CapturedStep if captured else Step)(
-            optimizer, device, divide, loss, finish, group)
+            optimizer, device, divide, loss, finish, group
+        )
 
     def update_core(self):
         iterator = self.get_iterator('main')
-        x, t = loading.join(self.step.group.together(
-            iterator.next, undo=getattr(iterator, 'step_back', None)), copy=False)
+        x, t = loading.join(
+            self.step.group.together(iterator.next, undo=getattr(iterator, 'step_back', None)),
+            copy=False,
+        )
         self.update_with(x, t)
 
     def update_with(self, x, t):
@@ -40,8 +53,10 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
         weighted by the number of pictures.
         """
         loss, accuracy, pictures = self.step(x, t)
-        chainer.report({'loss': (loss, pictures), 'accuracy': (accuracy, pictures)},
-                       self.get_optimizer('main').target)
+        chainer.report(
+            {'loss': (loss, pictures), 'accuracy': (accuracy, pictures)},
+            self.get_optimizer('main').target,
+        )
 
     def serialize(self, serializer):
         self.step.settle()

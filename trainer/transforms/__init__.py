@@ -5,6 +5,7 @@ A class has ``train(img)`` and ``test(img)`` for one picture, ``train_batch`` an
 that ``train`` does to one picture. Training draws from :func:`generator`. Where it runs on
 a GPU, :mod:`trainer.transforms.device` has what is computed there.
 """
+
 import collections
 
 import numpy as np
@@ -14,8 +15,12 @@ from PIL import Image
 Sample = collections.namedtuple('Sample', 'x info')
 
 #: The original chooses one of these with equal chances: bicubic has two.
-INTERPOLATIONS = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR,
-                  Image.Resampling.BICUBIC, Image.Resampling.BICUBIC)
+INTERPOLATIONS = (
+    Image.Resampling.NEAREST,
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.BICUBIC,
+)
 
 
 def generator(seed, epoch, picture):

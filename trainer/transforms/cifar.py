@@ -1,4 +1,5 @@
 """The original's preprocessing for CIFAR (``nutszebra_data_augmentation.py``)."""
+
 import collections
 import math
 
@@ -33,10 +34,10 @@ def stretch(images):
     if images.dtype == np.uint8:
         values = np.arange(256, dtype=np.float32)
         table = (values - low[:, None]).clip(0) * scale[:, None]
-        table = (table.clip(0, 255) + np.float32(.5)).astype(np.uint8)
+        table = (table.clip(0, 255) + np.float32(0.5)).astype(np.uint8)
         return table[np.arange(n)[:, None], images.reshape(n, -1)].reshape(images.shape)
     low, scale = low.reshape(n, 1, 1, 1), scale.reshape(n, 1, 1, 1)
-    return (((images - low) * scale).clip(0, 255) + np.float32(.5)).astype(np.uint8)
+    return (((images - low) * scale).clip(0, 255) + np.float32(0.5)).astype(np.uint8)
 
 
 def normalize(images):
@@ -51,7 +52,7 @@ def normalize(images):
     flat = images.reshape(len(images), -1)
     mean = flat.mean(axis=1, dtype=np.float64)
     square = np.square(flat, dtype=np.uint32).mean(axis=1, dtype=np.float64)
-    scale = 1 / np.sqrt(square - mean ** 2 + 10)
+    scale = 1 / np.sqrt(square - mean**2 + 10)
     shape = (len(images),) + (1,) * (images.ndim - 1)
     x = images.astype(np.float32)
     x -= mean.astype(np.float32).reshape(shape)
@@ -63,7 +64,7 @@ def _bilinear(x):
     return max(0, 1 - abs(x))
 
 
-def _bicubic(x, a=-.5):
+def _bicubic(x, a=-0.5):
     x = abs(x)
     if x < 1:
         return ((a + 2) * x - (a + 3)) * x * x + 1
@@ -100,14 +101,14 @@ def weights(interpolation, side):
         return found
     function, support = _FILTERS[interpolation]
     for i, row in enumerate(found):
-        centre = (i + .5) * (_SIDE / side)
-        low, high = max(0, int(centre - support + .5)), min(_SIDE, int(centre + support + .5))
-        w = [function(x - centre + .5) for x in range(low, high)]
+        centre = (i + 0.5) * (_SIDE / side)
+        low, high = max(0, int(centre - support + 0.5)), min(_SIDE, int(centre + support + 0.5))
+        w = [function(x - centre + 0.5) for x in range(low, high)]
         total = sum(w)
         row[0] = min(low, _SIDE - 4)
         for x, value in zip(range(low, high), w):
             value = value / total * (1 << WEIGHT_BITS)
-            row[1 + x - row[0]] = int(value + math.copysign(.5, value))
+            row[1 + x - row[0]] = int(value + math.copysign(0.5, value))
     return found
 
 
@@ -191,8 +192,13 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
         """Return place in :data:`INTERPOLATIONS`, pixels that the side gets longer, y, x, flip;
         see :class:`OnePicture`."""
         more = uniform_int(u[1], 0, _MOST - _SIDE)
-        return (uniform_int(u[0], 0, len(INTERPOLATIONS) - 1), more,
-                uniform_int(u[2], 0, more), uniform_int(u[3], 0, more), u[4] < .5)
+        return (
+            uniform_int(u[0], 0, len(INTERPOLATIONS) - 1),
+            more,
+            uniform_int(u[2], 0, more),
+            uniform_int(u[3], 0, more),
+            u[4] < 0.5,
+        )
 
     @staticmethod
     def constants():
@@ -231,7 +237,7 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
         crops = np.empty((len(images), _SIDE, _SIDE, 3), np.uint8)
         for crop, pixels, d in zip(crops, _hwc(stretch(images)), drawn):
             resized = _resize(pixels, d.side, d.interpolation)
-            resized = resized[d.y:d.y + _SIDE, d.x:d.x + _SIDE]
+            resized = resized[d.y : d.y + _SIDE, d.x : d.x + _SIDE]
             crop[...] = resized[:, ::-1] if d.flip else resized
         return normalize(crops.transpose(0, 3, 1, 2))
 
@@ -247,12 +253,17 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
         """
         images = stretch(images)
         if images.shape[2:] != (_SIDE, _SIDE):
-            images = np.stack([_resize(pixels, _SIDE, Image.Resampling.BILINEAR)
-                               for pixels in _hwc(images)]).transpose(0, 3, 1, 2)
+            images = np.stack(
+                [_resize(pixels, _SIDE, Image.Resampling.BILINEAR) for pixels in _hwc(images)]
+            ).transpose(0, 3, 1, 2)
         return normalize(images)
 
     @staticmethod
     def _told(drawn):
         d = drawn or Drawn(Image.Resampling.BILINEAR, _SIDE, 0, 0, False)
-        return {'interpolation': d.interpolation.name.lower(), 'resized': [d.side, d.side],
-                'keypoints': [[d.y, d.y + _SIDE], [d.x, d.x + _SIDE]], 'flip': d.flip}
+        return {
+            'interpolation': d.interpolation.name.lower(),
+            'resized': [d.side, d.side],
+            'keypoints': [[d.y, d.y + _SIDE], [d.x, d.x + _SIDE]],
+            'flip': d.flip,
+        }

@@ -1,4 +1,5 @@
 """CIFAR as Torch7 and prlz77 preprocess it: each channel normalised, four pixels of padding."""
+
 import collections
 
 import numpy as np
@@ -43,7 +44,7 @@ class DataAugmentationCifarTorch7(OnePicture):
     @staticmethod
     def choose(u):
         """Return (y, x, flip); see :class:`~trainer.transforms.cifar.OnePicture`."""
-        return uniform_int(u[0], 0, 2 * _PAD), uniform_int(u[1], 0, 2 * _PAD), u[2] < .5
+        return uniform_int(u[0], 0, 2 * _PAD), uniform_int(u[1], 0, 2 * _PAD), u[2] < 0.5
 
     @classmethod
     def constants(cls):
@@ -93,17 +94,23 @@ class DataAugmentationCifarTorch7(OnePicture):
         for out, padded, d in zip(x, wide, drawn):
             # Flipping the padded picture pads the flipped one: the padding is symmetric.
             padded = padded[:, :, ::-1] if d.flip else padded
-            out[...] = padded[:, d.y:d.y + _SIDE, d.x:d.x + _SIDE]
+            out[...] = padded[:, d.y : d.y + _SIDE, d.x : d.x + _SIDE]
         return x
 
     @classmethod
     def test_batch(cls, images):
         """Preprocess pictures for evaluation: normalise; arguments as :meth:`train_batch`."""
         if images.shape[2:] != (_SIDE, _SIDE):
-            images = np.stack([
-                np.asarray(Image.fromarray(np.ascontiguousarray(i.transpose(1, 2, 0), np.uint8))
-                           .resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
-                for i in images]).transpose(0, 3, 1, 2)
+            images = np.stack(
+                [
+                    np.asarray(
+                        Image.fromarray(
+                            np.ascontiguousarray(i.transpose(1, 2, 0), np.uint8)
+                        ).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+                    )
+                    for i in images
+                ]
+            ).transpose(0, 3, 1, 2)
         return cls.normalize(images)
 
     @staticmethod

@@ -6,6 +6,7 @@ pictures in files, the bytes of the crop. Kernels (``device.cu``) make of it wha
 roundings: pictures of CIFAR, and others without a change of colours, become the same
 numbers; those with one the same to 1e-6 of their range.
 """
+
 import functools
 
 import chainer
@@ -55,9 +56,12 @@ def _compute(kernel, grid, shape, *args):
     """Return what a kernel makes: (batch, 3, height, width), of NHWC memory, in the type in
     which the engine computes."""
     import cupy
+
     # Neither is there where nothing but the pictures is wanted.
-    half = (getattr(chainer.config, 'engine', None), getattr(chainer.config, 'precision', None)
-            ) == ('cudnn', 'mixed')
+    half = (
+        getattr(chainer.config, 'engine', None),
+        getattr(chainer.config, 'precision', None),
+    ) == ('cudnn', 'mixed')
     n, channels, height, width = shape
     y = cupy.empty((n, height, width, channels), np.float16 if half else np.float32)
     if n:
@@ -74,6 +78,7 @@ class _OnDevice:
 
     def __call__(self):
         import cupy
+
         if self._there is None:
             with cuda.lasting():
                 self._there = [cupy.asarray(array) for array in self._make()]
@@ -108,8 +113,9 @@ class Pictures:
         """
         images, constants = self._arrays()
         n = len(rows)
-        return _compute(self.preprocessing.kernel, n, (n,) + self.preprocessing.shape, images,
-                        rows, constants)
+        return _compute(
+            self.preprocessing.kernel, n, (n,) + self.preprocessing.shape, images, rows, constants
+        )
 
 
 def of(network):
@@ -122,6 +128,7 @@ def of(network):
         Pixels: ``None`` where its preprocessing is of another kind.
     """
     import data_augmentation
+
     preprocessing = getattr(data_augmentation, str(network.preprocessing), None)
     return Pixels(preprocessing) if hasattr(preprocessing, 'test_row') else None
 
@@ -155,5 +162,12 @@ class Pixels:
         n, length = rows.shape
         plain = self.preprocessing.row_bytes(training=False)
         kernel, table = ('normalized', self._arrays()) if length == plain else ('coloured', [])
-        return _compute(kernel, (_PARTS, n), (n,) + self.preprocessing.shape, rows,
-                        np.int32(length), np.int32(plain), *table)
+        return _compute(
+            kernel,
+            (_PARTS, n),
+            (n,) + self.preprocessing.shape,
+            rows,
+            np.int32(length),
+            np.int32(plain),
+            *table,
+        )

@@ -4,11 +4,12 @@ NumPy makes a generator in about ten microseconds, a good part of what a GPU tak
 on a picture of CIFAR. Its SeedSequence and PCG64 (O'Neill 2014, HMC-CS-2014-0905) are fixed
 algorithms; here they are computed for arrays, a picture in a fraction of a microsecond.
 """
+
 import numpy as np
 
 _POOL = 4
-_LOW = np.uint64(0xffffffff)
-_MULTIPLIER = 0x2360ed051fc65da4, 0x4385df649fccf645
+_LOW = np.uint64(0xFFFFFFFF)
+_MULTIPLIER = 0x2360ED051FC65DA4, 0x4385DF649FCCF645
 
 
 def uniforms(seed, epoch, pictures, n):
@@ -31,19 +32,19 @@ def uniforms(seed, epoch, pictures, n):
         high, low = state
         x, turn = high ^ low, high >> np.uint64(58)
         x = (x >> turn) | (x << ((np.uint64(64) - turn) & np.uint64(63)))
-        np.multiply(x >> np.uint64(11), 2. ** -53, out=row)
+        np.multiply(x >> np.uint64(11), 2.0**-53, out=row)
     return u
 
 
 def _words(number):
     """Return an int as arrays of 32 bits, the least first."""
-    words = [np.array([number & 0xffffffff], np.uint32)]
+    words = [np.array([number & 0xFFFFFFFF], np.uint32)]
     return words + _words(number >> 32) if number >> 32 else words
 
 
 def _seed_words(entropy):
     """Return ``SeedSequence(entropy).generate_state(8)`` as eight uint32 arrays."""
-    scramble = _scrambler(0x43b0d7e5, 0x931e8875)
+    scramble = _scrambler(0x43B0D7E5, 0x931E8875)
     zero = np.zeros(1, np.uint32)
     pool = [scramble(word) for word in (entropy + _POOL * [zero])[:_POOL]]
     for source in range(_POOL):
@@ -52,7 +53,7 @@ def _seed_words(entropy):
                 pool[i] = _mix(pool[i], scramble(pool[source]))
     for word in entropy[_POOL:]:
         pool = [_mix(mixed, scramble(word)) for mixed in pool]
-    scramble = _scrambler(0x8b51f9dd, 0x58f38ded)
+    scramble = _scrambler(0x8B51F9DD, 0x58F38DED)
     return [scramble(pool[i % _POOL]) for i in range(8)]
 
 
@@ -60,14 +61,15 @@ def _scrambler(constant, factor):
     def scramble(value):
         nonlocal constant
         value = value ^ np.uint32(constant)
-        constant = constant * factor & 0xffffffff
+        constant = constant * factor & 0xFFFFFFFF
         value *= np.uint32(constant)
         return value ^ value >> np.uint32(16)
+
     return scramble
 
 
 def _mix(x, y):
-    x = x * np.uint32(0xca01f9dd) - y * np.uint32(0x4973f715)
+    x = x * np.uint32(0xCA01F9DD) - y * np.uint32(0x4973F715)
     return x ^ x >> np.uint32(16)
 
 
@@ -75,8 +77,10 @@ def _pcg64(words):
     """Return the state and the increment, each (high, low) 64 bits, that PCG64 begins with."""
     words = [word.astype(np.uint64) for word in words]
     high, low, *sequence = (words[i] | words[i + 1] << np.uint64(32) for i in range(0, 8, 2))
-    increment = (sequence[0] << np.uint64(1) | sequence[1] >> np.uint64(63),
-                 sequence[1] << np.uint64(1) | np.uint64(1))
+    increment = (
+        sequence[0] << np.uint64(1) | sequence[1] >> np.uint64(63),
+        sequence[1] << np.uint64(1) | np.uint64(1),
+    )
     return _step(_add(increment, (high, low)), increment), increment
 
 

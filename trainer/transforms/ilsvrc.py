@@ -1,4 +1,5 @@
 """The original's preprocessing for ImageNet, which is Torch7's in evaluation."""
+
 import collections
 import math
 import os
@@ -22,8 +23,10 @@ STD = (0.229, 0.224, 0.225)
 
 #: Pixel value 0..255 of each channel -> what the network gets, rounded as the original did:
 #: float32 (3, 256).
-TABLE = ((np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
-          - np.float32(MEAN)) / np.float32(STD)).T.copy()
+TABLE = (
+    (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - np.float32(MEAN))
+    / np.float32(STD)
+).T.copy()
 
 #: What was drawn for one picture: interpolation (PIL.Image.Resampling); length of the
 #: short side it is resized to; where the crop is, 0 <= y, x < 1, of what the resized
@@ -45,14 +48,17 @@ def resized_size(height, width, short_side):
     Raises:
         trainer.errors.InputError: The long side would be over :data:`MAX_LONG_SIDE`.
     """
+
     def long_side(short, long):
         return max(_SIDE, int(float(short_side) / short * long))
 
-    size = (short_side, long_side(height, width)) if height <= width else (
-        long_side(width, height), short_side)
+    size = (
+        (short_side, long_side(height, width))
+        if height <= width
+        else (long_side(width, height), short_side)
+    )
     if max(size) > MAX_LONG_SIDE:
-        raise InputError('a picture of {} x {} pixels is too long and narrow'.format(
-            width, height))
+        raise InputError(f'a picture of {width} x {height} pixels is too long and narrow')
     return size
 
 
@@ -69,8 +75,7 @@ def _load(source, short_side, shrink=False):
     try:
         return image, resized_size(*size, short_side)
     except InputError as e:
-        raise InputError('{}: {}'.format(source, e)) if isinstance(
-            source, (str, os.PathLike)) else e
+        raise InputError(f'{source}: {e}') if isinstance(source, (str, os.PathLike)) else e
 
 
 def _centre(n):
@@ -141,14 +146,18 @@ def write_row(pixels, out):
             there is one; see :meth:`DataAugmentationNormalizeBigger.row_bytes`.
     """
     values, colour = pixels
-    out[:values.size].reshape(values.shape)[...] = values
+    out[: values.size].reshape(values.shape)[...] = values
     if colour is not None:
-        out[values.size:] = colour.view(np.uint8)
+        out[values.size :] = colour.view(np.uint8)
 
 
 def _info(interpolation, size, y, x, flip):
-    return {'interpolation': interpolation.name.lower(), 'resized': list(size),
-            'keypoints': [[y, y + _SIDE], [x, x + _SIDE]], 'flip': flip}
+    return {
+        'interpolation': interpolation.name.lower(),
+        'resized': list(size),
+        'keypoints': [[y, y + _SIDE], [x, x + _SIDE]],
+        'flip': flip,
+    }
 
 
 class DataAugmentationNormalizeBigger:
@@ -176,8 +185,13 @@ class DataAugmentationNormalizeBigger:
             side uniform in 224..288; place uniform; flip with probability 0.5.
         """
         u = rng.random(5)
-        return Drawn(INTERPOLATIONS[uniform_int(u[0], 0, 3)],
-                     uniform_int(u[1], _SIDE, 288), float(u[2]), float(u[3]), bool(u[4] < .5))
+        return Drawn(
+            INTERPOLATIONS[uniform_int(u[0], 0, 3)],
+            uniform_int(u[1], _SIDE, 288),
+            float(u[2]),
+            float(u[3]),
+            bool(u[4] < 0.5),
+        )
 
     @classmethod
     def row_bytes(cls, training):
@@ -192,8 +206,10 @@ class DataAugmentationNormalizeBigger:
         image, size = _load(img, d.short_side, d.interpolation != Image.Resampling.NEAREST)
         y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
         pixels = _resize_and_crop(image, size, d.interpolation, y, x)
-        return Sample(Pixels(pixels[:, ::-1] if d.flip else pixels),
-                      _info(d.interpolation, size, y, x, d.flip))
+        return Sample(
+            Pixels(pixels[:, ::-1] if d.flip else pixels),
+            _info(d.interpolation, size, y, x, d.flip),
+        )
 
     @classmethod
     def test_pixels(cls, img):
@@ -263,11 +279,17 @@ class DataAugmentationNormalizeBigger:
         image, (height, width) = _load(img, _TEST_SHORT_SIDE)
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
         bottom, right = height - _SIDE, width - _SIDE
-        places = [(0, 0), (0, right), (bottom, 0), (bottom, right),
-                  (_centre(height), _centre(width))]
-        return ([pixels[y:y + _SIDE, x:x + _SIDE] for y, x in places],
-                [_info(Image.Resampling.BICUBIC, (height, width), y, x, False)
-                 for y, x in places])
+        places = [
+            (0, 0),
+            (0, right),
+            (bottom, 0),
+            (bottom, right),
+            (_centre(height), _centre(width)),
+        ]
+        return (
+            [pixels[y : y + _SIDE, x : x + _SIDE] for y, x in places],
+            [_info(Image.Resampling.BICUBIC, (height, width), y, x, False) for y, x in places],
+        )
 
     @classmethod
     def test_row(cls, img, out):

@@ -4,6 +4,7 @@ Pictures are given as :func:`trainer.transforms.pictures.load_rgb` takes them: a
 ``PIL.Image`` or an array (height, width, channels). They become float32 (3, 224, 224),
 RGB, normalised by ImageNet's mean and deviation.
 """
+
 import collections
 import math
 import os
@@ -24,9 +25,9 @@ _GREY = np.array([0.299, 0.587, 0.114])
 
 #: Principal components of the colours of ImageNet's pictures in 0..1 (columns), and
 #: their standard deviations; of ``datasets/imagenet.lua``.
-PCA_VECTORS = np.array([[-0.5675, 0.7192, 0.4009],
-                        [-0.5808, -0.0045, -0.8140],
-                        [-0.5836, -0.6948, 0.4203]])
+PCA_VECTORS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+)
 PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
 
 
@@ -47,8 +48,7 @@ class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
         try:
             pixels = cls._train(image, size, d)
         except InputError as e:
-            raise InputError('{}: {}'.format(img, e)) if isinstance(
-                img, (str, os.PathLike)) else e
+            raise InputError(f'{img}: {e}') if isinstance(img, (str, os.PathLike)) else e
         return Sample(pixels, d._asdict())
 
 
@@ -61,8 +61,9 @@ def _resized_crop(image, size, box, interpolation):
     if (image.height, image.width) == size:
         return image.crop((x, y, x + w, y + h)).resize((_SIDE, _SIDE), interpolation)
     times = round(size[0] / image.height)  # its last row and column may reach over the edge
-    return image.resize((_SIDE, _SIDE), interpolation, (
-        x / times, y / times, (x + w) / times, (y + h) / times))
+    return image.resize(
+        (_SIDE, _SIDE), interpolation, (x / times, y / times, (x + w) / times, (y + h) / times)
+    )
 
 
 def lighting(normals):
@@ -99,14 +100,19 @@ class _Colour:
         """Return :data:`~trainer.transforms.ilsvrc.Pixels` of uint8 (height, width, 3): they
         are to change so, then the mean and deviation of ImageNet."""
         std = np.array(STD)
-        return ilsvrc.Pixels(values, np.concatenate([
-            (self.matrix / 255 / std[:, None]).ravel(), (self.offset - MEAN) / std],
-            dtype=np.float32, casting='same_kind'))
+        return ilsvrc.Pixels(
+            values,
+            np.concatenate(
+                [(self.matrix / 255 / std[:, None]).ravel(), (self.offset - MEAN) / std],
+                dtype=np.float32,
+                casting='same_kind',
+            ),
+        )
 
 
 def _round(x):
     """Round half up, as Torch does."""
-    return math.floor(x + .5)
+    return math.floor(x + 0.5)
 
 
 #: What was drawn for one picture: attempts, float64 (10, 5), u in [0, 1): area, aspect
@@ -139,18 +145,19 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
         """
         attempts = rng.random((_ATTEMPTS, 5))
         order = tuple(rng.permutation(3).tolist())
-        alphas = tuple((.6 + .8 * rng.random(3)).tolist())
-        return Torch7Drawn(attempts, order, alphas, tuple(rng.normal(0, .1, 3).tolist()),
-                           bool(rng.random() < .5))
+        alphas = tuple((0.6 + 0.8 * rng.random(3)).tolist())
+        return Torch7Drawn(
+            attempts, order, alphas, tuple(rng.normal(0, 0.1, 3).tolist()), bool(rng.random() < 0.5)
+        )
 
     @staticmethod
     def crop_box(height, width, attempts):
         """Return (y, x, height, width) of the first attempt that fits, or ``None``."""
         for area, aspect, exchange, y, x in attempts.tolist():
-            area = (.08 + .92 * area) * height * width
+            area = (0.08 + 0.92 * area) * height * width
             aspect = 3 / 4 + (4 / 3 - 3 / 4) * aspect
             w, h = _round(math.sqrt(area * aspect)), _round(math.sqrt(area / aspect))
-            if exchange < .5:
+            if exchange < 0.5:
                 w, h = h, w
             if 0 < h <= height and 0 < w <= width:
                 return uniform_int(y, 0, height - h), uniform_int(x, 0, width - w), h, w
@@ -201,8 +208,13 @@ class DataAugmentationImagenetPaper(_Preprocessing):
             rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
         """
         u = rng.random(4).tolist()
-        return PaperDrawn(uniform_int(u[0], 256, 480), u[1], u[2],
-                          tuple(rng.normal(0, .1, 3).tolist()), u[3] < .5)
+        return PaperDrawn(
+            uniform_int(u[0], 256, 480),
+            u[1],
+            u[2],
+            tuple(rng.normal(0, 0.1, 3).tolist()),
+            u[3] < 0.5,
+        )
 
     @classmethod
     def _share(cls, height, width, d):
@@ -223,7 +235,8 @@ class DataAugmentationImagenetPaper(_Preprocessing):
 #: it is negated; angle in degrees, 0..270; whether it is flipped left to right, and top
 #: to bottom.
 LornatangDrawn = collections.namedtuple(
-    'LornatangDrawn', 'attempts operation strength negated angle flip upside_down')
+    'LornatangDrawn', 'attempts operation strength negated angle flip upside_down'
+)
 
 
 def _affine(image, *matrix):
@@ -235,15 +248,15 @@ def _affine(image, *matrix):
 #: largest m, whether m may be negated). m is strength / 30 of the largest.
 OPERATIONS = {
     'identity': (lambda image, m: image, 0, False),
-    'shear-x': (lambda image, m: _affine(image, 1, m, 0, 0, 1, 0), .99, True),
-    'shear-y': (lambda image, m: _affine(image, 1, 0, 0, m, 1, 0), .99, True),
+    'shear-x': (lambda image, m: _affine(image, 1, m, 0, 0, 1, 0), 0.99, True),
+    'shear-y': (lambda image, m: _affine(image, 1, 0, 0, m, 1, 0), 0.99, True),
     'translate-x': (lambda image, m: _affine(image, 1, 0, -int(m), 0, 1, 0), 32, True),
     'translate-y': (lambda image, m: _affine(image, 1, 0, 0, 0, 1, -int(m)), 32, True),
     'rotate': (lambda image, m: image.rotate(m), 135, True),
-    'brightness': (lambda image, m: ImageEnhance.Brightness(image).enhance(1 + m), .99, True),
-    'colour': (lambda image, m: ImageEnhance.Color(image).enhance(1 + m), .99, True),
-    'contrast': (lambda image, m: ImageEnhance.Contrast(image).enhance(1 + m), .99, True),
-    'sharpness': (lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + m), .99, True),
+    'brightness': (lambda image, m: ImageEnhance.Brightness(image).enhance(1 + m), 0.99, True),
+    'colour': (lambda image, m: ImageEnhance.Color(image).enhance(1 + m), 0.99, True),
+    'contrast': (lambda image, m: ImageEnhance.Contrast(image).enhance(1 + m), 0.99, True),
+    'sharpness': (lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + m), 0.99, True),
     'posterize': (lambda image, m: ImageOps.posterize(image, 8 - round(m)), 6, False),
     'solarize': (lambda image, m: ImageOps.solarize(image, 255 - m), 255, False),
     'autocontrast': (lambda image, m: ImageOps.autocontrast(image), 0, False),
@@ -271,16 +284,22 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
         attempts = rng.random((_ATTEMPTS, 4))
         u = rng.random(6).tolist()
         names = list(OPERATIONS)
-        return LornatangDrawn(attempts, names[uniform_int(u[0], 0, len(names) - 1)],
-                              uniform_int(u[1], 0, 30), u[2] < .5, 270 * u[3], u[4] < .5,
-                              u[5] < .5)
+        return LornatangDrawn(
+            attempts,
+            names[uniform_int(u[0], 0, len(names) - 1)],
+            uniform_int(u[1], 0, 30),
+            u[2] < 0.5,
+            270 * u[3],
+            u[4] < 0.5,
+            u[5] < 0.5,
+        )
 
     @staticmethod
     def crop_box(height, width, attempts):
         """Return (y, x, height, width) of the first attempt that fits, or of the fallback."""
         low, high = 3 / 4, 4 / 3
         for area, aspect, y, x in attempts.tolist():
-            area = (.08 + .92 * area) * height * width
+            area = (0.08 + 0.92 * area) * height * width
             aspect = low * (high / low) ** aspect
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < h <= height and 0 < w <= width:
@@ -294,12 +313,13 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
 
     @classmethod
     def _train(cls, image, size, d):
-        image = _resized_crop(image, size, cls.crop_box(*size, d.attempts),
-                              Image.Resampling.BILINEAR)
+        image = _resized_crop(
+            image, size, cls.crop_box(*size, d.attempts), Image.Resampling.BILINEAR
+        )
         change, largest, signed = OPERATIONS[d.operation]
         m = largest * d.strength / 30
         image = change(image, -m if signed and d.negated else m).rotate(d.angle)
-        pixels = np.asarray(image)[::-1 if d.upside_down else 1, ::-1 if d.flip else 1]
+        pixels = np.asarray(image)[:: -1 if d.upside_down else 1, :: -1 if d.flip else 1]
         return ilsvrc.Pixels(pixels)
 
     @classmethod
@@ -307,5 +327,7 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
         """As in the base class, but bilinear."""
         image, size = ilsvrc._load(img, 256)
         y, x = (round((n - _SIDE) / 2) for n in size)
-        return Sample(ilsvrc.Pixels(ilsvrc._resize_and_crop(
-            image, size, Image.Resampling.BILINEAR, y, x)), {'resized': list(size)})
+        return Sample(
+            ilsvrc.Pixels(ilsvrc._resize_and_crop(image, size, Image.Resampling.BILINEAR, y, x)),
+            {'resized': list(size)},
+        )

@@ -1,4 +1,5 @@
 """Pictures as they come: decoding to RGB."""
+
 import contextlib
 import os
 import warnings
@@ -13,8 +14,23 @@ from trainer.errors import InputError
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
 
 #: The files of those formats in a folder, in small letters.
-SUFFIXES = ('.jpeg', '.jpg', '.jpe', '.jfif', '.png', '.gif', '.bmp', '.tif', '.tiff', '.webp',
-            '.avif', '.ppm', '.pgm', '.pbm', '.pnm')
+SUFFIXES = (
+    '.jpeg',
+    '.jpg',
+    '.jpe',
+    '.jfif',
+    '.png',
+    '.gif',
+    '.bmp',
+    '.tif',
+    '.tiff',
+    '.webp',
+    '.avif',
+    '.ppm',
+    '.pgm',
+    '.pbm',
+    '.pnm',
+)
 
 #: Pictures of more pixels are refused: a small file may claim any size.
 MAX_PIXELS = 1 << 27
@@ -42,8 +58,9 @@ def load_chw(source):
         return np.asarray(load_rgb(source)).transpose(2, 0, 1)
     array = np.asarray(source)
     if array.ndim != 3 or array.shape[0] != 3 or not array.size:
-        raise InputError('a picture of shape {}; (3, height, width), RGB, 0..255 is wanted'.format(
-            array.shape))
+        raise InputError(
+            f'a picture of shape {array.shape}; (3, height, width), RGB, 0..255 is wanted'
+        )
     return array
 
 
@@ -72,15 +89,20 @@ def load_rgb(source):
     array = np.asarray(source)
     if array.ndim == 2:
         array = array[:, :, None]
-    if array.ndim != 3 or not 1 <= array.shape[2] <= 4 or not array.size or (
-            array.dtype not in (np.uint8, np.uint16)):
-        raise InputError('a picture of {} {}; uint8 or uint16 (height, width, channels) is '
-                         'wanted, or (height, width)'.format(array.dtype, np.shape(source)))
+    if (
+        array.ndim != 3
+        or not 1 <= array.shape[2] <= 4
+        or not array.size
+        or (array.dtype not in (np.uint8, np.uint16))
+    ):
+        raise InputError(
+            f'a picture of {array.dtype} {np.shape(source)}; uint8 or uint16 (height, width, channels) is '
+            'wanted, or (height, width)'
+        )
     if array.dtype == np.uint16:
         array = _upper_byte(array)
     colours = 1 if array.shape[2] <= 2 else 3
-    return Image.fromarray(np.broadcast_to(
-        array[:, :, :colours], array.shape[:2] + (3,)).copy())
+    return Image.fromarray(np.broadcast_to(array[:, :, :colours], array.shape[:2] + (3,)).copy())
 
 
 def load_shrunk(source, share):
@@ -134,17 +156,20 @@ def _load(path, share=None):
                 with _quiet_libtiff() if image.format == 'TIFF' else contextlib.nullcontext():
                     return _rgb(image), size
     except InputError as e:
-        raise e if str(path) in str(e) else InputError('{}: {}'.format(path, e))
+        raise e if str(path) in str(e) else InputError(f'{path}: {e}')
     except UnidentifiedImageError:
-        raise InputError('{}: not a picture, or none that can be read ({})'.format(
-            path, ', '.join(FORMATS)))
+        raise InputError(
+            '{}: not a picture, or none that can be read ({})'.format(path, ', '.join(FORMATS))
+        )
     except OSError as e:
-        raise InputError('{}: cannot be read as a picture ({})'.format(
-            path, (e.strerror or str(e)).strip()))
+        raise InputError(f'{path}: cannot be read as a picture ({(e.strerror or str(e)).strip()})')
     # Decoders raise nearly anything over damaged files.
     except Exception as e:
-        raise InputError('{}: cannot be read as a picture ({}: {})'.format(
-            path, type(e).__name__, ' '.join(str(e).split())[:100]))
+        raise InputError(
+            '{}: cannot be read as a picture ({}: {})'.format(
+                path, type(e).__name__, ' '.join(str(e).split())[:100]
+            )
+        )
 
 
 def _shrink(image, share):
@@ -175,14 +200,16 @@ def _quiet_libtiff():
 def _check_size(image, path):
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
-        raise InputError('{}: {} x {} pixels; at most {:,} can be read'.format(
-            path, image.width, image.height, MAX_PIXELS))
+        raise InputError(
+            f'{path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} can be read'
+        )
     if 'progressive' in image.info and pixels > _MAX_SCANNED >> 16:
         with open(path, 'rb') as f:
             scans = sum(part.count(b'\xff\xda') for part in iter(lambda: f.read(1 << 20), b''))
         if scans * pixels > _MAX_SCANNED:
-            raise InputError('{}: a JPEG of {} x {} pixels in {} scans; save it anew'.format(
-                path, image.width, image.height, scans))
+            raise InputError(
+                f'{path}: a JPEG of {image.width} x {image.height} pixels in {scans} scans; save it anew'
+            )
 
 
 def _rgb(image):
@@ -191,7 +218,7 @@ def _rgb(image):
         return image
     if image.mode.startswith('I'):  # 16 bits, of which Pillow would keep those below 256
         array = np.asarray(image)
-        if array.min() < 0 or array.max() > 0xffff:
+        if array.min() < 0 or array.max() > 0xFFFF:
             raise InputError('a picture of 32 bits a channel; save it with 8 or 16')
         return Image.fromarray(_upper_byte(array)).convert('RGB')
     if image.mode == 'F':

@@ -1,4 +1,5 @@
 """All formats of weights: which one a file has, reading and writing."""
+
 import collections
 import struct
 
@@ -7,8 +8,12 @@ from trainer.errors import InputError
 from trainer.weights import npz, onnx, pytorch, safetensors, torch7
 
 #: What can be written -> what names of such files end in.
-SUFFIXES = {'npz': ('.npz',), 'pth': ('.pth', '.pth.tar', '.pt'),
-            'safetensors': ('.safetensors',), 'onnx': ('.onnx',)}
+SUFFIXES = {
+    'npz': ('.npz',),
+    'pth': ('.pth', '.pth.tar', '.pt'),
+    'safetensors': ('.safetensors',),
+    'onnx': ('.onnx',),
+}
 
 
 class Found(collections.namedtuple('Found', 'kind details picture_size')):
@@ -31,11 +36,11 @@ def kind_of(path):
         with files.open_regular(path) as f:
             head = f.read(512)
     except OSError as e:
-        raise InputError('{}: cannot be read ({})'.format(path, e.strerror or e))
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
     if head[:4] == b'PK\3\4':
         # The first member: arrays in npz, the pickle in PyTorch's.
-        length, = struct.unpack('<H', head[26:28].ljust(2, b'\0'))
-        return 'npz' if head[30:30 + length].endswith(b'.npy') else 'pth'
+        (length,) = struct.unpack('<H', head[26:28].ljust(2, b'\0'))
+        return 'npz' if head[30 : 30 + length].endswith(b'.npy') else 'pth'
     # The length of a header of JSON: may begin with any byte.
     if head[4:8] == bytes(4) and head[8:9] == b'{':
         return 'safetensors'
@@ -44,10 +49,14 @@ def kind_of(path):
     if head[1:4] == bytes(3) and 0 < head[0] < 9 or head[:2] in (b'3\n', b'4\n'):
         return 't7'
     if head[257:262] == b'ustar':
-        raise InputError('{}: a tar archive; if PyTorch 0.1 wrote it, load it there and save its '
-                         'state dict with a later one'.format(path))
-    raise InputError('{}: not a file of weights: neither Torch7 (.t7), npz, PyTorch (.pth) nor '
-                     'safetensors; ONNX is written, not read'.format(path))
+        raise InputError(
+            f'{path}: a tar archive; if PyTorch 0.1 wrote it, load it there and save its '
+            'state dict with a later one'
+        )
+    raise InputError(
+        f'{path}: not a file of weights: neither Torch7 (.t7), npz, PyTorch (.pth) nor '
+        'safetensors; ONNX is written, not read'
+    )
 
 
 def read(path, entry=None):
@@ -65,8 +74,9 @@ def read(path, entry=None):
     """
     kind = kind_of(path)
     if entry is not None and kind != 'pth':
-        raise InputError('--entry {}: only PyTorch files have state dicts to choose from; {} is '
-                         '{}'.format(entry, path, kind))
+        raise InputError(
+            f'--entry {entry}: only PyTorch files have state dicts to choose from; {path} is {kind}'
+        )
     if kind == 't7':
         network, found = torch7.read(path)
         return network, Found(kind, found.tensors, found.picture_size)
@@ -74,11 +84,12 @@ def read(path, entry=None):
         network, details = npz.load(path), 'float32'
     elif kind == 'safetensors':
         network, found = safetensors.read(path)
-        details = "{}, {}'s names".format(found.dtypes, found.naming.name)
+        details = f"{found.dtypes}, {found.naming.name}'s names"
     else:
         network, found, entry = pytorch.read(path, entry)
-        details = "{}, {}'s names{}".format(found.dtypes, found.naming.name,
-                                            entry and ', its {}'.format(entry))
+        details = "{}, {}'s names{}".format(
+            found.dtypes, found.naming.name, entry and f', its {entry}'
+        )
     return network, Found(kind, details, network.picture_size)
 
 

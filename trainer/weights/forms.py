@@ -7,6 +7,7 @@ the branches' concatenated channels; in form A each branch has its own (split al
 input channels), and the batch normalisation ``expand/bn`` follows their sum. All other
 arrays are as in :mod:`trainer.weights.npz`.
 """
+
 from trainer.networks.layers import ConvBN
 from trainer.weights.original import Unit
 
@@ -41,11 +42,19 @@ def units(network, form):
         paths, bns, axis = [path], [path], 0
         if part in ('reduce', 'grouped', 'expand'):
             C = layers[block + '/grouped'].conv.groups
-            branches = ['{}/branch{}/{}'.format(block, k, part) for k in range(1, C + 1)]
+            branches = [f'{block}/branch{k}/{part}' for k in range(1, C + 1)]
             if part != 'expand':
                 paths = bns = branches
             elif form == 'form-a':
                 paths, axis = branches, 1
-        found.append(Unit(path + '/conv', [p + '/conv' for p in paths],
-                          path + '/bn', [p + '/bn' for p in bns], axis, False))
+        found.append(
+            Unit(
+                path + '/conv',
+                [p + '/conv' for p in paths],
+                path + '/bn',
+                [p + '/bn' for p in bns],
+                axis,
+                False,
+            )
+        )
     return found

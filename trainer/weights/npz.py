@@ -6,6 +6,7 @@ of its link (``stage1/block1/reduce/conv/W``), and a string ``architecture`` tha
 says, as JSON, what network it is. Plain ``numpy.load`` and
 ``chainer.serializers.load_npz`` read it too. Nothing in a file is unpickled.
 """
+
 import contextlib
 import json
 import math
@@ -32,9 +33,24 @@ _SMALL = 16 << 20
 # The 2017 program's 101 64x4d has 4,888 arrays.
 _MAX_ARRAYS = 100_000
 
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError,
-           NotImplementedError, RuntimeError, OverflowError, SyntaxError, TypeError,
-           AttributeError, IndexError, UnicodeError, tokenize.TokenError, MemoryError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    UnicodeError,
+    tokenize.TokenError,
+    MemoryError,
+)
 
 
 @contextlib.contextmanager
@@ -44,21 +60,24 @@ def _reading(path):
     except InputError:
         raise
     except OSError as e:
-        raise InputError('{}: cannot be read ({})'.format(path, e.strerror or e))
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
     except _DAMAGE as e:
         detail = ' '.join(str(e).split())[:100]
-        raise InputError('{}: not a whole npz file ({}{}); fetch or convert it again'.format(
-            path, type(e).__name__, ': ' + detail if detail else ''))
+        raise InputError(
+            '{}: not a whole npz file ({}{}); fetch or convert it again'.format(
+                path, type(e).__name__, ': ' + detail if detail else ''
+            )
+        )
 
 
 def _member(archive, info):
     """Return (name, shape, dtype, fortran order, offset of the data) of one array."""
     name = info.filename
     if not name.endswith('.npy'):
-        raise ValueError('{} is not an array'.format(name))
+        raise ValueError(f'{name} is not an array')
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # NumPy writes no other, and zipfile unpacks others without bounds.
-        raise ValueError('{} is compressed by method {}'.format(name, info.compress_type))
+        raise ValueError(f'{name} is compressed by method {info.compress_type}')
     with archive.open(info) as f:
         version = np.lib.format.read_magic(f)
         if version == (1, 0):
@@ -67,9 +86,9 @@ def _member(archive, info):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(f)
         offset = f.tell()
     if dtype.kind not in 'biufU':
-        raise ValueError('{} holds {}, not numbers'.format(name, dtype))
+        raise ValueError(f'{name} holds {dtype}, not numbers')
     if math.prod(shape) * dtype.itemsize != info.file_size - offset:
-        raise ValueError('{} has not the size of {} {}'.format(name, shape, dtype))
+        raise ValueError(f'{name} has not the size of {shape} {dtype}')
     return name[:-4], shape, dtype, fortran, offset
 
 
@@ -92,9 +111,9 @@ def read_arrays(path):
         size = sum(info.file_size for info in members)
         on_disk = os.fstat(f.fileno()).st_size
         if len(members) > _MAX_ARRAYS:
-            raise ValueError('{} arrays'.format(len(members)))
+            raise ValueError(f'{len(members)} arrays')
         if size > _SMALL and size > _MAX_EXPANSION * on_disk:
-            raise ValueError('{} bytes would become {}'.format(on_disk, size))
+            raise ValueError(f'{on_disk} bytes would become {size}')
         for info in members:
             name, shape, dtype, fortran, offset = _member(archive, info)
             with archive.open(info) as member:
@@ -126,13 +145,13 @@ def _fill(network, arrays, path, architecture):
     """Copy arrays, of any layout, into a network after checking all of them."""
     for name, array in arrays.items():
         if array.dtype.kind not in ('iu' if name.endswith('/N') else 'iuf'):
-            raise InputError('{}: {} holds {}, not numbers'.format(path, name, array.dtype))
+            raise InputError(f'{path}: {name} holds {array.dtype}, not numbers')
     form = forms.form_of(arrays)
     if form is not None or original.is_original(arrays):
         try:
             units = forms.units(network, form) if form else network.original_units()
         except InputError as e:
-            raise InputError('{}: {}'.format(path, e))
+            raise InputError(f'{path}: {e}')
         arrays = original.to_here(arrays, units, path, describe(network))
     held = state(network)
     missing = [name for name in held if name not in arrays]
@@ -140,18 +159,25 @@ def _fill(network, arrays, path, architecture):
     # Chainer's files keep BN's N, of no use after training; other tools leave it out.
     missing = [name for name in missing if not name.endswith('/N')]
     if missing or extra:
-        raise InputError('{}: does not fit {}: {} {}'.format(
-            path, describe(network), 'it has no' if missing else 'it also has',
-            (missing or extra)[0]))
+        raise InputError(
+            '{}: does not fit {}: {} {}'.format(
+                path,
+                describe(network),
+                'it has no' if missing else 'it also has',
+                (missing or extra)[0],
+            )
+        )
     for name, array in arrays.items():
         if array.shape != np.shape(held[name]):
-            raise InputError('{}: does not fit {}: {} is {} there and {} here'.format(
-                path, describe(network), name, array.shape, np.shape(held[name])))
+            raise InputError(
+                f'{path}: does not fit {describe(network)}: {name} is {array.shape} there and {np.shape(held[name])} here'
+            )
     # Arrays of one shape may still be for other strides.
     for key, here in network.architecture().items():
         if key in ('stages', 'eps') and here != (architecture or {}).get(key, here):
-            raise InputError('{}: does not fit {}: {} is {} there and {} here'.format(
-                path, describe(network), key, architecture[key], here))
+            raise InputError(
+                f'{path}: does not fit {describe(network)}: {key} is {architecture[key]} there and {here} here'
+            )
     arrays = dict({name: np.int64(0) for name in held if name.endswith('/N')}, **arrays)
     chainer.serializers.NpzDeserializer(arrays).load(network)
     return network
@@ -160,8 +186,12 @@ def _fill(network, arrays, path, architecture):
 def describe(network):
     """Say in a few words which network it is."""
     return '{} of {} classes, blocks {}, {}x{}d'.format(
-        type(network).__name__, network.category_num,
-        '-'.join(map(str, network.block_num)), network.C, network.d)
+        type(network).__name__,
+        network.category_num,
+        '-'.join(map(str, network.block_num)),
+        network.C,
+        network.d,
+    )
 
 
 def load_into(path, network):
@@ -187,8 +217,10 @@ def load(path):
     if architecture is None:
         architecture = original.architecture(arrays)
     if architecture is None:
-        raise InputError('{}: an npz file, but not of a network of this project or of the 2017 '
-                         'program; first array: {}'.format(path, next(iter(arrays), 'none')))
+        raise InputError(
+            '{}: an npz file, but not of a network of this project or of the 2017 '
+            'program; first array: {}'.format(path, next(iter(arrays), 'none'))
+        )
     weights = sum(array.size for array in arrays.values())
     network = registry.build(architecture, path, weight_limit=weights)
     return _fill(network, arrays, path, architecture)
@@ -196,6 +228,7 @@ def load(path):
 
 def save(path, network, layout=None):
     """Save a network's weights as float32; see :meth:`Network.save_model`."""
+
     def number(array):
         array = chainer.backends.cuda.to_cpu(array) if np.ndim(array) else np.int64(array)
         return np.asarray(array, np.float32 if np.ndim(array) else np.int64)
@@ -205,7 +238,7 @@ def save(path, network, layout=None):
         try:
             units = network.original_units()
         except InputError as e:
-            raise InputError("layout 'original': {}; leave the layout out".format(e))
+            raise InputError(f"layout 'original': {e}; leave the layout out")
         arrays = original.from_here(arrays, units)
         write = np.savez_compressed
     elif layout is None or layout in forms.FORMS:
@@ -214,7 +247,6 @@ def save(path, network, layout=None):
         arrays[ARCHITECTURE] = np.array(json.dumps(registry.architecture(network)))
         write = np.savez
     else:
-        raise InputError("layout {!r}: there are None, 'original', 'form-a' and 'form-b'".format(
-            layout))
+        raise InputError(f"layout {layout!r}: there are None, 'original', 'form-a' and 'form-b'")
     with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
         write(f, **arrays)

@@ -2,6 +2,7 @@
 
 Needs the package onnx, an extra.
 """
+
 import json
 
 import chainer
@@ -38,25 +39,41 @@ class _Graph:
     def conv_bn(self, link, name, h, residual=None, relu=None):
         """Add a :class:`ConvBN <trainer.networks.layers.ConvBN>`."""
         conv, bn = link.conv, link.bn
-        size = {'kernel_shape': conv.W.shape[2:], 'strides': conv.stride,
-                'pads': conv.pad * 2, 'group': conv.groups}
+        size = {
+            'kernel_shape': conv.W.shape[2:],
+            'strides': conv.stride,
+            'pads': conv.pad * 2,
+            'group': conv.groups,
+        }
         w = chainer.backends.cuda.to_cpu(conv.W.array)
         if self._fold:
             gamma, beta, mean, var = (
                 chainer.backends.cuda.to_cpu(a).astype(np.float64)
-                for a in (bn.gamma.array, bn.beta.array, bn.avg_mean, bn.avg_var))
+                for a in (bn.gamma.array, bn.beta.array, bn.avg_mean, bn.avg_var)
+            )
             scale = gamma / np.sqrt(var + bn.eps)
             w = (w * scale[:, None, None, None]).astype(np.float32)
             bias = self.weight(name + '/conv/b', (beta - mean * scale).astype(np.float32))
-            h = self.node('Conv', [h, self.weight(name + '/conv/W', w), bias],
-                          name + '/conv', **size)
+            h = self.node(
+                'Conv', [h, self.weight(name + '/conv/W', w), bias], name + '/conv', **size
+            )
         else:
             h = self.node('Conv', [h, self.weight(name + '/conv/W', w)], name + '/conv', **size)
-            h = self.node('BatchNormalization', [h] + [
-                self.weight('{}/bn/{}'.format(name, part), array) for part, array in (
-                    ('gamma', bn.gamma.array), ('beta', bn.beta.array),
-                    ('avg_mean', bn.avg_mean), ('avg_var', bn.avg_var))],
-                name + '/bn', epsilon=bn.eps)
+            h = self.node(
+                'BatchNormalization',
+                [h]
+                + [
+                    self.weight(f'{name}/bn/{part}', array)
+                    for part, array in (
+                        ('gamma', bn.gamma.array),
+                        ('beta', bn.beta.array),
+                        ('avg_mean', bn.avg_mean),
+                        ('avg_var', bn.avg_var),
+                    )
+                ],
+                name + '/bn',
+                epsilon=bn.eps,
+            )
         if residual is not None:
             h = self.node('Add', [h, residual], name + '/add')
         if link.relu if relu is None else relu:
@@ -73,13 +90,19 @@ class _Graph:
         h = self.conv_bn(block.grouped, name + '/grouped', h)
         if block.relu_after_add:
             return self.conv_bn(block.expand, name + '/expand', h, residual)
-        return self.node('Add', [self.conv_bn(block.expand, name + '/expand', h), residual],
-                         name + '/add')
+        return self.node(
+            'Add', [self.conv_bn(block.expand, name + '/expand', h), residual], name + '/add'
+        )
 
     def _subsample_and_pad(self, block, name, h):
         if block.stride > 1:
-            h = self.node('AveragePool', [h], name + '/subsample', kernel_shape=[1, 1],
-                          strides=[block.stride] * 2)
+            h = self.node(
+                'AveragePool',
+                [h],
+                name + '/subsample',
+                kernel_shape=[1, 1],
+                strides=[block.stride] * 2,
+            )
         missing = block.out_channels - block.reduce.conv.W.shape[1]
         if missing:
             pads = self.weight(name + '/pads', np.array([0] * 5 + [missing, 0, 0], np.int64))
@@ -112,29 +135,53 @@ def build(network, fold=True, features=False):
     graph = _Graph(onnx, fold)
     h = graph.conv_bn(network.stem, 'stem', 'x')
     if network.round_up_pooling is not None:
-        h = graph.node('MaxPool', [h], 'pool', kernel_shape=[3, 3], strides=[2, 2],
-                       pads=[1] * 4, ceil_mode=int(network.round_up_pooling))
+        h = graph.node(
+            'MaxPool',
+            [h],
+            'pool',
+            kernel_shape=[3, 3],
+            strides=[2, 2],
+            pads=[1] * 4,
+            ceil_mode=int(network.round_up_pooling),
+        )
     for i in range(1, len(network.stages) + 1):
-        stage = network['stage{}'.format(i)]
+        stage = network[f'stage{i}']
         for block in stage.children():
-            h = graph.block(block, 'stage{}/{}'.format(i, block.name), h)
+            h = graph.block(block, f'stage{i}/{block.name}', h)
     h = graph.node('GlobalAveragePool', [h], 'features')
     if isinstance(network.fc, layers.ConvBN):
         h = graph.node('Flatten', [graph.conv_bn(network.fc, 'fc', h)], 'scores')
     else:
-        h = graph.node('Gemm', [graph.node('Flatten', [h], 'flat'),
-                                graph.weight('fc/W', network.fc.W.array),
-                                graph.weight('fc/b', network.fc.b.array)], 'scores', transB=1)
+        h = graph.node(
+            'Gemm',
+            [
+                graph.node('Flatten', [h], 'flat'),
+                graph.weight('fc/W', network.fc.W.array),
+                graph.weight('fc/b', network.fc.b.array),
+            ],
+            'scores',
+            transB=1,
+        )
     floats = onnx.TensorProto.FLOAT
     outputs = [helper.make_tensor_value_info('scores', floats, ['batch', network.category_num])]
     if features:
-        outputs.append(helper.make_tensor_value_info(
-            'features', floats, ['batch', network.stages[-1].out_channels, 1, 1]))
+        outputs.append(
+            helper.make_tensor_value_info(
+                'features', floats, ['batch', network.stages[-1].out_channels, 1, 1]
+            )
+        )
     model = helper.make_model(
-        helper.make_graph(graph.nodes, network.name, [helper.make_tensor_value_info(
-            'x', floats, ['batch', 3, 'height', 'width'])], outputs, graph.weights),
-        opset_imports=[helper.make_opsetid('', OPSET)], ir_version=_IR_VERSION,
-        producer_name='resnext-chainer')
+        helper.make_graph(
+            graph.nodes,
+            network.name,
+            [helper.make_tensor_value_info('x', floats, ['batch', 3, 'height', 'width'])],
+            outputs,
+            graph.weights,
+        ),
+        opset_imports=[helper.make_opsetid('', OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name='resnext-chainer',
+    )
     helper.set_model_props(model, {'architecture': json.dumps(registry.architecture(network))})
     return model
 
@@ -151,6 +198,7 @@ def save(path, network, fold=True):
     """
     model = build(network, fold)
     import onnx
+
     onnx.checker.check_model(model, full_check=True)
     with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
         f.write(model.SerializeToString())

@@ -6,6 +6,7 @@ share of weight decay is lost.
 
 What joins and splits branches also serves the layouts of :mod:`trainer.weights.forms`.
 """
+
 import collections
 import re
 
@@ -54,7 +55,7 @@ def keys(units):
     for unit in (Unit(*unit) for unit in units):
         for conv, bn in _pairs(unit.convs, unit.bns):
             if conv is not None:
-                names += [conv + '/W', conv + '/b'][:1 + unit.bias]
+                names += [conv + '/W', conv + '/b'][: 1 + unit.bias]
             if bn is not None:
                 names += [bn + '/' + part for part in _BN + ('N',)]
     return names
@@ -79,15 +80,19 @@ def to_here(arrays, units, path, network, fold=True):
     extra = set(arrays) - set(expected)
     missing = [name for name in expected if name not in arrays] if fold else []
     if extra or missing:
-        raise InputError('{}: does not fit {}: {} {}'.format(
-            path, network, 'it has no' if missing else 'it also has',
-            missing[0] if missing else min(extra)))
+        raise InputError(
+            '{}: does not fit {}: {} {}'.format(
+                path,
+                network,
+                'it has no' if missing else 'it also has',
+                missing[0] if missing else min(extra),
+            )
+        )
 
     def join(names, part, axis=0):
         parts = [arrays[name + '/' + part] for name in names]
         if any(p.shape != parts[0].shape or p.ndim <= axis for p in parts):
-            raise InputError('{}: {}/{} and its sister branches differ in shape'.format(
-                path, names[0], part))
+            raise InputError(f'{path}: {names[0]}/{part} and its sister branches differ in shape')
         return np.concatenate(parts, axis)
 
     here = {}
@@ -104,8 +109,7 @@ def to_here(arrays, units, path, network, fold=True):
         if fold and biased:
             bias = join(convs, 'b')
             if bias.shape != here[bn + '/avg_mean'].shape:
-                raise InputError('{}: {}/b has not the shape of {}/avg_mean'.format(
-                    path, convs[0], bns[0]))
+                raise InputError(f'{path}: {convs[0]}/b has not the shape of {bns[0]}/avg_mean')
             here[bn + '/avg_mean'] = np.subtract(here[bn + '/avg_mean'], bias, dtype=np.float64)
     return here
 
@@ -146,18 +150,34 @@ def architecture(arrays):
     try:
         if 'linear/conv/W' in arrays:
             first = 'resnext_block_1_1/'
-            C = sum(1 for name in arrays
-                    if name.startswith(first + 'conv_bn_relu1_') and name.endswith('/conv/W'))
+            C = sum(
+                1
+                for name in arrays
+                if name.startswith(first + 'conv_bn_relu1_') and name.endswith('/conv/W')
+            )
             d = len(arrays[first + 'conv_bn_relu1_1/conv/W'])
-            return {'network': 'original-cifar', 'category_num': len(arrays['linear/conv/W']),
-                    'block_num': block_num, 'C': C, 'd': d,
-                    'multiplier': len(arrays[first + 'conv_bn_relu3/conv/W']) // d}
+            return {
+                'network': 'original-cifar',
+                'category_num': len(arrays['linear/conv/W']),
+                'block_num': block_num,
+                'C': C,
+                'd': d,
+                'multiplier': len(arrays[first + 'conv_bn_relu3/conv/W']) // d,
+            }
         first = 'resnext_block_0_0/'
-        C = sum(1 for name in arrays
-                if name.startswith(first + 'conv_group_2/') and name.endswith('/conv/W'))
+        C = sum(
+            1
+            for name in arrays
+            if name.startswith(first + 'conv_group_2/') and name.endswith('/conv/W')
+        )
         width = len(arrays[first + 'conv_bn_relu_1/conv/W'])
-        return {'network': 'ilsvrc', 'category_num': len(arrays['linear/linear/W']),
-                'block_num': block_num, 'C': C, 'd': width // C,
-                'multiplier': len(arrays[first + 'conv_bn_4/conv/W']) / width}
+        return {
+            'network': 'ilsvrc',
+            'category_num': len(arrays['linear/linear/W']),
+            'block_num': block_num,
+            'C': C,
+            'd': width // C,
+            'multiplier': len(arrays[first + 'conv_bn_4/conv/W']) / width,
+        }
     except (KeyError, TypeError, ZeroDivisionError):
         return None

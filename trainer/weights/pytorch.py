@@ -5,6 +5,7 @@ before. The pickle in them is read as data (:mod:`trainer.pickled`): nothing in 
 executed, imported or called, and a file that refers to anything but tensors and plain
 containers is refused.
 """
+
 import collections
 import io
 import os
@@ -19,7 +20,7 @@ from trainer.errors import InputError
 from trainer.weights import state_dict, strided
 
 # What the first two pickles of the older format hold.
-_LEGACY = [0x1950a86a20f9469cfc6c, 1001]
+_LEGACY = [0x1950A86A20F9469CFC6C, 1001]
 
 #: How a pickle begins.
 PICKLE = b'\x80'
@@ -28,28 +29,60 @@ PICKLE = b'\x80'
 _MAX_PICKLE = 4 << 20
 _MAX_DIMENSIONS = 8
 
-_DTYPES = {'Half': 'f2', 'Float': 'f4', 'Double': 'f8', 'BFloat16': 'u2', 'Byte': 'u1',
-           'Char': 'i1', 'Short': 'i2', 'Int': 'i4', 'Long': 'i8', 'Bool': 'u1'}
-_STORAGES = {pickled.Global(module, kind + 'Storage'): kind
-             for kind in _DTYPES for module in ('torch', 'torch.cuda')}
-_TENSORS = {pickled.Global('torch._utils', '_rebuild_tensor' + version)
-            for version in ('', '_v2')}
+_DTYPES = {
+    'Half': 'f2',
+    'Float': 'f4',
+    'Double': 'f8',
+    'BFloat16': 'u2',
+    'Byte': 'u1',
+    'Char': 'i1',
+    'Short': 'i2',
+    'Int': 'i4',
+    'Long': 'i8',
+    'Bool': 'u1',
+}
+_STORAGES = {
+    pickled.Global(module, kind + 'Storage'): kind
+    for kind in _DTYPES
+    for module in ('torch', 'torch.cuda')
+}
+_TENSORS = {pickled.Global('torch._utils', '_rebuild_tensor' + version) for version in ('', '_v2')}
 _PARAMETER = pickled.Global('torch._utils', '_rebuild_parameter')
 _PERSISTENT = pickled.Global('pickle', 'persistent_load')
 
 # What a training state may hold beside tensors: plain values, none of which does anything.
 _KNOWN = {_PARAMETER, *_TENSORS, *_STORAGES} | {
-    pickled.Global(module, name) for module, names in (
+    pickled.Global(module, name)
+    for module, names in (
         ('collections', ('OrderedDict', 'defaultdict', 'Counter')),
-        ('argparse', ('Namespace',)), ('_codecs', ('encode',)),
-        ('builtins', ('set', 'dict', 'list')), ('__builtin__', ('set', 'dict', 'list')),
-        ('torch', ('Size', 'device')), ('numpy', ('dtype', 'ndarray')),
+        ('argparse', ('Namespace',)),
+        ('_codecs', ('encode',)),
+        ('builtins', ('set', 'dict', 'list')),
+        ('__builtin__', ('set', 'dict', 'list')),
+        ('torch', ('Size', 'device')),
+        ('numpy', ('dtype', 'ndarray')),
         ('numpy.core.multiarray', ('scalar', '_reconstruct')),
-        ('numpy._core.multiarray', ('scalar', '_reconstruct'))) for name in names}
+        ('numpy._core.multiarray', ('scalar', '_reconstruct')),
+    )
+    for name in names
+}
 
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError,
-           NotImplementedError, RuntimeError, OverflowError, TypeError, AttributeError,
-           IndexError, UnicodeError, MemoryError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    UnicodeError,
+    MemoryError,
+)
 
 
 class _Refused(Exception):
@@ -67,8 +100,11 @@ class _Zip:
         self._members = {info.filename: info for info in members}
         size = os.fstat(f.fileno()).st_size
         # PyTorch compresses nothing: no member can be larger than the file.
-        if len(self._members) != len(members) or sum(i.file_size for i in members) > size or any(
-                i.compress_type != zipfile.ZIP_STORED for i in members):
+        if (
+            len(self._members) != len(members)
+            or sum(i.file_size for i in members) > size
+            or any(i.compress_type != zipfile.ZIP_STORED for i in members)
+        ):
             raise ValueError('its members are not as PyTorch writes them')
         names = [name for name in self._members if name.endswith('/data.pkl')]
         if len(names) != 1:
@@ -79,8 +115,7 @@ class _Zip:
         if self._folder + 'byteorder' in self._members:
             self.swapped = self._read('byteorder') == b'big'
         if self._members[names[0]].file_size > _MAX_PICKLE:
-            raise ValueError('its pickle has {} bytes'.format(
-                self._members[names[0]].file_size))
+            raise ValueError(f'its pickle has {self._members[names[0]].file_size} bytes')
         self.root = _unpickle(io.BytesIO(self._read('data.pkl')))
 
     def _read(self, name):
@@ -112,14 +147,14 @@ class _Legacy:
         widths = _widths(self.root)
         for key in map(_text, keys):
             f.seek(position)
-            count, = struct.unpack('<q', f.read(8))
+            (count,) = struct.unpack('<q', f.read(8))
             position += 8
             if key in self._places or not 0 <= count <= (size - position) // widths[key]:
-                raise ValueError('{} numbers should follow byte {}'.format(count, position))
+                raise ValueError(f'{count} numbers should follow byte {position}')
             self._places[key] = position, count * widths[key]
             position += count * widths[key]
         if position != size:
-            raise ValueError('{} bytes follow its end'.format(size - position))
+            raise ValueError(f'{size - position} bytes follow its end')
 
     def size(self, key):
         return self._places[key][1]
@@ -137,8 +172,10 @@ def _unpickle(f):
         return pickled.read(f, _KNOWN)
     except pickled.PickleError as e:
         if str(e).startswith('it refers to'):
-            raise _Refused('{}, which weights do not need and which is not run here; in PyTorch, '
-                           'save model.state_dict() alone'.format(e))
+            raise _Refused(
+                f'{e}, which weights do not need and which is not run here; in PyTorch, '
+                'save model.state_dict() alone'
+            )
         raise
 
 
@@ -186,18 +223,26 @@ def _tensor(archive, arguments, extents):
     """Return the :class:`state_dict.Tensor`; notes its extent after checking all it states."""
     storage, offset, shape, strides = arguments[:4]
     kind, key, count = _storage(storage)
-    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and all(
-            type(n) is int for n in (count, offset) + shape + strides)
-            and len(shape) == len(strides) <= _MAX_DIMENSIONS):
-        raise ValueError('a tensor of shape {}'.format(str(shape)[:60]))
+    if not (
+        isinstance(shape, tuple)
+        and isinstance(strides, tuple)
+        and all(type(n) is int for n in (count, offset) + shape + strides)
+        and len(shape) == len(strides) <= _MAX_DIMENSIONS
+    ):
+        raise ValueError(f'a tensor of shape {str(shape)[:60]}')
     dtype = np.dtype(_DTYPES[kind]).newbyteorder('>' if archive.swapped else '<')
     if count * dtype.itemsize != archive.size(key):
-        raise ValueError('storage {} has not {} numbers'.format(key[:20], count))
+        raise ValueError(f'storage {key[:20]} has not {count} numbers')
 
     def view(position):
         # A number alone has no dimensions.
-        return strided.Tensor(kind, strided.Storage(kind, dtype, position, count), offset,
-                              shape or (1,), strides or (1,))
+        return strided.Tensor(
+            kind,
+            strided.Storage(kind, dtype, position, count),
+            offset,
+            shape or (1,),
+            strides or (1,),
+        )
 
     def load():
         f, position = archive.open(key)
@@ -214,8 +259,7 @@ def _tensor(archive, arguments, extents):
 def _tensors(archive, value):
     """Return name -> :class:`state_dict.Tensor` of a dict in a file."""
     extents = []
-    tensors = {_text(name): _tensor(archive, _arguments(v), extents)
-               for name, v in value.items()}
+    tensors = {_text(name): _tensor(archive, _arguments(v), extents) for name, v in value.items()}
     if len(tensors) != len(value):
         raise ValueError('two tensors have one name')
     extents.sort()
@@ -231,8 +275,11 @@ def _entries(root):
         raise _Refused('it holds no dict; in PyTorch, save model.state_dict()')
 
     def is_one(value):
-        return isinstance(value, dict) and value and all(
-            _arguments(v) is not None for v in value.values())
+        return (
+            isinstance(value, dict)
+            and value
+            and all(_arguments(v) is not None for v in value.values())
+        )
 
     found = {'': root} if is_one(root) else {}
     found.update({_text(name): value for name, value in root.items() if is_one(value)})
@@ -244,21 +291,33 @@ def _choose(archive, entry):
     entries = _entries(archive.root)
     if entry is not None:
         if entry not in entries:
-            raise _Refused('there is no state dict {}; there are: {}'.format(
-                entry, ', '.join(sorted(entries)) or 'none'))
+            raise _Refused(
+                'there is no state dict {}; there are: {}'.format(
+                    entry, ', '.join(sorted(entries)) or 'none'
+                )
+            )
         name = entry
     elif len(entries) == 1:
-        name, = entries
+        (name,) = entries
     else:
-        networks = [name for name, value in entries.items() if state_dict.recognise(
-            state_dict.strip(_tensors(archive, value))) is not None]
+        networks = [
+            name
+            for name, value in entries.items()
+            if state_dict.recognise(state_dict.strip(_tensors(archive, value))) is not None
+        ]
         if not networks:
-            raise _Refused('it holds no state dict of a ResNeXt; dicts of tensors in it: {}'.format(
-                ', '.join(sorted(entries)) or 'none'))
+            raise _Refused(
+                'it holds no state dict of a ResNeXt; dicts of tensors in it: {}'.format(
+                    ', '.join(sorted(entries)) or 'none'
+                )
+            )
         name = 'state_dict' if 'state_dict' in networks else networks[0]
         if name != 'state_dict' and len(networks) > 1:
-            raise _Refused('it holds several state dicts; choose with --entry: {}'.format(
-                ', '.join(sorted(networks))))
+            raise _Refused(
+                'it holds several state dicts; choose with --entry: {}'.format(
+                    ', '.join(sorted(networks))
+                )
+            )
     return name, _tensors(archive, entries[name]), sorted(set(entries) - {name})
 
 
@@ -288,13 +347,16 @@ def read(path, entry=None):
             network, found = state_dict.read(tensors, path)
             return network, found, name
     except OSError as e:
-        raise InputError('{}: cannot be read ({})'.format(path, e.strerror or e))
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
     except _Refused as e:
-        raise InputError('{}: {}'.format(path, e))
+        raise InputError(f'{path}: {e}')
     except (strided.Damaged, *_DAMAGE) as e:
         detail = ' '.join(str(e).split())[:100]
-        raise InputError('{}: not a whole PyTorch file ({}{}); fetch it again'.format(
-            path, type(e).__name__, ': ' + detail if detail else ''))
+        raise InputError(
+            '{}: not a whole PyTorch file ({}{}); fetch it again'.format(
+                path, type(e).__name__, ': ' + detail if detail else ''
+            )
+        )
 
 
 # Writing.
@@ -325,13 +387,28 @@ def _pickle(arrays):
     parts = [b'\x80\x02', empty, b'(']
     for i, (name, array) in enumerate(arrays.items()):
         kind = {'float32': b'Float', 'int64': b'Long'}[array.dtype.name]
-        storage = _pickle_tuple([
-            _pickle_text('storage'), b'ctorch\n' + kind + b'Storage\n', _pickle_text(str(i)),
-            _pickle_text('cpu'), _pickle_int(array.size)]) + b'Q'
-        numbers = [_pickle_tuple(map(_pickle_int, n)) for n in (
-            array.shape, [stride // array.itemsize for stride in array.strides])]
-        parts += [_pickle_text(name), b'ctorch._utils\n_rebuild_tensor_v2\n',
-                  _pickle_tuple([storage, _pickle_int(0), *numbers, b'\x89', empty]), b'R']
+        storage = (
+            _pickle_tuple(
+                [
+                    _pickle_text('storage'),
+                    b'ctorch\n' + kind + b'Storage\n',
+                    _pickle_text(str(i)),
+                    _pickle_text('cpu'),
+                    _pickle_int(array.size),
+                ]
+            )
+            + b'Q'
+        )
+        numbers = [
+            _pickle_tuple(map(_pickle_int, n))
+            for n in (array.shape, [stride // array.itemsize for stride in array.strides])
+        ]
+        parts += [
+            _pickle_text(name),
+            b'ctorch._utils\n_rebuild_tensor_v2\n',
+            _pickle_tuple([storage, _pickle_int(0), *numbers, b'\x89', empty]),
+            b'R',
+        ]
     return b''.join(parts) + b'u.'
 
 
@@ -348,6 +425,7 @@ def save(path, network, naming=None):
     """
     arrays = state_dict.write(network, naming)
     with files.replacing(path) as unfinished, zipfile.ZipFile(unfinished, 'w') as archive:
+
         def add(name, data):
             info = zipfile.ZipInfo('archive/' + name)
             start = archive.fp.tell() + 30 + len(info.filename) + 4  # two headers
@@ -359,5 +437,5 @@ def save(path, network, naming=None):
         add('byteorder', b'little')
         for i, array in enumerate(arrays.values()):
             array = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
-            add('data/{}'.format(i), array.reshape(-1).view(np.uint8).data)
+            add(f'data/{i}', array.reshape(-1).view(np.uint8).data)
         add('version', _VERSION)

@@ -1,4 +1,5 @@
 """From what a file says of its network to the network."""
+
 import importlib
 
 import chainer
@@ -20,8 +21,10 @@ _MAX_STAGES = 100
 def architecture(network):
     """Return :meth:`Network.architecture`, and its preprocessing where it is not its class's."""
     own = {'preprocessing': network.preprocessing}
-    return dict(network.architecture(), **(
-        {} if network.preprocessing == type(network).preprocessing else own))
+    return dict(
+        network.architecture(),
+        **({} if network.preprocessing == type(network).preprocessing else own),
+    )
 
 
 def build(architecture, path, weight_limit):
@@ -44,21 +47,29 @@ def build(architecture, path, weight_limit):
         if classes is not None:
             classes = [str(c) for c in classes]
             if len(classes) != arguments['category_num']:
-                raise ValueError('{} class names'.format(len(classes)))
+                raise ValueError(f'{len(classes)} class names')
         preprocessing = arguments.pop('preprocessing', None)
         if preprocessing not in (None, *data_augmentation.__all__):
-            raise ValueError('preprocessing {!r}'.format(preprocessing))
+            raise ValueError(f'preprocessing {preprocessing!r}')
         with chainer.using_config('weight_limit', weight_limit):
-            network = getattr(importlib.import_module(module), name)(
-                initialize=False, **arguments)
+            network = getattr(importlib.import_module(module), name)(initialize=False, **arguments)
         network.classes = classes
         if preprocessing is not None:
             network.preprocessing = preprocessing
         return network
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError,
-            IndexError) as e:
-        raise InputError('{}: describes a network that cannot be built ({}: {}); it is damaged, '
-                         'or was written by a later version'.format(path, type(e).__name__, e))
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ZeroDivisionError,
+        OverflowError,
+        IndexError,
+    ) as e:
+        raise InputError(
+            f'{path}: describes a network that cannot be built ({type(e).__name__}: {e}); it is damaged, '
+            'or was written by a later version'
+        )
 
 
 def check_flags(network, path, C=None, d=None, layers=None):
@@ -73,11 +84,15 @@ def check_flags(network, path, C=None, d=None, layers=None):
     Raises:
         trainer.errors.InputError: A flag is not as in the file.
     """
-    for flag, given, held in (('-c', C, network.C), ('-d', d, network.d),
-                              ('-l', layers, network.layers)):
+    for flag, given, held in (
+        ('-c', C, network.C),
+        ('-d', d, network.d),
+        ('-l', layers, network.layers),
+    ):
         if given is not None and given != held:
-            raise InputError('{} {}: {} holds a network of {} layers, {}x{}d; leave {} out'.format(
-                flag, given, path, network.layers, network.C, network.d, flag))
+            raise InputError(
+                f'{flag} {given}: {path} holds a network of {network.layers} layers, {network.C}x{network.d}d; leave {flag} out'
+            )
 
 
 def load(path, gpu=-1):
@@ -98,6 +113,7 @@ def load(path, gpu=-1):
         trainer.errors.InputError: The file is damaged or not such a file.
     """
     from trainer.weights import formats
+
     network, _ = formats.read(path)
     network.check_gpu(gpu)
     return network

@@ -1,4 +1,5 @@
 """safetensors files of PyTorch state dicts, through the safetensors package (an extra)."""
+
 import json
 
 import numpy as np
@@ -7,8 +8,14 @@ from trainer import extras, files
 from trainer.errors import InputError
 from trainer.weights import state_dict
 
-_DTYPES = {'F16': 'float16', 'BF16': 'bfloat16', 'F32': 'float32', 'F64': 'float64',
-           'I32': 'int32', 'I64': 'int64'}
+_DTYPES = {
+    'F16': 'float16',
+    'BF16': 'bfloat16',
+    'F32': 'float32',
+    'F64': 'float64',
+    'I32': 'int32',
+    'I64': 'int64',
+}
 
 
 def _tensor(held):
@@ -16,8 +23,9 @@ def _tensor(held):
     shape = tuple(held['shape'])
 
     def load():
-        bits = np.frombuffer(held['data'], np.dtype(
-            'uint16' if dtype == 'bfloat16' else dtype).newbyteorder('<')).reshape(shape)
+        bits = np.frombuffer(
+            held['data'], np.dtype('uint16' if dtype == 'bfloat16' else dtype).newbyteorder('<')
+        ).reshape(shape)
         return state_dict.from_bfloat16(bits) if dtype == 'bfloat16' else bits
 
     return state_dict.Tensor(dtype, shape, load)
@@ -36,19 +44,22 @@ def read(path):
         trainer.errors.InputError: The package safetensors is missing; or the file is
             missing or damaged, or holds no ResNeXt of the namings known.
     """
-    safetensors = extras.need('safetensors', 'reading {}'.format(path))
+    safetensors = extras.need('safetensors', f'reading {path}')
     try:
         with files.open_regular(path) as f:
             data = f.read()
         tensors = {name: _tensor(held) for name, held in safetensors.deserialize(data)}
     except OSError as e:
-        raise InputError('{}: cannot be read ({})'.format(path, e.strerror or e))
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
     except safetensors.SafetensorError as e:
-        raise InputError('{}: not a whole safetensors file ({}); fetch it again'.format(
-            path, ' '.join(str(e).split())[:100]))
+        raise InputError(
+            '{}: not a whole safetensors file ({}); fetch it again'.format(
+                path, ' '.join(str(e).split())[:100]
+            )
+        )
     network, found = state_dict.read(tensors, path)
     # The package has checked that there is such a header.
-    header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
     network.classes = _classes(header.get('__metadata__') or {}, network, path)
     return network, found
 
@@ -60,10 +71,12 @@ def _classes(metadata, network, path):
         classes = json.loads(metadata['classes'])
     except ValueError:
         classes = None
-    if not isinstance(classes, list) or len(classes) != network.category_num or not all(
-            isinstance(name, str) for name in classes):
-        raise InputError('{}: its classes are not a list of {} names'.format(
-            path, network.category_num))
+    if (
+        not isinstance(classes, list)
+        or len(classes) != network.category_num
+        or not all(isinstance(name, str) for name in classes)
+    ):
+        raise InputError(f'{path}: its classes are not a list of {network.category_num} names')
     return classes
 
 
@@ -80,8 +93,9 @@ def save(path, network, naming=None):
         trainer.errors.InputError: The package safetensors is missing, or the naming has
             no place for the network.
     """
-    extras.need('safetensors', 'writing {}'.format(path))
+    extras.need('safetensors', f'writing {path}')
     from safetensors import numpy as safetensors
+
     metadata = {'format': 'pt'}
     if network.classes is not None:
         metadata['classes'] = json.dumps(network.classes)

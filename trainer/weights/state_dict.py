@@ -1,4 +1,5 @@
 """State dicts of PyTorch: from their names and shapes to the network, and back."""
+
 import collections
 
 import chainer
@@ -16,8 +17,13 @@ _PREFIXES = ('module.', '_orig_mod.')
 _NO_WEIGHTS = {'n_averaged'}
 
 _LINEAR = (('weight', 'W'), ('bias', 'b'))
-_BN = (('weight', 'gamma'), ('bias', 'beta'), ('running_mean', 'avg_mean'),
-       ('running_var', 'avg_var'), ('num_batches_tracked', 'N'))
+_BN = (
+    ('weight', 'gamma'),
+    ('bias', 'beta'),
+    ('running_mean', 'avg_mean'),
+    ('running_var', 'avg_var'),
+    ('num_batches_tracked', 'N'),
+)
 _COUNTER = 'num_batches_tracked'
 
 
@@ -50,7 +56,7 @@ def strip(tensors):
     tensors = {name: t for name, t in tensors.items() if name not in _NO_WEIGHTS}
     for prefix in _PREFIXES * 2:  # in whatever order the network was wrapped
         if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name[len(prefix):]: t for name, t in tensors.items()}
+            tensors = {name[len(prefix) :]: t for name, t in tensors.items()}
     return tensors
 
 
@@ -86,13 +92,13 @@ def _names(naming, network):
 
 def _architecture(naming, tensors, path):
     """Read the network's sizes off names and shapes."""
+
     def shape(name, dimensions):
         if name + '.weight' not in tensors:
-            raise InputError('{}: has the names of {}, but no {}.weight'.format(
-                path, naming.name, name))
+            raise InputError(f'{path}: has the names of {naming.name}, but no {name}.weight')
         found = tensors[name + '.weight'].shape
         if len(found) != dimensions or 0 in found:
-            raise InputError('{}: {}.weight has shape {}'.format(path, name, found))
+            raise InputError(f'{path}: {name}.weight has shape {found}')
         return found
 
     def there(i, j, part):
@@ -108,31 +114,41 @@ def _architecture(naming, tensors, path):
         width, per_group = shape(naming.block(i, 0)['grouped'][0], 4)[:2]
         out = shape(naming.block(i, 0)['expand'][0], 4)[0]
         stride = 2 if i else 1
-        projections = ('none' if not there(i, 0, 'shortcut') else
-                       'all' if blocks > 1 and there(i, 1, 'shortcut') else 'first')
+        projections = (
+            'none'
+            if not there(i, 0, 'shortcut')
+            else 'all'
+            if blocks > 1 and there(i, 1, 'shortcut')
+            else 'first'
+        )
         if projections == 'none' and (stride > 1 or channels != out):
             shape(naming.block(i, 0)['shortcut'][0], 4)
         stages.append([blocks, width, max(1, width // per_group), out, stride, projections])
         channels = out
-    return {'network': naming.kind, 'stages': stages, 'stem_width': stem, 'eps': EPS,
-            'category_num': shape(naming.classifier(len(stages)), 2)[0]}
+    return {
+        'network': naming.kind,
+        'stages': stages,
+        'stem_width': stem,
+        'eps': EPS,
+        'category_num': shape(naming.classifier(len(stages)), 2)[0],
+    }
 
 
 def _load(tensor, name, path):
     if tensor.dtype not in ('float16', 'bfloat16', 'float32', 'float64'):
-        raise InputError('{}: {} holds {}, not weights'.format(path, name, tensor.dtype))
+        raise InputError(f'{path}: {name} holds {tensor.dtype}, not weights')
     with np.errstate(over='ignore'):
         array = tensor.load().astype(np.float32, copy=False)
     if not np.isfinite(array).all():
-        raise InputError('{}: {} has numbers that are not finite in float32'.format(path, name))
+        raise InputError(f'{path}: {name} has numbers that are not finite in float32')
     if name.endswith('running_var') and (array + EPS <= 0).any():
-        raise InputError('{}: {} has variances below 0'.format(path, name))
+        raise InputError(f'{path}: {name} has variances below 0')
     return array
 
 
 def _count(tensor, name, path):
     if tensor.dtype not in ('int32', 'int64') or tensor.shape not in ((), (1,)):
-        raise InputError('{}: {} is not a number of batches'.format(path, name))
+        raise InputError(f'{path}: {name} is not a number of batches')
     return np.int64(tensor.load().reshape(()))
 
 
@@ -159,8 +175,11 @@ def read(tensors, path):
     tensors = strip(tensors)
     naming = recognise(tensors)
     if naming is None:
-        raise InputError('{}: its names are not those of a ResNeXt of {}; the first: {}'.format(
-            path, ', '.join(namings.table()), next(iter(tensors), 'none')))
+        raise InputError(
+            '{}: its names are not those of a ResNeXt of {}; the first: {}'.format(
+                path, ', '.join(namings.table()), next(iter(tensors), 'none')
+            )
+        )
     size = sum(int(np.prod(t.shape, dtype=object)) for t in tensors.values())
     network = registry.build(_architecture(naming, tensors, path), path, weight_limit=size)
     names = _names(naming, network)
@@ -168,13 +187,20 @@ def read(tensors, path):
     missing = [name for name in names if name not in tensors and not name.endswith(_COUNTER)]
     extra = [name for name in tensors if name not in names]
     if missing or extra:
-        raise InputError('{}: does not fit {} in the names of {}: {} {}'.format(
-            path, npz.describe(network), naming.name,
-            'it has no' if missing else 'it also has', (missing or extra)[0]))
+        raise InputError(
+            '{}: does not fit {} in the names of {}: {} {}'.format(
+                path,
+                npz.describe(network),
+                naming.name,
+                'it has no' if missing else 'it also has',
+                (missing or extra)[0],
+            )
+        )
     for name, ours in names.items():
         if not name.endswith(_COUNTER) and tensors[name].shape != held[ours].shape:
-            raise InputError('{}: does not fit {}: {} is {} there and {} here'.format(
-                path, npz.describe(network), name, tensors[name].shape, held[ours].shape))
+            raise InputError(
+                f'{path}: does not fit {npz.describe(network)}: {name} is {tensors[name].shape} there and {held[ours].shape} here'
+            )
     dtypes, arrays = collections.Counter(), {}
     for name, ours in names.items():
         if name.endswith(_COUNTER):
@@ -190,23 +216,27 @@ def read(tensors, path):
 
 def _check_held(network, naming):
     """Refuse a network that a state dict in this naming would misrepresent."""
+
     def refuse(why):
-        return InputError('--naming {}: state dicts in this naming cannot hold the network: {}; '
-                          'npz and ONNX can'.format(naming.name, why))
+        return InputError(
+            f'--naming {naming.name}: state dicts in this naming cannot hold the network: {why}; '
+            'npz and ONNX can'
+        )
 
     if network.eps != EPS:
-        raise refuse('its batch normalisation has eps {}, PyTorch\'s {}'.format(network.eps, EPS))
+        raise refuse(f"its batch normalisation has eps {network.eps}, PyTorch's {EPS}")
     if network.round_up_pooling:
         raise refuse('its max pooling rounds sizes up')
     channels = network.stem_width
     for i, stage in enumerate(network.stages):
         if stage.stride != (2 if i else 1):
-            raise refuse('stage {} has stride {}'.format(i + 1, stage.stride))
+            raise refuse(f'stage {i + 1} has stride {stage.stride}')
         needed = stage.stride > 1 or channels != stage.out_channels
         fits = stage.projections == ('first' if needed else 'none')
         if not fits and (needed and stage.projections == 'none' or not naming.any_projections):
-            raise refuse('the shortcuts of stage {} are not projections just where sizes differ'
-                         .format(i + 1))
+            raise refuse(
+                f'the shortcuts of stage {i + 1} are not projections just where sizes differ'
+            )
         channels = stage.out_channels
 
 
@@ -225,12 +255,19 @@ def choose(network, name=None):
     table = namings.table()
     if name is not None and name not in table:
         raise InputError('--naming {}: there are {}'.format(name, ', '.join(table)))
-    fitting = [naming for key, of_project in table.items() for naming in of_project
-               if naming.kind == network.kind and name in (key, None)]
+    fitting = [
+        naming
+        for key, of_project in table.items()
+        for naming in of_project
+        if naming.kind == network.kind and name in (key, None)
+    ]
     if not fitting:
-        raise InputError('{} no names for {}; npz and ONNX can hold it'.format(
-            '--naming {}: it has'.format(name) if name else 'PyTorch state dicts: there are',
-            npz.describe(network)))
+        raise InputError(
+            '{} no names for {}; npz and ONNX can hold it'.format(
+                f'--naming {name}: it has' if name else 'PyTorch state dicts: there are',
+                npz.describe(network),
+            )
+        )
     _check_held(network, fitting[0])
     return fitting[0]
 

@@ -1,4 +1,5 @@
 """Tensors in files: strided views of storages, as Torch7 and PyTorch write them, within bounds."""
+
 import collections
 
 import numpy as np
@@ -28,11 +29,10 @@ class Tensor(collections.namedtuple('Tensor', 'kind storage offset shape strides
         last = self.offset
         for length, stride in sorted(zip(self.shape, self.strides), key=lambda axis: axis[1]):
             if length < 1 or (length > 1 and stride <= last - self.offset):
-                raise Damaged('a tensor of shape {} has strides {}'.format(
-                    self.shape, self.strides))
+                raise Damaged(f'a tensor of shape {self.shape} has strides {self.strides}')
             last += (length - 1) * stride
         if not self.shape or not 0 <= self.offset <= last < self.storage.size:
-            raise Damaged('a tensor of shape {} runs past its storage'.format(self.shape))
+            raise Damaged(f'a tensor of shape {self.shape} runs past its storage')
         return self.offset, last + 1
 
     def load(self, f):
@@ -45,5 +45,10 @@ class Tensor(collections.namedtuple('Tensor', 'kind storage offset shape strides
             raise Damaged('it ends too soon')
         # The stride of a single number means nothing, and could be anything.
         return np.lib.stride_tricks.as_strided(
-            numbers, self.shape, [stride * dtype.itemsize if length > 1 else 0
-                                  for length, stride in zip(self.shape, self.strides)])
+            numbers,
+            self.shape,
+            [
+                stride * dtype.itemsize if length > 1 else 0
+                for length, stride in zip(self.shape, self.strides)
+            ],
+        )

@@ -5,6 +5,7 @@ buffers too. Tensors and storages here go through readers of our own, which note
 the numbers are, and check that they are there; what is wanted is loaded later. Nothing
 in a file is executed: torchfile keeps Lua functions as bytes.
 """
+
 import os
 import struct
 
@@ -20,8 +21,17 @@ _MAX_OBJECTS = 2_000_000
 _MAX_DIMENSIONS = 8
 
 # What torchfile raises over damaged files.
-_DAMAGE = (struct.error, torchfile.T7ReaderException, ValueError, TypeError, KeyError,
-           IndexError, AttributeError, OverflowError, RecursionError)
+_DAMAGE = (
+    struct.error,
+    torchfile.T7ReaderException,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class _File:
@@ -33,15 +43,23 @@ class _File:
 
     def read(self, length):
         if not 0 <= length <= _MAX_STRING:
-            raise Damaged('it states a length of {} at byte {}'.format(length, self.f.tell()))
+            raise Damaged(f'it states a length of {length} at byte {self.f.tell()}')
         data = self.f.read(length)
         if len(data) < length:
             raise Damaged('it ends too soon')
         return data
 
 
-_DTYPES = {'Byte': 'u1', 'Char': 'i1', 'Short': '<i2', 'Int': '<i4', 'Long': '<i8',
-           'Half': '<f2', 'Float': '<f4', 'Double': '<f8'}
+_DTYPES = {
+    'Byte': 'u1',
+    'Char': 'i1',
+    'Short': '<i2',
+    'Int': '<i4',
+    'Long': '<i8',
+    'Half': '<f2',
+    'Float': '<f4',
+    'Double': '<f8',
+}
 
 # torchfile keeps one table of readers in the process: ours go by names of their own, so
 # that torchfile.load stays as it was for others.
@@ -53,7 +71,7 @@ def _register(kind, dtype):
     def read_tensor(reader, version):
         dimensions = reader.read_int()
         if not 0 <= dimensions <= _MAX_DIMENSIONS:
-            raise Damaged('a tensor has {} dimensions'.format(dimensions))
+            raise Damaged(f'a tensor has {dimensions} dimensions')
         shape = reader.read_long_array(dimensions)
         strides = reader.read_long_array(dimensions)
         offset = reader.read_long() - 1
@@ -63,7 +81,7 @@ def _register(kind, dtype):
         size = reader.read_long()
         position = reader.f.f.tell()
         if not 0 <= size <= (reader.f.size - position) // dtype.itemsize:
-            raise Damaged('{} numbers should follow byte {}'.format(size, position))
+            raise Damaged(f'{size} numbers should follow byte {position}')
         reader.f.f.seek(position + size * dtype.itemsize)
         reader.numbers += size
         return Storage(kind, dtype, position, size)
@@ -92,11 +110,11 @@ class _Reader(torchfile.T7Reader):
     def read_obj(self):
         self._objects_left -= 1
         if self._objects_left < 0:
-            raise Damaged('it has more than {:,} objects'.format(_MAX_OBJECTS))
+            raise Damaged(f'it has more than {_MAX_OBJECTS:,} objects')
         return super().read_obj()
 
     def read_long_array(self, n):
-        return self._read('<{}q'.format(n))  # torchfile's needs Python 2 for 8-byte longs
+        return self._read(f'<{n}q')  # torchfile's needs Python 2 for 8-byte longs
 
     def read_string(self, disable_utf8=False):
         string = super().read_string(disable_utf8)
@@ -130,5 +148,5 @@ def parse(f):
     except _DAMAGE as e:
         raise Damaged(e if isinstance(e, torchfile.T7ReaderException) else type(e).__name__)
     if f.tell() != reader.f.size:
-        raise Damaged('{} bytes follow its end'.format(reader.f.size - f.tell()))
+        raise Damaged(f'{reader.f.size - f.tell()} bytes follow its end')
     return root, reader.numbers

@@ -4,6 +4,7 @@ The architecture comes from the modules, whatever the file is called. Modules ne
 ``nn.Sequential`` are read depth first, which makes the published files and that code's
 alike. What a network here cannot represent is refused, with the module's place.
 """
+
 import collections
 import itertools
 
@@ -68,15 +69,17 @@ class _Module:
         modules = self.fields.get(b'modules')
         if not isinstance(modules, dict) or set(modules) != set(range(1, len(modules) + 1)):
             raise self.refuse('has no list of modules')
-        return [_Module(modules[i], '{}({})'.format(self.place, i), self._seen)
-                for i in range(1, len(modules) + 1)]
+        return [
+            _Module(modules[i], f'{self.place}({i})', self._seen)
+            for i in range(1, len(modules) + 1)
+        ]
 
     def number(self, key, default=None):
         value = self.fields.get(key.encode())
         if value is None and default is not None:
             return default
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise self.refuse('has no number {}'.format(key))
+            raise self.refuse(f'has no number {key}')
         return value
 
     def pair(self, of, default=None, instead=None):
@@ -85,13 +88,13 @@ class _Module:
             default = self.number(instead, default)
         width, height = self.number(of + 'W', default), self.number(of + 'H', default)
         if width != height:
-            raise self.refuse('is not square: {0}W {1}, {0}H {2}'.format(of, width, height))
+            raise self.refuse(f'is not square: {of}W {width}, {of}H {height}')
         return width
 
     def tensor(self, key, optional=False):
         value = self.fields.get(key.encode())
         if not isinstance(value, t7.Tensor) and not (optional and value is None):
-            raise self.refuse('has no tensor {}'.format(key))
+            raise self.refuse(f'has no tensor {key}')
         return value
 
 
@@ -117,15 +120,20 @@ class _Layers:
 
     def next_is(self, names, **fields):
         """Tell whether a module of one of ``names``, with these fields, is next."""
-        return bool(self._modules) and self._modules[0].name in names and all(
-            self._modules[0].fields.get(key.encode()) == value for key, value in fields.items())
+        return (
+            bool(self._modules)
+            and self._modules[0].name in names
+            and all(
+                self._modules[0].fields.get(key.encode()) == value for key, value in fields.items()
+            )
+        )
 
     def take(self, names, what):
         if not self._modules:
-            raise self.owner.refuse('ends where {} should follow'.format(what))
+            raise self.owner.refuse(f'ends where {what} should follow')
         module = self._modules.popleft()
         if module.name not in names:
-            raise module.refuse('stands where {} should be'.format(what))
+            raise module.refuse(f'stands where {what} should be')
         return module
 
     def end(self):
@@ -140,19 +148,28 @@ class _Conv(collections.namedtuple('_Conv', 'module channels out ksize stride pa
 def _conv(layers, channels, ksize, pad, stride=None, grouped=False):
     """Take a convolution that must be as said; ``stride`` None: any."""
     m = layers.take(_CONV, 'a convolution')
-    conv = _Conv(m, m.number('nInputPlane'), m.number('nOutputPlane'), m.pair('k'), m.pair('d', 1),
-                 m.pair('pad', 0, 'padding'), m.number('groups', 1))
+    conv = _Conv(
+        m,
+        m.number('nInputPlane'),
+        m.number('nOutputPlane'),
+        m.pair('k'),
+        m.pair('d', 1),
+        m.pair('pad', 0, 'padding'),
+        m.number('groups', 1),
+    )
     for name, value in zip(conv._fields[1:], conv[1:]):
         if not isinstance(value, int) or value < (name != 'pad'):
-            raise m.refuse('has {} {}'.format(name, value))
+            raise m.refuse(f'has {name} {value}')
     if conv.channels != channels:
-        raise m.refuse('takes {} channels where there are {}'.format(conv.channels, channels))
+        raise m.refuse(f'takes {conv.channels} channels where there are {channels}')
     if conv.ksize != ksize or conv.pad != pad or conv.stride != (stride or conv.stride):
-        raise m.refuse('has kernel {}, stride {}, padding {} where {}, {}, {} belong'.format(
-            conv.ksize, conv.stride, conv.pad, ksize, stride or 'any', pad))
-    if conv.channels % conv.groups or conv.out % conv.groups or (
-            conv.groups > 1 and not grouped):
-        raise m.refuse('has {} groups'.format(conv.groups))
+        raise m.refuse(
+            'has kernel {}, stride {}, padding {} where {}, {}, {} belong'.format(
+                conv.ksize, conv.stride, conv.pad, ksize, stride or 'any', pad
+            )
+        )
+    if conv.channels % conv.groups or conv.out % conv.groups or (conv.groups > 1 and not grouped):
+        raise m.refuse(f'has {conv.groups} groups')
     return conv
 
 
@@ -200,9 +217,11 @@ def _main_path(module, channels):
     first = grouped[0][0]
     for conv, _ in grouped:
         if conv.channels != conv.out or conv[1:] != first[1:]:
-            raise conv.module.refuse('has {} channels after it and {} before'.format(
-                conv.out, conv.channels) if conv.channels != conv.out
-                else 'differs from its sister branches')
+            raise conv.module.refuse(
+                f'has {conv.out} channels after it and {conv.channels} before'
+                if conv.channels != conv.out
+                else 'differs from its sister branches'
+            )
     if table is not None:
         join = layers.take(['nn.JoinTable'], 'the joining of branches')
         if not _joins_channels(join):
@@ -217,22 +236,26 @@ def _padding_shortcut(layers, channels, out, stride):
     """Take type A's: every stride-th pixel, and as many zero channels as there are channels."""
     pool = layers.take(_AVERAGE, 'a shortcut')
     if (pool.pair('k'), pool.pair('d', 1), pool.pair('pad', 0)) != (1, stride, 0) or (
-            pool.fields.get(b'ceil_mode') or pool.fields.get(b'divide') is False):
-        raise pool.refuse('is not 1x1 with stride {}'.format(stride))
+        pool.fields.get(b'ceil_mode') or pool.fields.get(b'divide') is False
+    ):
+        raise pool.refuse(f'is not 1x1 with stride {stride}')
     concat = layers.take(['nn.Concat'], 'zero channels')
     parts = [list(_flatten(child)) for child in concat.children()]
-    if not _joins_channels(concat) or [[m.name for m in part] for part in parts] != [
-            [], ['nn.MulConstant']] or parts[1][0].number('constant_scalar') != 0:
+    if (
+        not _joins_channels(concat)
+        or [[m.name for m in part] for part in parts] != [[], ['nn.MulConstant']]
+        or parts[1][0].number('constant_scalar') != 0
+    ):
         raise concat.refuse('is not the channels and as many zeros')
     if out != 2 * channels:
-        raise concat.refuse('gives {} channels where {} are added'.format(2 * channels, out))
+        raise concat.refuse(f'gives {2 * channels} channels where {out} are added')
 
 
 def _block(layers, channels):
     table = layers.take(['nn.ConcatTable'], 'a block')
     paths = table.children()
     if len(paths) != 2:
-        raise table.refuse('has {} paths where a block has two'.format(len(paths)))
+        raise table.refuse(f'has {len(paths)} paths where a block has two')
     parts, width, groups, stride = _main_path(paths[0], channels)
     out = parts['expand'][0][0].out
     shortcut = _Layers(paths[1])
@@ -240,13 +263,15 @@ def _block(layers, channels):
     if projection:
         parts['shortcut'] = [_conv_bn(shortcut, channels, 1, 0, stride, relu=False)]
         if parts['shortcut'][0][0].out != out:
-            raise paths[1].refuse('gives {} channels where {} are added'.format(
-                parts['shortcut'][0][0].out, out))
+            raise paths[1].refuse(
+                'gives {} channels where {} are added'.format(parts['shortcut'][0][0].out, out)
+            )
     elif shortcut.next_is(_AVERAGE):
         _padding_shortcut(shortcut, channels, out, stride)
     elif stride != 1 or channels != out:
-        raise paths[1].refuse('keeps {} channels where stride is {} and {} are added'.format(
-            channels, stride, out))
+        raise paths[1].refuse(
+            f'keeps {channels} channels where stride is {stride} and {out} are added'
+        )
     shortcut.end()
     layers.take(['nn.CAddTable'], 'the addition')
     _relu(layers)
@@ -259,23 +284,38 @@ def _stages(blocks):
     for block in blocks:
         last = stages[-1] if stages else []
         # The second block says how all that follow it begin.
-        alike = last and block.stride == 1 and block[:3] == last[0][:3] and (
-            block.projection == last[1].projection if len(last) > 1
-            else last[0].projection or not block.projection)
+        alike = (
+            last
+            and block.stride == 1
+            and block[:3] == last[0][:3]
+            and (
+                block.projection == last[1].projection
+                if len(last) > 1
+                else last[0].projection or not block.projection
+            )
+        )
         if alike:
             last.append(block)
         else:
             stages.append([block])
     for stage in stages:
         first = stage[0]
-        projections = ('none' if not first.projection else
-                       'all' if len(stage) > 1 and stage[1].projection else 'first')
-        yield StageConfig(len(stage), first.width, first.groups, first.out, first.stride,
-                          projections), stage
+        projections = (
+            'none'
+            if not first.projection
+            else 'all'
+            if len(stage) > 1 and stage[1].projection
+            else 'first'
+        )
+        yield (
+            StageConfig(
+                len(stage), first.width, first.groups, first.out, first.stride, projections
+            ),
+            stage,
+        )
 
 
-class _Network(collections.namedtuple(
-        '_Network', 'stem rounds_up stages fc classes picture_size')):
+class _Network(collections.namedtuple('_Network', 'stem rounds_up stages fc classes picture_size')):
     """What the modules say. rounds_up: of the max pooling, None where there is none."""
 
 
@@ -302,30 +342,34 @@ def _network(root):
         raise pool.refuse('is not a plain average')
     flat = layers.take(['nn.View', 'nn.Reshape'], 'nn.View')
     if flat.number('numElements', channels) not in (channels, 1):  # 1: of nn.View(-1)
-        raise flat.refuse('takes {} numbers where there are {}'.format(
-            flat.number('numElements'), channels))
+        raise flat.refuse(
+            'takes {} numbers where there are {}'.format(flat.number('numElements'), channels)
+        )
     fc = layers.take(['nn.Linear'], 'the classifier')
     layers.end()
     weight = fc.tensor('weight')
     if len(weight.shape) != 2 or weight.shape[1] != channels:
-        raise fc.refuse('has weights of shape {} for {} channels'.format(weight.shape, channels))
-    return _Network(stem, rounds_up, list(_stages(blocks)), fc, weight.shape[0],
-                    size * reduction)
+        raise fc.refuse(f'has weights of shape {weight.shape} for {channels} channels')
+    return _Network(stem, rounds_up, list(_stages(blocks)), fc, weight.shape[0], size * reduction)
 
 
 def _root(value):
     """Find the network: alone, or the only one in a table."""
     if isinstance(value, dict):
-        networks = [v for v in value.values() if isinstance(v, torchfile.TorchObject)
-                    and _text(v.torch_typename()) in ('nn.Sequential', _REPLICAS)]
+        networks = [
+            v
+            for v in value.values()
+            if isinstance(v, torchfile.TorchObject)
+            and _text(v.torch_typename()) in ('nn.Sequential', _REPLICAS)
+        ]
         if len(networks) != 1:
-            raise _Refused('it holds a table with {} networks, not a network'.format(
-                len(networks)))
+            raise _Refused(f'it holds a table with {len(networks)} networks, not a network')
         value = networks[0]
     return _Module(value, '', set())
 
 
 # Reading the numbers.
+
 
 class _Numbers:
     """Loads the network's tensors, each part of a storage once."""
@@ -348,18 +392,17 @@ class _Numbers:
         if tensor is None:
             return absent
         if tensor.shape not in shapes:
-            raise module.refuse('has {} of shape {} where {} belongs'.format(
-                key, tensor.shape, shapes[0]))
+            raise module.refuse(f'has {key} of shape {tensor.shape} where {shapes[0]} belongs')
         self._note(module, key, tensor, False)
         if tensor.storage.dtype.kind != 'f':
-            raise module.refuse('has {} in {}Tensor'.format(key, tensor.kind))
+            raise module.refuse(f'has {key} in {tensor.kind}Tensor')
         if isinstance(gradient, t7.Tensor) and gradient.shape:
             self._note(module, key, gradient, True)
         numbers = tensor.load(self._f)
         with np.errstate(over='ignore'):
             finite = np.isfinite(numbers.astype(np.float32, copy=False)).all()
         if not finite:
-            raise module.refuse('has {} with numbers that are not finite in float32'.format(key))
+            raise module.refuse(f'has {key} with numbers that are not finite in float32')
         self.kinds[tensor.kind + 'Tensor'] += numbers.size
         return numbers.reshape(shapes[0])
 
@@ -367,12 +410,14 @@ class _Numbers:
         """Refuse numbers that serve twice: what remains of a damaged offset or reference."""
         ends = {}
         for storage, first, end, gradient, module, key in sorted(
-                self._extents, key=lambda extent: extent[:4]):
+            self._extents, key=lambda extent: extent[:4]
+        ):
             # Gradients may share their memory with one another.
-            before = max(ends.get((storage, other), 0)
-                         for other in ((False,) if gradient else (False, True)))
+            before = max(
+                ends.get((storage, other), 0) for other in ((False,) if gradient else (False, True))
+            )
             if first < before:
-                raise module.refuse('has {} where other numbers are'.format(key))
+                raise module.refuse(f'has {key} where other numbers are')
             ends[storage, gradient] = max(end, ends.get((storage, gradient), 0))
 
 
@@ -384,19 +429,24 @@ def _fill(numbers, link, parts):
         here = slice(start, start + out)
         start += out
         link.conv.W.array[here] = numbers.load(
-            conv.module, 'weight', (out, taken, k, k), (out, taken * k * k),
-            (groups, out // groups, taken, k, k))
+            conv.module,
+            'weight',
+            (out, taken, k, k),
+            (out, taken * k * k),
+            (groups, out // groups, taken, k, k),
+        )
         link.bn.gamma.array[here] = numbers.load(bn, 'weight', (out,), absent=1)
         link.bn.beta.array[here] = numbers.load(bn, 'bias', (out,), absent=0)
         # Batch normalisation takes off the mean what a bias would add.
         link.bn.avg_mean[here] = numbers.load(bn, 'running_mean', (out,)) - np.asarray(
-            numbers.load(conv.module, 'bias', (out,), absent=0), np.float64)
+            numbers.load(conv.module, 'bias', (out,), absent=0), np.float64
+        )
         eps = bn.number('eps')
         with np.errstate(divide='ignore', over='ignore'):
             if b'running_std' in bn.fields and b'running_var' not in bn.fields:
                 # Before 2016: 1 / sqrt(variance + eps).
                 std = numbers.load(bn, 'running_std', (out,)).astype(np.float64)
-                link.bn.avg_var[here] = std ** -2 - eps
+                link.bn.avg_var[here] = std**-2 - eps
             else:
                 link.bn.avg_var[here] = numbers.load(bn, 'running_var', (out,))
         variance = link.bn.avg_var[here]
@@ -411,20 +461,24 @@ def _build(f, path):
     links = [('stem', [held.stem])]
     for i, (_, blocks) in enumerate(held.stages, 1):
         for j, block in enumerate(blocks, 1):
-            links += [('stage{}/block{}/{}'.format(i, j, name), parts)
-                      for name, parts in block.parts.items()]
+            links += [(f'stage{i}/block{j}/{name}', parts) for name, parts in block.parts.items()]
     for _, bn in itertools.chain.from_iterable(parts for _, parts in links):
         eps = bn.number('eps') if eps is None else eps
         if bn.number('eps') != eps or not 0 < eps < 1:
             raise bn.refuse('has eps {} where others have {}'.format(bn.number('eps'), eps))
-    architecture = {'network': 'paper-cifar' if held.rounds_up is None else 'ilsvrc',
-                    'category_num': held.classes, 'stem_width': held.stem[0].out,
-                    'stages': [config for config, _ in held.stages], 'eps': eps}
+    architecture = {
+        'network': 'paper-cifar' if held.rounds_up is None else 'ilsvrc',
+        'category_num': held.classes,
+        'stem_width': held.stem[0].out,
+        'stages': [config for config, _ in held.stages],
+        'eps': eps,
+    }
     if held.rounds_up is not None:
         architecture['round_up_pooling'] = held.rounds_up
     else:  # that program has this form for CIFAR only, and such means for each
         architecture['preprocessing'] = 'DataAugmentationCifar{}Torch7'.format(
-            100 if held.classes == 100 else '')
+            100 if held.classes == 100 else ''
+        )
     network = registry.build(architecture, path, weight_limit=limit)
     here = dict(network.namedlinks())
     numbers = _Numbers(f)
@@ -433,8 +487,11 @@ def _build(f, path):
     network.fc.W.array[...] = numbers.load(held.fc, 'weight', network.fc.W.shape)
     network.fc.b.array[...] = numbers.load(held.fc, 'bias', network.fc.b.shape, absent=0)
     numbers.check_distinct()
-    return network, Found(', '.join(kind for kind, _ in numbers.kinds.most_common()),
-                          held.picture_size, network.shortcut)
+    return network, Found(
+        ', '.join(kind for kind, _ in numbers.kinds.most_common()),
+        held.picture_size,
+        network.shortcut,
+    )
 
 
 def read(path):
@@ -462,8 +519,8 @@ def read(path):
         with files.open_regular(path) as f:
             return _build(f, path)
     except OSError as e:
-        raise InputError('{}: cannot be read ({})'.format(path, e.strerror or e))
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
     except _Refused as e:
-        raise InputError('{}: cannot be converted: {}'.format(path, e))
+        raise InputError(f'{path}: cannot be converted: {e}')
     except t7.Damaged as e:
-        raise InputError('{}: not a whole Torch7 file ({}); fetch it again'.format(path, e))
+        raise InputError(f'{path}: not a whole Torch7 file ({e}); fetch it again')

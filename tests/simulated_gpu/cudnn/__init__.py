@@ -4,11 +4,11 @@ Graphs are computed by NumPy on the memory that their tensors' addresses, sizes 
 name, in float32 and rounded where a tensor's type says so. Each has two plans: the first
 computes float32 with TF32's ten bits and has the note TENSOR_CORE, the second in full.
 """
+
 import enum
 import itertools
 
 import numpy as np
-
 from cupy import _device
 
 __version__ = '1.24.1'
@@ -24,13 +24,21 @@ def _names(name, members):
 
 data_type = _names('data_type', 'FLOAT DOUBLE HALF INT8 INT32 UINT8 BFLOAT16 INT64 BOOLEAN NOT_SET')
 heur_mode = _names('heur_mode', 'A B FALLBACK OPENSOURCE')
-numerical_note = _names('numerical_note', 'TENSOR_CORE DOWN_CONVERT_INPUTS '
-                        'REDUCED_PRECISION_REDUCTION FFT NONDETERMINISTIC WINOGRAD '
-                        'WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13 STRICT_NAN_PROP')
+numerical_note = _names(
+    'numerical_note',
+    'TENSOR_CORE DOWN_CONVERT_INPUTS '
+    'REDUCED_PRECISION_REDUCTION FFT NONDETERMINISTIC WINOGRAD '
+    'WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13 STRICT_NAN_PROP',
+)
 
-_DTYPES = {data_type.FLOAT: np.dtype('f'), data_type.HALF: np.dtype('e'),
-           data_type.BOOLEAN: np.dtype('?'), data_type.INT32: np.dtype('i'),
-           data_type.UINT8: np.dtype('B'), data_type.INT8: np.dtype('b')}
+_DTYPES = {
+    data_type.FLOAT: np.dtype('f'),
+    data_type.HALF: np.dtype('e'),
+    data_type.BOOLEAN: np.dtype('?'),
+    data_type.INT32: np.dtype('i'),
+    data_type.UINT8: np.dtype('B'),
+    data_type.INT8: np.dtype('b'),
+}
 
 
 def backend_version():
@@ -48,7 +56,7 @@ def create_handle():
 
 def set_stream(handle, stream):
     if stream not in _device._streams:
-        raise RuntimeError('CUDNN_STATUS_BAD_PARAM: there is no stream {:#x}'.format(stream))
+        raise RuntimeError(f'CUDNN_STATUS_BAD_PARAM: there is no stream {stream:#x}')
     _handles[handle] = stream
 
 
@@ -58,8 +66,9 @@ _uids = itertools.count(1)
 class tensor:
     """A tensor of a graph."""
 
-    def __init__(self, graph, dim=None, stride=None, data_type=data_type.NOT_SET,
-                 is_virtual=False, uid=-1):
+    def __init__(
+        self, graph, dim=None, stride=None, data_type=data_type.NOT_SET, is_virtual=False, uid=-1
+    ):
         self._dim, self._stride, self._type = dim, stride, data_type
         self._graph, self._virtual = graph, is_virtual
         self._uid = uid if uid >= 0 else next(_uids)
@@ -94,25 +103,47 @@ class tensor:
 
 def _integers(values):
     if not all(isinstance(v, (int, np.integer)) for v in values):
-        raise TypeError('incompatible function arguments: {!r}'.format(values))
+        raise TypeError(f'incompatible function arguments: {values!r}')
     return [int(v) for v in values]
 
 
 class pygraph:
     """A graph of operations."""
 
-    def __init__(self, name='test_graph', io_data_type=data_type.NOT_SET,
-                 intermediate_data_type=data_type.NOT_SET, compute_data_type=data_type.NOT_SET,
-                 handle=None, sm_count=None, sm_version=None, kernel_cache=None,
-                 device_property=None, is_dynamic_shape_enabled=False,
-                 is_override_shape_enabled=False):
+    def __init__(
+        self,
+        name='test_graph',
+        io_data_type=data_type.NOT_SET,
+        intermediate_data_type=data_type.NOT_SET,
+        compute_data_type=data_type.NOT_SET,
+        handle=None,
+        sm_count=None,
+        sm_version=None,
+        kernel_cache=None,
+        device_property=None,
+        is_dynamic_shape_enabled=False,
+        is_override_shape_enabled=False,
+    ):
         self._io, self._intermediate, self._compute = (
-            io_data_type, intermediate_data_type, compute_data_type)
+            io_data_type,
+            intermediate_data_type,
+            compute_data_type,
+        )
         self._handle, self._inputs, self._nodes = handle, [], []
         self._stage, self._built, self._barred = 'new', set(), {}
 
-    def tensor(self, dim, stride, data_type=data_type.NOT_SET, is_virtual=False,
-               is_pass_by_value=False, ragged_offset=None, reordering_type=None, name='', uid=-1):
+    def tensor(
+        self,
+        dim,
+        stride,
+        data_type=data_type.NOT_SET,
+        is_virtual=False,
+        is_pass_by_value=False,
+        ragged_offset=None,
+        reordering_type=None,
+        name='',
+        uid=-1,
+    ):
         if is_pass_by_value:
             raise NotImplementedError('the simulation has no scalars')
         t = tensor(self, _integers(dim), _integers(stride), data_type, is_virtual, uid)
@@ -122,35 +153,86 @@ class pygraph:
     def _node(self, operation, inputs, outputs=1, **attributes):
         for t in inputs.values():
             if not isinstance(t, tensor):
-                raise TypeError('{}(): incompatible function arguments: {!r}'.format(operation, t))
+                raise TypeError(f'{operation}(): incompatible function arguments: {t!r}')
             if t._graph is not self:
                 raise ValueError('a tensor of another graph')
         made = [tensor(self, is_virtual=True) for _ in range(outputs)]
         self._nodes.append((operation, inputs, made, attributes))
         return made[0] if outputs == 1 else made
 
-    def conv_fprop(self, image, weight, padding=(0, 0), stride=(1, 1), dilation=(1, 1),
-                   compute_data_type=None, name=''):
-        return self._node('conv_fprop', {'x': image, 'w': weight}, padding=_integers(padding),
-                          stride=_integers(stride), dilation=_integers(dilation))
+    def conv_fprop(
+        self,
+        image,
+        weight,
+        padding=(0, 0),
+        stride=(1, 1),
+        dilation=(1, 1),
+        compute_data_type=None,
+        name='',
+    ):
+        return self._node(
+            'conv_fprop',
+            {'x': image, 'w': weight},
+            padding=_integers(padding),
+            stride=_integers(stride),
+            dilation=_integers(dilation),
+        )
 
-    def conv_dgrad(self, loss, filter, padding=(0, 0), stride=(1, 1), dilation=(1, 1),  # noqa: A002
-                   compute_data_type=None, name=''):
-        return self._node('conv_dgrad', {'y': loss, 'w': filter}, padding=_integers(padding),
-                          stride=_integers(stride), dilation=_integers(dilation))
+    def conv_dgrad(
+        self,
+        loss,
+        filter,
+        padding=(0, 0),
+        stride=(1, 1),
+        dilation=(1, 1),  # noqa: A002
+        compute_data_type=None,
+        name='',
+    ):
+        return self._node(
+            'conv_dgrad',
+            {'y': loss, 'w': filter},
+            padding=_integers(padding),
+            stride=_integers(stride),
+            dilation=_integers(dilation),
+        )
 
-    def conv_wgrad(self, image, loss, padding=(0, 0), stride=(1, 1), dilation=(1, 1),
-                   compute_data_type=None, name=''):
-        return self._node('conv_wgrad', {'x': image, 'y': loss}, padding=_integers(padding),
-                          stride=_integers(stride), dilation=_integers(dilation))
+    def conv_wgrad(
+        self,
+        image,
+        loss,
+        padding=(0, 0),
+        stride=(1, 1),
+        dilation=(1, 1),
+        compute_data_type=None,
+        name='',
+    ):
+        return self._node(
+            'conv_wgrad',
+            {'x': image, 'y': loss},
+            padding=_integers(padding),
+            stride=_integers(stride),
+            dilation=_integers(dilation),
+        )
 
     def bias(self, input, bias, compute_data_type=None, name=''):  # noqa: A002
         return self._node('add', {'a': input, 'b': bias})
 
-    def relu(self, input, negative_slope=None, lower_clip=None, upper_clip=None,  # noqa: A002
-             compute_data_type=None, name=''):
-        return self._node('relu', {'a': input}, slope=negative_slope or 0, lower=lower_clip or 0,
-                          upper=np.inf if upper_clip is None else upper_clip)
+    def relu(
+        self,
+        input,
+        negative_slope=None,
+        lower_clip=None,
+        upper_clip=None,  # noqa: A002
+        compute_data_type=None,
+        name='',
+    ):
+        return self._node(
+            'relu',
+            {'a': input},
+            slope=negative_slope or 0,
+            lower=lower_clip or 0,
+            upper=np.inf if upper_clip is None else upper_clip,
+        )
 
     def genstats(self, input, compute_data_type=None, name=''):  # noqa: A002
         return self._node('genstats', {'x': input}, 2)
@@ -162,7 +244,7 @@ class pygraph:
 
     def _reach(self, stage, before):
         if self._stage != before:
-            raise RuntimeError('{} is called in the stage {!r}'.format(stage, self._stage))
+            raise RuntimeError(f'{stage} is called in the stage {self._stage!r}')
         self._stage = stage
 
     def validate(self):
@@ -185,15 +267,16 @@ class pygraph:
         dims = {k: t._dim for k, t in inputs.items()}
         if operation == 'conv_fprop':
             if dims['x'][1] % dims['w'][1]:
-                raise ValueError('the filter has {1} channels, the image {0}'.format(
-                    dims['x'][1], dims['w'][1]))
+                raise ValueError(
+                    'the filter has {} channels, the image {}'.format(dims['w'][1], dims['x'][1])
+                )
             found = [_conv_shape(dims['x'], dims['w'], attributes)]
         elif operation in ('conv_dgrad', 'conv_wgrad'):
             if not made[0]._dim:
                 raise ValueError(operation + ': its output needs dim and stride')
             shapes = dict(dims, **{'x' if operation == 'conv_dgrad' else 'w': made[0]._dim})
             if _conv_shape(shapes['x'], shapes['w'], attributes) != shapes['y']:
-                raise ValueError('{}: sizes do not fit: {}'.format(operation, shapes))
+                raise ValueError(f'{operation}: sizes do not fit: {shapes}')
             found = [made[0]._dim]
         elif operation == 'genstats':
             found = [[1, dims['x'][1], 1, 1]] * 2
@@ -204,7 +287,7 @@ class pygraph:
                 n, c, h, w = dim
                 t._dim, t._stride = dim, [h * w * c, 1, w * c, c]
             elif t._dim != dim:
-                raise ValueError('{}: an output is {}, not {}'.format(operation, dim, t._dim))
+                raise ValueError(f'{operation}: an output is {dim}, not {t._dim}')
 
     def build_operation_graph(self):
         self._reach('graph', 'validated')
@@ -217,14 +300,15 @@ class pygraph:
 
         def before(t):
             node = made_by.get(id(t))
-            return [] if node is None else [node] + [
-                n for i in node[1].values() for n in before(i)]
+            return [] if node is None else [node] + [n for i in node[1].values() for n in before(i)]
+
         for operation, inputs, made, attributes in self._nodes:
             if operation == 'genstats':
                 for n in before(inputs['x']):
                     if n[0] == 'conv_fprop' and n[1]['w']._dim[1:] != n[1]['x']._dim[1:2] + [1, 1]:
-                        raise cudnnGraphNotSupportedError('No valid engine configs: genstats '
-                                                          'behind a conv that is not 1x1')
+                        raise cudnnGraphNotSupportedError(
+                            'No valid engine configs: genstats behind a conv that is not 1x1'
+                        )
 
     def deselect_numeric_notes(self, notes):
         if numerical_note.TENSOR_CORE in notes:
@@ -249,14 +333,13 @@ class pygraph:
         return index
 
     def get_plan_name_at_index(self, index):
-        return 'eng{}_k0=0'.format(self._plan(index))
+        return f'eng{self._plan(index)}_k0=0'
 
     def build_plan_at_index(self, index):
         if self._stage not in ('plans', 'supported'):
             raise RuntimeError('there are no plans yet')
         if self._plan(index) in self._barred:
-            raise cudnnGraphNotSupportedError('Deselecting execution plan ({})'.format(
-                self._barred[index]))
+            raise cudnnGraphNotSupportedError(f'Deselecting execution plan ({self._barred[index]})')
         self._built.add(index)
 
     def _workspace(self, index):
@@ -276,7 +359,7 @@ class pygraph:
         pack = {}
         for t, pointer in tensor_to_device_buffer.items():
             if type(pointer) is not int:
-                raise TypeError('{!r} is no address'.format(pointer))
+                raise TypeError(f'{pointer!r} is no address')
             pack[t if type(t) is int else t.get_uid()] = pointer
         used = {id(t) for node in self._nodes for t in node[1].values()}
         inputs = [t for t in self._inputs if id(t) in used]
@@ -288,8 +371,9 @@ class pygraph:
             pointer, dtype = pack[t._uid], _DTYPES[t._type]
             strides = [s * dtype.itemsize for s in t._stride]
             if pointer % 16:
-                raise RuntimeError('CUDNN_STATUS_BAD_PARAM: {:#x} is not aligned to 16 '
-                                   'bytes'.format(pointer))
+                raise RuntimeError(
+                    f'CUDNN_STATUS_BAD_PARAM: {pointer:#x} is not aligned to 16 bytes'
+                )
             extent = sum((n - 1) * s for n, s in zip(t._dim, strides)) + dtype.itemsize
             _device.arena.find(pointer, extent)
             memory[id(t)] = _device.view(pointer, t._dim, dtype, strides)
@@ -304,7 +388,7 @@ class pygraph:
 
         def work():
             if size:
-                scratch[...] = 0x5a
+                scratch[...] = 0x5A
             # Whoever times a graph runs it again and again on the same numbers.
             key = [self, index] + [numbers.tobytes() for numbers in given]
             if _last[0] != key:
@@ -312,6 +396,7 @@ class pygraph:
                     _last[:] = key, self._run(memory, tf32=index == 0)
             for t in outputs:
                 np.copyto(memory[id(t)], _last[1][id(t)])
+
         _device.submit(work, reads, writes, _device._streams[_handles[handle]])
 
     def _run(self, memory, tf32):
@@ -319,8 +404,10 @@ class pygraph:
         for operation, inputs, made, attributes in self._nodes:
             args = {k: values[id(t)].astype(np.float32) for k, t in inputs.items()}
             if tf32 and operation.startswith('conv'):
-                args = {k: _tf32(a) if inputs[k]._type is data_type.FLOAT else a
-                        for k, a in args.items()}
+                args = {
+                    k: _tf32(a) if inputs[k]._type is data_type.FLOAT else a
+                    for k, a in args.items()
+                }
             results = _OPERATIONS[operation](args, made[0]._dim, **attributes)
             for t, result in zip(made, results if len(made) > 1 else [results]):
                 values[id(t)] = result.reshape(t._dim).astype(_DTYPES[t._type])
@@ -331,16 +418,22 @@ _last = [None, None]  # what was computed last, of what
 
 
 def _tf32(a):
-    return ((a.view(np.uint32) + np.uint32(0xfff) + (a.view(np.uint32) >> 13 & 1))
-            & np.uint32(0xffffe000)).view(np.float32)
+    return (
+        (a.view(np.uint32) + np.uint32(0xFFF) + (a.view(np.uint32) >> 13 & 1))
+        & np.uint32(0xFFFFE000)
+    ).view(np.float32)
 
 
 # The operations, on float32.
 
 
 def _conv_shape(x, w, attributes):
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, p, s, d in zip(
-        x[2:], w[2:], attributes['padding'], attributes['stride'], attributes['dilation'])]
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, p, s, d in zip(
+            x[2:], w[2:], attributes['padding'], attributes['stride'], attributes['dilation']
+        )
+    ]
     return [x[0], w[0]] + size
 
 
@@ -348,8 +441,9 @@ def _columns(x, w_shape, y_shape, padding, stride, dilation):
     """Return (groups, batch * out height * out width, k * k * channels), and the padded image."""
     (n, c, h, w), (_, cg, kh, kw), (_, _, oh, ow) = x.shape, w_shape, y_shape
     padded = np.zeros((n, h + 2 * padding[0], w + 2 * padding[1], c // cg, cg), np.float32)
-    padded[:, padding[0]:padding[0] + h, padding[1]:padding[1] + w] = x.transpose(
-        0, 2, 3, 1).reshape(n, h, w, c // cg, cg)
+    padded[:, padding[0] : padding[0] + h, padding[1] : padding[1] + w] = x.transpose(
+        0, 2, 3, 1
+    ).reshape(n, h, w, c // cg, cg)
     windows = _windows(padded, kh, kw, oh, ow, stride, dilation)
     return windows.transpose(5, 0, 1, 2, 3, 4, 6).reshape(c // cg, n * oh * ow, kh * kw * cg)
 
@@ -358,22 +452,30 @@ def _windows(padded, kh, kw, oh, ow, stride, dilation):
     n, _, _, g, cg = padded.shape
     sn, sh, sw, sg, sc = padded.strides
     return np.lib.stride_tricks.as_strided(
-        padded, (n, oh, ow, kh, kw, g, cg),
-        (sn, sh * stride[0], sw * stride[1], sh * dilation[0], sw * dilation[1], sg, sc))
+        padded,
+        (n, oh, ow, kh, kw, g, cg),
+        (sn, sh * stride[0], sw * stride[1], sh * dilation[0], sw * dilation[1], sg, sc),
+    )
 
 
 def _filters(w, groups):
     """Return (groups, k * k * channels, filters)."""
     out, cg, kh, kw = w.shape
-    return w.reshape(groups, out // groups, cg, kh, kw).transpose(0, 3, 4, 2, 1).reshape(
-        groups, kh * kw * cg, out // groups)
+    return (
+        w.reshape(groups, out // groups, cg, kh, kw)
+        .transpose(0, 3, 4, 2, 1)
+        .reshape(groups, kh * kw * cg, out // groups)
+    )
 
 
 def _pixels(y, groups):
     """Return (groups, batch * height * width, filters)."""
     n, c, h, w = y.shape
-    return y.reshape(n, groups, c // groups, h, w).transpose(1, 0, 3, 4, 2).reshape(
-        groups, n * h * w, c // groups)
+    return (
+        y.reshape(n, groups, c // groups, h, w)
+        .transpose(1, 0, 3, 4, 2)
+        .reshape(groups, n * h * w, c // groups)
+    )
 
 
 def _conv_fprop(a, dim, **conv):
@@ -397,22 +499,31 @@ def _conv_dgrad(a, dim, padding, stride, dilation):
     (n, c, h, w), (_, cg, kh, kw), (_, _, oh, ow) = dim, a['w'].shape, a['y'].shape
     groups = c // cg
     columns = (_pixels(a['y'], groups) @ _filters(a['w'], groups).transpose(0, 2, 1)).reshape(
-        groups, n, oh, ow, kh, kw, cg)
+        groups, n, oh, ow, kh, kw, cg
+    )
     padded = np.zeros((n, h + 2 * padding[0], w + 2 * padding[1], groups, cg), np.float32)
     windows = _windows(padded, kh, kw, oh, ow, stride, dilation)
     for i in range(kh):
         for j in range(kw):
             windows[:, :, :, i, j] += columns[:, :, :, :, i, j].transpose(1, 2, 3, 0, 4)
-    return padded[:, padding[0]:padding[0] + h, padding[1]:padding[1] + w].reshape(
-        n, h, w, c).transpose(0, 3, 1, 2)
+    return (
+        padded[:, padding[0] : padding[0] + h, padding[1] : padding[1] + w]
+        .reshape(n, h, w, c)
+        .transpose(0, 3, 1, 2)
+    )
 
 
 _OPERATIONS = {
-    'conv_fprop': _conv_fprop, 'conv_dgrad': _conv_dgrad, 'conv_wgrad': _conv_wgrad,
+    'conv_fprop': _conv_fprop,
+    'conv_dgrad': _conv_dgrad,
+    'conv_wgrad': _conv_wgrad,
     'relu': lambda a, dim, slope, lower, upper: np.where(
-        a['a'] > lower, np.minimum(a['a'], upper), lower + slope * (a['a'] - lower)),
-    'genstats': lambda a, dim: (a['x'].sum((0, 2, 3), keepdims=True),
-                                np.square(a['x']).sum((0, 2, 3), keepdims=True)),
+        a['a'] > lower, np.minimum(a['a'], upper), lower + slope * (a['a'] - lower)
+    ),
+    'genstats': lambda a, dim: (
+        a['x'].sum((0, 2, 3), keepdims=True),
+        np.square(a['x']).sum((0, 2, 3), keepdims=True),
+    ),
 }
 
 
@@ -420,8 +531,9 @@ def _binary(operation, first, second, function):
     def method(self, *args, compute_data_type=None, name='', **kwargs):
         tensors = dict(zip((first, second), args), **kwargs)
         if set(tensors) != {first, second}:
-            raise TypeError('{}(): incompatible function arguments'.format(operation))
+            raise TypeError(f'{operation}(): incompatible function arguments')
         return self._node(operation, {'a': tensors[first], 'b': tensors[second]})
+
     setattr(pygraph, operation, method)
     _OPERATIONS[operation] = lambda a, dim: function(a['a'], a['b'])
 

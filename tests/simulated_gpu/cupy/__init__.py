@@ -11,12 +11,30 @@ does not have raise; add them as they are needed, with CuPy's own behaviour.
 The programs run on it too (``PYTHONPATH=tests/simulated_gpu python main.py -g 0 --quick``).
 It needs Linux and g++ 12. Compiled kernels are kept in the temporary folder.
 """
+
 import functools
 
 import numpy as np
 from numpy import (  # noqa: F401
-    bool_, dtype, float16, float32, float64, inf, int8, int16, int32, int64, nan, newaxis, pi,
-    result_type, uint8, uint16, uint32, uint64)
+    bool_,
+    dtype,
+    float16,
+    float32,
+    float64,
+    inf,
+    int8,
+    int16,
+    int32,
+    int64,
+    nan,
+    newaxis,
+    pi,
+    result_type,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
 
 from cupy import _array, _device, cuda
 from cupy._array import _apply, _write, ndarray, ufunc  # noqa: F401
@@ -24,11 +42,58 @@ from cupy._kernels import ElementwiseKernel, RawKernel, RawModule, ReductionKern
 
 __version__ = '14.2.0'
 
-for _name in ('absolute add arctan2 bitwise_and bitwise_or bitwise_xor ceil cos divide equal exp '
-              'expm1 floor floor_divide fmax fmin greater greater_equal invert isfinite isinf '
-              'isnan left_shift less less_equal log log1p log2 logical_and logical_not logical_or '
-              'maximum minimum multiply negative not_equal positive power reciprocal remainder '
-              'rint right_shift sign sin sqrt square subtract tan tanh true_divide').split():
+for _name in [
+    'absolute',
+    'add',
+    'arctan2',
+    'bitwise_and',
+    'bitwise_or',
+    'bitwise_xor',
+    'ceil',
+    'cos',
+    'divide',
+    'equal',
+    'exp',
+    'expm1',
+    'floor',
+    'floor_divide',
+    'fmax',
+    'fmin',
+    'greater',
+    'greater_equal',
+    'invert',
+    'isfinite',
+    'isinf',
+    'isnan',
+    'left_shift',
+    'less',
+    'less_equal',
+    'log',
+    'log1p',
+    'log2',
+    'logical_and',
+    'logical_not',
+    'logical_or',
+    'maximum',
+    'minimum',
+    'multiply',
+    'negative',
+    'not_equal',
+    'positive',
+    'power',
+    'reciprocal',
+    'remainder',
+    'rint',
+    'right_shift',
+    'sign',
+    'sin',
+    'sqrt',
+    'square',
+    'subtract',
+    'tan',
+    'tanh',
+    'true_divide',
+]:
     globals()[_name] = ufunc(getattr(np, _name), _name)
 abs = absolute  # noqa: A001, F821
 
@@ -50,6 +115,7 @@ def get_default_pinned_memory_pool():
 
 def get_array_module(*args):
     import cupy
+
     return cupy if _any_array(args) else np
 
 
@@ -85,7 +151,7 @@ def ones(shape, dtype=float, order='C'):
 
 def empty_like(prototype, dtype=None, order='K', subok=None, shape=None):
     if not isinstance(prototype, ndarray):
-        raise TypeError('{} is no cupy.ndarray'.format(type(prototype)))
+        raise TypeError(f'{type(prototype)} is no cupy.ndarray')
     dtype = prototype.dtype if dtype is None else np.dtype(dtype)
     return ndarray(shape, dtype) if shape is not None else prototype._like(dtype, order)
 
@@ -148,7 +214,7 @@ def copy(a, order='K'):
 
 def copyto(dst, src, casting='same_kind', where=None):
     if not np.can_cast(getattr(src, 'dtype', dst.dtype), dst.dtype, casting):
-        raise TypeError('Cannot cast {} to {}'.format(src.dtype, dst.dtype))
+        raise TypeError(f'Cannot cast {src.dtype} to {dst.dtype}')
     if where is None:
         _write(lambda t, v: np.copyto(t, v, 'unsafe'), dst, src)
     else:
@@ -177,12 +243,15 @@ def transpose(a, axes=None):
 def _view_function(name):
     def function(a, *args, **kwargs):
         return a._view(getattr(np, name)(_array.host(a), *args, **kwargs))
+
     function.__name__ = name
     return function
 
 
-broadcast_to, expand_dims, moveaxis, rollaxis, squeeze, swapaxes, flip = map(_view_function, (
-    'broadcast_to', 'expand_dims', 'moveaxis', 'rollaxis', 'squeeze', 'swapaxes', 'flip'))
+broadcast_to, expand_dims, moveaxis, rollaxis, squeeze, swapaxes, flip = map(
+    _view_function,
+    ('broadcast_to', 'expand_dims', 'moveaxis', 'rollaxis', 'squeeze', 'swapaxes', 'flip'),
+)
 
 
 def concatenate(tup, axis=0, out=None, *, dtype=None, casting='same_kind'):
@@ -208,8 +277,9 @@ def take(a, indices, axis=None, out=None):
 def where(condition, x=None, y=None):
     if x is None:
         _device._refuse_capture('the size of where(condition)')
-        return tuple(_apply(lambda c, i=i: np.nonzero(c)[i], condition)
-                     for i in range(condition.ndim))
+        return tuple(
+            _apply(lambda c, i=i: np.nonzero(c)[i], condition) for i in range(condition.ndim)
+        )
     return _apply(np.where, condition, x, y)
 
 
@@ -219,15 +289,17 @@ def where(condition, x=None, y=None):
 def _method_function(name):
     def function(a, *args, **kwargs):
         if not isinstance(a, ndarray):
-            raise TypeError('Unsupported type {}'.format(type(a)))
+            raise TypeError(f'Unsupported type {type(a)}')
         return getattr(a, name)(*args, **kwargs)
+
     function.__name__ = name
     return function
 
 
 sum, mean, prod, max, min, any, all, var, std, argmax, argmin, clip = map(  # noqa: A001
-    _method_function, ('sum', 'mean', 'prod', 'max', 'min', 'any', 'all', 'var', 'std', 'argmax',
-                       'argmin', 'clip'))
+    _method_function,
+    ('sum', 'mean', 'prod', 'max', 'min', 'any', 'all', 'var', 'std', 'argmax', 'argmin', 'clip'),
+)
 amax, amin = max, min
 
 
@@ -237,17 +309,19 @@ def ndim(a):
 
 def _by_cublas(function, *args, out=None):
     if _device.get_current_stream().is_capturing():
-        raise NotImplementedError('calling cuBLAS API during stream capture is currently '
-                                  'unsupported')
+        raise NotImplementedError(
+            'calling cuBLAS API during stream capture is currently unsupported'
+        )
     for a in args:
         if not isinstance(a, ndarray):
-            raise TypeError('Unsupported type {}'.format(type(a)))
+            raise TypeError(f'Unsupported type {type(a)}')
 
     def compute(*hosts):
         dtype = np.result_type(*hosts)
         if dtype == np.float16:  # summed in float32
             return function(*(h.astype(np.float32) for h in hosts)).astype(dtype)
         return function(*hosts)
+
     return _apply(compute, *args, out=out)
 
 
@@ -285,6 +359,7 @@ def memoize(for_each_device=False):
         memo = functools.lru_cache(maxsize=None)(function)
         _memos.append(memo)
         return functools.wraps(function)(lambda *args, **kwargs: memo(*args, **kwargs))
+
     return decorator
 
 

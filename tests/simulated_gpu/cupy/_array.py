@@ -3,6 +3,7 @@
 Results are C-contiguous, as CuPy's ufuncs make them whatever the inputs' layout is; a
 NumPy array among the arguments is refused.
 """
+
 import builtins
 
 import numpy as np
@@ -35,7 +36,7 @@ class ndarray:
         shape = tuple(int(n) for n in shape) if np.iterable(shape) else (int(shape),)
         dtype = np.dtype(dtype)
         if dtype.kind not in 'biufc':
-            raise ValueError('Unsupported dtype {}'.format(dtype))
+            raise ValueError(f'Unsupported dtype {dtype}')
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if memptr is None:
             memptr = _device.alloc(size)
@@ -75,9 +76,15 @@ class ndarray:
 
     @property
     def __cuda_array_interface__(self):
-        return {'shape': self.shape, 'typestr': self.dtype.str, 'descr': self.dtype.descr,
-                'version': 3, 'strides': None if self.flags.c_contiguous else self.strides,
-                'data': (self.data.ptr, False), 'stream': 1}
+        return {
+            'shape': self.shape,
+            'typestr': self.dtype.str,
+            'descr': self.dtype.descr,
+            'version': 3,
+            'strides': None if self.flags.c_contiguous else self.strides,
+            'data': (self.data.ptr, False),
+            'stream': 1,
+        }
 
     # Views.
 
@@ -124,17 +131,29 @@ class ndarray:
             order = 'F' if flags.fnc else 'C'
         strides = None
         if order == 'K':
-            strides = np.empty_like(np.lib.stride_tricks.as_strided(
-                np.empty(0, dtype), self.shape, self.strides), order='K').strides
+            strides = np.empty_like(
+                np.lib.stride_tricks.as_strided(np.empty(0, dtype), self.shape, self.strides),
+                order='K',
+            ).strides
         return ndarray(self.shape, dtype, None, strides, order)
 
     def astype(self, dtype, order='K', casting=None, subok=None, copy=True):
         if casting is not None or subok is not None:
             raise TypeError('casting and subok are not supported yet')
         dtype, flags = np.dtype(dtype), self._host.flags
-        if not copy and dtype == self.dtype and (
-                order in ('K', None) or order == 'A' and flags.forc
-                or order == 'C' and flags.c_contiguous or order == 'F' and flags.f_contiguous):
+        if (
+            not copy
+            and dtype == self.dtype
+            and (
+                order in ('K', None)
+                or order == 'A'
+                and flags.forc
+                or order == 'C'
+                and flags.c_contiguous
+                or order == 'F'
+                and flags.f_contiguous
+            )
+        ):
             return self
         new = self._like(dtype, order)
         _assign(new, self)
@@ -154,17 +173,22 @@ class ndarray:
         if out is None:
             out = np.empty(self.shape, self.dtype, 'C' if order == 'A' else order)
         elif not isinstance(out, np.ndarray) or out.dtype != self.dtype:
-            raise TypeError('{} array cannot be obtained'.format(self.dtype))
+            raise TypeError(f'{self.dtype} array cannot be obtained')
         elif out.shape != self.shape:
             raise ValueError('Shape mismatch')
         if not self.size:
             return out
         source = self
-        if not (out.flags.c_contiguous and self._host.flags.c_contiguous
-                or out.flags.f_contiguous and self._host.flags.f_contiguous):
+        if not (
+            out.flags.c_contiguous
+            and self._host.flags.c_contiguous
+            or out.flags.f_contiguous
+            and self._host.flags.f_contiguous
+        ):
             if not out.flags.forc:
-                raise RuntimeError('`out` cannot be specified when copying to non-contiguous '
-                                   'ndarray')
+                raise RuntimeError(
+                    '`out` cannot be specified when copying to non-contiguous ndarray'
+                )
             with stream:
                 source = self.copy('C' if out.flags.c_contiguous else 'F')
         source.data.copy_to_host_async(out.ctypes.data, self.nbytes, stream)
@@ -176,10 +200,9 @@ class ndarray:
         if not isinstance(arr, np.ndarray):
             raise TypeError('Only numpy.ndarray can be set to cupy.ndarray')
         if self.dtype != arr.dtype:
-            raise TypeError('{} array cannot be set to {} array'.format(arr.dtype, self.dtype))
+            raise TypeError(f'{arr.dtype} array cannot be set to {self.dtype} array')
         if self.shape != arr.shape:
-            raise ValueError('Shape mismatch. Old shape: {}, new shape: {}'.format(
-                self.shape, arr.shape))
+            raise ValueError(f'Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}')
         if not self._host.flags.forc:
             raise RuntimeError('Cannot set to non-contiguous array')
         arr = np.asarray(arr, order='C' if self._host.flags.c_contiguous else 'F')
@@ -219,24 +242,29 @@ class ndarray:
 
     def __reduce__(self):
         import cupy
+
         return cupy.array, (self.get(),)
 
     __hash__ = None
 
     def __array__(self, dtype=None, copy=None):
-        raise TypeError('Implicit conversion to a NumPy array is not allowed. Please use `.get()` '
-                        'to construct a NumPy array explicitly.')
+        raise TypeError(
+            'Implicit conversion to a NumPy array is not allowed. Please use `.get()` '
+            'to construct a NumPy array explicitly.'
+        )
 
     def __array_ufunc__(self, function, method, *inputs, **kwargs):
         import cupy
+
         if method != '__call__' or not hasattr(cupy, function.__name__):
             return NotImplemented
         if 'out' in kwargs:
-            kwargs['out'], = kwargs['out']
+            (kwargs['out'],) = kwargs['out']
         return getattr(cupy, function.__name__)(*inputs, **kwargs)
 
     def __array_function__(self, function, types, args, kwargs):
         import cupy
+
         found = getattr(cupy, function.__name__, function)
         if found is function or not all(issubclass(t, (ndarray, np.ndarray)) for t in types):
             return NotImplemented
@@ -281,6 +309,7 @@ class ndarray:
 
     def dot(self, other, out=None):
         import cupy
+
         return cupy.dot(self, other, out)
 
 
@@ -292,7 +321,9 @@ def _reduction(name):
             kwargs = {} if dtype is None and wide is None else {'dtype': wide}
             y = getattr(x, name)(axis=axis, keepdims=keepdims, **kwargs)
             return y.astype(dtype or x.dtype) if wide is not dtype else y
+
         return _apply(compute, self, out=out)
+
     method.__name__ = name
     return method
 
@@ -300,14 +331,19 @@ def _reduction(name):
 def _plain_reduction(name):
     def method(self, axis=None, out=None, keepdims=False):
         return _apply(lambda x: getattr(x, name)(axis=axis, keepdims=keepdims), self, out=out)
+
     method.__name__ = name
     return method
 
 
 def _deviation(name):
     def method(self, axis=None, dtype=None, out=None, ddof=0, keepdims=False):
-        return _apply(lambda x: getattr(x, name)(axis=axis, dtype=dtype, ddof=ddof,
-                                                 keepdims=keepdims), self, out=out)
+        return _apply(
+            lambda x: getattr(x, name)(axis=axis, dtype=dtype, ddof=ddof, keepdims=keepdims),
+            self,
+            out=out,
+        )
+
     return method
 
 
@@ -328,7 +364,7 @@ def host(x):
         return x._host
     if x is None or isinstance(x, _SCALARS):
         return x
-    raise TypeError('Unsupported type {}'.format(type(x)))
+    raise TypeError(f'Unsupported type {type(x)}')
 
 
 def pointers(args):
@@ -348,14 +384,16 @@ def _apply(function, *args, out=None):
     elif out.shape != result.shape:
         raise ValueError('Out shape is mismatched')
     elif not np.can_cast(result.dtype, out.dtype, 'same_kind'):
-        raise TypeError("output (typecode '{}') could not be coerced to provided output parameter "
-                        "(typecode '{}') according to the casting rule \"same_kind\"".format(
-                            result.dtype.char, out.dtype.char))
+        raise TypeError(
+            f"output (typecode '{result.dtype.char}') could not be coerced to provided output parameter "
+            f'(typecode \'{out.dtype.char}\') according to the casting rule "same_kind"'
+        )
     target, capturing = out._host, _device.get_current_stream().is_capturing()
 
     def work():
         with np.errstate(all='ignore'):
             np.copyto(target, function(*hosts) if capturing else result, 'unsafe')
+
     submit(work, pointers(args), pointers([out]))
     return out
 
@@ -367,6 +405,7 @@ def _write(function, target, *args):
     def work():
         with np.errstate(all='ignore'):
             function(*hosts)
+
     submit(work, pointers(args), pointers([target]))
 
 
@@ -381,12 +420,13 @@ def _index(index):
     for part in index if isinstance(index, tuple) else (index,):
         if isinstance(part, (list, np.ndarray)):
             import cupy
+
             part = cupy.array(part)  # a transfer, which a capture does not allow
         if isinstance(part, ndarray):
             arrays.append(part)
             part = part._host
         elif not (part is None or part is Ellipsis or isinstance(part, (slice, int, np.integer))):
-            raise IndexError('Unsupported index {!r}'.format(part))
+            raise IndexError(f'Unsupported index {part!r}')
         parts.append(part)
     if not arrays and not builtins.any(part is Ellipsis for part in parts):
         parts.append(...)  # so that NumPy gives a view and no scalar
@@ -405,19 +445,35 @@ class ufunc:
         if len(args) == nin + 1 and out is None:
             args, out = args[:nin], args[nin]
         if len(args) != nin:
-            raise TypeError('Wrong number of arguments for {}'.format(self.__name__))
+            raise TypeError(f'Wrong number of arguments for {self.__name__}')
         kwargs = {} if dtype is None else {'dtype': dtype, 'casting': casting}
         return _apply(lambda *x: self._function(*x, **kwargs), *args, out=out)
 
 
 def _operators():
     unary = {'neg': 'negative', 'abs': 'absolute', 'invert': 'invert', 'pos': 'positive'}
-    binary = {'add': 'add', 'sub': 'subtract', 'mul': 'multiply', 'truediv': 'true_divide',
-              'floordiv': 'floor_divide', 'mod': 'remainder', 'pow': 'power',
-              'lshift': 'left_shift', 'rshift': 'right_shift', 'and': 'bitwise_and',
-              'or': 'bitwise_or', 'xor': 'bitwise_xor'}
-    compare = {'lt': 'less', 'le': 'less_equal', 'gt': 'greater', 'ge': 'greater_equal',
-               'eq': 'equal', 'ne': 'not_equal'}
+    binary = {
+        'add': 'add',
+        'sub': 'subtract',
+        'mul': 'multiply',
+        'truediv': 'true_divide',
+        'floordiv': 'floor_divide',
+        'mod': 'remainder',
+        'pow': 'power',
+        'lshift': 'left_shift',
+        'rshift': 'right_shift',
+        'and': 'bitwise_and',
+        'or': 'bitwise_or',
+        'xor': 'bitwise_xor',
+    }
+    compare = {
+        'lt': 'less',
+        'le': 'less_equal',
+        'gt': 'greater',
+        'ge': 'greater_equal',
+        'eq': 'equal',
+        'ne': 'not_equal',
+    }
 
     def operator(name, reverse=False, inplace=False):
         function = ufunc(getattr(np, name), name)
@@ -427,12 +483,14 @@ def _operators():
             if others and not isinstance(others[0], (ndarray, np.ndarray) + _SCALARS):
                 return NotImplemented
             return function(*(args[::-1] if reverse else args), out=self if inplace else None)
+
         return method
+
     for short, name in {**unary, **binary, **compare}.items():
-        setattr(ndarray, '__{}__'.format(short), operator(name))
+        setattr(ndarray, f'__{short}__', operator(name))
     for short, name in binary.items():
-        setattr(ndarray, '__r{}__'.format(short), operator(name, reverse=True))
-        setattr(ndarray, '__i{}__'.format(short), operator(name, inplace=True))
+        setattr(ndarray, f'__r{short}__', operator(name, reverse=True))
+        setattr(ndarray, f'__i{short}__', operator(name, inplace=True))
     ndarray.__matmul__ = lambda self, other: __import__('cupy').matmul(self, other)
 
 

@@ -5,6 +5,7 @@ captured, as a closure over addresses: what it reads may be given to others befo
 Every block of memory remembers on which stream it was last written and read, and work that
 has no event or synchronisation between itself and what it depends on raises :class:`Race`.
 """
+
 import atexit
 import bisect
 import collections
@@ -18,16 +19,16 @@ import threading
 import numpy as np
 
 #: Bytes of memory that nobody has written: NaN in every float type.
-POISON = 0xff
+POISON = 0xFF
 #: Bytes behind each block, which nobody may write.
-GUARD, GUARD_BYTES = 0xfd, 256
+GUARD, GUARD_BYTES = 0xFD, 256
 
 
 class CUDARuntimeError(RuntimeError):
     """An error that CUDA itself would return."""
 
     def __init__(self, name, message):
-        super().__init__('{}: {}'.format(name, message))
+        super().__init__(f'{name}: {message}')
 
 
 class SimulationError(Exception):
@@ -50,7 +51,8 @@ def _refuse_capture(what):
         _local.capture.invalid = True
         raise CUDARuntimeError(
             'cudaErrorStreamCaptureUnsupported',
-            'operation not permitted when stream is capturing ({})'.format(what))
+            f'operation not permitted when stream is capturing ({what})',
+        )
 
 
 # Memory.
@@ -80,7 +82,7 @@ class _Arena:
             if block.rounded == rounded:
                 return self.free.pop(i)
         if self.end + rounded + GUARD_BYTES > len(self.bytes):
-            raise OutOfMemoryError('Out of memory allocating {} bytes'.format(rounded))
+            raise OutOfMemoryError(f'Out of memory allocating {rounded} bytes')
         block = Block(self.base + self.end, rounded)
         self.end += -(-(rounded + GUARD_BYTES) // 512) * 512
         self.blocks.append(block)
@@ -94,8 +96,10 @@ class _Arena:
             block = self.blocks[i]
             if ptr + size <= block.ptr + block.size:
                 return block
-        raise CUDARuntimeError('cudaErrorIllegalAddress', 'an illegal memory access was '
-                               'encountered ({} bytes at {:#x})'.format(size, ptr))
+        raise CUDARuntimeError(
+            'cudaErrorIllegalAddress',
+            f'an illegal memory access was encountered ({size} bytes at {ptr:#x})',
+        )
 
 
 class Block:
@@ -111,18 +115,17 @@ class Block:
         """Take it into use: poisoned, with a guard behind the bytes asked for."""
         begin = self.ptr - arena.base
         if _local.capture is None:
-            arena.bytes[begin:begin + size] = POISON
+            arena.bytes[begin : begin + size] = POISON
         else:  # what was recorded before may use these bytes too, up to the last
             size = self.rounded
         self.size, self.used = size, True
-        arena.bytes[begin + size:begin + self.rounded + GUARD_BYTES] = GUARD
+        arena.bytes[begin + size : begin + self.rounded + GUARD_BYTES] = GUARD
 
     def check(self):
         begin = self.ptr - arena.base
-        if (arena.bytes[begin + self.size:begin + self.rounded + GUARD_BYTES] != GUARD).any():
-            arena.bytes[begin + self.size:begin + self.rounded + GUARD_BYTES] = GUARD
-            _errors.append('memory was written behind the end of a block of {} bytes'.format(
-                self.size))
+        if (arena.bytes[begin + self.size : begin + self.rounded + GUARD_BYTES] != GUARD).any():
+            arena.bytes[begin + self.size : begin + self.rounded + GUARD_BYTES] = GUARD
+            _errors.append(f'memory was written behind the end of a block of {self.size} bytes')
 
 
 arena = _Arena()
@@ -313,6 +316,7 @@ def alloc_pinned_memory(size):
 
         def __del__(self):
             _pinned.pop(self.ptr, None)
+
     buffer = PinnedMemoryPointer()
     buffer.ptr = ctypes.addressof(buffer)
     _pinned[buffer.ptr] = len(buffer)
@@ -357,6 +361,8 @@ def _wait(seen):
         else:
             finish()
     _transfers[:] = waiting
+
+
 _pid = None
 
 
@@ -365,8 +371,9 @@ def _context():
     if _pid is None:
         _pid = os.getpid()
     elif _pid != os.getpid():
-        raise CUDARuntimeError('cudaErrorInitializationError',
-                               'initialization error (CUDA does not survive a fork)')
+        raise CUDARuntimeError(
+            'cudaErrorInitializationError', 'initialization error (CUDA does not survive a fork)'
+        )
 
 
 class _Capture:
@@ -440,14 +447,18 @@ class Stream:
         if event._capture is not None and event._capture is not self._capture:
             capture = event._capture
             if self._capture is not None or capture.origin._capture is not capture:
-                raise CUDARuntimeError('cudaErrorStreamCaptureIsolation',
-                                       'dependency created on uncaptured work in another stream')
+                raise CUDARuntimeError(
+                    'cudaErrorStreamCaptureIsolation',
+                    'dependency created on uncaptured work in another stream',
+                )
             self._capture = capture
             capture.streams[self.ptr] = self
         elif event._capture is None and self._capture is not None and event._seen is not None:
             self._capture.invalid = True
-            raise CUDARuntimeError('cudaErrorStreamCaptureIsolation',
-                                   'dependency created on uncaptured work in another stream')
+            raise CUDARuntimeError(
+                'cudaErrorStreamCaptureIsolation',
+                'dependency created on uncaptured work in another stream',
+            )
         if event._seen is not None:
             _merge(self._seen, event._seen)
 
@@ -462,19 +473,26 @@ class Stream:
     def end_capture(self):
         capture = self._capture
         if capture is None or capture.origin is not self:
-            raise CUDARuntimeError('cudaErrorStreamCaptureUnmatched',
-                                   'the capture was not initiated in this stream')
+            raise CUDARuntimeError(
+                'cudaErrorStreamCaptureUnmatched', 'the capture was not initiated in this stream'
+            )
         _local.capture = None
-        unjoined = [s for s in capture.streams.values()
-                    if s is not self and self._seen.get(s.ptr, 0) < s._clock]
+        unjoined = [
+            s
+            for s in capture.streams.values()
+            if s is not self and self._seen.get(s.ptr, 0) < s._clock
+        ]
         for stream in capture.streams.values():
             stream._capture = None
         if capture.invalid:
-            raise CUDARuntimeError('cudaErrorStreamCaptureInvalidated', 'operation failed due to '
-                                   'a previous error during capture')
+            raise CUDARuntimeError(
+                'cudaErrorStreamCaptureInvalidated',
+                'operation failed due to a previous error during capture',
+            )
         if unjoined:
-            raise CUDARuntimeError('cudaErrorStreamCaptureUnjoined', 'capturing stream has '
-                                   'unjoined work')
+            raise CUDARuntimeError(
+                'cudaErrorStreamCaptureUnjoined', 'capturing stream has unjoined work'
+            )
         return Graph(capture)
 
     def is_capturing(self):
@@ -504,8 +522,10 @@ class Event:
     def _refuse(self, what):
         _refuse_capture(what)
         if self._capture is not None:
-            raise CUDARuntimeError('cudaErrorCapturedEvent', 'operation not permitted on an event '
-                                   'last recorded in a capturing stream')
+            raise CUDARuntimeError(
+                'cudaErrorCapturedEvent',
+                'operation not permitted on an event last recorded in a capturing stream',
+            )
 
     @property
     def done(self):
@@ -547,6 +567,7 @@ class Graph:
         def replay():
             for work in self._work:
                 work(stream) if isinstance(work, _Transfer) else work()
+
         submit(replay, self._reads, self._writes, stream)
 
 
@@ -568,21 +589,28 @@ def submit(work, reads, writes, stream=None):
         capture.reads.update(reads)
         capture.writes.update(writes)
         return
-    if _local.capture is not None or (stream.ptr == 0 and any(
-            s._capture for s in list(_streams.values()))):
+    if _local.capture is not None or (
+        stream.ptr == 0 and any(s._capture for s in list(_streams.values()))
+    ):
         for other in list(_streams.values()):
             if other._capture:
                 other._capture.invalid = True
-        raise CUDARuntimeError('cudaErrorStreamCaptureImplicit', 'operation would make the legacy '
-                               'stream depend on a capturing blocking stream, or is work on '
-                               'another stream than the one that this thread captures')
+        raise CUDARuntimeError(
+            'cudaErrorStreamCaptureImplicit',
+            'operation would make the legacy '
+            'stream depend on a capturing blocking stream, or is work on '
+            'another stream than the one that this thread captures',
+        )
     stream._follow()
 
     def depend(on, kind):
         for other, clock in on:
             if other != stream.ptr and stream._seen.get(other, 0) < clock:
-                raise Race('stream {:#x} {} what stream {:#x} uses, with no event or '
-                           'synchronisation between'.format(stream.ptr, kind, other))
+                raise Race(
+                    f'stream {stream.ptr:#x} {kind} what stream {other:#x} uses, with no event or '
+                    'synchronisation between'
+                )
+
     written = [arena.find(p) for p in writes]
     read = [arena.find(p) for p in reads]
     for block in read + written:
@@ -603,8 +631,10 @@ def runtime_memcpy(dst, src, size, kind, stream):
     host = {1: src, 2: dst}.get(kind)
     if host is not None and stream.is_capturing() and not is_pinned(host, size):
         stream._capture.invalid = True
-        raise CUDARuntimeError('cudaErrorStreamCaptureUnsupported', 'operation not permitted when '
-                               'stream is capturing (copy of pageable host memory)')
+        raise CUDARuntimeError(
+            'cudaErrorStreamCaptureUnsupported',
+            'operation not permitted when stream is capturing (copy of pageable host memory)',
+        )
     reads = (src,) if kind in (2, 3) else ()
     writes = (dst,) if kind in (1, 3) else ()
     for ptr in reads + writes:
@@ -631,8 +661,9 @@ class _Transfer:
             _transfers.append((stream.ptr, stream._clock, lambda: self._unchanged(sent)))
         else:
             ctypes.memset(self.dst, POISON, self.size)
-            _transfers.append((stream.ptr, stream._clock,
-                               lambda: ctypes.memmove(self.dst, sent, self.size)))
+            _transfers.append(
+                (stream.ptr, stream._clock, lambda: ctypes.memmove(self.dst, sent, self.size))
+            )
 
     def _unchanged(self, sent):
         if is_pinned(self.src, self.size) and ctypes.string_at(self.src, self.size) != sent:
@@ -676,12 +707,17 @@ class Device:
         return self.id
 
     def __repr__(self):
-        return '<CUDA Device {}>'.format(self.id)
+        return f'<CUDA Device {self.id}>'
 
     compute_capability = '90'
     pci_bus_id = '0000:00:00.0'
 
     @property
     def attributes(self):
-        return {'MultiProcessorCount': 4, 'WarpSize': 32, 'MaxThreadsPerBlock': 1024,
-                'MaxSharedMemoryPerBlock': 49152, 'MaxThreadsPerMultiProcessor': 2048}
+        return {
+            'MultiProcessorCount': 4,
+            'WarpSize': 32,
+            'MaxThreadsPerBlock': 1024,
+            'MaxSharedMemoryPerBlock': 49152,
+            'MaxThreadsPerMultiProcessor': 2048,
+        }

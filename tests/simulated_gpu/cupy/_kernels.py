@@ -3,6 +3,7 @@
 A raw kernel's arguments must be of exactly the types that its source declares: what CUDA
 would read as garbage raises TypeError here.
 """
+
 import ctypes
 import functools
 import hashlib
@@ -19,12 +20,33 @@ from cupy._array import ndarray
 
 HEADER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'cuda_on_cpu.h')
 _C_TYPES = {
-    'bool': '?', 'char': 'i1', 'signed char': 'i1', 'unsigned char': 'u1', 'short': 'i2',
-    'unsigned short': 'u2', 'int': 'i4', 'unsigned': 'u4', 'unsigned int': 'u4', 'long': 'i8',
-    'unsigned long': 'u8', 'long long': 'i8', 'unsigned long long': 'u8', 'float16': 'f2',
-    'float': 'f4', 'double': 'f8', 'size_t': 'u8', 'ptrdiff_t': 'i8', 'int8_t': 'i1',
-    'uint8_t': 'u1', 'int16_t': 'i2', 'uint16_t': 'u2', 'int32_t': 'i4', 'uint32_t': 'u4',
-    'int64_t': 'i8', 'uint64_t': 'u8'}
+    'bool': '?',
+    'char': 'i1',
+    'signed char': 'i1',
+    'unsigned char': 'u1',
+    'short': 'i2',
+    'unsigned short': 'u2',
+    'int': 'i4',
+    'unsigned': 'u4',
+    'unsigned int': 'u4',
+    'long': 'i8',
+    'unsigned long': 'u8',
+    'long long': 'i8',
+    'unsigned long long': 'u8',
+    'float16': 'f2',
+    'float': 'f4',
+    'double': 'f8',
+    'size_t': 'u8',
+    'ptrdiff_t': 'i8',
+    'int8_t': 'i1',
+    'uint8_t': 'u1',
+    'int16_t': 'i2',
+    'uint16_t': 'u2',
+    'int32_t': 'i4',
+    'uint32_t': 'u4',
+    'int64_t': 'i8',
+    'uint64_t': 'u8',
+}
 _NAMES = {np.dtype(code): name for name, code in reversed(_C_TYPES.items())}
 _VECTOR = re.compile(r'(u?)(char|short|int|longlong|float|double)[1-4]$')
 
@@ -34,7 +56,7 @@ class CompileException(Exception):
 
 
 def _folder():
-    folder = os.path.join(tempfile.gettempdir(), 'simulated_gpu_{}'.format(os.getuid()))
+    folder = os.path.join(tempfile.gettempdir(), f'simulated_gpu_{os.getuid()}')
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return folder
 
@@ -44,26 +66,29 @@ _FLAGS = ('-x', 'c++', '-std=c++17', '-O2', '-march=native', '-w', '-fPIC')
 _CHECKS = ('-fsanitize=alignment,bounds',)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _header():
     with open(HEADER) as f:
         return f.read()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compile(code, elementwise=False):
     """Return (library, path) of C++, kept in the temporary folder by its contents."""
     flags = _FLAGS + (('-DCUDA_ON_CPU_ELEMENTWISE',) if elementwise else _CHECKS)
     key = hashlib.sha256('\0'.join((_header(), code) + flags).encode()).hexdigest()[:32]
     path = os.path.join(_folder(), key + '.so')
     if not os.path.exists(path):
-        part = '{}.{}'.format(path, os.getpid())
+        part = f'{path}.{os.getpid()}'
         # Two steps: linked with the checks' flags, their library would be asked for.
-        for command, given in ((('g++', *flags, '-include', HEADER, '-c', '-'), code),
-                               (('g++', '-shared', '-Wl,-Bsymbolic', part + '.o'), None)):
+        for command, given in (
+            (('g++', *flags, '-include', HEADER, '-c', '-'), code),
+            (('g++', '-shared', '-Wl,-Bsymbolic', part + '.o'), None),
+        ):
             output = part + ('.o' if given else '')
-            result = subprocess.run((*command, '-o', output), input=given, text=True,
-                                    capture_output=True)
+            result = subprocess.run(
+                (*command, '-o', output), input=given, text=True, capture_output=True
+            )
             if result.returncode:
                 raise CompileException(result.stderr)
         os.remove(part + '.o')
@@ -73,8 +98,12 @@ def _compile(code, elementwise=False):
 
 
 def _preprocessed(code):
-    result = subprocess.run(('g++', '-x', 'c++', '-std=c++17', '-E', '-P', '-'), input=code,
-                            text=True, capture_output=True)
+    result = subprocess.run(
+        ('g++', '-x', 'c++', '-std=c++17', '-E', '-P', '-'),
+        input=code,
+        text=True,
+        capture_output=True,
+    )
     if result.returncode:
         raise CompileException(result.stderr)
     return result.stdout
@@ -86,8 +115,11 @@ def _preprocessed(code):
 def _own_types(text):
     """Return the type behind each typedef, and each struct of a single number, of a source."""
     found = {}
-    for pattern in (r'typedef\s+([\w ]+?)\s+(\w+)\s*;', r'using\s+(\w+)\s*=\s*([\w ]+?)\s*;',
-                    r'struct\s+(\w+)\s*\{\s*([\w ]+?)\s+\w+\s*;\s*\}\s*;'):
+    for pattern in (
+        r'typedef\s+([\w ]+?)\s+(\w+)\s*;',
+        r'using\s+(\w+)\s*=\s*([\w ]+?)\s*;',
+        r'struct\s+(\w+)\s*\{\s*([\w ]+?)\s+\w+\s*;\s*\}\s*;',
+    ):
         for a, b in re.findall(pattern, text):
             name, meaning = (b, a) if pattern.startswith('typedef') else (a, b)
             found[name] = meaning
@@ -101,36 +133,48 @@ class _Parameter:
         self.type, self.name = ' '.join(words[1].replace('*', ' * ').split()), words[2]
         self.pointer = '*' in self.type
         self.const = self.type.startswith('const') or self.type.split(' *')[0].endswith('const')
-        base = ' '.join(w for w in self.type.replace('*', ' ').split()
-                        if w not in ('const', 'volatile'))
+        base = ' '.join(
+            w for w in self.type.replace('*', ' ').split() if w not in ('const', 'volatile')
+        )
         while base in own:
             base = own[base]
         vector = _VECTOR.match(base)
         if vector:
             base = ('unsigned ' if vector[1] else '') + vector[2].replace('longlong', 'long long')
         self.base = base
-        if base not in _C_TYPES and not (self.pointer and base == 'void') or (
-                vector and not self.pointer):
+        if (
+            base not in _C_TYPES
+            and not (self.pointer and base == 'void')
+            or (vector and not self.pointer)
+        ):
             raise NotImplementedError('the simulation has no parameters of type ' + self.type)
         self.dtype = np.dtype(_C_TYPES.get(base, 'u1'))
 
     def accepts(self, array):
         given, own = array.dtype, self.dtype
-        return self.base == 'void' or given == own or given.itemsize == own.itemsize and (
-            (given.char, own.char) in (('e', 'H'), ('?', 'B'), ('B', '?'))
-            or given.kind in 'iu' and own.kind in 'iu')
+        return (
+            self.base == 'void'
+            or given == own
+            or given.itemsize == own.itemsize
+            and (
+                (given.char, own.char) in (('e', 'H'), ('?', 'B'), ('B', '?'))
+                or given.kind in 'iu'
+                and own.kind in 'iu'
+            )
+        )
 
     def value(self, kernel, x):
         """Return the NumPy scalar that the kernel gets for an argument."""
-        where = '{}: argument {} ({})'.format(kernel, self.name, self.type)
+        where = f'{kernel}: argument {self.name} ({self.type})'
         if not self.pointer:
             if isinstance(x, np.generic) and x.dtype == self.dtype:
                 return x
-            raise TypeError('{} is given {} {!r}'.format(
-                where, getattr(x, 'dtype', type(x).__name__), x))
+            raise TypeError(
+                '{} is given {} {!r}'.format(where, getattr(x, 'dtype', type(x).__name__), x)
+            )
         if isinstance(x, ndarray):
             if not self.accepts(x):
-                raise TypeError('{} is given an array of {}'.format(where, x.dtype))
+                raise TypeError(f'{where} is given an array of {x.dtype}')
             return np.uintp(x.data.ptr if x.size else 0)
         if isinstance(x, _device.MemoryPointer):
             return np.uintp(x.ptr)
@@ -140,19 +184,22 @@ class _Parameter:
             if x:
                 _device.arena.find(int(x))
             return np.uintp(int(x))
-        raise TypeError('{} is given {} {!r}'.format(where, type(x).__name__, x))
+        raise TypeError(f'{where} is given {type(x).__name__} {x!r}')
 
 
 def _signatures(text):
     """Return kernel -> (parameters' texts, greatest number of threads or ``None``)."""
     found = {}
-    for match in re.finditer(r'__global__\s+(?:void\s+)?(?:__launch_bounds__\s*\(([^)]*)\)\s*)?'
-                             r'(?:void\s+)?(\w+)\s*\(', text):
+    for match in re.finditer(
+        r'__global__\s+(?:void\s+)?(?:__launch_bounds__\s*\(([^)]*)\)\s*)?'
+        r'(?:void\s+)?(\w+)\s*\(',
+        text,
+    ):
         depth, end = 1, match.end()
         while depth:
             depth += {'(': 1, ')': -1}.get(text[end], 0)
             end += 1
-        inside = text[match.end():end - 1].strip()
+        inside = text[match.end() : end - 1].strip()
         bound = match[1] and re.sub(r'[^\d+*() /-]', '', match[1].split(',')[0])
         found[match[2]] = (inside.split(',') if inside else [], eval(bound) if bound else None)
     return found
@@ -172,15 +219,15 @@ class Function:
         sizes = [tuple(int(n) for n in size) + (1,) * (3 - len(size)) for size in (grid, block)]
         (gx, gy, gz), (bx, by, bz) = sizes
         if not (0 < gx < 1 << 31 and 0 < gy < 65536 and 0 < gz < 65536):
-            raise _invalid('{}: grid of {} blocks'.format(self.name, sizes[0]))
-        if not (0 < bx and 0 < by and 0 < bz <= 64 and bx * by * bz <= self._bound):
-            raise _invalid('{}: {} threads'.format(self.name, sizes[1]))
+            raise _invalid(f'{self.name}: grid of {sizes[0]} blocks')
+        if not (bx > 0 and by > 0 and 0 < bz <= 64 and bx * by * bz <= self._bound):
+            raise _invalid(f'{self.name}: {sizes[1]} threads')
         if not 0 <= shared_mem <= self.max_dynamic_shared_size_bytes:
-            raise _invalid('{}: {} + {} bytes of shared memory'.format(
-                self.name, self.shared_size_bytes, shared_mem))
+            raise _invalid(
+                f'{self.name}: {self.shared_size_bytes} + {shared_mem} bytes of shared memory'
+            )
         if len(args) != len(self._parameters):
-            raise TypeError('{} takes {} arguments, not {}'.format(
-                self.name, len(self._parameters), len(args)))
+            raise TypeError(f'{self.name} takes {len(self._parameters)} arguments, not {len(args)}')
         values, reads, writes = [], [], []
         for parameter, x in zip(self._parameters, args):
             value = parameter.value(self.name, x)
@@ -193,7 +240,8 @@ class Function:
         def work(keep=values):
             error = self._entry(addresses, numbers, ctypes.c_size_t(shared_mem))
             if error:
-                raise _device.SimulationError('kernel {}: {}'.format(self.name, error.decode()))
+                raise _device.SimulationError(f'kernel {self.name}: {error.decode()}')
+
         _device.submit(work, reads, writes, stream)
 
 
@@ -204,9 +252,18 @@ def _invalid(what):
 class RawModule:
     """Kernels in CUDA C."""
 
-    def __init__(self, *, code=None, path=None, options=(), backend='nvrtc',
-                 translate_cucomplex=False, enable_cooperative_groups=False,
-                 name_expressions=None, jitify=None):
+    def __init__(
+        self,
+        *,
+        code=None,
+        path=None,
+        options=(),
+        backend='nvrtc',
+        translate_cucomplex=False,
+        enable_cooperative_groups=False,
+        name_expressions=None,
+        jitify=None,
+    ):
         if not isinstance(code, str) or name_expressions:
             raise NotImplementedError('the simulation compiles plain code alone')
         self.code, self.options, self.backend = code, options, backend
@@ -218,30 +275,49 @@ class RawModule:
         text = _preprocessed(self.code)
         unknown = re.search(r'\b(u?int(8|16|32|64|ptr)_t|NULL|std::\w+)\b', text)
         if unknown:
-            raise CompileException('NVRTC does not know {} without headers'.format(unknown[0]))
-        if re.search(r'__device__\s+(?!const|static const|constexpr)[\w ]+\s\w+(\[\w*\])?'
-                     r'\s*(=[^=]|;)', text):
+            raise CompileException(f'NVRTC does not know {unknown[0]} without headers')
+        if re.search(
+            r'__device__\s+(?!const|static const|constexpr)[\w ]+\s\w+(\[\w*\])?'
+            r'\s*(=[^=]|;)',
+            text,
+        ):
             raise NotImplementedError('the simulation has no variables in device memory')
-        code = re.sub(r'extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([^;]*?)\b(\w+)'
-                      r'\s*\[\s*\]\s*;', r'\1 *const \2 = (\1 *)cuda_on_cpu::state->dynamic;',
-                      self.code)
+        code = re.sub(
+            r'extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([^;]*?)\b(\w+)'
+            r'\s*\[\s*\]\s*;',
+            r'\1 *const \2 = (\1 *)cuda_on_cpu::state->dynamic;',
+            self.code,
+        )
         code = ['#line 1 "kernels.cu"\n', code, '\n']
         own = _own_types(text)
-        signatures = {name: ([_Parameter(p, own) for p in parameters], bound)
-                      for name, (parameters, bound) in _signatures(text).items()}
+        signatures = {
+            name: ([_Parameter(p, own) for p in parameters], bound)
+            for name, (parameters, bound) in _signatures(text).items()
+        }
         for name, (parameters, _) in signatures.items():
             code.append(
                 'static void cuda_call_{0}(void **a) {{ {0}({1}); }}\n'
                 'extern "C" const char *cuda_launch_{0}(void **a, const unsigned *sizes, size_t n) '
                 '{{ return cuda_on_cpu::launch(cuda_call_{0}, a, sizes, n); }}\n'.format(
-                    name, ', '.join('*({} *)a[{}]'.format(p.type, i)
-                                    for i, p in enumerate(parameters))))
+                    name, ', '.join(f'*({p.type} *)a[{i}]' for i, p in enumerate(parameters))
+                )
+            )
         library, path = _compile(''.join(code))
         sizes = _shared_sizes(path)
-        return {name: Function(name, getattr(library, 'cuda_launch_' + name), parameters, bound,
-                               sum(size for symbol, size in sizes.items()
-                                   if symbol.startswith('_ZZ{}{}E'.format(len(name), name))))
-                for name, (parameters, bound) in signatures.items()}
+        return {
+            name: Function(
+                name,
+                getattr(library, 'cuda_launch_' + name),
+                parameters,
+                bound,
+                sum(
+                    size
+                    for symbol, size in sizes.items()
+                    if symbol.startswith(f'_ZZ{len(name)}{name}E')
+                ),
+            )
+            for name, (parameters, bound) in signatures.items()
+        }
 
     def compile(self, log_stream=None):
         self._functions
@@ -256,11 +332,12 @@ def _shared_sizes(path):
     """Return the sizes of the static memory of a library's functions, by symbol."""
     kept = path[:-3] + '.json'
     if not os.path.exists(kept):
-        lines = subprocess.run(('nm', '-S', path), text=True, capture_output=True,
-                               check=True).stdout.splitlines()
+        lines = subprocess.run(
+            ('nm', '-S', path), text=True, capture_output=True, check=True
+        ).stdout.splitlines()
         fields = [line.split() for line in lines]
         sizes = {f[3]: int(f[1], 16) for f in fields if len(f) == 4 and f[2] in 'bBu'}
-        part = '{}.{}'.format(kept, os.getpid())
+        part = f'{kept}.{os.getpid()}'
         with open(part, 'w') as f:
             json.dump(sizes, f)
         os.replace(part, kept)
@@ -290,7 +367,7 @@ class _Declared:
     def __init__(self, text):
         *words, ctype, self.name = text.split()
         if set(words) - {'raw', '_non_const'}:
-            raise Exception('Unknown keyword in "{}"'.format(text))
+            raise Exception(f'Unknown keyword in "{text}"')
         self.raw = 'raw' in words
         self.dtype = None if len(ctype) == 1 else np.dtype(ctype)
         self.ctype = ctype if self.dtype is None else _NAMES[self.dtype]
@@ -302,11 +379,13 @@ def _declared(text):
 
 def _check_arguments(name, args, nin, nargs):
     if len(args) not in (nin, nargs):
-        raise TypeError('Wrong number of arguments for {!r}. It must be either {} or {} (with '
-                        'outputs), but given {}.'.format(name, nin, nargs, len(args)))
+        raise TypeError(
+            f'Wrong number of arguments for {name!r}. It must be either {nin} or {nargs} (with '
+            f'outputs), but given {len(args)}.'
+        )
     for x in args:
         if not isinstance(x, (ndarray, bool, int, float, np.generic)):
-            raise TypeError('Unsupported type {}'.format(type(x)))
+            raise TypeError(f'Unsupported type {type(x)}')
     if not all(isinstance(x, ndarray) for x in args[nin:]):
         raise TypeError('Output arguments type must be cupy.ndarray')
 
@@ -318,7 +397,7 @@ def _decide_types(parameters, args, nin):
         if isinstance(x, ndarray):
             expected = known.setdefault(p.ctype, x.dtype) if p.dtype is None else p.dtype
             if expected != x.dtype:
-                raise TypeError('Type is mismatched. {} {} {}'.format(p.name, x.dtype, expected))
+                raise TypeError(f'Type is mismatched. {p.name} {x.dtype} {expected}')
     return [known[p.ctype] if p.dtype is None else p.dtype for p in parameters], known
 
 
@@ -329,7 +408,7 @@ def _collapse(views, shape):
     ax = 1
     while ax < len(shape):
         if all(s[ax - 1] == s[ax] * shape[ax] for s in strides):
-            shape[ax - 1:ax + 1] = [shape[ax - 1] * shape[ax]]
+            shape[ax - 1 : ax + 1] = [shape[ax - 1] * shape[ax]]
             for s in strides:
                 del s[ax - 1]
         else:
@@ -340,11 +419,11 @@ def _collapse(views, shape):
 def _argument(ptr, shape, strides):
     packed = np.zeros(35, np.int64)
     packed[:3] = ptr, int(np.prod(shape, dtype=np.int64)), len(shape)
-    packed[3:3 + len(shape)], packed[19:19 + len(shape)] = shape, strides
+    packed[3 : 3 + len(shape)], packed[19 : 19 + len(shape)] = shape, strides
     return packed
 
 
-_CODE = '''
+_CODE = """
 {typedefs}
 {preamble}
 {defines}
@@ -352,7 +431,7 @@ extern "C" void cuda_on_cpu_kernel(void **_args) {{
 {arguments}
 {body}
 }}
-'''
+"""
 
 
 class _Generated:
@@ -369,25 +448,36 @@ class _Generated:
             if isinstance(x, ndarray):
                 shape, strides = (x.shape, x.strides) if seen is None else seen
                 values.append(_argument(x.data.ptr, shape, strides))
-                lines.append('CArray<{}{}> {}{}(*(Argument *)_args[{}]);'.format(
-                    const, p.ctype, '' if p.raw else '_raw_', p.name, len(lines)))
+                lines.append(
+                    'CArray<{}{}> {}{}(*(Argument *)_args[{}]);'.format(
+                        const, p.ctype, '' if p.raw else '_raw_', p.name, len(lines)
+                    )
+                )
             else:
                 values.append(np.array([x]).astype(dtype))
-                lines.append('const {0} {1} = *({0} *)_args[{2}];'.format(
-                    p.ctype, p.name, len(lines)))
+                lines.append(f'const {p.ctype} {p.name} = *({p.ctype} *)_args[{len(lines)}];')
         for name, shape in indexers:
             values.append(_argument(0, shape, shape))
-            lines.append('CIndexer {}(*(Argument *)_args[{}]);'.format(name, len(lines)))
-        typedefs = ''.join('typedef {} {};\n'.format(_NAMES[dtype], letter)
-                           for letter, dtype in sorted(known.items()))
-        library, _ = _compile(_CODE.format(
-            typedefs=typedefs, preamble=self._preamble, defines=defines,
-            arguments='\n'.join(lines), body=body), elementwise=True)
+            lines.append(f'CIndexer {name}(*(Argument *)_args[{len(lines)}]);')
+        typedefs = ''.join(
+            f'typedef {_NAMES[dtype]} {letter};\n' for letter, dtype in sorted(known.items())
+        )
+        library, _ = _compile(
+            _CODE.format(
+                typedefs=typedefs,
+                preamble=self._preamble,
+                defines=defines,
+                arguments='\n'.join(lines),
+                body=body,
+            ),
+            elementwise=True,
+        )
         entry = library.cuda_on_cpu_kernel
         addresses = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
 
         def work(keep=values):
             entry(addresses)
+
         nin = self.nin
         _device.submit(work, _pointers(args[:nin]), _pointers(args[nin:]))
 
@@ -399,9 +489,20 @@ def _pointers(args):
 class ElementwiseKernel(_Generated):
     """A loop over all elements."""
 
-    def __init__(self, in_params, out_params, operation, name='kernel', reduce_dims=True,
-                 preamble='', no_return=False, return_tuple=False, loop_prep='', after_loop='',
-                 options=()):
+    def __init__(
+        self,
+        in_params,
+        out_params,
+        operation,
+        name='kernel',
+        reduce_dims=True,
+        preamble='',
+        no_return=False,
+        return_tuple=False,
+        loop_prep='',
+        after_loop='',
+        options=(),
+    ):
         super().__init__(in_params, out_params, name, preamble)
         self._operation, self._reduce_dims = operation, reduce_dims
         self._no_return, self._return_tuple = no_return, return_tuple
@@ -415,17 +516,20 @@ class ElementwiseKernel(_Generated):
             raise ValueError("Specified 'size' can be used only if all of the ndarray are 'raw'.")
         if size == -1 and not any(walked):
             raise ValueError('Loop size is undecided.')
-        shape = (size,) if size != -1 else np.broadcast_shapes(
-            *(x.shape for x, w in zip(args, walked) if w))
+        shape = (
+            (size,)
+            if size != -1
+            else np.broadcast_shapes(*(x.shape for x, w in zip(args, walked) if w))
+        )
         types, known = _decide_types(parameters, args, self.nin)
         if len(args) == self.nin:
             if any(p.raw for p in self._out) and size == -1:
                 raise ValueError('Output array size is Undecided')
-            args += [ndarray(shape, dtype) for dtype in types[self.nin:]]
-        elif any(x.shape != shape for p, x in zip(self._out, args[self.nin:]) if not p.raw):
+            args += [ndarray(shape, dtype) for dtype in types[self.nin :]]
+        elif any(x.shape != shape for p, x in zip(self._out, args[self.nin :]) if not p.raw):
             raise ValueError('Out shape is mismatched')
         walked = [not p.raw and isinstance(x, ndarray) for p, x in zip(parameters, args)]
-        outputs = args[self.nin:]
+        outputs = args[self.nin :]
         if 0 not in shape:
             broadcast = [np.broadcast_to(x._host, shape) for x, w in zip(args, walked) if w]
             if self._reduce_dims:
@@ -436,16 +540,28 @@ class ElementwiseKernel(_Generated):
             views = [(shape, next(strides)) if w else None for w in walked]
             references = '\n'.join(
                 '{}{} &{} = _raw_{}[_ind.get()];'.format(
-                    'const ' if p in self._in else '', p.ctype, p.name, p.name)
-                for p, w in zip(parameters, walked) if w)
-            self._launch(parameters, args, types, known, views, [('_ind', shape)], '', '''
-{};
+                    'const ' if p in self._in else '', p.ctype, p.name, p.name
+                )
+                for p, w in zip(parameters, walked)
+                if w
+            )
+            self._launch(
+                parameters,
+                args,
+                types,
+                known,
+                views,
+                [('_ind', shape)],
+                '',
+                f"""
+{self._prepare};
 for (ptrdiff_t i = 0; i < _ind.size(); ++i) {{
 _ind.set(i);
-{}
-{};
+{references}
+{self._operation};
 }}
-{};'''.format(self._prepare, references, self._operation, self._finish))
+{self._finish};""",
+            )
         if self._no_return:
             return None
         return outputs[0] if len(outputs) == 1 and not self._return_tuple else tuple(outputs)
@@ -454,13 +570,25 @@ _ind.set(i);
 class ReductionKernel(_Generated):
     """A reduction along axes."""
 
-    def __init__(self, in_params, out_params, map_expr, reduce_expr, post_map_expr, identity,
-                 name='reduce_kernel', reduce_type=None, reduce_dims=True, preamble='',
-                 options=()):
+    def __init__(
+        self,
+        in_params,
+        out_params,
+        map_expr,
+        reduce_expr,
+        post_map_expr,
+        identity,
+        name='reduce_kernel',
+        reduce_type=None,
+        reduce_dims=True,
+        preamble='',
+        options=(),
+    ):
         super().__init__(in_params, out_params, name, preamble)
         self._map, self._type = map_expr, reduce_type or self._out[0].ctype
-        self._defines = '#define REDUCE(a, b) ({})\n#define POST_MAP(a) ({})\n'.format(
-            reduce_expr, post_map_expr)
+        self._defines = (
+            f'#define REDUCE(a, b) ({reduce_expr})\n#define POST_MAP(a) ({post_map_expr})\n'
+        )
         self._identity = '' if identity is None else identity
 
     def __call__(self, *args, out=None, axis=None, keepdims=False, stream=None):
@@ -476,33 +604,46 @@ class ReductionKernel(_Generated):
         final = tuple(1 if ax in axes else n for ax, n in enumerate(shape)) if keepdims else kept
         types, known = _decide_types(parameters, args, self.nin)
         if len(args) == self.nin:
-            args += [ndarray(final, dtype) for dtype in types[self.nin:]]
-        elif any(x.shape != final for p, x in zip(self._out, args[self.nin:]) if not p.raw):
+            args += [ndarray(final, dtype) for dtype in types[self.nin :]]
+        elif any(x.shape != final for p, x in zip(self._out, args[self.nin :]) if not p.raw):
             raise ValueError('Out shape is mismatched')
         order = axes + rest
         inner = tuple(shape[ax] for ax in order)
-        views = [(inner, np.broadcast_to(x._host, shape).transpose(order).strides) if w else None
-                 for x, w in zip(args, walked)]
-        for p, x in zip(self._out, args[self.nin:]):
+        views = [
+            (inner, np.broadcast_to(x._host, shape).transpose(order).strides) if w else None
+            for x, w in zip(args, walked)
+        ]
+        for p, x in zip(self._out, args[self.nin :]):
             views.append(None if p.raw else (kept, x._host.reshape(kept, copy=False).strides))
-        inputs = '\n'.join('const {0} {1} = _raw_{1}[_in_ind.get()];'.format(p.ctype, p.name)
-                           for p, w in zip(self._in, walked) if w)
-        outputs = '\n'.join('{0} &{1} = _raw_{1}[_out_ind.get()];'.format(p.ctype, p.name)
-                            for p in self._out if not p.raw)
+        inputs = '\n'.join(
+            f'const {p.ctype} {p.name} = _raw_{p.name}[_in_ind.get()];'
+            for p, w in zip(self._in, walked)
+            if w
+        )
+        outputs = '\n'.join(
+            f'{p.ctype} &{p.name} = _raw_{p.name}[_out_ind.get()];' for p in self._out if not p.raw
+        )
         if 0 not in kept:
-            self._launch(parameters, args, types, known, views,
-                         [('_in_ind', inner), ('_out_ind', kept)], self._defines, '''
-typedef {type} _type_reduce;
+            self._launch(
+                parameters,
+                args,
+                types,
+                known,
+                views,
+                [('_in_ind', inner), ('_out_ind', kept)],
+                self._defines,
+                f"""
+typedef {self._type} _type_reduce;
 const ptrdiff_t _lanes = 64;  // partial sums, as on a GPU
 for (ptrdiff_t _i = 0; _i < _out_ind.size(); ++_i) {{
-_type_reduce _s = _type_reduce({identity});
+_type_reduce _s = _type_reduce({self._identity});
 for (ptrdiff_t _lane = 0; _lane < _lanes; ++_lane) {{
-_type_reduce _p = _type_reduce({identity});
+_type_reduce _p = _type_reduce({self._identity});
 for (ptrdiff_t _j = _i + _lane * _out_ind.size(), _J = _lane; _j < _in_ind.size();
      _j += _lanes * _out_ind.size(), _J += _lanes) {{
 _in_ind.set(_j);
 {inputs}
-_type_reduce _a = static_cast<_type_reduce>({map});
+_type_reduce _a = static_cast<_type_reduce>({self._map});
 _p = REDUCE(_p, _a);
 }}
 _s = REDUCE(_s, _p);
@@ -510,6 +651,6 @@ _s = REDUCE(_s, _p);
 _out_ind.set(_i);
 {outputs}
 POST_MAP(_s);
-}}'''.format(type=self._type, identity=self._identity, inputs=inputs, map=self._map,
-             outputs=outputs))
-        return args[self.nin] if len(self._out) == 1 else tuple(args[self.nin:])
+}}""",
+            )
+        return args[self.nin] if len(self._out) == 1 else tuple(args[self.nin :])

@@ -1,7 +1,7 @@
 """A simulation of CuPy's additional functions; see :mod:`cupy`."""
-import numpy as np
 
 import cupy
+import numpy as np
 from cupy._array import _apply, _index, _write
 
 

@@ -10,6 +10,7 @@ own what surrounds them (:mod:`trainer.engines.cudnn.kernels`). What cuDNN has n
 is computed by :mod:`trainer.engines.cudnn.arrays`, which also computes everything on NumPy
 arrays: so the tests hold this engine's wiring against the reference without a GPU.
 """
+
 import contextlib
 import functools
 import importlib.util
@@ -55,6 +56,7 @@ def _convolution(name):
             except graphs.NotSupported:
                 pass
         return by_arrays(first, *args)
+
     return compute
 
 
@@ -63,6 +65,7 @@ def _kernel(name):
 
     def compute(first, *args):
         return (by_arrays if _on_numpy(first) else by_kernel)(first, *args)
+
     return compute
 
 
@@ -127,15 +130,18 @@ class _Function(chainer.FunctionNode):
     def backward_accumulate(self, indexes, grad_outputs, grad_inputs):
         there = dict(zip(indexes, (None if g is None else g.array for g in grad_inputs)))
         found = self.gradients(indexes, grad_outputs[0].array, there)
-        return tuple(chainer.Variable(
-            found[i] if there[i] is None or i in self.adds else found[i] + there[i])
-            for i in indexes)
+        return tuple(
+            chainer.Variable(
+                found[i] if there[i] is None or i in self.adds else found[i] + there[i]
+            )
+            for i in indexes
+        )
 
 
 class _ConvBN(_Function):
     """Convolution, batch normalisation and what comes behind it, in training."""
 
-    adds = 0,
+    adds = (0,)
 
     def __init__(self, conv, bn, kind, eps_in_average):
         self.stride, self.pad, self.groups = conv.stride[0], conv.pad[0], conv.groups
@@ -150,11 +156,12 @@ class _ConvBN(_Function):
         x, self.w = _nhwc(x, dtype), _weights(w, dtype)
         residual = _nhwc(residual[0], dtype) if residual else None
         h, self.mean, self.inv_std = _conv_statistics(
-            x, self.w, self.stride, self.pad, self.groups, running=self.running)
+            x, self.w, self.stride, self.pad, self.groups, running=self.running
+        )
         y, self.mask = _normalize(h, residual, self.mean, self.inv_std, gamma, beta, self.kind)
         self.x, self.h = x, h
         self.retain_inputs((2, 3))
-        return y,
+        return (y,)
 
     def gradients(self, indexes, gy, there):
         gamma, beta = (v.array for v in self.get_retained_inputs())
@@ -165,17 +172,32 @@ class _ConvBN(_Function):
         self.x = self.h = None
         with chainer.using_config('precision', self.precision):
             gh, ggamma, gbeta, gresidual = _bn_backward(
-                _nhwc(gy, h.dtype), self.mask, h, gamma, beta, self.mean, self.inv_std,
-                self.kind, 4 in indexes)
+                _nhwc(gy, h.dtype),
+                self.mask,
+                h,
+                gamma,
+                beta,
+                self.mean,
+                self.inv_std,
+                self.kind,
+                4 in indexes,
+            )
             found = {2: ggamma, 3: gbeta, 4: gresidual}
             del h, gy
             if 0 in indexes:
                 found[0] = _conv_backward_data(
-                    gh, self.w, x.shape, self.stride, self.pad, self.groups,
-                    None if there[0] is None else _nhwc(there[0], x.dtype))
+                    gh,
+                    self.w,
+                    x.shape,
+                    self.stride,
+                    self.pad,
+                    self.groups,
+                    None if there[0] is None else _nhwc(there[0], x.dtype),
+                )
             if 1 in indexes:
-                found[1] = _conv_backward_weights(x, gh, self.w.shape, self.stride, self.pad,
-                                                  self.groups)
+                found[1] = _conv_backward_weights(
+                    x, gh, self.w.shape, self.stride, self.pad, self.groups
+                )
         return {i: found[i].astype(self.given[i], copy=False) for i in indexes}
 
 
@@ -187,21 +209,21 @@ class _MaxPooling(_Function):
     def forward(self, inputs):
         x = _nhwc(inputs[0], inputs[0].dtype)
         self.shape = x.shape
-        size = tuple(get_conv_outsize(n, *self.window, cover_all=self.round_up)
-                     for n in x.shape[2:])
+        size = tuple(
+            get_conv_outsize(n, *self.window, cover_all=self.round_up) for n in x.shape[2:]
+        )
         y, self.place = _max_pooling(x, x.shape[:2] + size, *self.window)
-        return y,
+        return (y,)
 
     def gradients(self, indexes, gy, there):
-        return {0: _max_pooling_backward(_nhwc(gy, gy.dtype), self.place, self.shape,
-                                         *self.window)}
+        return {0: _max_pooling_backward(_nhwc(gy, gy.dtype), self.place, self.shape, *self.window)}
 
 
 class _MeanPooling(_Function):
     def forward(self, inputs):
         x = _nhwc(inputs[0], inputs[0].dtype)
         self.shape, self.dtype = x.shape, x.dtype
-        return _mean_pooling(x),
+        return (_mean_pooling(x),)
 
     def gradients(self, indexes, gy, there):
         return {0: _mean_pooling_backward(gy, self.shape, self.dtype)}
@@ -215,19 +237,20 @@ class _SubsampleAndPad(_Function):
         self.out_channels = out_channels
 
     def forward(self, inputs):
-        x, = inputs
+        (x,) = inputs
         self.shape = x.shape
-        kept = x[:, :, ::self.stride, ::self.stride]
-        y = arrays.empty(backend.get_array_module(x),
-                         (len(x), self.out_channels) + kept.shape[2:], x.dtype)
-        y[:, x.shape[1]:] = 0
-        y[:, :x.shape[1]] = kept
-        return y,
+        kept = x[:, :, :: self.stride, :: self.stride]
+        y = arrays.empty(
+            backend.get_array_module(x), (len(x), self.out_channels) + kept.shape[2:], x.dtype
+        )
+        y[:, x.shape[1] :] = 0
+        y[:, : x.shape[1]] = kept
+        return (y,)
 
     def gradients(self, indexes, gy, there):
         gx = arrays.empty(backend.get_array_module(gy), self.shape, gy.dtype)
         gx[...] = 0
-        gx[:, :, ::self.stride, ::self.stride] = gy[:, :self.shape[1]]
+        gx[:, :, :: self.stride, :: self.stride] = gy[:, : self.shape[1]]
         return {0: gx}
 
 
@@ -241,7 +264,7 @@ class _Linear(_Function):
         self.x, self.w = _nhwc(x, w.dtype), _nhwc(w[:, :, None, None], w.dtype)
         with chainer.using_config('precision', self.precision):
             y = _conv_bias(self.x, self.w, b, 1, 0, 1, None, False, False)
-        return y.reshape(len(y), -1),
+        return (y.reshape(len(y), -1),)
 
     def gradients(self, indexes, gy, there):
         gy = _nhwc(gy[:, :, None, None], gy.dtype)
@@ -251,22 +274,22 @@ class _Linear(_Function):
                 found[0] = _conv_backward_data(gy, self.w, self.x.shape, 1, 0, 1, None)
             if 1 in indexes:
                 found[1] = _conv_backward_weights(self.x, gy, self.w.shape, 1, 0, 1).reshape(
-                    self.w.shape[:2])
+                    self.w.shape[:2]
+                )
         return found
 
 
 # What an engine has: see trainer.engines.reference.
 
 
-def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.):
+def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.0):
     if not chainer.config.train:
         return _conv_bn_inference(x, conv, bn, relu, residual, relu_first)
     if residual is None:
         kind, inputs = arrays.RELU if relu else arrays.PLAIN, ()
     else:
-        kind = (arrays.ADD if not relu else
-                arrays.RELU_ADD if relu_first else arrays.ADD_RELU)
-        inputs = residual,
+        kind = arrays.ADD if not relu else arrays.RELU_ADD if relu_first else arrays.ADD_RELU
+        inputs = (residual,)
     return _ConvBN(conv, bn, kind, eps_in_average).apply((x, conv.W, bn.gamma, bn.beta) + inputs)[0]
 
 
@@ -280,8 +303,17 @@ def _conv_bn_inference(x, conv, bn, relu, residual, relu_first):
     dtype = _feature_type(x)
     w, b = fold(conv, bn, dtype)
     residual = None if residual is None else _nhwc(residual.array, dtype)
-    y = _conv_bias(_nhwc(x.array, dtype), w, b, conv.stride[0], conv.pad[0], conv.groups,
-                   residual, relu, relu_first)
+    y = _conv_bias(
+        _nhwc(x.array, dtype),
+        w,
+        b,
+        conv.stride[0],
+        conv.pad[0],
+        conv.groups,
+        residual,
+        relu,
+        relu_first,
+    )
     return chainer.Variable(y)
 
 
@@ -291,7 +323,7 @@ def fold(conv, bn, dtype):
     if kept is not None and (conv, bn) in kept:
         return kept[conv, bn]
     with contextlib.nullcontext() if kept is None or _on_numpy(bn.avg_mean) else cuda.lasting():
-        scale = bn.gamma.array / (bn.avg_var + bn.eps) ** .5
+        scale = bn.gamma.array / (bn.avg_var + bn.eps) ** 0.5
         w = _nhwc(conv.W.array * scale.reshape(-1, 1, 1, 1), dtype)
         b = (bn.beta.array - bn.avg_mean * scale).astype(np.promote_types(dtype, np.float32))
     if kept is not None:
@@ -320,7 +352,7 @@ def linear(x, fc):
 # Whether it can be used.
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def unavailable(gpu):
     """Say why this engine cannot compute on a GPU, or return ``None``.
 
@@ -333,15 +365,17 @@ def unavailable(gpu):
     for name in ('cupy', 'cudnn'):
         if importlib.util.find_spec(name) is None:
             return '{} is not installed (extra cuda13)'.format(
-                {'cudnn': 'nvidia-cudnn-frontend'}.get(name, name))
+                {'cudnn': 'nvidia-cudnn-frontend'}.get(name, name)
+            )
     try:
         import cudnn
+
         cudnn.backend_version()
-        with chainer.get_device('@cupy:{}'.format(gpu)).device:
+        with chainer.get_device(f'@cupy:{gpu}').device:
             for precision in PRECISIONS:
                 error = _try_out(precision, gpu)
                 if not error < TOLERANCES[precision]:
-                    return 'its {} results are off by {:.1e}'.format(precision, error)
+                    return f'its {precision} results are off by {error:.1e}'
     except Exception as e:  # whatever goes wrong with a driver, the reference remains
         return 'it failed here ({}: {})'.format(type(e).__name__, ' '.join(str(e).split())[:80])
     return None
@@ -358,19 +392,23 @@ def _try_out(precision, gpu):
     residual = rng.standard_normal((4, 32, 5, 4)).astype(np.float32)
     gy = rng.standard_normal((4, 32, 5, 4)).astype(np.float32)
     results = []
-    for device in ('@numpy', '@cupy:{}'.format(gpu)):
+    for device in ('@numpy', f'@cupy:{gpu}'):
         device = chainer.get_device(device)
         layer.to_device(device)
         layer.cleargrads()
         inputs = [chainer.Variable(device.send(a)) for a in (x, residual)]
-        with chainer.using_config('precision', precision), chainer.using_config(
-                'train', True), graphs.untimed():
+        with (
+            chainer.using_config('precision', precision),
+            chainer.using_config('train', True),
+            graphs.untimed(),
+        ):
             # Without a ReLU, whose flips say nothing of the arithmetic.
             y = conv_bn(inputs[0], layer.conv, layer.bn, False, inputs[1])
             y.grad = device.send(gy).astype(y.dtype)
             y.backward()
-        found = [y.array] + [i.grad for i in inputs] + [p.grad for _, p in sorted(
-            layer.namedparams())]
+        found = (
+            [y.array] + [i.grad for i in inputs] + [p.grad for _, p in sorted(layer.namedparams())]
+        )
         results.append([chainer.get_device('@numpy').send(a).astype(np.float64) for a in found])
     return max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(*results))
 
@@ -384,4 +422,5 @@ def predictor(network, precision='float32', finish=None):
         finish (callable): See :func:`trainer.engines.predictor`.
     """
     from trainer.engines.cudnn.captured import Predictor
+
     return Predictor(network, precision, finish)

@@ -5,6 +5,7 @@ They say what the graphs of :mod:`trainer.engines.cudnn.graphs` and the kernels 
 compute on CuPy's, where cuDNN has no plan. Statistics and sums are in float32 at least,
 whatever the type of the feature maps. ``precision`` is accepted and ignored.
 """
+
 import collections
 
 import chainer
@@ -103,7 +104,7 @@ def statistics(x, running):
     for average, value in ((running.mean, mean), (running.var, unbiased)):
         average *= running.decay
         average += (1 - running.decay) * value
-    return mean, 1 / (var + wide.type(running.eps)) ** wide.type(.5)
+    return mean, 1 / (var + wide.type(running.eps)) ** wide.type(0.5)
 
 
 def normalize(x, residual, mean, inv_std, gamma, beta, kind):
@@ -144,7 +145,8 @@ def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     ggamma = (g * x_hat).sum(axis=(0, 2, 3), dtype=wide)
     n = x.size // gamma.size
     gx = _channels(gamma * inv_std) * (
-        g - (x_hat * _channels(ggamma) + _channels(gbeta)) / wide.type(n))
+        g - (x_hat * _channels(ggamma) + _channels(gbeta)) / wide.type(n)
+    )
     return gx.astype(x.dtype, copy=False), ggamma, gbeta, g if kind == ADD_RELU else gy
 
 
@@ -153,9 +155,9 @@ def max_pooling(x, y_shape, size, stride, pad):
     n, c, h, w = x.shape
     rows, columns = ((out - 1) * stride + size for out in y_shape[2:])
     padded = np.full((n, c, max(rows, h + 2 * pad), max(columns, w + 2 * pad)), -np.inf, x.dtype)
-    padded[:, :, pad:pad + h, pad:pad + w] = x
+    padded[:, :, pad : pad + h, pad : pad + w] = x
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3))
-    windows = windows[:, :, :rows - size + 1:stride, :columns - size + 1:stride]
+    windows = windows[:, :, : rows - size + 1 : stride, : columns - size + 1 : stride]
     windows = windows.reshape(y_shape + (size * size,))
     place = windows.argmax(axis=-1)
     return np.take_along_axis(windows, place[..., None], -1)[..., 0], place.astype(np.uint8)
@@ -168,7 +170,7 @@ def max_pooling_backward(gy, place, x_shape, size, stride, pad):
     gx = np.zeros((n, c, max(rows, h + 2 * pad), max(columns, w + 2 * pad)), gy.dtype)
     i, j, y, x = np.indices(gy.shape, sparse=True)
     np.add.at(gx, (i, j, y * stride + place // size, x * stride + place % size), gy)
-    return gx[:, :, pad:pad + h, pad:pad + w]
+    return gx[:, :, pad : pad + h, pad : pad + w]
 
 
 def mean_pooling(x):

@@ -1,4 +1,5 @@
 """Work that is captured once as a CUDA graph and then replayed: Python costs nothing then."""
+
 import contextlib
 
 import chainer
@@ -23,6 +24,7 @@ class Room:
 
     def __init__(self):
         import cupy
+
         self._cupy = cupy
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool()
@@ -88,8 +90,14 @@ class Predictor(engines.Predictor):
     """
 
     def __init__(self, network, precision, finish=None):
-        super().__init__(network, 'cudnn', 'cuDNN {}, {}'.format(
-            graphs.version(), 'float16' if precision == 'mixed' else precision), finish)
+        super().__init__(
+            network,
+            'cudnn',
+            'cuDNN {}, {}'.format(
+                graphs.version(), 'float16' if precision == 'mixed' else precision
+            ),
+            finish,
+        )
         self._precision = precision
         self._folded = {}
         self._captured = {}
@@ -97,9 +105,13 @@ class Predictor(engines.Predictor):
         self._room = Room()
 
     def _compute(self, x):
-        with chainer.using_config('engine', 'cudnn'), chainer.using_config('train', False), \
-                chainer.using_config('precision', self._precision), \
-                chainer.using_config('folded', self._folded), chainer.no_backprop_mode():
+        with (
+            chainer.using_config('engine', 'cudnn'),
+            chainer.using_config('train', False),
+            chainer.using_config('precision', self._precision),
+            chainer.using_config('folded', self._folded),
+            chainer.no_backprop_mode(),
+        ):
             if self.finish is not None:
                 x = self.finish(x)
             features = self.network.features(chainer.Variable(x))
@@ -107,6 +119,7 @@ class Predictor(engines.Predictor):
 
     def _capture(self, shape, dtype):
         import cupy
+
         x = cupy.zeros(shape, dtype)
         # The last of many batches is seldom computed.
         rest = any(len(shape) == len(known) and shape[0] < known[0] for known, _ in self._captured)
@@ -120,6 +133,7 @@ class Predictor(engines.Predictor):
 
     def _run(self, x, which):
         import cupy
+
         on_device = isinstance(x, cupy.ndarray)
         if not on_device:
             x = np.ascontiguousarray(x, None if self.finish else np.float32)

@@ -7,6 +7,7 @@ combination of shapes; its plan is chosen by time among the heuristics' first fe
 and the choice kept on disk, for each GPU and version of cuDNN. :class:`NotSupported`
 is raised where cuDNN has no plan; the caller then computes with arrays.
 """
+
 import contextlib
 import functools
 import json
@@ -43,16 +44,17 @@ class NotSupported(Exception):
 
 def _cudnn():
     import cudnn
+
     return cudnn
 
 
 def version():
     """Return cuDNN's version, such as '9.19.0'."""
     number = _cudnn().backend_version()
-    return '{}.{}.{}'.format(number // 10000, number // 100 % 100, number % 100)
+    return f'{number // 10000}.{number // 100 % 100}.{number % 100}'
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _handle(device):
     return _cudnn().create_handle()
 
@@ -74,12 +76,14 @@ class Graph:
 
     def __init__(self, key, precision, device_property=None):
         cudnn = self.cudnn = _cudnn()
-        self.key = '{} {}'.format(precision, key)
+        self.key = f'{precision} {key}'
         self.precision = precision
         self.graph = cudnn.pygraph(
             io_data_type=cudnn.data_type.HALF if precision == 'mixed' else cudnn.data_type.FLOAT,
             intermediate_data_type=cudnn.data_type.FLOAT,
-            compute_data_type=cudnn.data_type.FLOAT, device_property=device_property)
+            compute_data_type=cudnn.data_type.FLOAT,
+            device_property=device_property,
+        )
         self.tensors = []
         self.plan = None
         self.timed = False
@@ -133,6 +137,7 @@ class Graph:
     def __call__(self, *arrays):
         """Compute. Arrays are in the order in which inputs and outputs were declared."""
         import cupy
+
         handle = _handle(cupy.cuda.Device().id)
         pack = self._pack(arrays)
         if self.plan is None or not self.timed and chainer.config.plans > 1:
@@ -143,6 +148,7 @@ class Graph:
 
     def _execute(self, pack, handle, index, size):
         import cupy
+
         self.cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
         # Too small a workspace is an illegal access, not an error.
         workspace = cupy.cuda.alloc(max(size, 1))
@@ -188,6 +194,7 @@ def _time(run):
     small would take as long as Python does.
     """
     import cupy
+
     run()
     device, stream = cupy.cuda.Device(), cupy.cuda.get_current_stream()
     own = stream.ptr == cupy.cuda.Stream.null.ptr  # which cannot be captured
@@ -242,7 +249,7 @@ def _fastest(key, ways, changed):
         with contextlib.suppress(NotSupported):
             if chainer.config.plans == 1:
                 way()
-                found.append((0., name))
+                found.append((0.0, name))
                 break
             found.append((_time(way), name))
     for array, kept in zip(changed, before):
@@ -259,19 +266,25 @@ def _fastest(key, ways, changed):
 
 def _choices_path():
     import cupy
+
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     folder = chainer.dataset.get_dataset_directory('resnext')
-    return os.path.join(folder, 'cudnn_{}_{}.json'.format(
-        properties['name'].decode().replace(' ', '_'), version()))
+    return os.path.join(
+        folder, 'cudnn_{}_{}.json'.format(properties['name'].decode().replace(' ', '_'), version())
+    )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _say_once():
-    print('timing what cuDNN offers for these shapes, once for this GPU: a minute or more; the '
-          'choice goes to\n{}'.format(_choices_path()), file=sys.stderr, flush=True)
+    print(
+        'timing what cuDNN offers for these shapes, once for this GPU: a minute or more; the '
+        f'choice goes to\n{_choices_path()}',
+        file=sys.stderr,
+        flush=True,
+    )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _choices():
     """Return the plans that were chosen before: key of the graph -> name of the plan."""
     try:
@@ -302,8 +315,9 @@ def _conv_arguments(stride, pad):
 
 def build_conv_forward(x, w, stride, pad, summed, dtype, precision, device=None):
     g = Graph(('conv_forward', x, w, stride, pad, summed), precision, device)
-    y = g.graph.conv_fprop(image=g.input(x, dtype), weight=g.input(w, dtype),
-                           **_conv_arguments(stride, pad))
+    y = g.graph.conv_fprop(
+        image=g.input(x, dtype), weight=g.input(w, dtype), **_conv_arguments(stride, pad)
+    )
     sums = g.graph.genstats(input=y) if summed else ()
     g.output(y, out_shape(x, w, stride, pad), dtype)
     for tensor in sums:
@@ -313,8 +327,9 @@ def build_conv_forward(x, w, stride, pad, summed, dtype, precision, device=None)
 
 def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, device=None):
     g = Graph(('conv_backward_data', gy, w, x, stride, pad, added), precision, device)
-    gx = g.graph.conv_dgrad(loss=g.input(gy, dtype), filter=g.input(w, dtype),
-                            **_conv_arguments(stride, pad))
+    gx = g.graph.conv_dgrad(
+        loss=g.input(gy, dtype), filter=g.input(w, dtype), **_conv_arguments(stride, pad)
+    )
     if added:
         g.virtual(gx, x)
         gx = g.graph.add(a=gx, b=g.input(x, dtype))
@@ -324,19 +339,20 @@ def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, dev
 
 def build_conv_backward_weights(x, gy, w, stride, pad, out, dtype, precision, device=None):
     g = Graph(('conv_backward_weights', x, gy, w, stride, pad, out), precision, device)
-    gw = g.graph.conv_wgrad(image=g.input(x, dtype), loss=g.input(gy, dtype),
-                            **_conv_arguments(stride, pad))
+    gw = g.graph.conv_wgrad(
+        image=g.input(x, dtype), loss=g.input(gy, dtype), **_conv_arguments(stride, pad)
+    )
     g.output(gw, w, out)
     return g.finish()
 
 
-def build_conv_bias(x, w, stride, pad, residual, relu, relu_first, dtype, precision,
-                    device=None):
+def build_conv_bias(x, w, stride, pad, residual, relu, relu_first, dtype, precision, device=None):
     """relu(conv(x, w) + b + residual): inference, batch normalisation folded."""
     g = Graph(('conv_bias', x, w, stride, pad, residual, relu, relu_first), precision, device)
     y_shape = out_shape(x, w, stride, pad)
-    last = g.graph.conv_fprop(image=g.input(x, dtype), weight=g.input(w, dtype),
-                              **_conv_arguments(stride, pad))
+    last = g.graph.conv_fprop(
+        image=g.input(x, dtype), weight=g.input(w, dtype), **_conv_arguments(stride, pad)
+    )
     g.virtual(last, y_shape)
     last = g.graph.bias(input=last, bias=g.channels(w[0]))
     for what in ('relu', 'add') if relu_first else ('add', 'relu'):
@@ -352,7 +368,8 @@ def build_conv_bias(x, w, stride, pad, residual, relu, relu_first, dtype, precis
 
 def _once(build):
     """Build each graph once; remember too what is not supported."""
-    @functools.lru_cache(maxsize=None)
+
+    @functools.cache
     def attempt(*key):
         try:
             return build(*key)
@@ -364,6 +381,7 @@ def _once(build):
         if isinstance(graph, str):
             raise NotSupported(graph)
         return graph
+
     return get
 
 
@@ -378,6 +396,7 @@ _conv_bias = _once(build_conv_bias)
 
 def _like(array, shape, dtype=None):
     import cupy
+
     return empty(cupy, shape, dtype or array.dtype)
 
 
@@ -391,10 +410,12 @@ def conv_with_sums(x, w, stride, pad, groups, precision):
     """Return what :func:`conv_forward` does, and the sums of each channel's values and of
     their squares, float32 (channels,)."""
     import cupy
+
     y = _like(x, out_shape(x.shape, w.shape, stride, pad))
     total, square = (cupy.empty(len(w), np.float32) for _ in range(2))
     _conv_forward(x.shape, w.shape, stride, pad, True, x.dtype.char, precision)(
-        x, w, y, total, square)
+        x, w, y, total, square
+    )
     return y, total, square
 
 
@@ -413,17 +434,20 @@ def conv_statistics(x, w, stride, pad, groups, running, precision):
         y = conv_forward(x, w, stride, pad, groups, precision)
         return (y, *kernels.statistics(y, running))
 
-    return _by_time('{} {} {} {} {} statistics'.format(precision, x.shape, w.shape, stride, pad),
-                    {'one graph': from_sums, 'two steps': then_read},
-                    (running.mean, running.var))
+    return _by_time(
+        f'{precision} {x.shape} {w.shape} {stride} {pad} statistics',
+        {'one graph': from_sums, 'two steps': then_read},
+        (running.mean, running.var),
+    )
 
 
 def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
     gx = _like(gy, x_shape)
 
     def compute(*addend):
-        graph = _conv_backward_data(gy.shape, w.shape, x_shape, stride, pad, bool(addend),
-                                    gy.dtype.char, precision)
+        graph = _conv_backward_data(
+            gy.shape, w.shape, x_shape, stride, pad, bool(addend), gy.dtype.char, precision
+        )
         graph(gy, w, *addend, gx)
 
     def then_add():
@@ -433,28 +457,42 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
     if addend is None:
         compute()
     else:
-        _by_time('{} {} {} {} {} added'.format(precision, gy.shape, w.shape, x_shape, stride),
-                 {'one graph': lambda: compute(addend), 'two steps': then_add})
+        _by_time(
+            f'{precision} {gy.shape} {w.shape} {x_shape} {stride} added',
+            {'one graph': lambda: compute(addend), 'two steps': then_add},
+        )
     return gx
 
 
 def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
     def compute(out):
         gw = _like(x, w_shape, out)
-        _conv_backward_weights(x.shape, gy.shape, w_shape, stride, pad, out, x.dtype.char,
-                               precision)(x, gy, gw)
+        _conv_backward_weights(
+            x.shape, gy.shape, w_shape, stride, pad, out, x.dtype.char, precision
+        )(x, gy, gw)
         return gw.astype(np.float32, copy=False)
 
     if x.dtype.char == 'f':
         return compute('f')
     # Summed in float32 both ways; the second rounds once.
-    return _by_time('{} {} {} {} weights'.format(precision, x.shape, gy.shape, w_shape),
-                    {'float32': lambda: compute('f'), 'float16': lambda: compute('e')})
+    return _by_time(
+        f'{precision} {x.shape} {gy.shape} {w_shape} weights',
+        {'float32': lambda: compute('f'), 'float16': lambda: compute('e')},
+    )
 
 
 def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precision):
     y = _like(x, out_shape(x.shape, w.shape, stride, pad))
-    graph = _conv_bias(x.shape, w.shape, stride, pad, residual is not None, relu,
-                       relu and relu_first and residual is not None, x.dtype.char, precision)
+    graph = _conv_bias(
+        x.shape,
+        w.shape,
+        stride,
+        pad,
+        residual is not None,
+        relu,
+        relu and relu_first and residual is not None,
+        x.dtype.char,
+        precision,
+    )
     graph(*(a for a in (x, w, b, residual, y) if a is not None))
     return y

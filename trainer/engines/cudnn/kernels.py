@@ -5,6 +5,7 @@ where these need none or a bit. Functions take and return what those of their na
 :mod:`trainer.engines.cudnn.arrays` do, as CuPy arrays of float16 or float32 whose memory
 is NHWC.
 """
+
 import functools
 
 import numpy as np
@@ -24,18 +25,21 @@ _ACROSS = 8
 
 def _empty(shape, dtype):
     import cupy
+
     return arrays.empty(cupy, shape, dtype)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _processors(device):
     import cupy
+
     return cupy.cuda.Device(device).attributes['MultiProcessorCount']
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _counters(device, tiles):
     import cupy
+
     with cuda.lasting():
         return cupy.zeros(tiles, np.uint32)
 
@@ -55,10 +59,11 @@ class _Rows:
 
     def __init__(self, x, blocks):
         import cupy
+
         n, self.channels, h, w = x.shape
         self.rows = n * h * w
         letter, pack = _kind(x.dtype, self.channels)
-        self.suffix = '_{}{}'.format(letter, pack)
+        self.suffix = f'_{letter}{pack}'
         self.packs = self.channels // pack
         self.across = min(self.packs, _ACROSS)
         tiles = -(-self.packs // self.across)
@@ -76,10 +81,13 @@ class _Rows:
     def sums(self):
         """Return where sums of two kinds meet: of each block, and a counter of blocks."""
         import cupy
+
         # Counters return to 0; of a power of two, so that there are few sizes of them.
         tiles = 1 << (self.grid[1] - 1).bit_length()
-        return (cupy.empty((self.grid[0], 2, self.channels), np.float32),
-                _counters(self._device, tiles))
+        return (
+            cupy.empty((self.grid[0], 2, self.channels), np.float32),
+            _counters(self._device, tiles),
+        )
 
     def launch(self, kernel, *args, shared=0):
         _launch(kernel + self.suffix, self.grid, _THREADS, *args, shared=shared)
@@ -88,9 +96,15 @@ class _Rows:
 def _statistics(running):
     """Return the arguments of kernels that make statistics, the results first among them."""
     import cupy
+
     mean, inv_std = cupy.empty_like(running.mean), cupy.empty_like(running.mean)
-    return (mean, inv_std), (*map(np.float32, (running.eps, running.decay, running.eps_in_average)),
-                             mean, inv_std, running.mean, running.var)
+    return (mean, inv_std), (
+        *map(np.float32, (running.eps, running.decay, running.eps_in_average)),
+        mean,
+        inv_std,
+        running.mean,
+        running.var,
+    )
 
 
 def statistics(x, running):
@@ -103,36 +117,72 @@ def statistics(x, running):
 def statistics_of_sums(total, square, rows, running):
     """As :func:`statistics`, from the sums of ``rows`` values and of their squares."""
     found, arguments = _statistics(running)
-    _launch('statistics_of_sums', -(-total.size // _THREADS), _THREADS, total, square,
-            np.int32(rows), np.int32(total.size), *arguments)
+    _launch(
+        'statistics_of_sums',
+        -(-total.size // _THREADS),
+        _THREADS,
+        total,
+        square,
+        np.int32(rows),
+        np.int32(total.size),
+        *arguments,
+    )
     return found
 
 
 def normalize(x, residual, mean, inv_std, gamma, beta, kind):
     import cupy
+
     rows = _Rows(x, 8)
     y = _empty(x.shape, x.dtype)
     mask = None
     if kind == ADD_RELU:
         mask = cupy.empty(rows.rows * rows.packs, np.uint8)
-    rows.launch('normalize', x, residual, mean, inv_std, gamma, beta, np.int32(kind),
-                *rows.sizes(), y, mask)
+    rows.launch(
+        'normalize', x, residual, mean, inv_std, gamma, beta, np.int32(kind), *rows.sizes(), y, mask
+    )
     return y, mask
 
 
 def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     import cupy
+
     rows = _Rows(x, 3)
     ggamma, gbeta = cupy.empty_like(gamma), cupy.empty_like(gamma)
     kept = _empty(x.shape, x.dtype) if keep and kind == ADD_RELU else None
-    rows.launch('backward_sums', gy, x, mask, mean, inv_std, gamma, beta, np.int32(kind),
-                *rows.sizes(), kept, ggamma, gbeta, *rows.sums(), shared=rows.shared)
+    rows.launch(
+        'backward_sums',
+        gy,
+        x,
+        mask,
+        mean,
+        inv_std,
+        gamma,
+        beta,
+        np.int32(kind),
+        *rows.sizes(),
+        kept,
+        ggamma,
+        gbeta,
+        *rows.sums(),
+        shared=rows.shared,
+    )
     gx = _empty(x.shape, x.dtype)
     rows = _Rows(x, 8)
     # What was kept is masked already.
-    rows.launch('backward_input', *((gy, x, mask) if kept is None else (kept, x, None)), mean,
-                inv_std, gamma, beta, ggamma, gbeta, np.int32(kind if kept is None else 0),
-                *rows.sizes(), gx)
+    rows.launch(
+        'backward_input',
+        *((gy, x, mask) if kept is None else (kept, x, None)),
+        mean,
+        inv_std,
+        gamma,
+        beta,
+        ggamma,
+        gbeta,
+        np.int32(kind if kept is None else 0),
+        *rows.sizes(),
+        gx,
+    )
     return gx, ggamma, gbeta, gy if kept is None else kept
 
 
@@ -141,8 +191,8 @@ def _each(kernel, like, values, *args):
     letter, pack = _kind(like.dtype, like.shape[1])
     threads = values // pack
     if threads >= 1 << 31:
-        raise ValueError('{} values at once'.format(values))  # kernels count in 32 bits
-    _launch('{}_{}{}'.format(kernel, letter, pack), -(-threads // _THREADS), _THREADS, *args)
+        raise ValueError(f'{values} values at once')  # kernels count in 32 bits
+    _launch(f'{kernel}_{letter}{pack}', -(-threads // _THREADS), _THREADS, *args)
 
 
 def _window(x_shape, y_shape, size, stride, pad):
@@ -158,13 +208,21 @@ def max_pooling(x, y_shape, size, stride, pad):
 
 def max_pooling_backward(gy, place, x_shape, size, stride, pad):
     gx = _empty(x_shape, gy.dtype)
-    _each('max_pool_backward', gy, gx.size, gy, place,
-          *_window(x_shape, gy.shape, size, stride, pad), gx)
+    _each(
+        'max_pool_backward',
+        gy,
+        gx.size,
+        gy,
+        place,
+        *_window(x_shape, gy.shape, size, stride, pad),
+        gx,
+    )
     return gx
 
 
 def mean_pooling(x):
     import cupy
+
     n, c, h, w = x.shape
     y = cupy.empty((n, c, 1, 1), np.float32)
     _each('mean_pool', x, n * c, x, np.int32(n), np.int32(h * w), np.int32(c), y)

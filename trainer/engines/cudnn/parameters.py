@@ -5,6 +5,7 @@ What changes from one update to the next is in the device's memory, so that the 
 can be captured in a CUDA graph: the rates, the loss scale, and a table of where
 parameters, gradients and states are.
 """
+
 import chainer
 import numpy as np
 
@@ -22,8 +23,16 @@ _PART = 1 << 13
 
 # The structures of parameters.cu.
 _OF_PART = [(name, np.int32) for name in ('begin', 'count', 'inner', 'area')]
-_ENTRY = np.dtype([('param', np.uintp), ('grad', np.uintp), ('state', np.uintp), *_OF_PART,
-                   ('rate', np.float32), ('unused', np.int32)])
+_ENTRY = np.dtype(
+    [
+        ('param', np.uintp),
+        ('grad', np.uintp),
+        ('state', np.uintp),
+        *_OF_PART,
+        ('rate', np.float32),
+        ('unused', np.int32),
+    ]
+)
 _COPY = np.dtype([('from', np.uintp), ('to', np.uintp), *_OF_PART])
 
 
@@ -64,16 +73,20 @@ class Update:
 
     def __init__(self, optimizer):
         import cupy
+
         self._kind, self._state = _kind(optimizer)
         self._optimizer = optimizer
         hooks = list(optimizer._hookable._pre_update_hooks.values())
         if optimizer._hookable._post_update_hooks:
             raise NotSupported('hooks after the update')
-        self._decay = hooks.pop(0) if hooks and isinstance(
-            hooks[0], chainer.optimizer_hooks.WeightDecay) else None
+        self._decay = (
+            hooks.pop(0)
+            if hooks and isinstance(hooks[0], chainer.optimizer_hooks.WeightDecay)
+            else None
+        )
         self._head = hooks.pop(0) if hooks and isinstance(hooks[0], HeadRate) else None
         if hooks:
-            raise NotSupported('hook {}'.format(type(hooks[0]).__name__))
+            raise NotSupported(f'hook {type(hooks[0]).__name__}')
         self.params = [p for p in optimizer.target.params() if p.update_rule.enabled]
         for param in self.params:
             rule = param.update_rule
@@ -87,9 +100,12 @@ class Update:
         self._given = None
         self._rates = cupy.empty(3, np.float32)
         self._overflow = cupy.zeros(1, np.uint32)
-        self._scale = cupy.asarray(np.array([
-            optimizer._loss_scale or 1, getattr(optimizer, '_loss_scaling_isnan_ever', False)],
-            np.float64))
+        self._scale = cupy.asarray(
+            np.array(
+                [optimizer._loss_scale or 1, getattr(optimizer, '_loss_scaling_isnan_ever', False)],
+                np.float64,
+            )
+        )
         self._done = 0
 
     @property
@@ -100,6 +116,7 @@ class Update:
     def table(self):
         """Return the memory for a table, on the device."""
         import cupy
+
         return cupy.empty(self._entries * _ENTRY.itemsize, np.uint8)
 
     def fill(self, table):
@@ -122,10 +139,10 @@ class Update:
     def prepare(self):
         """Bring the device's rates up to date with the optimizer's."""
         optimizer = self._optimizer
-        rates = optimizer.lr, optimizer.momentum, self._decay.rate if self._decay else 0.
+        rates = optimizer.lr, optimizer.momentum, self._decay.rate if self._decay else 0.0
         if rates != self._given:
             for i, rate in enumerate(rates):
-                self._rates[i:i + 1].fill(rate)
+                self._rates[i : i + 1].fill(rate)
             self._given = rates
         self._done += 1
 
@@ -135,12 +152,26 @@ class Update:
         adapts = optimizer._loss_scaling_is_dynamic
         if adapts:
             _launch('find_overflow', self._entries, _THREADS, table, self._overflow)
-        _launch('update', self._entries, _THREADS, table, self._rates, self._scale,
-                self._overflow, np.int32(self._kind))
+        _launch(
+            'update',
+            self._entries,
+            _THREADS,
+            table,
+            self._rates,
+            self._scale,
+            self._overflow,
+            np.int32(self._kind),
+        )
         if adapts:
-            _launch('adapt', 1, 1, self._scale, self._overflow,
-                    np.float64(optimizer._loss_scaling_multiplier),
-                    np.float64(optimizer._loss_scale_max))
+            _launch(
+                'adapt',
+                1,
+                1,
+                self._scale,
+                self._overflow,
+                np.float64(optimizer._loss_scaling_multiplier),
+                np.float64(optimizer._loss_scale_max),
+            )
 
     def settle(self):
         """Bring the optimizer's counters and loss scale up to date with the updates."""
@@ -176,8 +207,10 @@ class HalfWeights:
 
     def __init__(self, network):
         import cupy
-        params = [link.W for link in network.links()
-                  if isinstance(link, chainer.links.Convolution2D)]
+
+        params = [
+            link.W for link in network.links() if isinstance(link, chainer.links.Convolution2D)
+        ]
         table, each = _parts(params, _COPY)
         self.arrays = {}
         with cuda.lasting():

@@ -2,12 +2,17 @@
 
 A naming is data: :mod:`trainer.weights.state_dict` does the rest.
 """
+
 import collections
 
 
-class Naming(collections.namedtuple(
-        'Naming', 'name kind stem block classifier any_projections preprocessing',
-        defaults=(False, None))):
+class Naming(
+    collections.namedtuple(
+        'Naming',
+        'name kind stem block classifier any_projections preprocessing',
+        defaults=(False, None),
+    )
+):
     """The names of one project.
 
     Attributes:
@@ -28,6 +33,7 @@ class Naming(collections.namedtuple(
 def table():
     """Return name -> list of :class:`Naming`, at most one for each kind of network."""
     from trainer.weights.namings import clcarwin, prlz77, torchvision
+
     names = {'torchvision': torchvision.NAMINGS}
     # Their networks have torchvision's names, letter for letter.
     names['timm'] = names['lornatang'] = names['torchvision']

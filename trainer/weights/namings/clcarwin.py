@@ -7,6 +7,7 @@ released files nest the main path once more than facebookresearch's code does (-
 Cadene/pretrained-models.pytorch took what it made of the released files and named the
 whole ``features``.
 """
+
 from trainer.weights.namings import Naming
 
 
@@ -16,18 +17,28 @@ def _naming(name, kind, nested, prefix='', classifier=None):
     inner, expand = ('0.', 0) if nested else ('', 5)
 
     def block(stage, block):
-        here = '{}{}.{}.0.'.format(prefix, first + stage, block)
-        parts = {'reduce': (inner + '0', inner + '1'), 'grouped': (inner + '3', inner + '4'),
-                 'expand': (str(expand + 1), str(expand + 2))}
-        names = {part: (here + '0.' + conv, here + '0.' + bn)
-                 for part, (conv, bn) in parts.items()}
+        here = f'{prefix}{first + stage}.{block}.0.'
+        parts = {
+            'reduce': (inner + '0', inner + '1'),
+            'grouped': (inner + '3', inner + '4'),
+            'expand': (str(expand + 1), str(expand + 2)),
+        }
+        names = {part: (here + '0.' + conv, here + '0.' + bn) for part, (conv, bn) in parts.items()}
         return dict(names, shortcut=(here + '1.0', here + '1.1'))
 
     # Behind average pooling and view: Linear is in a Sequential, second.
-    return Naming(name, kind, (prefix + '0', prefix + '1'), block, lambda stages: (
-        classifier or '{}.1'.format(first + stages + 2)), True)
+    return Naming(
+        name,
+        kind,
+        (prefix + '0', prefix + '1'),
+        block,
+        lambda stages: classifier or f'{first + stages + 2}.1',
+        True,
+    )
 
 
-TABLE = {name: [_naming(name, kind, nested) for kind in ('ilsvrc', 'paper-cifar')]
-         for name, nested in (('clcarwin', True), ('clcarwin-flat', False))}
+TABLE = {
+    name: [_naming(name, kind, nested) for kind in ('ilsvrc', 'paper-cifar')]
+    for name, nested in (('clcarwin', True), ('clcarwin-flat', False))
+}
 TABLE['cadene'] = [_naming('cadene', 'ilsvrc', True, 'features.', 'last_linear')]

@@ -1,7 +1,19 @@
 """The simulated device by CuPy's names."""
+
 from cupy._device import (  # noqa: F401
-    Device, Event, Graph, MemoryPointer, MemoryPool, PinnedMemoryPool, Stream,
-    alloc, alloc_pinned_memory, get_current_stream, get_elapsed_time, using_allocator)
+    Device,
+    Event,
+    Graph,
+    MemoryPointer,
+    MemoryPool,
+    PinnedMemoryPool,
+    Stream,
+    alloc,
+    alloc_pinned_memory,
+    get_current_stream,
+    get_elapsed_time,
+    using_allocator,
+)
 from cupy.cuda import cublas, runtime  # noqa: F401
 
 

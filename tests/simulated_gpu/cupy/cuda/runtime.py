@@ -1,4 +1,5 @@
 """The simulated CUDA runtime."""
+
 from cupy import _device
 from cupy._device import CUDARuntimeError  # noqa: F401
 
@@ -13,10 +14,18 @@ def getDeviceCount():
 
 
 def getDeviceProperties(device):
-    return {'name': b'Simulated GPU', 'major': 9, 'minor': 0, 'multiProcessorCount': 4,
-            'totalGlobalMem': len(_device.arena.bytes), 'warpSize': 32, 'maxThreadsPerBlock': 1024,
-            'sharedMemPerBlock': 49152, 'maxThreadsPerMultiProcessor': 2048,
-            'l2CacheSize': 1 << 20}
+    return {
+        'name': b'Simulated GPU',
+        'major': 9,
+        'minor': 0,
+        'multiProcessorCount': 4,
+        'totalGlobalMem': len(_device.arena.bytes),
+        'warpSize': 32,
+        'maxThreadsPerBlock': 1024,
+        'sharedMemPerBlock': 49152,
+        'maxThreadsPerMultiProcessor': 2048,
+        'l2CacheSize': 1 << 20,
+    }
 
 
 def _stream(ptr):
