@@ -87,6 +87,22 @@ def state_on_cpu(network):
     }
 
 
+def images_of_step(step, x, t):
+    """Return what the network was given in a step: for each chunk a Variable."""
+    import chainer
+
+    given = []
+
+    class Hook(chainer.LinkHook):
+        def forward_preprocess(self, args):
+            if args.link is step.network:
+                given.append(args.args[0])
+
+    with Hook():
+        step(x, t)
+    return given
+
+
 def starting_with(arrays, prefix):
     """Return the arrays whose names start with ``prefix``, without it."""
     return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}

@@ -6,7 +6,7 @@ import io
 import chainer
 import numpy as np
 import pytest
-from conftest import relative, simulated, state_on_cpu
+from conftest import images_of_step, relative, simulated, state_on_cpu
 
 import resnext
 from trainer.engines.cudnn import graphs
@@ -95,6 +95,17 @@ def test_float32_follows_chainer(name, divide):
     assert all(p.update_rule.t == len(RATES) for p in step.network.params())
     # Both shapes of batches were replayed, each as one graph.
     assert [len(c.graphs) for c in step._captured.values()] == [1, 1]
+
+
+def test_no_gradient_of_the_images():
+    model = network()
+    model.check_gpu(0)
+    step = CapturedStep(optimizer(model), model.device)
+    x, t = next(batches())
+    with chainer.using_config('engine', 'cudnn'):
+        for _ in range(2):  # as it comes, and captured
+            (image,) = images_of_step(step, x, t)
+            assert image.grad is None
 
 
 def test_head_rate_and_frozen_layers():

@@ -8,7 +8,7 @@ import subprocess
 import chainer
 import numpy as np
 import pytest
-from conftest import ROOT, relative, simulated, state_on_cpu
+from conftest import ROOT, images_of_step, relative, simulated, state_on_cpu
 
 import resnext
 import resnext_ilsvrc
@@ -18,6 +18,8 @@ from trainer.engines.cudnn import graphs
 from trainer.errors import InputError
 from trainer.networks import layers
 from trainer.training.extensions import LossScale
+from trainer.training.optimizers import OPTIMIZERS
+from trainer.training.step import Step
 from trainer.training.updater import ChunkedUpdater
 from trainer.weights import npz
 
@@ -89,6 +91,16 @@ class TestWiring:
                 assert folded
                 with chainer.using_config('precision', 'mixed'):
                     assert 0 < relative(golden, network(x, train=False).array) < 1e-2
+
+    @pytest.mark.parametrize('engine', ['reference', 'cudnn'])
+    def test_a_step_computes_no_gradient_of_the_images(self, engine):
+        network, x, t = build(cifar)
+        with chainer.using_config('engine', engine):
+            images = images_of_step(
+                Step(OPTIMIZERS['momentum'](0.1, 0.9).setup(network), network.device, 2), x, t
+            )
+        assert len(images) == 2 and all(image.grad is None for image in images)
+        assert all(param.grad.any() for param in network.params())
 
     def test_gradients_in_evaluation_mode(self):
         network, x, t = build(cifar)

@@ -67,7 +67,7 @@ class Step:
             x_chunk, t_chunk = self.device.send(x_chunk), self.device.send(t_chunk)
             if self._finish is not None:
                 x_chunk = self._finish(x_chunk)
-            y = self.network(chainer.Variable(x_chunk))
+            y = self.network(chainer.Variable(x_chunk, requires_grad=False))
             # Times the processes: their gradients are averaged.
             share = len(t_chunk) / pictures * self.group.size
             yield self._loss(y, t_chunk), y, t_chunk, share
