@@ -149,5 +149,10 @@ def main():
     print(f'wrote {output}')
 
 
-if __name__ == '__main__':
+def command():
+    """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
     cli.run(main)
+
+
+if __name__ == '__main__':
+    command()

@@ -112,5 +112,10 @@ def main():
     return 0
 
 
+def command():
+    """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
+    cli.run(main)
+
+
 if __name__ == '__main__':
-    sys.exit(cli.run(main))
+    command()

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 
 from trainer import cli, evaluation, files
 from trainer.datasets import ilsvrc
@@ -128,5 +127,10 @@ def main():
     return 0
 
 
+def command():
+    """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
+    cli.run(main)
+
+
 if __name__ == '__main__':
-    sys.exit(cli.run(main))
+    command()
