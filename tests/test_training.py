@@ -344,6 +344,32 @@ class TestNothingLost:
         assert (tmp_path / 'model' / 'ResNext_10_2_1.model').read_bytes() != before
         assert run.train(resume=True, say=print, save_path=str(kept), data=cifar, epoch=2)
 
+    def test_files_of_others_stay(self, cifar, tmp_path):
+        """Only what the run itself left unfinished goes, however much a name resembles it."""
+        ours = '.resnext-unfinished-12-0123abcd-'
+        theirs = [
+            'tmp-thesis.txt',
+            'tmp-12-log.json',
+            ours + 'my.npz',  # a converter may be writing it
+            ours + 'snapshot_iter_7.bak',
+            ours[:-3] + '-log.json',
+            '.resnext-unfinished-log.json',
+        ]
+        left = [ours + 'log.json', ours + 'snapshot_iter_7']
+        (tmp_path / 'model').mkdir()
+        for name in theirs + left + ['model/tmp-data.npz', f'model/{ours}ResNext_2.model']:
+            (tmp_path / name).write_text('precious')
+        for name in ('tmp-data', ours + 'loss.jpg'):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / 'x').write_text('precious')
+        (tmp_path / (ours + 'run.json')).symlink_to(tmp_path / 'tmp-thesis.txt')
+        resume(tmp_path, cifar, epoch=1)
+        kept = theirs + ['tmp-data/x', ours + 'loss.jpg/x', ours + 'run.json', 'model/tmp-data.npz']
+        for name in kept:
+            assert (tmp_path / name).read_text() == 'precious', name
+        for name in left + [f'model/{ours}ResNext_2.model']:
+            assert not (tmp_path / name).exists(), name
+
     def test_two_runs_in_one_folder(self, cifar, tmp_path):
         process = in_child(resume, tmp_path, cifar, epoch=50)
         deadline = time.time() + 30

@@ -4,11 +4,12 @@ import contextlib
 import errno
 import json
 import os
-import shutil
+import re
+import secrets
 import stat
 
-#: What files and folders are called before they are whole.
-UNFINISHED = 'tmp-'
+#: What files are called before they are whole; nobody else's are called that.
+_UNFINISHED = re.compile(r'\.resnext-unfinished-\d+-[0-9a-f]{8}-(.+)', re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -23,8 +24,11 @@ def replacing(path):
         path (str): The file to create or replace. Its folder must exist.
     """
     folder, name = os.path.split(os.fspath(path))
-    # The suffix stays: Pillow and Matplotlib read the format from it.
-    unfinished = os.path.join(folder, f'{UNFINISHED}{os.getpid()}-{name}')
+    # The suffix stays: Pillow and Matplotlib read the format from it. Of a long name only
+    # the end does: file systems allow 255 bytes.
+    unfinished = os.path.join(
+        folder, f'.resnext-unfinished-{os.getpid()}-{secrets.token_hex(4)}-{name[-40:]}'
+    )
     try:
         yield unfinished
         with open(unfinished, 'rb') as f:
@@ -55,12 +59,16 @@ def save_json(path, content):
         json.dump(content, f, indent=0)
 
 
-def remove_unfinished(folder):
-    """Remove what a killed process left in ``folder`` (not below it)."""
+def remove_unfinished(folder, ours):
+    """Remove the files that :func:`replacing` left in ``folder`` (not below it) when it was killed.
+
+    Args:
+        folder (str): The folder.
+        ours (callable): Tells of a file's final name whether no other process can be
+            writing it; what others write stays.
+    """
     for entry in os.scandir(folder):
-        if entry.name.startswith(UNFINISHED):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    os.remove(entry.path)
+        match = _UNFINISHED.fullmatch(entry.name)
+        if match and ours(match[1]) and entry.is_file(follow_symlinks=False):
+            with contextlib.suppress(OSError):
+                os.remove(entry.path)

@@ -189,9 +189,11 @@ def _train(folder, resume, say, given, group):
     def begin_folder():
         if not resume:
             _move_aside(folder, say)
-        files.remove_unfinished(folder)
+        files.remove_unfinished(
+            folder, lambda name: name in _OUTPUTS or snapshots.number(name) is not None
+        )
         os.makedirs(models, exist_ok=True)
-        files.remove_unfinished(models)
+        files.remove_unfinished(models, lambda name: name.endswith('.model'))
         if split is not None:
             files.save_json(os.path.join(folder, splits.RECORD), split)
         write_record(folder, options, network, pictures)

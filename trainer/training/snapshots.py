@@ -13,7 +13,7 @@ from trainer.training import processes
 from trainer.weights import npz
 
 _NAME = 'snapshot_iter_{.updater.iteration}'
-_PATTERN = re.compile(r'snapshot_iter_(\d+)$')
+_PATTERN = re.compile(r'snapshot_iter_(\d+)')
 
 #: Two, so that there is one to fall back on where the newest is damaged.
 RETAINED = 2
@@ -44,13 +44,19 @@ def extension():
     return extensions.snapshot(filename=_NAME, n_retains=RETAINED, writer=_Writer())
 
 
+def number(name):
+    """Return the number of updates before a snapshot of this file name; ``None``: it is no snapshot's."""
+    match = _PATTERN.fullmatch(name)
+    return match and int(match[1])
+
+
 def find(folder):
     """Return the snapshots in a folder, newest first."""
     try:
         names = os.listdir(folder)
     except OSError:
         return []
-    found = [(int(match[1]), name) for name in names if (match := _PATTERN.match(name))]
+    found = [(n, name) for name in names if (n := number(name)) is not None]
     return [os.path.join(folder, name) for _, name in sorted(found, reverse=True)]
 
 
