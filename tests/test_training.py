@@ -303,6 +303,22 @@ class TestNothingLost:
         with pytest.raises(InputError, match='none of the 1 snapshots is whole'):
             train(tmp_path, cifar, resume=True, epoch=2)
 
+    def test_a_clock_that_was_set_back(self, cifar, tmp_path):
+        """Snapshots are kept by number; what only resembles one, or is ahead, stays."""
+        train(tmp_path, cifar, epoch=2)
+        for name in ('snapshot_iter_4.bak', 'snapshot_iter_90', 'snapshot_iter_91'):
+            (tmp_path / name).write_text('x')
+        for name in ('snapshot_iter_4', 'snapshot_iter_8'):
+            os.utime(tmp_path / name, (2**32, 2**32))
+        train(tmp_path, cifar, resume=True, epoch=4)
+        assert sorted(n for n in os.listdir(tmp_path) if n.startswith('snapshot')) == [
+            'snapshot_iter_12',
+            'snapshot_iter_16',
+            'snapshot_iter_4.bak',
+            'snapshot_iter_90',
+            'snapshot_iter_91',
+        ]
+
     def test_full_disk(self, uninterrupted, cifar, tmp_path):
         def full():
             # The kernel refuses to let a file grow further, as a full disk does.

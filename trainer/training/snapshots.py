@@ -31,17 +31,21 @@ class Trigger(triggers.IntervalTrigger):
 
 
 class _Writer(extensions.snapshot_writers.Writer):
-    """Uncompressed: weights hardly compress, and compressing takes seconds."""
+    """Keeps the two newest; uncompressed: weights hardly compress, and compressing takes seconds."""
 
     def __call__(self, filename, outdir, target):
         with files.replacing(os.path.join(outdir, filename)) as unfinished:
             chainer.serializers.save_npz(unfinished, target, compression=False)
-        self._post_save()
+        # By number, as a clock may be set back. Damaged ones of later updates, which the run
+        # passed over, do not count.
+        found = find(outdir)
+        for stale in found[found.index(os.path.join(outdir, filename)) + RETAINED :]:
+            os.remove(stale)
 
 
 def extension():
     """Return Chainer's snapshot extension, keeping the two newest."""
-    return extensions.snapshot(filename=_NAME, n_retains=RETAINED, writer=_Writer())
+    return extensions.snapshot(filename=_NAME, writer=_Writer())
 
 
 def number(name):
