@@ -256,10 +256,10 @@ def test_pickled_agrees_with_pickle():
     for dtype in ('u1', '<i8', '>i4', 'f4', '<f8', '?'):
         a = np.arange(6).reshape(2, 3).astype(dtype)
         for b in (a, np.asfortranarray(a)):
-            found = pickled.array(pickled.read(pickle.dumps(b, 2)))
+            found = pickled.array(pickled.read(pickle.dumps(b, 2), pickled.ARRAYS))
             assert (found == b).all() and found.shape == b.shape
     with pytest.raises(pickled.PickleError):
-        pickled.array(pickled.read(pickle.dumps(np.array([{}], object), 2)))
+        pickled.array(pickled.read(pickle.dumps(np.array([{}], object), 2), pickled.ARRAYS))
 
 
 class TestDownload:

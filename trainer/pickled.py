@@ -2,20 +2,49 @@
 
 Python's own reader calls what a pickle names. This one follows the opcodes and
 leaves each name and each call standing as a :class:`Global` or a :class:`Call`,
-for the caller to recognise; it can refuse names outright.
+for the caller to recognise.
+
+What it returns can be walked, whoever wrote the pickle: containers are built from the
+inside out and never change once something refers to them, so that they hold no cycles;
+their depth and their size are bounded while they are built; and only text, bytes and
+integers become keys, so that nothing else is hashed.
 """
 
 import collections
 import pickletools
+import re
 
 import numpy as np
 
 #: A name that a pickle refers to.
 Global = collections.namedtuple('Global', 'module name')
 
+#: The names that pickles of NumPy arrays refer to, of NumPy 1 and 2.
+ARRAYS = frozenset(
+    Global(module, name)
+    for module, name in (
+        ('numpy', 'dtype'),
+        ('numpy', 'ndarray'),
+        ('numpy.core.multiarray', '_reconstruct'),
+        ('numpy._core.multiarray', '_reconstruct'),
+        ('numpy.core.numeric', '_frombuffer'),
+        ('numpy._core.numeric', '_frombuffer'),
+        ('_codecs', 'encode'),
+    )
+)
+
+#: The function of the :class:`Call` that stands for an object outside the pickle.
+PERSISTENT = Global('pickle', 'persistent_load')
+
 
 class Call:
-    """A call that a pickle asks for: ``function(*arguments)``, then ``state``."""
+    """A call that a pickle asks for: ``function(*arguments)``, then ``state``.
+
+    Attributes:
+        function (Global): One of the known names, or :data:`PERSISTENT`.
+        arguments (tuple): Anything.
+        state: Anything; ``None`` where there is none.
+    """
 
     def __init__(self, function, arguments):
         self.function = function
@@ -27,53 +56,315 @@ class PickleError(ValueError):
     """The pickle is damaged or holds what this reader does not know."""
 
 
+class UnknownNameError(PickleError):
+    """The pickle refers to a name that is not among the known ones."""
+
+
+# Training states nest about 12 deep; CIFAR-100 has 300,000 opcodes.
+_MAX_DEPTH = 64
+_MAX_SIZE = 1 << 20
+_MAX_WORK = 1 << 20
+# A dict of chosen integers takes time quadratic in their number.
+_MAX_ITEMS = 1 << 14
+_MAX_BITS = 128
+_MAX_KEY_BITS = 64
+_MAX_DIMENSIONS = 8
+_DTYPE = re.compile('[biuf][1248]')
+
 _MARK = object()
-_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
-# Python 2's str comes as text in Latin-1.
-_OLD_STRINGS = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}
-_VALUES = _OLD_STRINGS | {
-    'INT',
-    'BININT',
-    'BININT1',
-    'BININT2',
-    'LONG',
-    'LONG1',
-    'LONG4',
-    'FLOAT',
-    'BINFLOAT',
-    'BINBYTES',
-    'SHORT_BINBYTES',
-    'BINBYTES8',
-    'BYTEARRAY8',
-    'UNICODE',
-    'BINUNICODE',
-    'SHORT_BINUNICODE',
-    'BINUNICODE8',
-}
-_EMPTY = {'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_TUPLE': tuple, 'EMPTY_SET': set}
-_TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 # What they are made from comes last.
 _DICTS = {Global('collections', name) for name in ('OrderedDict', 'defaultdict', 'Counter')}
 
 
-def read(data, known=None):
+class _Value:
+    """An object on the stack.
+
+    Attributes:
+        object: Itself.
+        depth (int): How deep it nests; 0 for numbers and text.
+        size (int): Of how many objects it is, shared ones counted at each reference.
+        open (bool): It may still be filled: nothing else refers to it yet.
+    """
+
+    __slots__ = ('object', 'depth', 'size', 'open')
+
+    def __init__(self, obj):
+        self.object, self.depth, self.size, self.open = obj, 0, 1, True
+
+    def hold(self, parts):
+        """Account for what it holds."""
+        if not self.open:
+            raise PickleError('changes what is in use already')
+        for part in parts:
+            part.open = False
+            self.depth = max(self.depth, part.depth + 1)
+            self.size += part.size
+        if self.depth > _MAX_DEPTH:
+            raise PickleError(f'nests more than {_MAX_DEPTH} deep')
+        if self.size > _MAX_SIZE:
+            raise PickleError(f'holds more than {_MAX_SIZE} objects')
+
+
+class _Machine:
+    """Python's unpickling machine, without its calls."""
+
+    def __init__(self, known):
+        self._known = known
+        self._stack, self._memo, self._work = [], [], 0
+
+    def run(self, data):
+        for opcode, argument, _ in pickletools.genops(data):
+            self._spend(1)
+            if opcode.name == 'STOP':
+                return self._pop().object
+            if opcode.name not in _STEPS:
+                raise PickleError(f'holds {opcode.name}, which data does not need')
+            _STEPS[opcode.name](self, argument)
+
+    def _spend(self, work):
+        self._work += work
+        if self._work > _MAX_WORK:
+            raise PickleError(f'takes more than {_MAX_WORK} steps')
+
+    def _push(self, obj, parts=()):
+        value = _Value(obj)
+        value.hold(parts)
+        self._stack.append(value)
+
+    def _top(self):
+        if not self._stack or self._stack[-1] is _MARK:
+            raise PickleError('has nothing where something is used')
+        return self._stack[-1]
+
+    def _pop(self):
+        value = self._top()
+        self._stack.pop()
+        return value
+
+    def _pop_to_mark(self):
+        items = []
+        while self._stack[-1] is not _MARK:
+            items.append(self._stack.pop())
+        self._stack.pop()
+        return items[::-1]
+
+    def mark(self, _):
+        self._stack.append(_MARK)
+
+    def drop(self, _):
+        self._stack.pop()
+
+    def drop_to_mark(self, _):
+        self._pop_to_mark()
+
+    def nothing(self, _):
+        pass
+
+    def value(self, argument):
+        if type(argument) is int and argument.bit_length() > _MAX_BITS:
+            raise PickleError(f'holds an integer of {argument.bit_length()} bits')
+        self._push(argument)
+
+    def old_string(self, argument):
+        self._push(argument.encode('latin-1'))  # Python 2's str comes as text in Latin-1
+
+    def duplicate(self, _):
+        self._push_again(self._top())
+
+    def _push_again(self, value):
+        value.open = False
+        self._stack.append(value)
+
+    def memoize(self, _):
+        self._memo.append(self._top())
+
+    def put(self, key):
+        if not 0 <= key < _MAX_WORK:
+            raise PickleError(f'keeps something as number {key}')
+        self._memo.extend([None] * (key + 1 - len(self._memo)))
+        self._memo[key] = self._top()
+
+    def get(self, key):
+        if not 0 <= key < len(self._memo) or self._memo[key] is None:
+            raise PickleError('refers to what it did not keep')
+        self._push_again(self._memo[key])
+
+    def make_list(self, _):
+        items = self._pop_to_mark()
+        self._push([item.object for item in items], items)
+
+    def _tuple(self, items):
+        self._push(tuple(item.object for item in items), items)
+
+    def make_tuple(self, _):
+        self._tuple(self._pop_to_mark())
+
+    def tuple_of(self, count):
+        self._tuple([self._pop() for _ in range(count)][::-1])
+
+    def make_dict(self, _):
+        items = self._pop_to_mark()
+        self._push({})
+        self._set(items)
+
+    def append(self, _):
+        self._append([self._pop()])
+
+    def append_all(self, _):
+        self._append(self._pop_to_mark())
+
+    def _append(self, items):
+        target = self._top()
+        if type(target.object) is not list:
+            raise PickleError('appends to what is no list')
+        target.hold(items)
+        target.object.extend(item.object for item in items)
+
+    def set_item(self, _):
+        value, key = self._pop(), self._pop()
+        self._set([key, value])
+
+    def set_items(self, _):
+        self._set(self._pop_to_mark())
+
+    def _set(self, items):
+        target = self._top()
+        if type(target.object) is not dict or len(items) % 2:
+            raise PickleError('sets what is no item of a dict')
+        target.hold(items)
+        objects = [item.object for item in items]
+        self._update(target.object, zip(objects[::2], objects[1::2], strict=True))
+
+    def _update(self, target, items):
+        for key, value in items:
+            self._spend(1)
+            if type(key) is int and key.bit_length() <= _MAX_KEY_BITS or type(key) in (str, bytes):
+                target[key] = value
+            else:
+                raise PickleError('has a dict with keys that are not names')
+        if len(target) > _MAX_ITEMS:
+            raise PickleError(f'has a dict of more than {_MAX_ITEMS} items')
+
+    def refer(self, module_and_name):
+        self._refer(*module_and_name.split(' ', 1))
+
+    def refer_from_stack(self, _):
+        name, module = self._pop().object, self._pop().object
+        if type(name) is not str or type(module) is not str:
+            raise PickleError('refers to something without a name')
+        self._refer(module, name)
+
+    def _refer(self, module, name):
+        found = Global(module, name)
+        if found not in self._known:
+            raise UnknownNameError(f'it refers to {module[:60]}.{name[:60]}')
+        self._push(found)
+
+    def call(self, _):
+        arguments, function = self._pop(), self._pop()
+        if type(function.object) is not Global or type(arguments.object) is not tuple:
+            raise PickleError('calls something without a name')
+        if function.object in _DICTS:
+            self._push({}, [arguments])
+            self._update(self._top().object, self._items(arguments.object))
+        else:
+            self._push(Call(function.object, arguments.object), [arguments])
+
+    def _items(self, arguments):
+        """Return the items of a dict from the arguments of its class."""
+        content = arguments[-1] if arguments else ()
+        if content is None or type(content) is Global:  # the values of a defaultdict
+            return ()
+        if type(content) is dict:
+            return content.items()
+        if type(content) not in (list, tuple):
+            raise PickleError('has a dict made from no items')
+        if not all(type(item) in (list, tuple) and len(item) == 2 for item in content):
+            raise PickleError('has a dict made from no items')
+        return content
+
+    def build(self, _):
+        state, target = self._pop(), self._top()
+        target.hold([state])
+        if type(target.object) is Call:
+            target.object.state = state.object
+        elif type(target.object) is not dict:  # a dict's attributes are not its content
+            raise PickleError('has a state for something that was not built')
+
+    def persistent(self, _):
+        name = self._pop()
+        self._push(Call(PERSISTENT, (name.object,)), [name])
+
+
+_STEPS = {
+    'PROTO': _Machine.nothing,
+    'FRAME': _Machine.nothing,
+    'MARK': _Machine.mark,
+    'POP': _Machine.drop,
+    'POP_MARK': _Machine.drop_to_mark,
+    'DUP': _Machine.duplicate,
+    'PUT': _Machine.put,
+    'BINPUT': _Machine.put,
+    'LONG_BINPUT': _Machine.put,
+    'MEMOIZE': _Machine.memoize,
+    'GET': _Machine.get,
+    'BINGET': _Machine.get,
+    'LONG_BINGET': _Machine.get,
+    'NONE': lambda machine, _: machine._push(None),
+    'NEWTRUE': lambda machine, _: machine._push(True),
+    'NEWFALSE': lambda machine, _: machine._push(False),
+    'EMPTY_LIST': lambda machine, _: machine._push([]),
+    'EMPTY_DICT': lambda machine, _: machine._push({}),
+    'EMPTY_TUPLE': lambda machine, _: machine.tuple_of(0),
+    # The items of a set would be hashed.
+    'EMPTY_SET': lambda machine, _: machine._push([]),
+    'ADDITEMS': _Machine.append_all,
+    'FROZENSET': _Machine.make_list,
+    'LIST': _Machine.make_list,
+    'TUPLE': _Machine.make_tuple,
+    'TUPLE1': lambda machine, _: machine.tuple_of(1),
+    'TUPLE2': lambda machine, _: machine.tuple_of(2),
+    'TUPLE3': lambda machine, _: machine.tuple_of(3),
+    'DICT': _Machine.make_dict,
+    'APPEND': _Machine.append,
+    'APPENDS': _Machine.append_all,
+    'SETITEM': _Machine.set_item,
+    'SETITEMS': _Machine.set_items,
+    'GLOBAL': _Machine.refer,
+    'STACK_GLOBAL': _Machine.refer_from_stack,
+    'REDUCE': _Machine.call,
+    'NEWOBJ': _Machine.call,
+    'BUILD': _Machine.build,
+    'BINPERSID': _Machine.persistent,
+    **dict.fromkeys(('STRING', 'BINSTRING', 'SHORT_BINSTRING'), _Machine.old_string),
+    **dict.fromkeys(
+        ('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT')
+        + ('BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8')
+        + ('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'),
+        _Machine.value,
+    ),
+}
+
+
+def read(data, known=()):
     """Read one pickle.
 
     Args:
         data (bytes or file): The pickle. Of a file nothing behind its end is read.
-        known (container of Global): The names that it may refer to; ``None``: any.
+        known (container of Global): The names that it may refer to.
 
     Returns:
-        The object: numbers, strings (``bytes`` for Python 2's ``str``), lists,
-        tuples, dicts (also for those of ``collections``), :class:`Global` and
-        :class:`Call`.
+        The object: numbers, strings (``bytes`` for Python 2's ``str``), lists (also for
+        sets), tuples, dicts (also for those of ``collections``) with keys of ``str``,
+        ``bytes`` and ``int``, :class:`Global` and :class:`Call`. It nests at most 64 deep,
+        has no cycles and at most 2**20 objects, counted at each reference.
 
     Raises:
-        PickleError: It is damaged, holds what this reader does not know, or refers to
-            a name that is not in ``known``.
+        UnknownNameError: It refers to a name that is not in ``known``.
+        PickleError: It is damaged, too large, or holds what this reader does not know.
     """
     try:
-        return _read(data, known)
+        return _Machine(known).run(data)
     except PickleError:
         raise
     except (
@@ -86,149 +377,57 @@ def read(data, known=None):
         MemoryError,
         UnicodeError,
     ) as e:
-        raise PickleError(f'{type(e).__name__}: {e}')
-
-
-def _call(function, arguments):
-    if function in _DICTS and isinstance(arguments, tuple):
-        content = arguments[-1] if arguments else ()
-        return {} if isinstance(content, Global) else dict(content)
-    return Call(function, arguments)
-
-
-def _read(data, known):
-    stack, memo = [], {}
-
-    def refer(module, name):
-        # The names of a damaged pickle may be anything.
-        found = Global(str(module), str(name))
-        if known is not None and found not in known:
-            raise PickleError(f'it refers to {found.module[:60]}.{found.name[:60]}')
-        return found
-
-    def pop_to_mark():
-        items = []
-        while stack[-1] is not _MARK:
-            items.append(stack.pop())
-        stack.pop()
-        return items[::-1]
-
-    def update(target, items):
-        for key, value in zip(items[::2], items[1::2]):
-            target[key] = value
-
-    for opcode, argument, _ in pickletools.genops(data):
-        op = opcode.name
-        if op in _VALUES:
-            stack.append(argument.encode('latin-1') if op in _OLD_STRINGS else argument)
-        elif op in _CONSTANTS:
-            stack.append(_CONSTANTS[op])
-        elif op in _EMPTY:
-            stack.append(_EMPTY[op]())
-        elif op == 'MARK':
-            stack.append(_MARK)
-        elif op == 'POP':
-            stack.pop()
-        elif op == 'POP_MARK':
-            pop_to_mark()
-        elif op == 'DUP':
-            stack.append(stack[-1])
-        elif op in ('PUT', 'BINPUT', 'LONG_BINPUT'):
-            memo[argument] = stack[-1]
-        elif op == 'MEMOIZE':
-            memo[len(memo)] = stack[-1]
-        elif op in ('GET', 'BINGET', 'LONG_BINGET'):
-            stack.append(memo[argument])
-        elif op == 'APPEND':
-            value = stack.pop()
-            stack[-1].append(value)
-        elif op == 'APPENDS':
-            items = pop_to_mark()
-            stack[-1].extend(items)
-        elif op == 'SETITEM':
-            value, key = stack.pop(), stack.pop()
-            stack[-1][key] = value
-        elif op == 'SETITEMS':
-            items = pop_to_mark()
-            update(stack[-1], items)
-        elif op == 'LIST':
-            stack.append(pop_to_mark())
-        elif op == 'TUPLE':
-            stack.append(tuple(pop_to_mark()))
-        elif op == 'DICT':
-            items = pop_to_mark()
-            stack.append({})
-            update(stack[-1], items)
-        elif op in _TUPLES:
-            n = _TUPLES[op]
-            stack[-n:] = [tuple(stack[-n:])]
-        elif op == 'GLOBAL':
-            stack.append(refer(*argument.split(' ', 1)))
-        elif op == 'STACK_GLOBAL':
-            attribute, module = stack.pop(), stack.pop()
-            stack.append(refer(module, attribute))
-        elif op in ('REDUCE', 'NEWOBJ'):
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(_call(function, arguments))
-        elif op == 'BUILD':
-            state = stack.pop()
-            if isinstance(stack[-1], Call):
-                stack[-1].state = state
-            elif not isinstance(stack[-1], dict):  # a dict's attributes are not its content
-                raise PickleError('state for something that was not built')
-        elif op == 'BINPERSID':
-            stack.append(Call(Global('pickle', 'persistent_load'), (stack.pop(),)))
-        elif op == 'STOP':
-            if stack[0] is _MARK:
-                raise PickleError('nothing in it')
-            return stack.pop()
-        elif op not in ('PROTO', 'FRAME'):
-            raise PickleError(f'holds {op}, which data does not need')
-    raise PickleError('no end')
+        raise PickleError(f'{type(e).__name__}: {str(e)[:100]}') from e
 
 
 def array(obj):
     """Return the NumPy array that a pickle describes.
 
     Args:
-        obj (Call): What :func:`read` gives for an ``numpy.ndarray``, of NumPy 1 or 2.
+        obj: What :func:`read` gives for an ``numpy.ndarray``, of NumPy 1 or 2.
 
     Raises:
         PickleError: It is not an array of numbers.
     """
+    name = obj.function.name if isinstance(obj, Call) else None
+    if name == '_reconstruct' and _are(obj.state, int, tuple, Call, (bool, int), (bytes, Call)):
+        _, shape, dtype, fortran, raw = obj.state
+        order = 'F' if fortran else 'C'
+    # pickle protocol 5
+    elif name == '_frombuffer' and _are(obj.arguments, (bytes, bytearray), Call, tuple, str):
+        raw, dtype, shape, order = obj.arguments
+    else:
+        raise PickleError('no array where one was expected')
+    if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int for n in shape):
+        raise PickleError('an array whose shape is not one')
     try:
-        module, name = obj.function
-        module = module.replace('numpy._core.', 'numpy.core.')
-        if (module, name) == ('numpy.core.multiarray', '_reconstruct'):
-            _, shape, dtype, fortran, raw = obj.state
-            order = 'F' if fortran else 'C'
-        elif (module, name) == ('numpy.core.numeric', '_frombuffer'):  # pickle protocol 5
-            raw, dtype, shape, order = obj.arguments
-        else:
-            raise PickleError(f'a call of {module}.{name} where an array was expected')
-        if order not in ('C', 'F'):
-            raise PickleError(f'an array in order {order!r}')
         return np.frombuffer(_bytes(raw), _dtype(dtype)).reshape(shape, order=order)
-    except (TypeError, ValueError, AttributeError, IndexError) as e:
-        raise PickleError(f'not an array: {e}')
+    except (TypeError, ValueError, OverflowError) as e:
+        raise PickleError(f'not an array: {str(e)[:100]}') from e
 
 
-def _dtype(obj):
-    if tuple(obj.function) != ('numpy', 'dtype'):
-        raise PickleError(f'an array of {obj.function}')
-    code = obj.arguments[0]
-    dtype = np.dtype(code.decode('ascii') if isinstance(code, bytes) else code)
-    if dtype.kind not in 'biuf':
-        raise PickleError(f'an array of {dtype}, not of numbers')
-    if obj.state is not None and obj.state[1] in ('>', b'>'):
-        dtype = dtype.newbyteorder('>')
-    return dtype
+def _are(values, *types):
+    return (
+        isinstance(values, tuple)
+        and len(values) == len(types)
+        and all(map(isinstance, values, types))
+    )
+
+
+def _dtype(call):
+    code = call.arguments[0] if call.function == Global('numpy', 'dtype') else None
+    if isinstance(code, bytes):
+        code = code.decode('ascii')
+    if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+        raise PickleError('an array, but not of numbers')
+    big = isinstance(call.state, tuple) and call.state[1:2] in (('>',), (b'>',))
+    return np.dtype(code).newbyteorder('>' if big else '<')
 
 
 def _bytes(raw):
     # Python 3 writes bytes as text where the protocol is old.
     if isinstance(raw, Call):
-        if tuple(raw.function) != ('_codecs', 'encode'):
-            raise PickleError(f'a call of {raw.function} where bytes were expected')
-        raw = raw.arguments[0].encode('latin-1')
+        if raw.function != Global('_codecs', 'encode') or not _are(raw.arguments, str, str):
+            raise PickleError('a call where bytes were expected')
+        return raw.arguments[0].encode('latin-1')
     return raw

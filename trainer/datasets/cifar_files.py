@@ -160,15 +160,19 @@ def _read_binary(spec, raw, where):
 
 def _read_pickle(spec, raw, where):
     try:
-        table = pickled.read(raw)
+        table = pickled.read(raw, pickled.ARRAYS)
+        if not isinstance(table, dict):
+            raise ValueError('it holds no dict')
         table = {k.decode() if isinstance(k, bytes) else k: v for k, v in table.items()}
-        pixels = pickled.array(table['data'])
-        labels = np.array(table[spec.labels])
+        pixels, labels = pickled.array(table['data']), table[spec.labels]
         if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
             raise ValueError(f'data is {pixels.dtype} {pixels.shape}')
-        if labels.shape != pixels.shape[:1] or labels.dtype.kind not in 'iu':
-            raise ValueError(f'{labels.shape} labels for {len(pixels)} pictures')
-    except (pickled.PickleError, KeyError, ValueError, TypeError, AttributeError) as e:
+        if not isinstance(labels, list) or any(type(label) is not int for label in labels):
+            raise ValueError(f'{spec.labels} is no list of integers')
+        if len(labels) != len(pixels):
+            raise ValueError(f'{len(labels)} labels for {len(pixels)} pictures')
+        labels = np.array(labels, np.int64)
+    except (KeyError, ValueError, OverflowError) as e:
         raise InputError(f'{where}: not a whole file of the Python version ({e}); fetch it again')
     return _pictures(spec, pixels, labels, where)
 

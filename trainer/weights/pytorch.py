@@ -28,6 +28,7 @@ PICKLE = b'\x80'
 # ResNeXt-152's whole training state, two sets of weights and momentum, has one of 0.3 MB.
 _MAX_PICKLE = 4 << 20
 _MAX_DIMENSIONS = 8
+_MAX_NAME = 1000
 
 _DTYPES = {
     'Half': 'f2',
@@ -48,21 +49,18 @@ _STORAGES = {
 }
 _TENSORS = {pickled.Global('torch._utils', '_rebuild_tensor' + version) for version in ('', '_v2')}
 _PARAMETER = pickled.Global('torch._utils', '_rebuild_parameter')
-_PERSISTENT = pickled.Global('pickle', 'persistent_load')
 
 # What a training state may hold beside tensors: plain values, none of which does anything.
-_KNOWN = {_PARAMETER, *_TENSORS, *_STORAGES} | {
+_KNOWN = {_PARAMETER, *_TENSORS, *_STORAGES, *pickled.ARRAYS} | {
     pickled.Global(module, name)
     for module, names in (
         ('collections', ('OrderedDict', 'defaultdict', 'Counter')),
         ('argparse', ('Namespace',)),
-        ('_codecs', ('encode',)),
         ('builtins', ('set', 'dict', 'list')),
         ('__builtin__', ('set', 'dict', 'list')),
         ('torch', ('Size', 'device')),
-        ('numpy', ('dtype', 'ndarray')),
-        ('numpy.core.multiarray', ('scalar', '_reconstruct')),
-        ('numpy._core.multiarray', ('scalar', '_reconstruct')),
+        ('numpy.core.multiarray', ('scalar',)),
+        ('numpy._core.multiarray', ('scalar',)),
     )
     for name in names
 }
@@ -137,11 +135,13 @@ class _Legacy:
 
     def __init__(self, f):
         head = io.BytesIO(f.read(_MAX_PICKLE))
-        if [pickled.read(head, ()) for _ in _LEGACY] != _LEGACY:
+        if [pickled.read(head) for _ in _LEGACY] != _LEGACY:
             raise ValueError('it does not begin as one')
-        pickled.read(head, ())  # of the machine that wrote it
+        pickled.read(head)  # of the machine that wrote it
         self.root = _unpickle(head)
-        keys = pickled.read(head, ())
+        keys = pickled.read(head)
+        if not isinstance(keys, list):
+            raise ValueError('it has no list of storages')
         self._f, self._places = f, {}
         size, position = os.fstat(f.fileno()).st_size, head.tell()
         widths = _widths(self.root)
@@ -164,28 +164,34 @@ class _Legacy:
 
 
 def _text(name):
-    return name.decode('ascii', 'replace') if isinstance(name, bytes) else str(name)
+    """Return a name or a key in a file as text."""
+    if type(name) is int:
+        return str(name)
+    if type(name) not in (str, bytes) or len(name) > _MAX_NAME:
+        raise ValueError('a name that is not one')
+    return name.decode('ascii', 'replace') if isinstance(name, bytes) else name
 
 
 def _unpickle(f):
     try:
         return pickled.read(f, _KNOWN)
-    except pickled.PickleError as e:
-        if str(e).startswith('it refers to'):
-            raise _Refused(
-                f'{e}, which weights do not need and which is not run here; in PyTorch, '
-                'save model.state_dict() alone'
-            )
-        raise
+    except pickled.UnknownNameError as e:
+        raise _Refused(
+            f'{e}, which weights do not need and which is not run here; in PyTorch, '
+            'save model.state_dict() alone'
+        ) from e
 
 
 def _storage(call):
     """Return (kind, key, count) of a storage."""
-    if call.function != _PERSISTENT:
+    if not isinstance(call, pickled.Call) or call.function != pickled.PERSISTENT:
         raise ValueError('a tensor has no storage')
-    what, cls, key, _, count, *view = call.arguments[0]
-    if _text(what) != 'storage' or any(v is not None for v in view):
+    (name,) = call.arguments
+    if not isinstance(name, tuple) or name[5:] not in ((), (None,)):  # views of other storages
         raise ValueError('a tensor has no storage of its own')
+    what, cls, key, _, count = name[:5]
+    if _text(what) != 'storage' or type(cls) is not pickled.Global or type(count) is not int:
+        raise ValueError('a storage that is not one')
     return _STORAGES[cls], _text(key), count
 
 
@@ -200,14 +206,11 @@ def _arguments(value):
 
 def _widths(root):
     """Return key -> bytes of a number, of every storage that a pickle refers to."""
-    widths, seen, todo = collections.defaultdict(lambda: 1), set(), [root]
+    widths, todo = collections.defaultdict(lambda: 1), [root]
     while todo:
         value = todo.pop()
-        if id(value) in seen:  # shared values would take time without end
-            continue
-        seen.add(id(value))
         if isinstance(value, pickled.Call):
-            if value.function == _PERSISTENT:
+            if value.function == pickled.PERSISTENT:
                 kind, key, _ = _storage(value)
                 widths[key] = np.dtype(_DTYPES[kind]).itemsize
             else:
@@ -226,10 +229,10 @@ def _tensor(archive, arguments, extents):
     if not (
         isinstance(shape, tuple)
         and isinstance(strides, tuple)
-        and all(type(n) is int for n in (count, offset) + shape + strides)
         and len(shape) == len(strides) <= _MAX_DIMENSIONS
+        and all(type(n) is int for n in (offset, *shape, *strides))
     ):
-        raise ValueError(f'a tensor of shape {str(shape)[:60]}')
+        raise ValueError('a tensor of a shape that is not one')
     dtype = np.dtype(_DTYPES[kind]).newbyteorder('>' if archive.swapped else '<')
     if count * dtype.itemsize != archive.size(key):
         raise ValueError(f'storage {key[:20]} has not {count} numbers')
