@@ -4,8 +4,9 @@ import argparse
 import json
 import sys
 
-from trainer import cli, prediction
+from trainer import cli
 from trainer.datasets import folder
+from trainer.inference import prediction
 from trainer.reports import prediction as report
 from trainer.weights import registry
 

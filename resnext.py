@@ -1,6 +1,7 @@
 """The CIFAR network of nutszebra/resnext, and the paper's."""
 
 from trainer.errors import InputError
+from trainer.inference.model import Model
 from trainer.networks import layers, paper
 from trainer.networks.base import Network
 from trainer.weights.registry import load
@@ -8,7 +9,7 @@ from trainer.weights.registry import load
 __all__ = ['ResNext', 'PaperResNext', 'resnet', 'load']
 
 
-class ResNext(Network):
+class ResNext(Model, Network):
     """The 2017 program's CIFAR ResNeXt (its ``resnext.py``).
 
     It differs from the paper's in its shortcuts (subsampling and zero channels
@@ -113,7 +114,7 @@ class ResNext(Network):
         return units
 
 
-class PaperResNext(paper.PaperNetwork):
+class PaperResNext(Model, paper.PaperNetwork):
     """The paper's CIFAR ResNeXt: projection shortcuts, ReLU after the addition, linear head.
 
     Stage i (from 0) has C x d x 2^i channels inside its blocks and 64 x widen_factor x

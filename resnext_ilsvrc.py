@@ -1,6 +1,7 @@
 """The paper's ImageNet networks, which the Torch7 files hold."""
 
 from trainer.errors import InputError
+from trainer.inference.model import Model
 from trainer.networks import paper
 from trainer.weights.registry import load
 
@@ -19,7 +20,7 @@ __all__ = [
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-class ResNext(paper.PaperNetwork):
+class ResNext(Model, paper.PaperNetwork):
     """The paper's ImageNet ResNeXt: 7x7 stem, 3x3 max pooling, stages of bottlenecks.
 
     Stage i (from 0) has C x d x 2^i channels inside its blocks and C x d x 2^i x

@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 
-from trainer import cli, datasets, evaluation, files, runs
+from trainer import cli, datasets, files, runs
 from trainer.errors import InputError
+from trainer.inference import evaluation
 from trainer.reports import evaluation as report
 from trainer.training import options
 from trainer.weights import registry

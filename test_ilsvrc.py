@@ -3,9 +3,10 @@
 import argparse
 import os
 
-from trainer import cli, evaluation, files
+from trainer import cli, files
 from trainer.datasets import ilsvrc
 from trainer.errors import InputError
+from trainer.inference import evaluation
 from trainer.reports import evaluation as report
 from trainer.weights import registry
 

@@ -134,7 +134,7 @@ def main():
     sys.path.insert(0, str(ROOT))
     from data_augmentation import DataAugmentationNormalizeBigger as transform
     from trainer.datasets import loading
-    from trainer.prediction import Load
+    from trainer.inference.prediction import Load
 
     def ours():
         begun, first = time.perf_counter(), None

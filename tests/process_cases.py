@@ -21,7 +21,7 @@ import resnext  # noqa: E402
 from trainer import cli  # noqa: E402
 from trainer.datasets import loading, parallel  # noqa: E402
 from trainer.errors import InputError  # noqa: E402
-from trainer.evaluation import Tally  # noqa: E402
+from trainer.metrics import Tally  # noqa: E402
 from trainer.training import processes, run  # noqa: E402
 from trainer.training.updater import ChunkedUpdater  # noqa: E402
 

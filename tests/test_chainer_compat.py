@@ -53,7 +53,7 @@ print(numpy.sctypes is mine, sys.modules['pkg_resources'] is own,
         'data_augmentation',
         'main',
         'trainer.datasets.loading',
-        'trainer.evaluation',
+        'trainer.inference.evaluation',
     ],
 )
 def test_any_module_may_come_first(module):

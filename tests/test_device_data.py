@@ -10,8 +10,8 @@ from PIL import Image
 
 import data_augmentation
 import resnext_ilsvrc
-from trainer import engines, evaluation, prediction
 from trainer.datasets import Dataset, Pictures, folder, loading, quick
+from trainer.inference import evaluation, prediction, predictors
 from trainer.training import options, run
 from trainer.training.data import data_path
 from trainer.transforms import INTERPOLATIONS, cifar, device, draws, generator, ilsvrc
@@ -229,7 +229,7 @@ def test_rows_are_drawn_by_the_process_that_trains(in_memory):
         assert isinstance(iterator, chainer.iterators.SerialIterator)
 
 
-class ByRows(engines.Predictor):
+class ByRows(predictors.Predictor):
     """A predictor on the CPU that is given rows of bytes, as one on a GPU is."""
 
     def __init__(self, network):

@@ -17,9 +17,10 @@ import resnext_ilsvrc
 import test_ilsvrc as script
 import trainer  # noqa: F401
 from data_augmentation import DataAugmentationNormalizeBigger as Bigger
-from trainer import cli, evaluation, prediction
+from trainer import cli
 from trainer.datasets import class_names, folder, ilsvrc
 from trainer.errors import InputError
+from trainer.inference import evaluation, prediction
 from trainer.reports import evaluation as report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -12,9 +12,10 @@ from test_onnx import batches, randomise, relative
 import predict
 import resnext
 import resnext_ilsvrc
-from trainer import cli, engines, prediction
-from trainer.engines import openvino as engine
+from trainer import cli
 from trainer.errors import InputError
+from trainer.inference import prediction, predictors
+from trainer.inference.predictors import openvino as engine
 from trainer.weights import torch7
 
 needs_openvino = pytest.mark.skipif(
@@ -108,7 +109,7 @@ def test_the_default_is_what_is_installed(monkeypatch):
     monkeypatch.setattr(engine, 'predictor', lambda *a: chosen.append(a))
     monkeypatch.setattr(engine, 'available', lambda: True)
     network.predictor(precision='bfloat16')
-    assert chosen == [(network, 'bfloat16')]
+    assert chosen == [(network, 'bfloat16', None)]
     network.predictor('reference')
     assert len(chosen) == 1
     monkeypatch.setattr(type(network), 'model_is_cpu_mode', lambda self: False)
@@ -118,7 +119,9 @@ def test_the_default_is_what_is_installed(monkeypatch):
 
 def test_engines_and_precisions_that_there_are_not(monkeypatch):
     network = small()
-    with pytest.raises(InputError, match='engine tensorrt: for inference there are reference and'):
+    with pytest.raises(
+        InputError, match='engine tensorrt: .* there are cudnn, openvino, reference'
+    ):
         network.predictor('tensorrt')
     with pytest.raises(InputError, match='precision bfloat16: the engine reference has float32'):
         network.predictor('reference', 'bfloat16')
@@ -133,7 +136,7 @@ def test_the_reference_sees_later_weights():
     plain = network.predictor('reference')
     before = plain(x)
     network.fc.b.array[...] += 1
-    assert np.allclose(plain(x), before + 1) and isinstance(plain, engines.Predictor)
+    assert np.allclose(plain(x), before + 1) and isinstance(plain, predictors.Predictor)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ import resnext
 import resnext_ilsvrc
 import trainer  # noqa: F401
 from data_augmentation import DataAugmentationNormalizeBigger as Bigger
-from trainer import cli, prediction
+from trainer import cli
 from trainer.datasets import class_names
 from trainer.errors import InputError
+from trainer.inference import prediction
 from trainer.reports import prediction as report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

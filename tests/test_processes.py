@@ -171,7 +171,7 @@ class TestTheSameAsOne:
         import resnext
         from data_augmentation import DataAugmentationCifar10NormalizeSmall as preprocess
         from trainer import datasets
-        from trainer.evaluation import Tally
+        from trainer.metrics import Tally
 
         test = datasets.load('cifar10', cifar).test
         tally = Tally(10)
@@ -241,7 +241,7 @@ class TestUnevenShares:
             np.testing.assert_allclose(three[0]['0/stem/bn/' + name], value, rtol=1e-5, atol=1e-6)
 
     def test_tally(self, three):
-        from trainer.evaluation import Tally
+        from trainer.metrics import Tally
 
         tally = Tally(10)
         for rank in range(3):

@@ -17,9 +17,10 @@ import data_augmentation
 import main
 import resnext
 import resnext_ilsvrc
-from trainer import datasets, prediction, recipes
+from trainer import datasets, recipes
 from trainer.datasets import Dataset, folder, loading, quick
 from trainer.errors import InputError
+from trainer.inference import prediction
 from trainer.training import build, initial, options, run, schedules
 from trainer.training.data import Load, data_path
 from trainer.training.losses import LabelSmoothing

@@ -15,8 +15,9 @@ from test_folder_training import log, write
 import main
 import resnext
 import resnext_ilsvrc
-from trainer import cli, prediction, runs
+from trainer import cli, runs
 from trainer.errors import InputError
+from trainer.inference import prediction
 from trainer.training import run, snapshots, transfer
 from trainer.training.optimizers import OPTIMIZERS
 from trainer.weights import npz, registry

@@ -4,8 +4,8 @@ import argparse
 import os
 import sys
 
-from trainer import engines
 from trainer.errors import InputError
+from trainer.inference import predictors
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -76,7 +76,7 @@ def add_inference_flags(p):
     """Add --engine and --precision, for :meth:`Network.predictor`."""
     p.add_argument(
         '--engine',
-        choices=engines.INFERENCE,
+        choices=predictors.available(),
         help='what computes (default: openvino on a CPU and cudnn on a GPU, where '
         'they are installed, otherwise reference, which is plain Chainer)',
     )

@@ -76,7 +76,7 @@ def dataset(folder=None, name=None, data=None):
 
 
 def pictures(dataset, part='test'):
-    """Return pictures as :func:`trainer.evaluation.evaluate` takes them.
+    """Return pictures as :func:`trainer.inference.evaluation.evaluate` takes them.
 
     Args:
         dataset (trainer.datasets.Dataset): In memory or in files.

@@ -86,7 +86,7 @@ def table(evaluation, models, network, ten_crop=False):
     """Return what an evaluation found as lines of at most 79 characters, where names allow.
 
     Args:
-        evaluation (trainer.evaluation.Evaluation): What it found.
+        evaluation (trainer.inference.evaluation.Evaluation): What it found.
         models (list of str): What the networks are called.
         network (trainer.networks.base.Network): Gives the names of the classes.
         ten_crop (bool): Whether there were ten crops of each picture.
@@ -118,7 +118,7 @@ def table(evaluation, models, network, ten_crop=False):
 
 
 def features_table(path, pictures, unreadable, computed_by):
-    """Return what was written by :func:`trainer.evaluation.save_features`, as lines."""
+    """Return what was written by :func:`trainer.inference.evaluation.save_features`, as lines."""
     rows = [
         f'{path}: {len(pictures):,} rows, {len(unreadable):,} of them nan',
         f'computed by {computed_by}',

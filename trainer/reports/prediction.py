@@ -75,7 +75,7 @@ def draw(predictions, path):
     """Draw pictures with bars for the probabilities of their classes.
 
     Args:
-        predictions (sequence of trainer.prediction.Prediction): Up to :data:`MOST`,
+        predictions (sequence of trainer.inference.prediction.Prediction): Up to :data:`MOST`,
             without errors.
         path (str): The picture to write; its suffix is the format.
     """

@@ -3,7 +3,6 @@
 import chainer
 import numpy as np
 
-import data_augmentation
 import resnext
 import resnext_ilsvrc
 from trainer.errors import InputError
@@ -11,6 +10,7 @@ from trainer.training import initial, transfer
 from trainer.training.losses import LabelSmoothing
 from trainer.training.optimizers import OPTIMIZERS
 from trainer.training.options import RECORD, SIZES
+from trainer.transforms import table
 from trainer.weights import formats, npz, registry
 
 # What npz files call the networks -> what --network calls them.
@@ -143,10 +143,10 @@ def preprocessing(options, given, built):
     ):
         name = built.preprocessing
     if 'preprocessing' not in given:  # some sources have other means for other datasets
-        chosen = getattr(data_augmentation, name)
+        chosen = table.CLASSES[name]
         name = getattr(chosen, 'of_dataset', {}).get(options['dataset'], name)
     options['preprocessing'] = built.preprocessing = name
-    return getattr(data_augmentation, name)
+    return table.CLASSES[name]
 
 
 def optimizer(options, built):

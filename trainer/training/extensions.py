@@ -9,7 +9,7 @@ from chainer.training import extension
 
 from trainer.datasets import loading
 from trainer.errors import InputError
-from trainer.evaluation import Tally
+from trainer.metrics import Tally
 from trainer.training import processes
 
 #: Observations, by Chainer's names.
@@ -131,13 +131,13 @@ class Evaluator(chainer.training.extensions.Evaluator):
     """Chainer's evaluator with the original's numbers.
 
     Reports loss, accuracy and top5_accuracy, and accuracy/<label> of each class;
-    keeps the :class:`~trainer.evaluation.Tally` as ``tally``. Pictures that cannot be
+    keeps the :class:`~trainer.metrics.Tally` as ``tally``. Pictures that cannot be
     read are named, and neither right nor wrong. Of several processes each evaluates its
     share, and has the numbers of all.
 
     Args:
         iterator (chainer.dataset.Iterator): Test batches.
-        predictor (trainer.engines.Predictor): Of the network, whose weights may change.
+        predictor (trainer.inference.predictors.Predictor): Of the network, whose weights may change.
         say (callable): Where messages go.
         group (trainer.training.processes.Alone): The processes.
     """

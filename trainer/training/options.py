@@ -9,7 +9,6 @@ import chainer
 import numpy as np
 import PIL
 
-import data_augmentation
 import resnext
 import resnext_ilsvrc
 from trainer import files, recipes
@@ -19,6 +18,7 @@ from trainer.training import snapshots
 from trainer.training.data import SAMPLINGS
 from trainer.training.initial import INITIALIZATIONS
 from trainer.training.optimizers import OPTIMIZERS
+from trainer.transforms import table
 from trainer.weights import registry
 
 #: Options beside those of the recipe, and their defaults. Each is a flag of main.py.
@@ -61,7 +61,7 @@ CHOICES = {
     'lr_schedule': ('steps', 'every', 'cosine'),
     'initialization': INITIALIZATIONS,
     'batch_scaling': ('none', 'lr', 'epochs'),
-    'preprocessing': tuple(data_augmentation.__all__),
+    'preprocessing': tuple(table.CLASSES),
     'precision': PRECISIONS,
 }
 

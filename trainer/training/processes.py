@@ -198,7 +198,7 @@ class Alone:
         return [float(value) for value in values]
 
     def sum_tally(self, tally):
-        """Add up a :class:`trainer.evaluation.Tally` over the processes, in place."""
+        """Add up a :class:`trainer.metrics.Tally` over the processes, in place."""
 
     def mean_gradients(self, network):
         """Make each gradient its mean over the processes; drop those of frozen parameters."""

@@ -13,6 +13,7 @@ import threadpoolctl
 from trainer import datasets, engines, files
 from trainer.datasets import loading, parallel, splits
 from trainer.errors import InputError
+from trainer.inference import predictors
 from trainer.reports import figures
 from trainer.reports.console import Console
 from trainer.reports.log import Log
@@ -225,7 +226,7 @@ def _train(folder, resume, say, given, group):
         optimizer.loss_scaling()  # adapts to what float16 can hold
         trainer.extend(extensions.LossScale(optimizer))
     evaluator = extensions.Evaluator(
-        data.test, engines.predictor(network, engine, precision, data.finish), say, group
+        data.test, predictors.predictor(network, engine, precision, data.finish), say, group
     )
     snapshot = snapshots.extension()
     chosen = [extensions.LearningRate(schedules.of(options), iterations), evaluator]

@@ -13,7 +13,7 @@ import chainer
 import numpy as np
 
 from trainer import cuda
-from trainer.transforms import draws, ilsvrc
+from trainer.transforms import draws, ilsvrc, table
 
 _launch = cuda.kernels(__file__, 'device.cu')
 
@@ -127,9 +127,7 @@ def of(network):
     Returns:
         Pixels: ``None`` where its preprocessing is of another kind.
     """
-    import data_augmentation
-
-    preprocessing = getattr(data_augmentation, str(network.preprocessing), None)
+    preprocessing = table.CLASSES.get(network.preprocessing)
     return Pixels(preprocessing) if hasattr(preprocessing, 'test_row') else None
 
 

@@ -4,8 +4,8 @@ import importlib
 
 import chainer
 
-import data_augmentation
 from trainer.errors import InputError
+from trainer.transforms import table
 
 #: What npz files call a network -> (module at the top, class).
 NETWORKS = {
@@ -49,7 +49,7 @@ def build(architecture, path, weight_limit):
             if len(classes) != arguments['category_num']:
                 raise ValueError(f'{len(classes)} class names')
         preprocessing = arguments.pop('preprocessing', None)
-        if preprocessing not in (None, *data_augmentation.__all__):
+        if preprocessing not in (None, *table.CLASSES):
             raise ValueError(f'preprocessing {preprocessing!r}')
         with chainer.using_config('weight_limit', weight_limit):
             network = getattr(importlib.import_module(module), name)(initialize=False, **arguments)

@@ -411,16 +411,3 @@ def _try_out(precision, gpu):
         )
         results.append([chainer.get_device('@numpy').send(a).astype(np.float64) for a in found])
     return max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(*results))
-
-
-def predictor(network, precision='float32', finish=None):
-    """Make a network on a GPU ready for inference.
-
-    Args:
-        network (trainer.networks.base.Network): The network.
-        precision (str): 'float32', 'tf32' or 'mixed' (float16).
-        finish (callable): See :func:`trainer.engines.predictor`.
-    """
-    from trainer.engines.cudnn.captured import Predictor
-
-    return Predictor(network, precision, finish)

@@ -1,16 +1,18 @@
 """Inference on the CPU by OpenVINO: the network's ONNX graph, compiled in memory.
 
-For inference alone: it has a :func:`predictor`, but computes no layers. Needs the
-packages openvino and onnx (extra ``cpu``).
+Needs the packages openvino and onnx (extra ``cpu``).
 """
 
 import importlib.util
 
 import numpy as np
 
-from trainer import engines, extras
+from trainer import extras
 from trainer.errors import InputError
+from trainer.inference.predictors import Predictor
 from trainer.weights import onnx
+
+ON_GPU = False
 
 # OpenVINO's names. Left alone, it would take bfloat16 where the CPU has it.
 _PRECISIONS = {'float32': 'f32', 'bfloat16': 'bf16'}
@@ -21,7 +23,7 @@ def available():
     return all(importlib.util.find_spec(name) for name in ('openvino', 'onnx'))
 
 
-class _Predictor(engines.Predictor):
+class _Predictor(Predictor):
     def __init__(self, network, precision):
         openvino = extras.need('openvino', 'the engine openvino', 'cpu')
         extras.need('onnx', 'the engine openvino', 'cpu')
@@ -60,16 +62,17 @@ class _Predictor(engines.Predictor):
         return self._compute(x, 'features')
 
 
-def predictor(network, precision='float32'):
+def predictor(network, precision='float32', finish=None):
     """Compile a network for inference on the CPU.
 
     Args:
         network (trainer.networks.base.Network): The network; later changes of its weights
             have no effect.
         precision (str): 'float32', or 'bfloat16' where the CPU has it.
+        finish: Of no use on a CPU.
 
     Returns:
-        trainer.engines.Predictor: For pictures of any size, in batches of any size.
+        trainer.inference.predictors.Predictor: For pictures of any size, in batches of any size.
 
     Raises:
         trainer.errors.InputError: OpenVINO is missing, or the CPU has not the precision.

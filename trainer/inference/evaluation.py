@@ -6,75 +6,15 @@ import time
 
 import numpy as np
 
-from trainer import files, prediction
+from trainer import files
 from trainer.errors import InputError
+from trainer.inference import prediction
+from trainer.metrics import Tally
 
 #: What :func:`evaluate` finds. tally (Tally): of the pictures that could be read;
 #: unreadable: list of (path, what is wrong with it); seconds (float): what it took;
 #: computed_by (str): the engine and its precision.
 Evaluation = collections.namedtuple('Evaluation', 'tally unreadable seconds computed_by')
-
-
-class Tally:
-    """Loss, top-1 and top-5 accuracy, and the confusion matrix of many batches.
-
-    Args:
-        category_num (int): Number of classes.
-
-    Attributes:
-        pictures (int): Pictures counted.
-        confusion (numpy.ndarray): int64 (classes, classes): [label, answer].
-        top5 (numpy.ndarray): int64 (classes,): pictures whose label is among the five best.
-    """
-
-    def __init__(self, category_num):
-        self.loss_sum = 0.0
-        self.confusion = np.zeros((category_num, category_num), np.int64)
-        self.top5 = np.zeros(category_num, np.int64)
-
-    def add(self, y, t):
-        """Count a batch.
-
-        Args:
-            y (numpy.ndarray): Scores before softmax (batch, classes).
-            t (numpy.ndarray): Labels (batch,), int.
-
-        Returns:
-            numpy.ndarray: int (batch, up to 5), the best classes, best first.
-        """
-        y = np.asarray(y, np.float64)
-        shifted = y - y.max(axis=1, keepdims=True)
-        own = np.take_along_axis(shifted, t[:, None], axis=1)[:, 0]
-        self.loss_sum += float((np.log(np.exp(shifted).sum(axis=1)) - own).sum())
-        best = np.argsort(-y, axis=1, kind='stable')[:, :5]
-        np.add.at(self.confusion, (t, best[:, 0]), 1)
-        np.add.at(self.top5, t, (best == t[:, None]).any(axis=1))
-        return best
-
-    @property
-    def pictures(self):
-        return int(self.confusion.sum())
-
-    @property
-    def loss(self):
-        """Mean softmax cross entropy, in nats."""
-        return self.loss_sum / self.pictures
-
-    @property
-    def accuracy(self):
-        """Top-1 accuracy, 0..1."""
-        return float(self.confusion.trace() / self.pictures)
-
-    @property
-    def top5_accuracy(self):
-        """Share of pictures whose label is among the five best, 0..1."""
-        return float(self.top5.sum() / self.pictures)
-
-    @property
-    def class_accuracy(self):
-        """Accuracy of each class, float64 (classes,); nan where it has no pictures."""
-        with np.errstate(invalid='ignore'):
-            return self.confusion.diagonal() / self.confusion.sum(axis=1)
 
 
 def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=None, progress=None):
@@ -84,7 +24,7 @@ def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=Non
 
     Args:
         networks (sequence): One, or several whose posteriors are averaged; see
-            :func:`trainer.prediction.predictors`.
+            :func:`trainer.inference.prediction.predictors`.
         pictures (trainer.datasets.folder.PictureFiles): The pictures.
         batch (int): Pictures, or crops, in a batch.
         divide (int): Each batch is computed in so many chunks.
@@ -128,7 +68,7 @@ def features(
     """Compute what enters the classifier; averaged where there are ten crops.
 
     Args:
-        network (trainer.networks.base.Network or trainer.engines.Predictor): The network.
+        network (trainer.networks.base.Network or trainer.inference.predictors.Predictor): The network.
         write (callable): Called with float32 (pictures of a batch, channels), in the
             order of ``pictures``; rows of those that could not be read are nan.
         progress (callable): Called with (number of pictures) after each batch.

@@ -4,10 +4,11 @@ import collections
 
 import numpy as np
 
-from trainer import engines
 from trainer.datasets import class_names, loading, parallel
 from trainer.errors import InputError
-from trainer.transforms import device
+from trainer.inference.predictors import Predictor
+from trainer.metrics import log_softmax, top_k
+from trainer.transforms import device, table
 
 #: One of the likeliest classes. number: index of the class; synset (str): of ImageNet,
 #: or ``None``; name (str); probability (float): 0..1.
@@ -28,19 +29,17 @@ def preprocessing(networks):
     Raises:
         trainer.errors.InputError: They have different ones, or one has none.
     """
-    import data_augmentation
-
     names = sorted({str(network.preprocessing) for network in networks})
     if names[1:]:
         raise InputError(
             '-m: the models want pictures preprocessed differently: {}'.format(', '.join(names))
         )
-    if not hasattr(data_augmentation, names[0]):
+    if names[0] not in table.CLASSES:
         raise InputError(
             '-m: no preprocessing of pictures belongs to this network; from Python, '
             'call it with arrays'
         )
-    return getattr(data_augmentation, names[0])
+    return table.CLASSES[names[0]]
 
 
 class Load:
@@ -99,9 +98,9 @@ def predictors(networks):
 
     Args:
         networks (sequence): Of :class:`trainer.networks.base.Network` or
-            :class:`trainer.engines.Predictor`.
+            :class:`trainer.inference.predictors.Predictor`.
     """
-    return [n if isinstance(n, engines.Predictor) else n.predictor() for n in networks]
+    return [n if isinstance(n, Predictor) else n.predictor() for n in networks]
 
 
 def take_rows(predictors):
@@ -119,7 +118,7 @@ def compute(function, x, chunk=None):
     """Compute chunk by chunk, and check the numbers.
 
     Args:
-        function (callable): A :class:`trainer.engines.Predictor`, or its ``features``.
+        function (callable): A :class:`trainer.inference.predictors.Predictor`, or its ``features``.
         x (numpy.ndarray): float32 (pictures, 3, height, width), or with crops of each,
             (pictures, crops, 3, height, width); or rows, uint8 (pictures, row bytes) or
             (pictures, crops, row bytes), where :func:`take_rows` says so.
@@ -142,12 +141,6 @@ def compute(function, x, chunk=None):
     return y.reshape(x.shape[: x.ndim - len(item)] + y.shape[1:])
 
 
-def log_posteriors(y):
-    """Return the logarithm of the softmax of scores (..., classes), float64."""
-    y = np.subtract(y, y.max(axis=-1, keepdims=True), dtype=np.float64)
-    return y - np.log(np.exp(y).sum(axis=-1, keepdims=True))
-
-
 def scores(networks, x, chunk=None):
     """Compute the scores of pictures, by one network or several together.
 
@@ -165,7 +158,7 @@ def scores(networks, x, chunk=None):
     if len(computed) == 1 and x.ndim == 1 + len(_item(x)):
         return computed[0]
     each = []
-    for p in map(log_posteriors, computed):
+    for p in map(log_softmax, computed):
         each += [p] if p.ndim == 2 else list(p.swapaxes(0, 1))
     return np.logaddexp.reduce(each) - np.log(len(each))
 
@@ -216,8 +209,8 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
     for items, x, errors in load.batches(batch, workers):
         read = [i for i in range(len(items)) if i not in errors]
         if read:
-            p = np.exp(log_posteriors(scores(computing, x[read], batch)))
-            best = np.argsort(-p, axis=1, kind='stable')[:, :k]
+            p = np.exp(log_softmax(scores(computing, x[read], batch)))
+            best = top_k(p, k)
         for i, item in enumerate(items):
             if i in errors:
                 yield Prediction(sources[item], [], errors[i])

@@ -1,0 +1,1 @@
+"""A trained network answers: predictors, what images show, how often a network is right."""

@@ -1,0 +1,136 @@
+"""What users call on a network beside computing with it: the original's helpers, files of
+weights, inference."""
+
+import collections
+
+import chainer
+import numpy as np
+
+from trainer import devices, metrics
+from trainer.inference import predictors
+from trainer.weights import npz
+
+
+class Model:
+    """The methods that :class:`resnext.ResNext` and its like have from here.
+
+    The classes at the top derive from it and from a
+    :class:`trainer.networks.base.Network`, which computes.
+    """
+
+    def predictor(self, engine=None, precision='float32'):
+        """Make the network ready for inference alone, as fast as it goes.
+
+        Args:
+            engine (str): 'reference' (plain Chainer, where the network is), 'openvino'
+                (CPU) or 'cudnn' (GPU). ``None``: 'openvino' on a CPU and 'cudnn' on a
+                GPU where they are installed, else 'reference'.
+            precision (str): 'float32'; openvino: 'bfloat16' as well, where the CPU has
+                it; cudnn: 'tf32' and 'mixed' as well.
+
+        Returns:
+            trainer.inference.predictors.Predictor: Called with float32 (batch, 3, height,
+            width), it returns float32 (batch, classes), before softmax. Only 'reference'
+            sees later weight updates; for the others call its ``refresh()`` or make it anew.
+
+        Raises:
+            trainer.errors.InputError: There is no such engine, it is not installed, or has
+                not the precision.
+        """
+        return predictors.predictor(self, engine, precision)
+
+    @classmethod
+    def accuracy(cls, y, t, xp=np):
+        """Count what was recognised and what was mistaken.
+
+        Args:
+            y (chainer.Variable): Scores (batch, classes).
+            t (chainer.Variable): Labels (batch,).
+
+        Returns:
+            tuple of dict: label -> pictures recognised, and
+            (label, answer) -> pictures mistaken.
+        """
+        right, _, wrong = cls.accuracy_n(y, t, xp, 1)
+        return right, wrong
+
+    @staticmethod
+    def accuracy_n(y, t, xp=np, n=5):
+        """As :meth:`accuracy`, with label -> pictures whose label is among the ``n`` best
+        as the second of three."""
+        y = chainer.backends.cuda.to_cpu(getattr(y, 'array', y))
+        t = chainer.backends.cuda.to_cpu(getattr(t, 'array', t))
+        best = metrics.top_k(y, n)
+        right = collections.Counter(t[best[:, 0] == t].tolist())
+        right_n = collections.Counter(t[(best == t[:, None]).any(axis=1)].tolist())
+        mistaken = best[:, 0] != t
+        wrong = collections.Counter(zip(t[mistaken].tolist(), best[mistaken, 0].tolist()))
+        return right, right_n, wrong
+
+    def load_model(self, path):
+        """Load weights from an npz file of this project or of the original program.
+
+        Args:
+            path (str): The file, in any layout of :meth:`save_model`. Branches become
+                groups, and the original's convolution biases go into the running
+                means, exactly.
+
+        Raises:
+            trainer.errors.InputError: The file is damaged or holds another network;
+                the network is then as it was.
+        """
+        npz.load_into(path, self)
+
+    def save_model(self, path, gpu=None, layout=None):
+        """Save the weights as npz, float32; the file appears whole or not at all.
+
+        Args:
+            path (str): The file, any name.
+            gpu (int): Ignored; the original moved the model to and fro.
+            layout (str): ``None``: this project's, form C of the paper's figure 3.
+                'form-b' or 'form-a': with its branches apart
+                (:mod:`trainer.weights.forms`). 'original': what the 2017 program
+                reads (convolution biases are 0).
+
+        Raises:
+            trainer.errors.InputError: The 2017 program cannot hold this network.
+        """
+        npz.save(path, self, layout)
+        return True
+
+    def check_gpu(self, gpu):
+        """Move the network to the GPU ``gpu``, or to the CPU where it is below 0.
+
+        Returns:
+            bool: Whether it is on a GPU now.
+
+        Raises:
+            trainer.errors.InputError: There is no CuPy or no such GPU.
+        """
+        device = devices.get(gpu)
+        device.use()
+        self.to_device(device)
+        return gpu >= 0
+
+    def model_is_cpu_mode(self):
+        """Tell whether the parameters are on the CPU."""
+        return self.xp is np
+
+    def prepare_input(self, X, dtype=np.float32, volatile=False, xp=None, gpu=None):
+        """Make a variable on the network's device.
+
+        Args:
+            X (array-like): A batch, for example a list of (3, height, width) arrays.
+            dtype (numpy.dtype): Its type: float32 for pictures, int32 for labels.
+            volatile (bool): Accepted for the sake of code of Chainer v1; ``True``
+                means that no gradient of ``X`` itself is wanted.
+            xp (module): numpy or cupy, where not the network's own.
+            gpu (int): A GPU, where not the network's own.
+        """
+        if gpu is not None and gpu >= 0:
+            device = devices.get(gpu)
+        elif xp is not None:
+            device = chainer.get_device('@numpy' if xp is np else '@cupy:0')
+        else:
+            device = self.device
+        return chainer.Variable(device.send(np.asarray(X, dtype)), requires_grad=not volatile)

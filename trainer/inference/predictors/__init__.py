@@ -1,0 +1,94 @@
+"""Networks ready for inference, one module for each engine.
+
+A module here has ``predictor(network, precision, finish)``, which returns a
+:class:`Predictor`, and says in ``ON_GPU`` where it computes: ``True``, ``False``, or ``None``
+for wherever the network is.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+import numpy as np
+
+from trainer import engines
+from trainer.errors import InputError
+from trainer.transforms import device
+
+
+class Predictor:
+    """A network ready for inference.
+
+    Called with preprocessed images, float32 (batch, 3, height, width), it returns the scores
+    before softmax: float32 (batch, classes), both NumPy's.
+
+    Attributes:
+        finish (callable): Makes the images, on the device, of what the predictor is called
+            with; ``None``: it is called with images.
+        network (trainer.networks.base.Network): The network.
+        engine (str): The engine's name.
+        description (str): What computes, and in which precision.
+    """
+
+    def __init__(self, network, engine: str, description: str, finish: Callable | None = None):
+        self.finish = finish
+        self.network = network
+        self.engine = engine
+        self.description = description
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """Return the classifier's input: float32 (batch, channels, 1, 1)."""
+        raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Take over weights that were changed in place since the predictor was made."""
+        raise NotImplementedError
+
+
+def available() -> list[str]:
+    """Return the names of the engines that have a predictor: the modules here."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def _module(name):
+    return importlib.import_module(f'{__name__}.{name}')
+
+
+def predictor(
+    network, engine: str | None = None, precision: str = 'float32', finish: Callable | None = None
+) -> Predictor:
+    """Make a network ready for inference.
+
+    Args:
+        network (trainer.networks.base.Network): The network, on its device.
+        engine (str): One of :func:`available`. ``None``: cuDNN on a GPU and OpenVINO on a
+            CPU where they can be used, else the reference.
+        precision (str): One that the engine has.
+        finish (callable): Makes the images, on the device, of what the predictor is given
+            (:class:`trainer.training.data.DataPath`). ``None``: on a GPU, with a network for
+            images of 224x224, :class:`trainer.transforms.device.Pixels`, which takes images
+            as well.
+
+    Raises:
+        trainer.errors.InputError: There is no such engine, it is not installed, computes
+            elsewhere than where the network is, or has not the precision.
+    """
+    on_gpu = not network.model_is_cpu_mode()
+    if engine is None and on_gpu:
+        engine, precision, _ = engines.choose(network.device.device.id, precision)
+    elif engine is None:
+        engine = 'openvino' if _module('openvino').available() else 'reference'
+    if engine not in available():
+        raise InputError(f'engine {engine}: for inference there are {", ".join(available())}')
+    module = _module(engine)
+    if module.ON_GPU not in (None, on_gpu):
+        raise InputError(
+            f'engine {engine}: it computes on '
+            + ('a GPU, which -g chooses' if module.ON_GPU else 'the CPU, the network is on a GPU')
+        )
+    if finish is None and on_gpu:
+        finish = device.of(network)
+    return module.predictor(network, precision, finish)

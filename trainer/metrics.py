@@ -1,0 +1,77 @@
+"""What is computed of scores: log-softmax, the best classes, loss, accuracy, confusion."""
+
+import numpy as np
+
+
+def log_softmax(y):
+    """Return the logarithm of the softmax of scores (..., classes), float64."""
+    y = np.subtract(y, y.max(axis=-1, keepdims=True), dtype=np.float64)
+    return y - np.log(np.exp(y).sum(axis=-1, keepdims=True))
+
+
+def top_k(y: np.ndarray, k: int) -> np.ndarray:
+    """Return the ``k`` best classes of scores (batch, classes), best first: int (batch, k).
+
+    Of equal scores the lower class comes first; there are fewer than ``k`` where there are
+    fewer classes.
+    """
+    return np.argsort(-np.asarray(y), axis=1, kind='stable')[:, :k]
+
+
+class Tally:
+    """Loss, top-1 and top-5 accuracy, and the confusion matrix of many batches.
+
+    Args:
+        category_num (int): Number of classes.
+
+    Attributes:
+        pictures (int): Pictures counted.
+        confusion (numpy.ndarray): int64 (classes, classes): [label, answer].
+        top5 (numpy.ndarray): int64 (classes,): pictures whose label is among the five best.
+    """
+
+    def __init__(self, category_num):
+        self.loss_sum = 0.0
+        self.confusion = np.zeros((category_num, category_num), np.int64)
+        self.top5 = np.zeros(category_num, np.int64)
+
+    def add(self, y, t):
+        """Count a batch.
+
+        Args:
+            y (numpy.ndarray): Scores before softmax (batch, classes).
+            t (numpy.ndarray): Labels (batch,), int.
+
+        Returns:
+            numpy.ndarray: int (batch, up to 5), the best classes, best first.
+        """
+        self.loss_sum -= float(np.take_along_axis(log_softmax(y), t[:, None], axis=1).sum())
+        best = top_k(y, 5)
+        np.add.at(self.confusion, (t, best[:, 0]), 1)
+        np.add.at(self.top5, t, (best == t[:, None]).any(axis=1))
+        return best
+
+    @property
+    def pictures(self):
+        return int(self.confusion.sum())
+
+    @property
+    def loss(self):
+        """Mean softmax cross entropy, in nats."""
+        return self.loss_sum / self.pictures
+
+    @property
+    def accuracy(self):
+        """Top-1 accuracy, 0..1."""
+        return float(self.confusion.trace() / self.pictures)
+
+    @property
+    def top5_accuracy(self):
+        """Share of pictures whose label is among the five best, 0..1."""
+        return float(self.top5.sum() / self.pictures)
+
+    @property
+    def class_accuracy(self):
+        """Accuracy of each class, float64 (classes,); nan where it has no pictures."""
+        with np.errstate(invalid='ignore'):
+            return self.confusion.diagonal() / self.confusion.sum(axis=1)

@@ -1,0 +1,29 @@
+"""All preprocessing classes, by the names that files and flags know them by."""
+
+from trainer.transforms.cifar import DataAugmentationCifar10NormalizeSmall
+from trainer.transforms.cifar_channels import (
+    DataAugmentationCifar100Torch7,
+    DataAugmentationCifarPrlz77,
+    DataAugmentationCifarTorch7,
+)
+from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
+from trainer.transforms.imagenet import (
+    DataAugmentationImagenetLornatang,
+    DataAugmentationImagenetPaper,
+    DataAugmentationImagenetTorch7,
+)
+
+#: Name -> class.
+CLASSES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        DataAugmentationCifar10NormalizeSmall,
+        DataAugmentationCifar100Torch7,
+        DataAugmentationCifarPrlz77,
+        DataAugmentationCifarTorch7,
+        DataAugmentationNormalizeBigger,
+        DataAugmentationImagenetLornatang,
+        DataAugmentationImagenetPaper,
+        DataAugmentationImagenetTorch7,
+    )
+}
