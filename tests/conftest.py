@@ -1,6 +1,9 @@
 """What the tests share. Importing ``trainer`` first makes Chainer importable."""
 
+import os
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -20,8 +23,24 @@ def simulated():
     return cuda.available and b'Simulated' in cuda.cupy.cuda.runtime.getDeviceProperties(0)['name']
 
 
+def has_compiler():
+    """Whether the simulated GPU can compile its kernels here."""
+    return (
+        sys.platform == 'linux'
+        and shutil.which('g++') is not None
+        and subprocess.run(
+            ['g++', '-std=c++17', '-x', 'c++', '-fsyntax-only', '-'],
+            input=b'_Float16 x = 1;',
+            capture_output=True,
+        ).returncode
+        == 0
+    )
+
+
 def pytest_configure(config):
     config.addinivalue_line('markers', 'gpu: needs a GPU and CuPy')
+    if 'simulated_gpu' in os.environ.get('PYTHONPATH', '') and not simulated():
+        raise pytest.UsageError('the simulated GPU that PYTHONPATH names cannot be imported')
     if simulated():
         from trainer.engines.cudnn import graphs
 
@@ -32,10 +51,14 @@ def pytest_collection_modifyitems(items):
     from chainer.backends import cuda
 
     if not cuda.available:
-        skip = pytest.mark.skip(reason='needs a GPU with CuPy, and there is none here')
-        for item in items:
-            if 'gpu' in item.keywords:
-                item.add_marker(skip)
+        reason = 'needs a GPU with CuPy, and there is none here'
+    elif simulated() and not has_compiler():
+        reason = 'the simulated GPU needs Linux and a g++ that has _Float16 (12 on x86_64)'
+    else:
+        return
+    for item in items:
+        if 'gpu' in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture
