@@ -1,9 +1,13 @@
 """The cuDNN engine's own kernels against NumPy in float64, on a GPU or a simulated one."""
 
+import math
+from pathlib import Path
+
 import chainer
 import numpy as np
 import pytest
 
+from trainer import cuda
 from trainer.engines.cudnn import arrays, kernels
 
 pytestmark = pytest.mark.gpu
@@ -149,3 +153,72 @@ def test_mean_pooling_and_sums(shape, dtype):
     there = send(x)
     kernels.accumulate(there, send(other))
     assert close(there, x.astype(np.float64) + other, ROUNDING[dtype])
+
+
+@pytest.mark.parametrize('shape', [(128, 2048, 7, 7), (128, 64, 112, 112), (2, 2048, 1, 1)])
+@pytest.mark.parametrize('kernel', sorted(kernels.AT_ONCE))
+def test_all_blocks_run_at_once(kernel, shape, monkeypatch):
+    """On an H100, of 132 multiprocessors: a second wave of a few blocks takes as long as the
+    first, and begins where nothing is in the cache."""
+
+    class Map:
+        dtype = np.float16
+
+    Map.shape = shape
+    monkeypatch.setattr(kernels, '_processors', lambda device: 132)
+    blocks = math.prod(kernels._Rows(kernel, Map).grid)
+    limit = kernels.AT_ONCE[kernel] * 132
+    assert blocks <= limit
+    assert blocks > 0.9 * limit or shape[0] == 2
+
+
+class TestOrder:
+    """A second pass begins with what the first read last. It is seen where a kernel reads
+    what it wrote for the pixels behind: one block of it, compiled without its promise that
+    nobody writes what it reads."""
+
+    #: Pixels of a thread, and of a block of a single channel.
+    LOOPS, HIGH = 20, 256
+    #: Pixels between what is read and what is written: more than are loaded at once.
+    AHEAD = 4 * HIGH
+
+    @pytest.fixture
+    def maps(self):
+        """A map's memory with AHEAD pixels behind it, these 7 and the rest 0; the same map
+        that many pixels later; a map of ones; the arguments of sizes."""
+        import cupy
+
+        rows = self.LOOPS * self.HIGH
+        memory = cupy.zeros(rows + self.AHEAD, np.float32)
+        memory[rows:] = 7
+        sizes = np.int32(rows), np.int32(1), np.int32(1)
+        return memory[:rows], memory[self.AHEAD :], cupy.ones(rows, np.float32), sizes
+
+    def launch(self, kernel, *args):
+        import cupy
+
+        source = cuda.source(Path(kernels.__file__).with_suffix('.cu'))
+        module = cupy.RawModule(code=source.replace('__restrict__', ''), options=('--std=c++17',))
+        module.get_function(kernel)((1,), (self.HIGH,), args)
+
+    def test_normalisation(self, maps):
+        import cupy
+
+        y, ahead, ones, sizes = maps
+        zero, one = cupy.zeros(1, np.float32), cupy.ones(1, np.float32)
+        kind = np.int32(arrays.ADD)
+        self.launch('normalize_f1', ones, ahead, zero, one, one, zero, kind, *sizes, y, np.uintp(0))
+        # 7, and 1 more every AHEAD pixels back from the end.
+        steps = self.LOOPS * self.HIGH // self.AHEAD
+        expected = np.repeat(7 + np.arange(steps, 0, -1), self.AHEAD)
+        assert (y.get() == expected).all()
+
+    def test_gradient_of_the_input(self, maps):
+        import cupy
+
+        gx, ahead, ones, sizes = maps
+        zero, one = cupy.zeros(1, np.float32), cupy.ones(1, np.float32)
+        channel = zero, one, one, zero, zero, zero
+        kind = np.int32(arrays.PLAIN)
+        self.launch('backward_input_f1', ahead, ones, np.uintp(0), *channel, kind, *sizes, gx)
+        assert (gx.get() == 7).all()

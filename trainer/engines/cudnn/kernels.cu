@@ -21,10 +21,15 @@ __device__ inline void store(T *p, long long i, const Pack<T, V> &v) {
 }
 
 // A block's threads: `across` packs of channels, and as many pixels as there is room for.
+//
+// All blocks run at once and walk through the map together. Where `from_end` they begin with
+// its last pixels: after a pass from the first to the last, those are still in the L2 cache.
 struct Place {
-    int pack, packs, across, lane, row, high, step;
+    int rows, pack, packs, across, lane, row, high, step;
+    bool from_end;
 
-    __device__ Place(int channels, int V, int across_) : across(across_) {
+    __device__ Place(int rows_, int channels, int V, int across_, bool from_end_ = false)
+        : rows(rows_), across(across_), from_end(from_end_) {
         packs = channels / V;
         high = blockDim.x / across;
         lane = threadIdx.x % across;
@@ -35,13 +40,17 @@ struct Place {
     __device__ bool inside() const { return row < high && pack < packs; }
     __device__ int first() const { return blockIdx.x * high + row; }
 
+    // Where this thread's pack of pixel r, in the order of the walk, is in the map.
+    __device__ long long index(int r) const {
+        return (long long)(from_end ? rows - 1 - r : r) * packs + pack;
+    }
+
     // Load this thread's packs of U pixels, `step` apart: all loads are under way together.
     template <int U, typename T, int V>
-    __device__ void fetch(const T *x, int r, int rows, Pack<T, V> (&p)[U]) const {
+    __device__ void fetch(const T *x, int r, Pack<T, V> (&p)[U]) const {
 #pragma unroll
         for (int u = 0; u < U; ++u)
-            if (r + u * step < rows)
-                p[u] = load<T, V>(x, (long long)(r + u * step) * packs + pack);
+            if (r + u * step < rows) p[u] = load<T, V>(x, index(r + u * step));
     }
 };
 
@@ -131,7 +140,7 @@ template <typename T, int V>
 __device__ void statistics(const T *x, int rows, int channels, int across,
                            const Statistics &to, float *partial, unsigned int *counters) {
     extern __shared__ float shared[];
-    Place at(channels, V, across);
+    Place at(rows, channels, V, across);
     float sum[V] = {}, square[V] = {};
     if (at.inside()) {
         Pack<T, V> origin = load<T, V>(x, at.pack);
@@ -140,7 +149,7 @@ __device__ void statistics(const T *x, int rows, int channels, int across,
         constexpr int U = 4;
         for (int r = at.first(); r < rows; r += U * at.step) {
             Pack<T, V> p[U];
-            at.fetch(x, r, rows, p);
+            at.fetch(x, r, p);
 #pragma unroll
             for (int u = 0; u < U; ++u)
                 if (r + u * at.step < rows)
@@ -181,49 +190,72 @@ template <int V> struct Channel {
 // What is done behind the normalisation.
 enum { PLAIN, RELU, ADD, ADD_RELU, RELU_ADD };
 
-// y = normalised x, + residual, ReLU. `mask` gets a byte a pack, a bit a channel, where
-// the residual decides with x what the ReLU lets pass.
-template <typename T, int V>
-__device__ void normalize(const T *x, const T *residual, const float *mean,
-                          const float *inv_std, const float *gamma, const float *beta, int kind,
-                          int rows, int channels, int across, T *y, unsigned char *mask) {
-    Place at(channels, V, across);
-    if (!at.inside()) return;
-    Channel<V> channel(at, mean, inv_std, gamma, beta);
-    bool added = kind >= ADD, before = kind == RELU || kind == RELU_ADD;
-    constexpr int U = 4;
-    for (int r = at.first(); r < rows; r += U * at.step) {
-        Pack<T, V> p[U], q[U] = {};
-        at.fetch(x, r, rows, p);
-        if (added) at.fetch(residual, r, rows, q);
+template <int K> struct Kind {
+    static constexpr int value = K;
+};
+
+// Call use(Kind<kind>()): what a kind does not need then takes no registers.
+template <typename Use> __device__ inline void by_kind(int kind, Use use) {
+    switch (kind) {
+    case PLAIN: use(Kind<PLAIN>()); break;
+    case RELU: use(Kind<RELU>()); break;
+    case ADD: use(Kind<ADD>()); break;
+    case ADD_RELU: use(Kind<ADD_RELU>()); break;
+    case RELU_ADD: use(Kind<RELU_ADD>()); break;
+    }
+}
+
+template <int KIND, typename T, int V>
+__device__ inline void normalize_as(const Place &at, const Channel<V> &channel, const T *x,
+                                    const T *residual, T *y, unsigned char *mask) {
+    constexpr bool added = KIND >= ADD, before = KIND == RELU || KIND == RELU_ADD;
+    constexpr int U = added ? 2 : 4;
+    for (int r = at.first(); r < at.rows; r += U * at.step) {
+        Pack<T, V> p[U], q[U];
+        at.fetch(x, r, p);
+        if (added) at.fetch(residual, r, q);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
-            if (r + u * at.step >= rows) break;
-            long long i = (long long)(r + u * at.step) * at.packs + at.pack;
+            if (r + u * at.step >= at.rows) break;
+            long long i = at.index(r + u * at.step);
             unsigned char bits = 0;
             for (int v = 0; v < V; ++v) {
                 float h = channel.normal(widen(p[u].lane[v]), v);
                 if (before) h = fmaxf(h, 0.f);
                 if (added) h += widen(q[u].lane[v]);
-                if (kind == ADD_RELU) {
+                if (KIND == ADD_RELU) {
                     bits |= (h > 0) << v;
                     h = fmaxf(h, 0.f);
                 }
                 narrow(h, p[u].lane[v]);
             }
             store<T, V>(y, i, p[u]);
-            if (kind == ADD_RELU) mask[i] = bits;
+            if (KIND == ADD_RELU) mask[i] = bits;
         }
     }
 }
 
-// What the ReLU lets pass of a gradient.
+// y = normalised x, + residual, ReLU. `mask` gets a byte a pack, a bit a channel, where
+// the residual decides with x what the ReLU lets pass.
 template <typename T, int V>
-__device__ inline void masked(const Channel<V> &channel, int kind, unsigned char bits,
+__device__ void normalize(const T *x, const T *residual, const float *mean,
+                          const float *inv_std, const float *gamma, const float *beta, int kind,
+                          int rows, int channels, int across, T *y, unsigned char *mask) {
+    Place at(rows, channels, V, across, true);
+    if (!at.inside()) return;
+    Channel<V> channel(at, mean, inv_std, gamma, beta);
+    by_kind(kind, [&](auto k) {
+        normalize_as<decltype(k)::value, T, V>(at, channel, x, residual, y, mask);
+    });
+}
+
+// What the ReLU lets pass of a gradient.
+template <int KIND, typename T, int V>
+__device__ inline void masked(const Channel<V> &channel, unsigned char bits,
                               const Pack<T, V> &x, float (&g)[V]) {
-    if (kind == ADD_RELU) {
+    if (KIND == ADD_RELU) {
         for (int v = 0; v < V; ++v) g[v] = bits >> v & 1 ? g[v] : 0;
-    } else if (kind == RELU || kind == RELU_ADD) {
+    } else if (KIND == RELU || KIND == RELU_ADD) {
         for (int v = 0; v < V; ++v)
             g[v] = channel.normal(widen(x.lane[v]), v) > 0 ? g[v] : 0;
     }
@@ -231,24 +263,23 @@ __device__ inline void masked(const Channel<V> &channel, int kind, unsigned char
 
 // Call use(i, x, g) for each of a thread's packs: its place, what was normalised, and what
 // the ReLU lets pass of the gradient.
-template <typename T, int V, typename Use>
+template <int KIND, typename T, int V, typename Use>
 __device__ inline void each_gradient(const Place &at, const Channel<V> &channel, const T *gy,
-                                     const T *x, const unsigned char *mask, int kind, int rows,
-                                     Use use) {
+                                     const T *x, const unsigned char *mask, Use use) {
     constexpr int U = 2;
-    for (int r = at.first(); r < rows; r += U * at.step) {
+    for (int r = at.first(); r < at.rows; r += U * at.step) {
         Pack<T, V> p[U], q[U];
         Pack<unsigned char, 1> bits[U] = {};
-        at.fetch(gy, r, rows, p);
-        at.fetch(x, r, rows, q);
-        if (kind == ADD_RELU) at.fetch(mask, r, rows, bits);
+        at.fetch(gy, r, p);
+        at.fetch(x, r, q);
+        if (KIND == ADD_RELU) at.fetch(mask, r, bits);
 #pragma unroll
         for (int u = 0; u < U; ++u) {
-            if (r + u * at.step >= rows) break;
+            if (r + u * at.step >= at.rows) break;
             float g[V];
             for (int v = 0; v < V; ++v) g[v] = widen(p[u].lane[v]);
-            masked<T, V>(channel, kind, bits[u].lane[0], q[u], g);
-            use((long long)(r + u * at.step) * at.packs + at.pack, q[u], g);
+            masked<KIND, T, V>(channel, bits[u].lane[0], q[u], g);
+            use(at.index(r + u * at.step), q[u], g);
         }
     }
 }
@@ -261,19 +292,22 @@ __device__ void backward_sums(const T *gy, const T *x, const unsigned char *mask
                               T *kept, float *ggamma, float *gbeta, float *partial,
                               unsigned int *counters) {
     extern __shared__ float shared[];
-    Place at(channels, V, across);
+    Place at(rows, channels, V, across);
     float sum[V] = {}, product[V] = {};
     if (at.inside()) {
         Channel<V> channel(at, mean, inv_std, gamma, beta);
-        each_gradient<T, V>(at, channel, gy, x, mask, kind, rows,
-                            [&](long long i, const Pack<T, V> &q, const float (&g)[V]) {
-            Pack<T, V> out;
-            for (int v = 0; v < V; ++v) {
-                sum[v] += g[v];
-                product[v] = fmaf(g[v], widen(q.lane[v]) - channel.mean[v], product[v]);
-                narrow(g[v], out.lane[v]);
-            }
-            if (kept) store<T, V>(kept, i, out);
+        by_kind(kind, [&](auto k) {
+            each_gradient<decltype(k)::value, T, V>(
+                at, channel, gy, x, mask,
+                [&](long long i, const Pack<T, V> &q, const float (&g)[V]) {
+                    Pack<T, V> out;
+                    for (int v = 0; v < V; ++v) {
+                        sum[v] += g[v];
+                        product[v] = fmaf(g[v], widen(q.lane[v]) - channel.mean[v], product[v]);
+                        narrow(g[v], out.lane[v]);
+                    }
+                    if (kept) store<T, V>(kept, i, out);
+                });
         });
     }
     if (!add_up<V>(at, channels, sum, product, shared, partial, counters)) return;
@@ -290,7 +324,7 @@ __device__ void backward_input(const T *gy, const T *x, const unsigned char *mas
                                const float *mean, const float *inv_std, const float *gamma,
                                const float *beta, const float *ggamma, const float *gbeta,
                                int kind, int rows, int channels, int across, T *gx) {
-    Place at(channels, V, across);
+    Place at(rows, channels, V, across, true);
     if (!at.inside()) return;
     Channel<V> channel(at, mean, inv_std, gamma, beta);
     float linear[V], constant[V];
@@ -299,15 +333,18 @@ __device__ void backward_input(const T *gy, const T *x, const unsigned char *mas
         linear[v] = ggamma[c] * inv_std[c] / rows;
         constant[v] = gbeta[c] / rows;
     }
-    each_gradient<T, V>(at, channel, gy, x, mask, kind, rows,
-                        [&](long long i, const Pack<T, V> &q, const float (&g)[V]) {
-        Pack<T, V> out;
-        for (int v = 0; v < V; ++v) {
-            float centred = widen(q.lane[v]) - channel.mean[v];
-            narrow(channel.scale[v] * (g[v] - fmaf(centred, linear[v], constant[v])),
-                   out.lane[v]);
-        }
-        store<T, V>(gx, i, out);
+    by_kind(kind, [&](auto k) {
+        each_gradient<decltype(k)::value, T, V>(
+            at, channel, gy, x, mask,
+            [&](long long i, const Pack<T, V> &q, const float (&g)[V]) {
+                Pack<T, V> out;
+                for (int v = 0; v < V; ++v) {
+                    float centred = widen(q.lane[v]) - channel.mean[v];
+                    narrow(channel.scale[v] * (g[v] - fmaf(centred, linear[v], constant[v])),
+                           out.lane[v]);
+                }
+                store<T, V>(gx, i, out);
+            });
     });
 }
 
@@ -425,28 +462,28 @@ template <typename T, int V> __device__ void accumulate(T *x, const T *y, unsign
 #define MASK IN(unsigned char)
 
 #define KERNELS(suffix, T, V)                                                                   \
-    extern "C" __global__ void __launch_bounds__(256) statistics_##suffix(                      \
+    extern "C" __global__ void __launch_bounds__(256, 4) statistics_##suffix(                   \
         IN(T) x, int rows, int channels, int across, float eps, float decay,                    \
         float eps_in_average, OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean,         \
         OUT(float) avg_var, float *partial, unsigned int *counters) {                           \
         statistics<T, V>(x, rows, channels, across,                                             \
             {eps, decay, eps_in_average, mean, inv_std, avg_mean, avg_var}, partial, counters); \
     }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) normalize_##suffix(                       \
+    extern "C" __global__ void __launch_bounds__(256, 4) normalize_##suffix(                    \
         IN(T) x, IN(T) residual, IN(float) mean, IN(float) inv_std, IN(float) gamma,            \
         IN(float) beta, int kind, int rows, int channels, int across, OUT(T) y,                 \
         OUT(unsigned char) mask) {                                                              \
         normalize<T, V>(x, residual, mean, inv_std, gamma, beta, kind, rows, channels,          \
             across, y, mask);                                                                   \
     }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) backward_sums_##suffix(                   \
+    extern "C" __global__ void __launch_bounds__(256, 3) backward_sums_##suffix(                \
         IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,       \
         IN(float) beta, int kind, int rows, int channels, int across, OUT(T) kept,              \
         OUT(float) ggamma, OUT(float) gbeta, float *partial, unsigned int *counters) {          \
         backward_sums<T, V>(gy, x, mask, mean, inv_std, gamma, beta, kind, rows, channels,      \
             across, kept, ggamma, gbeta, partial, counters);                                    \
     }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) backward_input_##suffix(                  \
+    extern "C" __global__ void __launch_bounds__(256, 3) backward_input_##suffix(               \
         IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,       \
         IN(float) beta, IN(float) ggamma, IN(float) gbeta, int kind, int rows, int channels,    \
         int across, OUT(T) gx) {                                                                \

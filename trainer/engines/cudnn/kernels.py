@@ -22,6 +22,10 @@ _THREADS = 256
 #: memory moves.
 _ACROSS = 8
 
+#: Blocks of a kernel that a multiprocessor runs at once: its registers are bounded so
+#: (``__launch_bounds__`` in ``kernels.cu``).
+AT_ONCE = {'statistics': 4, 'normalize': 4, 'backward_sums': 3, 'backward_input': 3}
+
 
 def _empty(shape, dtype):
     import cupy
@@ -52,25 +56,27 @@ def _kind(dtype, channels):
 
 
 class _Rows:
-    """How a map's pixels are dealt out to blocks, of which a multiprocessor gets ``blocks``.
+    """How a kernel deals a map's pixels out to blocks: to as many as run at once.
 
-    Kernels that add up take as many as run there at the same time, by their registers.
+    They walk through the map together, so that what a kernel read last is in the L2 cache
+    when the next one begins there.
     """
 
-    def __init__(self, x, blocks):
+    def __init__(self, kernel, x):
         import cupy
 
+        self._kernel = kernel
         n, self.channels, h, w = x.shape
         self.rows = n * h * w
         letter, pack = _kind(x.dtype, self.channels)
-        self.suffix = f'_{letter}{pack}'
+        self._suffix = f'_{letter}{pack}'
         self.packs = self.channels // pack
         self.across = min(self.packs, _ACROSS)
         tiles = -(-self.packs // self.across)
         device = cupy.cuda.Device().id
         high = _THREADS // self.across
         # Each thread should have a few pixels.
-        blocks = min(-(-blocks * _processors(device) // tiles), -(-self.rows // (4 * high)))
+        blocks = min(AT_ONCE[kernel] * _processors(device) // tiles, -(-self.rows // (4 * high)))
         self.grid = max(1, blocks), tiles
         self.shared = _THREADS * 2 * pack * 4
         self._device = device
@@ -89,8 +95,8 @@ class _Rows:
             _counters(self._device, tiles),
         )
 
-    def launch(self, kernel, *args, shared=0):
-        _launch(kernel + self.suffix, self.grid, _THREADS, *args, shared=shared)
+    def launch(self, *args, shared=0):
+        _launch(self._kernel + self._suffix, self.grid, _THREADS, *args, shared=shared)
 
 
 def _statistics(running):
@@ -108,9 +114,9 @@ def _statistics(running):
 
 
 def statistics(x, running):
-    rows = _Rows(x, 4)
+    rows = _Rows('statistics', x)
     found, arguments = _statistics(running)
-    rows.launch('statistics', x, *rows.sizes(), *arguments, *rows.sums(), shared=rows.shared)
+    rows.launch(x, *rows.sizes(), *arguments, *rows.sums(), shared=rows.shared)
     return found
 
 
@@ -133,25 +139,22 @@ def statistics_of_sums(total, square, rows, running):
 def normalize(x, residual, mean, inv_std, gamma, beta, kind):
     import cupy
 
-    rows = _Rows(x, 8)
+    rows = _Rows('normalize', x)
     y = _empty(x.shape, x.dtype)
     mask = None
     if kind == ADD_RELU:
         mask = cupy.empty(rows.rows * rows.packs, np.uint8)
-    rows.launch(
-        'normalize', x, residual, mean, inv_std, gamma, beta, np.int32(kind), *rows.sizes(), y, mask
-    )
+    rows.launch(x, residual, mean, inv_std, gamma, beta, np.int32(kind), *rows.sizes(), y, mask)
     return y, mask
 
 
 def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     import cupy
 
-    rows = _Rows(x, 3)
+    rows = _Rows('backward_sums', x)
     ggamma, gbeta = cupy.empty_like(gamma), cupy.empty_like(gamma)
     kept = _empty(x.shape, x.dtype) if keep and kind == ADD_RELU else None
     rows.launch(
-        'backward_sums',
         gy,
         x,
         mask,
@@ -168,10 +171,9 @@ def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
         shared=rows.shared,
     )
     gx = _empty(x.shape, x.dtype)
-    rows = _Rows(x, 8)
+    rows = _Rows('backward_input', x)
     # What was kept is masked already.
     rows.launch(
-        'backward_input',
         *((gy, x, mask) if kept is None else (kept, x, None)),
         mean,
         inv_std,
