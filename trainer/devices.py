@@ -20,7 +20,7 @@ def get(gpu):
         raise InputError(
             f'-g {gpu}: CuPy cannot be imported ({e}); install it with "uv sync --extra cuda13" or '
             '"pip install cupy-cuda13x", or leave -g out to compute on the CPU'
-        )
+        ) from e
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as e:
@@ -28,7 +28,7 @@ def get(gpu):
             '-g {}: no GPU can be used here ({}); leave -g out to compute on the CPU'.format(
                 gpu, str(e).split(':')[-1].strip()
             )
-        )
+        ) from e
     if gpu >= count:
         raise InputError(
             '-g {}: this machine has {} GPU{}, numbered from 0'.format(

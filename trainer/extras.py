@@ -25,4 +25,4 @@ def need(package, purpose, extra=None):
         raise InputError(
             f'{purpose} needs the package {package} ({e}); install it with "uv sync --extra {extra or package}" or '
             f'"pip install {package}"'
-        )
+        ) from e

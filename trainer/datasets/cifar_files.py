@@ -40,7 +40,7 @@ class _Folder:
             with open(path, 'rb') as f:
                 return f.read()
         except OSError as e:
-            raise InputError(f'{path}: cannot be read ({e.strerror})')
+            raise InputError(f'{path}: cannot be read ({e.strerror})') from e
 
     def where(self, name):
         return os.path.join(self.path, name)
@@ -60,7 +60,7 @@ class _Archive:
                     if member.isreg() and name in wanted and member.size < 1 << 28:
                         self.contents[name] = tar.extractfile(member).read()
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as e:
-            raise InputError(f'{path}: not a whole tar archive ({e}); fetch it again')
+            raise InputError(f'{path}: not a whole tar archive ({e}); fetch it again') from e
 
     def names(self):
         return set(self.contents)
@@ -173,7 +173,9 @@ def _read_pickle(spec, raw, where):
             raise ValueError(f'{len(labels)} labels for {len(pixels)} pictures')
         labels = np.array(labels, np.int64)
     except (KeyError, ValueError, OverflowError) as e:
-        raise InputError(f'{where}: not a whole file of the Python version ({e}); fetch it again')
+        raise InputError(
+            f'{where}: not a whole file of the Python version ({e}); fetch it again'
+        ) from e
     return _pictures(spec, pixels, labels, where)
 
 

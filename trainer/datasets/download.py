@@ -58,7 +58,7 @@ def fetch(url, md5):
                     f'try again, or {mend}'
                 )
     except urllib.error.URLError as e:
-        raise InputError(f'{url}: cannot be downloaded ({e.reason}); {mend}')
+        raise InputError(f'{url}: cannot be downloaded ({e.reason}); {mend}') from e
     except (TimeoutError, ConnectionError) as e:
-        raise InputError(f'{url}: the download broke off ({e}); try again, or {mend}')
+        raise InputError(f'{url}: the download broke off ({e}); try again, or {mend}') from e
     return path

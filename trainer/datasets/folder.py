@@ -278,8 +278,10 @@ def _annotated(folder):
         with open(listing, encoding='utf-8') as f:
             rows = [line.split('\t')[:2] for line in f if line.strip()]
         names, categories = zip(*rows)
-    except ValueError:  # or no UTF-8
-        raise InputError(f'{listing}: not a list of pictures and their classes, tabs between')
+    except ValueError as e:  # or no UTF-8
+        raise InputError(
+            f'{listing}: not a list of pictures and their classes, tabs between'
+        ) from e
     paths = [os.path.join(folder, 'images', name) for name in names]
     missing = next((path for path in paths if not os.path.isfile(path)), None)
     if missing is not None:

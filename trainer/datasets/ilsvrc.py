@@ -84,8 +84,8 @@ def _published_val(root, flag):
     try:
         with open(listing, encoding='utf-8') as f:
             names = [line.split()[0] for line in f if line.strip()]
-    except UnicodeDecodeError:
-        raise InputError(f'{listing}: not a list of pictures')
+    except UnicodeDecodeError as e:
+        raise InputError(f'{listing}: not a list of pictures') from e
     if not names:
         raise InputError(f'{listing}: an empty list of pictures')
     synsets = [_synset(os.path.join(annotations, name + '.xml')) for name in names]
@@ -110,7 +110,7 @@ def _synset(path):
         with files.open_regular(path) as f:
             xml = f.read(_MAX_ANNOTATION + 1)
     except OSError as e:
-        raise InputError(f'{path}: cannot be read ({e.strerror})')
+        raise InputError(f'{path}: cannot be read ({e.strerror})') from e
     if len(xml) > _MAX_ANNOTATION:
         raise InputError(f'{path}: too large for an annotation')
     here, names = [], []
@@ -141,4 +141,4 @@ def _synset(path):
             '{}: not an annotation that names an object ({})'.format(
                 path, 'no object' if isinstance(e, IndexError) else e
             )
-        )
+        ) from e

@@ -102,7 +102,7 @@ def _read(path, dimensions):
             '{}: cannot be read ({}); fetch it again'.format(
                 path, getattr(e, 'strerror', None) or e
             )
-        )
+        ) from e
     head = 4 + 4 * dimensions
     if raw[:4] != bytes((0, 0, 8, dimensions)) or len(raw) < head:
         raise InputError(

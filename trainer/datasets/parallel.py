@@ -99,11 +99,11 @@ def batches(load, plan, size, shape, workers=None, dtype=np.float32):
             }
             yield Batch(items, memory[place, : len(items)], errors)
             free.append(place)
-    except concurrent.futures.process.BrokenProcessPool:
+    except concurrent.futures.process.BrokenProcessPool as e:
         raise InputError(
             'a process that loads pictures was killed, perhaps for want of memory; '
             'fewer --workers or a smaller batch (-b) need less'
-        )
+        ) from e
     finally:
         executor.shutdown(cancel_futures=True)
 

@@ -58,7 +58,7 @@ def _read(path):
             sheet = np.asarray(image.convert('RGB'))
         tiles = sheet.reshape(rows, 32, _COLUMNS, 32, 3)
     except (OSError, ValueError) as e:
-        raise InputError(f'{path}: cannot be read ({e}); get the project again')
+        raise InputError(f'{path}: cannot be read ({e}); get the project again') from e
     return np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3)).reshape(-1, 3, 32, 32)
 
 

@@ -81,6 +81,6 @@ def read(path):
     except OSError as e:
         raise InputError(
             f'{path}: cannot be read ({e.strerror}); it says which pictures are for testing'
-        )
+        ) from e
     except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise InputError(f'{path}: damaged ({e}); it said which pictures are for testing')
+        raise InputError(f'{path}: damaged ({e}); it said which pictures are for testing') from e

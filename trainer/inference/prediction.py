@@ -90,7 +90,7 @@ class Load:
             self._transform(source, out=out)
         except InputError as e:
             # Whoever asked knows which picture it is.
-            raise InputError(str(e).removeprefix(f'{source}: '))
+            raise InputError(str(e).removeprefix(f'{source}: ')) from None
 
 
 def predictors(networks):

@@ -50,7 +50,7 @@ class Run:
         except OSError as e:
             raise InputError(
                 f'{path}: cannot be read ({e.strerror}); a run writes it after its first epoch'
-            )
+            ) from e
         except (
             ValueError,
             KeyError,
@@ -59,7 +59,7 @@ class Run:
             ZeroDivisionError,
             RecursionError,
         ) as e:
-            raise InputError(f'{path}: not a log.json of a run ({type(e).__name__}: {e})')
+            raise InputError(f'{path}: not a log.json of a run ({type(e).__name__}: {e})') from e
         if not any('test_error' in row for row in self.epochs):
             raise InputError(f'{path}: a log without epochs')
 

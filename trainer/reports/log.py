@@ -104,6 +104,6 @@ class Log(extensions.LogReport):
                     epoch[key] = entry[name] / max(total, 1)
             self._log = log
         except OSError as e:
-            raise InputError(f'-l {path}: cannot be read ({e.strerror})')
+            raise InputError(f'-l {path}: cannot be read ({e.strerror})') from e
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise InputError(f'-l {path}: not a log.json of a run ({type(e).__name__}: {e})')
+            raise InputError(f'-l {path}: not a log.json of a run ({type(e).__name__}: {e})') from e

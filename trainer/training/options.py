@@ -181,7 +181,7 @@ def blocks(network, depth):
     try:
         return of.blocks_of_depth(depth)
     except InputError as e:
-        raise InputError(f'--{e}')
+        raise InputError(f'--{e}') from None
 
 
 def _scale(options, recipe, given, say):
@@ -232,10 +232,10 @@ def read_record(folder):
             raise InputError(
                 f'{path}: gone, though there are snapshots beside it; give the options of '
                 'the run and its newest snapshot with -o'
-            )
+            ) from None
         return None
     except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f'{path}: damaged ({e}); it cannot be gone on with')
+        raise InputError(f'{path}: damaged ({e}); it cannot be gone on with') from e
 
 
 def describe(dataset):

@@ -111,7 +111,7 @@ def _world(size):
         raise InputError(
             f'mpiexec started {size} processes, but mpi4py cannot be imported ({e}); install it with '
             '"uv sync --extra mpi" or "pip install mpi4py mpich"'
-        )
+        ) from e
     if MPI.COMM_WORLD.size != size:
         raise InputError(
             'mpiexec started {} processes, but mpi4py sees {}: it uses {}, and mpiexec is of '
@@ -254,7 +254,7 @@ class Processes(Alone):
                 raise
             raise InputError(
                 f'{e} (with -g {first}, the {self.local_size} processes of {socket.gethostname()} take as many GPUs)'
-            )
+            ) from None
         from chainermn import nccl
 
         if not nccl._available:

@@ -73,7 +73,7 @@ def train(resume=False, say=print, **given):
         except OSError as e:
             raise InputError(
                 f'{e.filename or folder}: cannot be written ({e.strerror or e}); mend that and go on with --resume'
-            )
+            ) from e
         finally:
             if lock is not None:
                 lock.release()
@@ -112,13 +112,15 @@ def _claim(folder):
         lock.acquire(timeout=2)  # seconds: a run that was just killed may be about to go
         return lock
     except filelock.Timeout:
-        raise InputError(f'-p {folder}: another run is writing there; choose another folder')
+        raise InputError(
+            f'-p {folder}: another run is writing there; choose another folder'
+        ) from None
     except (OSError, NotImplementedError) as e:
         raise InputError(
             '-p {}: cannot be written ({}); choose another folder'.format(
                 folder, getattr(e, 'strerror', None) or e
             )
-        )
+        ) from e
 
 
 def _train(folder, resume, say, given, group):
@@ -181,7 +183,7 @@ def _train(folder, resume, say, given, group):
                     '-o {}: does not fit {} ({})'.format(
                         options['load_optimizer'], npz.describe(network), e
                     )
-                )
+                ) from e
         if options['load_log'] is not None:
             log.load(options['load_log'], epochs_before)
     data = data_path(dataset, options, preprocessing, group)
@@ -283,7 +285,7 @@ def _train(folder, resume, say, given, group):
             raise InputError(
                 f'{e}; mend it, or put another picture of its class in its place, and '
                 f'go on with --resume {folder}: nothing is lost'
-            )
+            ) from e
     if stop.wanted and updater.epoch < options['epoch']:
         say(
             f'stopped after update {updater.iteration}, nothing is lost: python main.py --resume {folder}'

@@ -89,7 +89,7 @@ def restore(trainer, folder, say=print, group=processes.Alone()):
     except (KeyError, ValueError, TypeError) as e:
         raise InputError(
             f'{path}: not of this run: it does not fit the network or the options ({e})'
-        )
+        ) from e
     return path
 
 

@@ -75,7 +75,9 @@ def _load(source, short_side, shrink=False):
     try:
         return image, resized_size(*size, short_side)
     except InputError as e:
-        raise InputError(f'{source}: {e}') if isinstance(source, (str, os.PathLike)) else e
+        if isinstance(source, (str, os.PathLike)):
+            raise InputError(f'{source}: {e}') from None
+        raise
 
 
 def _centre(n):

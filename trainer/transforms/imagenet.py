@@ -48,7 +48,9 @@ class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
         try:
             pixels = cls._train(image, size, d)
         except InputError as e:
-            raise InputError(f'{img}: {e}') if isinstance(img, (str, os.PathLike)) else e
+            if isinstance(img, (str, os.PathLike)):
+                raise InputError(f'{img}: {e}') from None
+            raise
         return Sample(pixels, d._asdict())
 
 

@@ -156,20 +156,24 @@ def _load(path, share=None):
                 with _quiet_libtiff() if image.format == 'TIFF' else contextlib.nullcontext():
                     return _rgb(image), size
     except InputError as e:
-        raise e if str(path) in str(e) else InputError(f'{path}: {e}')
+        if str(path) in str(e):
+            raise
+        raise InputError(f'{path}: {e}') from None
     except UnidentifiedImageError:
         raise InputError(
             '{}: not a picture, or none that can be read ({})'.format(path, ', '.join(FORMATS))
-        )
+        ) from None
     except OSError as e:
-        raise InputError(f'{path}: cannot be read as a picture ({(e.strerror or str(e)).strip()})')
+        raise InputError(
+            f'{path}: cannot be read as a picture ({(e.strerror or str(e)).strip()})'
+        ) from e
     # Decoders raise nearly anything over damaged files.
     except Exception as e:
         raise InputError(
             '{}: cannot be read as a picture ({}: {})'.format(
                 path, type(e).__name__, ' '.join(str(e).split())[:100]
             )
-        )
+        ) from e
 
 
 def _shrink(image, share):

@@ -36,7 +36,7 @@ def kind_of(path):
         with files.open_regular(path) as f:
             head = f.read(512)
     except OSError as e:
-        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
     if head[:4] == b'PK\3\4':
         # The first member: arrays in npz, the pickle in PyTorch's.
         (length,) = struct.unpack('<H', head[26:28].ljust(2, b'\0'))

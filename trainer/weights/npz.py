@@ -60,14 +60,14 @@ def _reading(path):
     except InputError:
         raise
     except OSError as e:
-        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
     except _DAMAGE as e:
         detail = ' '.join(str(e).split())[:100]
         raise InputError(
             '{}: not a whole npz file ({}{}); fetch or convert it again'.format(
                 path, type(e).__name__, ': ' + detail if detail else ''
             )
-        )
+        ) from e
 
 
 def _member(archive, info):
@@ -151,7 +151,7 @@ def _fill(network, arrays, path, architecture):
         try:
             units = forms.units(network, form) if form else network.original_units()
         except InputError as e:
-            raise InputError(f'{path}: {e}')
+            raise InputError(f'{path}: {e}') from None
         arrays = original.to_here(arrays, units, path, describe(network))
     held = state(network)
     missing = [name for name in held if name not in arrays]
@@ -238,7 +238,7 @@ def save(path, network, layout=None):
         try:
             units = network.original_units()
         except InputError as e:
-            raise InputError(f"layout 'original': {e}; leave the layout out")
+            raise InputError(f"layout 'original': {e}; leave the layout out") from None
         arrays = original.from_here(arrays, units)
         write = np.savez_compressed
     elif layout is None or layout in forms.FORMS:

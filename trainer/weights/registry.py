@@ -69,7 +69,7 @@ def build(architecture, path, weight_limit):
         raise InputError(
             f'{path}: describes a network that cannot be built ({type(e).__name__}: {e}); it is damaged, '
             'or was written by a later version'
-        )
+        ) from e
 
 
 def check_flags(network, path, C=None, d=None, layers=None):

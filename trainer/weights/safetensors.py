@@ -50,13 +50,13 @@ def read(path):
             data = f.read()
         tensors = {name: _tensor(held) for name, held in safetensors.deserialize(data)}
     except OSError as e:
-        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
     except safetensors.SafetensorError as e:
         raise InputError(
             '{}: not a whole safetensors file ({}); fetch it again'.format(
                 path, ' '.join(str(e).split())[:100]
             )
-        )
+        ) from e
     network, found = state_dict.read(tensors, path)
     # The package has checked that there is such a header.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])

@@ -146,7 +146,7 @@ def parse(f):
     try:
         root = reader.read_obj()
     except _DAMAGE as e:
-        raise Damaged(e if isinstance(e, torchfile.T7ReaderException) else type(e).__name__)
+        raise Damaged(e if isinstance(e, torchfile.T7ReaderException) else type(e).__name__) from e
     if f.tell() != reader.f.size:
         raise Damaged(f'{reader.f.size - f.tell()} bytes follow its end')
     return root, reader.numbers

@@ -519,8 +519,8 @@ def read(path):
         with files.open_regular(path) as f:
             return _build(f, path)
     except OSError as e:
-        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
     except _Refused as e:
-        raise InputError(f'{path}: cannot be converted: {e}')
+        raise InputError(f'{path}: cannot be converted: {e}') from None
     except t7.Damaged as e:
-        raise InputError(f'{path}: not a whole Torch7 file ({e}); fetch it again')
+        raise InputError(f'{path}: not a whole Torch7 file ({e}); fetch it again') from e
