@@ -16,11 +16,18 @@ SHARED = ROOT.parent / 'shared'
 FIXTURES = ROOT / 'tests' / 'fixtures'
 
 
+def has_gpu():
+    """Whether there is a GPU that CuPy can use; CuPy can be imported without a driver."""
+    from chainer.backends import cuda
+
+    return cuda.available and cuda.cupy.cuda.is_available()
+
+
 def simulated():
     """Whether the GPU is the simulation in tests/simulated_gpu, where long tests are shortened."""
     from chainer.backends import cuda
 
-    return cuda.available and b'Simulated' in cuda.cupy.cuda.runtime.getDeviceProperties(0)['name']
+    return has_gpu() and b'Simulated' in cuda.cupy.cuda.runtime.getDeviceProperties(0)['name']
 
 
 def has_compiler():
@@ -48,9 +55,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    from chainer.backends import cuda
-
-    if not cuda.available:
+    if not has_gpu():
         reason = 'needs a GPU with CuPy, and there is none here'
     elif simulated() and not has_compiler():
         reason = 'the simulated GPU needs Linux and a g++ that has _Float16 (12 on x86_64)'

@@ -5,7 +5,7 @@ import json
 import chainer
 import numpy as np
 import pytest
-from conftest import FIXTURES, starting_with
+from conftest import FIXTURES, has_gpu, starting_with
 
 import resnext
 from trainer.errors import InputError
@@ -293,9 +293,7 @@ class TestOriginalMethods:
             np.testing.assert_array_equal(before, network.stem.bn.avg_mean)
 
     def test_gpu_without_gpu(self):
-        from chainer.backends import cuda
-
-        if cuda.available:
+        if has_gpu():
             pytest.skip('there is a GPU here')
         with pytest.raises(InputError, match='-g 0: '):
             resnext.ResNext(10, (1, 1, 1), C=2, d=8).check_gpu(0)

@@ -8,7 +8,7 @@ import subprocess
 import chainer
 import numpy as np
 import pytest
-from conftest import ROOT, images_of_step, relative, simulated, state_on_cpu
+from conftest import ROOT, has_gpu, images_of_step, relative, simulated, state_on_cpu
 
 import resnext
 import resnext_ilsvrc
@@ -207,7 +207,7 @@ class TestChoice:
             engines.choose(-1, 'mixed')
 
     def test_without_cupy(self):
-        if chainer.backends.cuda.available:
+        if has_gpu():
             pytest.skip('there is a GPU here')
         engine, precision, why = engines.choose(0)
         assert (engine, precision) == ('reference', 'float32')

@@ -13,7 +13,7 @@ import time
 import chainer
 import numpy as np
 import pytest
-from conftest import ROOT, write_cifar10
+from conftest import ROOT, has_gpu, write_cifar10
 
 import main
 import resnext
@@ -645,8 +645,6 @@ class TestCommandLine:
         return err
 
     def test_errors_are_one_line(self, capsys, tmp_path, cifar):
-        from chainer.backends import cuda
-
         (tmp_path / 'file').write_text('x')
         p = ('-p', tmp_path / 'run')
         for argv, words in [
@@ -665,6 +663,6 @@ class TestCommandLine:
             (('--quick', '-b', '2501', '--sampling', 'original', *p), '-b 2501'),
             (('--resume', tmp_path / 'none'), 'there is no such folder'),
             (('--resume', cifar, '-p', tmp_path), 'name two folders'),
-        ] + ([] if cuda.available else [(('--quick', '-g', '0', *p), '-g 0: ')]):
+        ] + ([] if has_gpu() else [(('--quick', '-g', '0', *p), '-g 0: ')]):
             assert words in self.line(capsys, *argv), argv
         assert not (tmp_path / 'run' / 'run.json').exists()

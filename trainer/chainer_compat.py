@@ -39,6 +39,8 @@ def install():
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated', UserWarning)
     # CuPy has no cuDNN any more; trainer.engines.cudnn reaches it another way.
     warnings.filterwarnings('ignore', 'cuDNN is not enabled', UserWarning)
+    # Chainer asks CuPy for NCCL, which only several GPUs need; their run says so where it fails.
+    warnings.filterwarnings('ignore', r'\s*nccl library could not be loaded', UserWarning)
     # MultiprocessIterator still says Thread.setDaemon(True).
     warnings.filterwarnings('ignore', r'setDaemon\(\) is deprecated', DeprecationWarning)
     return supplied

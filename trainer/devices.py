@@ -19,7 +19,7 @@ def get(gpu):
     except ImportError as e:
         raise InputError(
             f'-g {gpu}: CuPy cannot be imported ({e}); install it with "uv sync --extra cuda13" or '
-            '"pip install cupy-cuda13x", or leave -g out to compute on the CPU'
+            '"pip install .[cuda13]", or leave -g out to compute on the CPU'
         ) from e
     try:
         count = cupy.cuda.runtime.getDeviceCount()

@@ -1,0 +1,86 @@
+"""What the extra cuda13 brings, of which nothing here needs a GPU."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+FIND = """
+import json
+from cuda import pathfinder
+from cupy import _environment
+
+found = {name: pathfinder.load_nvidia_dynamic_lib(name) for name in ('cudart', 'nvrtc', 'cublas')}
+print(json.dumps({
+    'headers': pathfinder.find_nvidia_header_directory('cudart'),
+    'CuPy': _environment.get_cuda_path(),
+    **{name: lib.found_via for name, lib in found.items()},
+}))
+"""
+
+
+def test_headers_and_libraries_are_in_the_environment():
+    """On a machine with nothing but a driver CuPy and cuDNN have no others."""
+    try:
+        importlib.metadata.version('cupy-cuda13x')
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('needs the extra cuda13, which is not installed')
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ('LD_LIBRARY_PATH', 'PYTHONPATH', 'CUDA_PATH', 'CUDA_HOME')
+    }
+    run = subprocess.run(
+        [sys.executable, '-c', FIND], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    headers, root = found.pop('headers'), found.pop('CuPy')
+    assert os.path.isfile(os.path.join(headers, 'cuda_fp16.h'))
+    assert os.path.samefile(headers, os.path.join(root, 'include'))
+    assert found == dict.fromkeys(found, 'site-packages')
+
+
+def test_chainer_s_search_for_nccl_prints_nothing():
+    """CuPy's advice of several lines would otherwise begin every run on a single GPU."""
+    code = r"""
+import warnings
+import trainer
+warnings.warn('\nnccl library could not be loaded.\n\nReason: ImportError (libnccl.so.2)\n')
+"""
+    run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, '')
+
+
+NO_DRIVER = """
+import cupy
+
+def fails(*args):
+    raise cupy.cuda.runtime.CUDARuntimeError('cudaErrorInsufficientDriver', 'no driver')
+
+cupy.cuda.is_available = lambda: False
+cupy.cuda.runtime.getDeviceCount = cupy.cuda.runtime.getDeviceProperties = fails
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the simulated CuPy needs Linux')
+def test_pytest_with_cupy_and_without_a_driver(tmp_path):
+    """Everything marked gpu is skipped there, and the rest runs."""
+    (tmp_path / 'no_driver.py').write_text(NO_DRIVER)
+    for package in (ROOT / 'tests' / 'simulated_gpu').iterdir():
+        (tmp_path / package.name).symlink_to(package)
+    tests = ['tests/test_captured_step.py', 'tests/test_cudnn_engine.py::TestChoice']
+    run = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-p', 'no_driver', *tests, '-p', 'no:cacheprovider'],
+        cwd=ROOT,
+        env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    last = run.stdout.splitlines()[-1]
+    assert '2 passed' in last and 'skipped' in last
