@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import write_cifar10
 
-from trainer import datasets, pickled
+from trainer import datasets, pickled, pickled_arrays
 from trainer.datasets import cifar10, download, quick
 from trainer.errors import InputError
 
@@ -148,6 +148,13 @@ class TestDamage:
         with pytest.raises(InputError, match=r'data_batch_3.bin.*cut short'):
             datasets.load('cifar10', str(binary))
 
+    @pytest.mark.parametrize('name', ['data_batch_1.bin', 'data_batch_1'])
+    def test_absurd_size(self, name, binary, python):
+        folder = binary if name.endswith('.bin') else python
+        os.truncate(folder / name, 1 << 34)
+        with pytest.raises(InputError, match=f'{name}: cannot be read .it has more than'):
+            datasets.load('cifar10', str(folder))
+
     def test_cut_between_records(self, binary, monkeypatch):
         published = dict.fromkeys(cifar10.SPEC.pictures, 20)
         monkeypatch.setattr(cifar10, 'SPEC', cifar10.SPEC._replace(pictures=published))
@@ -256,10 +263,12 @@ def test_pickled_agrees_with_pickle():
     for dtype in ('u1', '<i8', '>i4', 'f4', '<f8', '?'):
         a = np.arange(6).reshape(2, 3).astype(dtype)
         for b in (a, np.asfortranarray(a)):
-            found = pickled.array(pickled.read(pickle.dumps(b, 2), pickled.ARRAYS))
+            found = pickled_arrays.read(pickled.read(pickle.dumps(b, 2), pickled_arrays.NAMES))
             assert (found == b).all() and found.shape == b.shape
     with pytest.raises(pickled.PickleError):
-        pickled.array(pickled.read(pickle.dumps(np.array([{}], object), 2), pickled.ARRAYS))
+        pickled_arrays.read(
+            pickled.read(pickle.dumps(np.array([{}], object), 2), pickled_arrays.NAMES)
+        )
 
 
 class TestDownload:

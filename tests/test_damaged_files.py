@@ -31,9 +31,9 @@ def bounded():
     def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     yield
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert peak() - before < 1e9
 
 
@@ -237,6 +237,11 @@ def test_hostile_t7_files(data, tmp_path, bounded):
     refused(read_t7, tmp_path / 'x.t7')
 
 
+def test_much_text(tmp_path):
+    (tmp_path / 'x.t7').write_bytes(table(66, lambda i: ints(2, 1 << 20) + b'x' * (1 << 20)))
+    refused(read_t7, tmp_path / 'x.t7', 'more than 67,108,864 bytes beside its numbers')
+
+
 def test_one_storage_cannot_pass_for_many_weights(tmp_path, bounded):
     def tree(strides, offset):
         tree = t7_files.Builder().network('cifar', (1,), 1, 4, 8, 8, 3)
@@ -370,6 +375,16 @@ def member(name, data, method=zipfile.ZIP_STORED):
             archive.writestr(name, data)
 
     return write
+
+
+def test_two_arrays_of_one_name(tmp_path):
+    path = tmp_path / 'x.npz'
+    with zipfile.ZipFile(path, 'w') as archive:
+        for value in range(2):
+            with archive.open(f'a{value}.npy', 'w') as member:
+                np.lib.format.write_array(member, np.full(1, value, np.float32))
+    path.write_bytes(path.read_bytes().replace(b'a1.npy', b'a0.npy'))
+    refused(npz.read_arrays, path, 'two arrays are called a0')
 
 
 HEADER = b'\x93NUMPY\1\0\x76\0' + b"{'descr': %s, 'fortran_order': False, 'shape': %s, }"

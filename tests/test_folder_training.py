@@ -178,6 +178,33 @@ def test_mnist(compressed, tmp_path):
             datasets.load('mnist', str(tmp_path))
 
 
+def test_absurd_mnist(tmp_path):
+    whole = {
+        name: idx(np.zeros((5, 28, 28) if 'images' in name else 5, 'u1')) for name in mnist.FILES
+    }
+    images, labels = list(mnist.FILES)[:2]
+    many = 1 << 20
+
+    def refused(words):
+        with pytest.raises(InputError, match=words):
+            datasets.load('mnist', str(tmp_path))
+
+    for name, data in whole.items():
+        (tmp_path / name).write_bytes(data)
+    datasets.load('mnist', str(tmp_path))
+    os.truncate(tmp_path / images, 1 << 34)
+    refused(f'{images}: cannot be read .it has more than')
+    (tmp_path / labels).write_bytes(idx(np.zeros(many, 'u1')))
+    (tmp_path / images).write_bytes(idx(np.zeros((many, 1, 1), 'u1')))
+    refused(f'{images}: 1,048,576 pictures; at most')
+    (tmp_path / labels).write_bytes(whole[labels])
+    (tmp_path / images).write_bytes(idx(np.zeros((5, 0, 28), 'u1')))
+    refused(f'{images}: pictures of 0 x 28 pixels')
+    (tmp_path / images).unlink()
+    (tmp_path / (images + '.gz')).write_bytes(gzip.compress(bytes(1 << 27), 1))
+    refused(f'{images}.gz: not an IDX file')
+
+
 def test_digits_are_not_mirrored():
     """Neither where a class of data_augmentation says so itself nor where it draws it."""
     memory = quick.load().train

@@ -578,7 +578,7 @@ def test_trees_and_folders_that_are_wrong(tmp_path, monkeypatch):
             '<!DOCTYPE a [<!ENTITY b "n01">]><a><object><name>&b;</name></object></a>',
             'document type',
         ),
-        ('<a><object><name>n01</name></object></a>' + ' ' * (1 << 20), 'too large'),
+        ('<a><object><name>n01</name></object></a>' + ' ' * (1 << 20), 'more than'),
     ):
         annotation.write_text(text)
         with pytest.raises(InputError, match=f'{names[0]}.xml: .*{message}'):
@@ -590,6 +590,12 @@ def test_trees_and_folders_that_are_wrong(tmp_path, monkeypatch):
     listing.write_bytes(b'\xff\xfe\xff')
     with pytest.raises(InputError, match='val.txt: not a list'):
         ilsvrc.find()
+    listing.write_bytes(b'a\0b 1\n')
+    with pytest.raises(InputError, match='cannot be read .its name holds a NUL'):
+        ilsvrc.find()
+    os.truncate(listing, 1 << 34)
+    with pytest.raises(InputError, match='val.txt: cannot be read .it has more than'):
+        ilsvrc.find()
     listing.write_text('\n')
     with pytest.raises(InputError, match='val.txt: an empty list'):
         ilsvrc.find()
@@ -598,9 +604,10 @@ def test_trees_and_folders_that_are_wrong(tmp_path, monkeypatch):
         ilsvrc.find()
 
 
-def test_an_annotation_of_many_lines_takes_no_time(tmp_path):
+@pytest.mark.parametrize('inside', ['\n' * 1000000, '<b>' * 149000 + '</b>' * 149000])
+def test_a_large_annotation_takes_no_time(inside, tmp_path):
     path = tmp_path / 'x.xml'
-    path.write_text('<a><object><name>n01{}</name></object></a>'.format('\n' * 1000000))
+    path.write_text(f'<a><object><name>n01{inside}</name></object></a>')
     begun = time.process_time()
     assert ilsvrc._synset(str(path)) == 'n01'
     assert time.process_time() - begun < 1

@@ -583,6 +583,30 @@ def test_damaged_safetensors_files(tmp_path):
     assert outcomes['one line'] > 200 and slowest < 10
 
 
+def test_hostile_safetensors_files(tmp_path):
+    pytest.importorskip('safetensors', reason='safetensors is not installed')
+    path = tmp_path / 'x'
+    safetensors.save(path, small())
+    with open(path, 'rb') as f:
+        header = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
+        numbers = f.read()
+
+    def write(header):
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, 'little') + text + numbers)
+
+    write(header)
+    safetensors.read(path)
+    write(dict(header, __metadata__={'classes': '[' * 100_000}))
+    refused(safetensors.read, path, 'its classes are not a list')
+    empty = {'dtype': 'F32', 'shape': [0], 'data_offsets': [0, 0]}
+    write({str(i): empty for i in range(100_000)})
+    refused(safetensors.read, path, 'its header has [67],')
+    write(header)
+    os.truncate(path, 1 << 34)
+    refused(safetensors.read, path, 'it has more than')
+
+
 def test_pickles_without_end_take_no_time(tmp_path):
     start = time.perf_counter()
     for pickled in (

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -48,9 +49,37 @@ def open_regular(path):
     Raises:
         OSError: It cannot be read.
     """
+    if '\0' in os.fspath(path):  # a ValueError elsewhere
+        raise OSError(errno.EINVAL, 'its name holds a NUL', path)
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, 'it is not a file', path)
     return open(path, 'rb')
+
+
+def read_bounded(path, most):
+    """Return the bytes of a regular file.
+
+    Args:
+        path (str): The file.
+        most (int): Bytes; of a larger one nothing is read.
+
+    Raises:
+        OSError: It cannot be read, or is larger.
+    """
+    with open_regular(path) as f:
+        if os.fstat(f.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f'it has more than {most:,} bytes', path)
+        return f.read(most)
+
+
+def read_lines(path):
+    """Return the lines of a list in UTF-8; ILSVRC's of 50,000 pictures has 2 MB.
+
+    Raises:
+        OSError: It cannot be read, or has more than 8 MB.
+        UnicodeDecodeError: It is no UTF-8.
+    """
+    return io.StringIO(read_bounded(path, 8 << 20).decode(), newline=None).readlines()
 
 
 def save_json(path, content):

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from trainer import pickled
+from trainer import files, pickled, pickled_arrays
 from trainer.datasets import Dataset, Pictures, download
 from trainer.errors import InputError
 
@@ -26,6 +26,9 @@ Spec = collections.namedtuple(
 
 _PIXELS = 3 * 32 * 32
 
+# The largest published file has 155 MB.
+_MOST = 200_000_000
+
 
 class _Folder:
     def __init__(self, path):
@@ -37,8 +40,7 @@ class _Folder:
     def read(self, name):
         path = os.path.join(self.path, name)
         try:
-            with open(path, 'rb') as f:
-                return f.read()
+            return files.read_bounded(path, _MOST)
         except OSError as e:
             raise InputError(f'{path}: cannot be read ({e.strerror})') from e
 
@@ -56,8 +58,7 @@ class _Archive:
             with tarfile.open(path) as tar:
                 for member in tar:
                     name = os.path.basename(member.name)
-                    # The largest published file has 184 MB.
-                    if member.isreg() and name in wanted and member.size < 1 << 28:
+                    if member.isreg() and name in wanted and member.size <= _MOST:
                         self.contents[name] = tar.extractfile(member).read()
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as e:
             raise InputError(f'{path}: not a whole tar archive ({e}); fetch it again') from e
@@ -160,11 +161,11 @@ def _read_binary(spec, raw, where):
 
 def _read_pickle(spec, raw, where):
     try:
-        table = pickled.read(raw, pickled.ARRAYS)
+        table = pickled.read(raw, pickled_arrays.NAMES)
         if not isinstance(table, dict):
             raise ValueError('it holds no dict')
         table = {k.decode() if isinstance(k, bytes) else k: v for k, v in table.items()}
-        pixels, labels = pickled.array(table['data']), table[spec.labels]
+        pixels, labels = pickled_arrays.read(table['data']), table[spec.labels]
         if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
             raise ValueError(f'data is {pixels.dtype} {pixels.shape}')
         if not isinstance(labels, list) or any(type(label) is not int for label in labels):

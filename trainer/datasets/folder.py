@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from trainer import files
 from trainer.datasets import Dataset, class_names
 from trainer.errors import InputError
 from trainer.transforms.pictures import SUFFIXES
@@ -254,15 +255,15 @@ def _subfolders(folder):
     )
 
 
-def _classes_of(files):
+def _classes_of(pictures):
     """Leave out the folders of :data:`NO_CLASSES`."""
-    kept = [c for c in files.categories if c not in NO_CLASSES]
-    if len(kept) == len(files.categories):
-        return files
-    number = [kept.index(c) if c in kept else -1 for c in files.categories]
-    labels = np.array(number, np.int32)[files.labels]
-    some = files.take(np.flatnonzero(labels >= 0))
-    return PictureFiles(some.paths, labels[labels >= 0], kept, files.root)
+    kept = [c for c in pictures.categories if c not in NO_CLASSES]
+    if len(kept) == len(pictures.categories):
+        return pictures
+    number = [kept.index(c) if c in kept else -1 for c in pictures.categories]
+    labels = np.array(number, np.int32)[pictures.labels]
+    some = pictures.take(np.flatnonzero(labels >= 0))
+    return PictureFiles(some.paths, labels[labels >= 0], kept, pictures.root)
 
 
 def _annotated(folder):
@@ -275,9 +276,10 @@ def _annotated(folder):
     if not os.path.isfile(listing):
         return None
     try:
-        with open(listing, encoding='utf-8') as f:
-            rows = [line.split('\t')[:2] for line in f if line.strip()]
+        rows = [line.split('\t')[:2] for line in files.read_lines(listing) if line.strip()]
         names, categories = zip(*rows)
+    except OSError as e:
+        raise InputError(f'{listing}: cannot be read ({e.strerror})') from e
     except ValueError as e:  # or no UTF-8
         raise InputError(
             f'{listing}: not a list of pictures and their classes, tabs between'
@@ -303,7 +305,7 @@ def expand(paths):
     Raises:
         trainer.errors.InputError: There is no picture in a folder.
     """
-    files = []
+    expanded = []
     for path in paths:
         found = pictures_below(path) if os.path.isdir(path) else [path]
         if not found:
@@ -312,5 +314,5 @@ def expand(paths):
                     path, ', '.join(SUFFIXES)
                 )
             )
-        files += found
-    return files
+        expanded += found
+    return expanded

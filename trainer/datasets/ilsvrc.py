@@ -82,10 +82,11 @@ def _published_val(root, flag):
     )
     listing = _wanted(os.path.join(root, 'ImageSets', 'CLS-LOC', 'val.txt'), root, flag)
     try:
-        with open(listing, encoding='utf-8') as f:
-            names = [line.split()[0] for line in f if line.strip()]
+        names = [line.split()[0] for line in files.read_lines(listing) if line.strip()]
     except UnicodeDecodeError as e:
         raise InputError(f'{listing}: not a list of pictures') from e
+    except OSError as e:
+        raise InputError(f'{listing}: cannot be read ({e.strerror})') from e
     if not names:
         raise InputError(f'{listing}: an empty list of pictures')
     synsets = [_synset(os.path.join(annotations, name + '.xml')) for name in names]
@@ -107,24 +108,24 @@ def _synset(path):
             a document type (which could define entities that grow), or no object.
     """
     try:
-        with files.open_regular(path) as f:
-            xml = f.read(_MAX_ANNOTATION + 1)
+        xml = files.read_bounded(path, _MAX_ANNOTATION)
     except OSError as e:
         raise InputError(f'{path}: cannot be read ({e.strerror})') from e
-    if len(xml) > _MAX_ANNOTATION:
-        raise InputError(f'{path}: too large for an annotation')
     here, names = [], []
+
+    def in_name():
+        return len(here) == 3 and here[1:] == ['object', 'name']
 
     def refuse(*doctype):
         raise ValueError('a document type declaration')
 
     def text(data):
-        if here[1:] == ['object', 'name']:
+        if in_name():
             names[-1] += data
 
     def start(name, attributes):
         here.append(name)
-        if here[1:] == ['object', 'name']:
+        if in_name():
             names.append('')
 
     parser = expat.ParserCreate()

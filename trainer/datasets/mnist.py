@@ -6,6 +6,7 @@ their networks, and grey is replicated to RGB.
 """
 
 import gzip
+import io
 import math
 import os
 import struct
@@ -29,8 +30,9 @@ FILES = {
 }
 _TRAIN, _TEST = list(FILES)[:2], list(FILES)[2:]
 
-# The largest published file has 47 MB.
-_MOST = 1 << 28
+# The largest published file has 47 MB, and 60,000 pictures.
+_MOST = 1 << 26
+_MOST_PICTURES = 1 << 18
 
 
 def load(data=None):
@@ -67,10 +69,10 @@ def _pictures(images, labels, data):
         )
     if t.max() > 9:
         raise InputError(f'{labels}: a label {t.max()}, but there are ten digits; fetch it again')
-    if max(x.shape[1:]) > 32:
-        raise InputError(
-            '{}: pictures of {} x {} pixels, wider than 32'.format(images, *x.shape[1:])
-        )
+    if len(x) > _MOST_PICTURES:
+        raise InputError(f'{images}: {len(x):,} pictures; at most {_MOST_PICTURES:,} are read')
+    if not 0 < min(x.shape[1:]) <= max(x.shape[1:]) <= 32:
+        raise InputError('{}: pictures of {} x {} pixels, not 1 to 32'.format(images, *x.shape[1:]))
     missing = [32 - n for n in x.shape[1:]]
     x = np.pad(x, [(0, 0)] + [(n // 2, n - n // 2) for n in missing])
     return Pictures(np.repeat(x[:, None], 3, axis=1), t.astype(np.int32))
@@ -91,12 +93,10 @@ def _find(name, data):
 def _read(path, dimensions):
     """Return the array in an IDX file of unsigned bytes."""
     try:
-        with files.open_regular(path) as f:
-            if path.endswith('.gz'):
-                with gzip.open(f) as g:
-                    raw = g.read(_MOST)
-            else:
-                raw = f.read(_MOST)
+        raw = files.read_bounded(path, _MOST)
+        if path.endswith('.gz'):
+            with gzip.open(io.BytesIO(raw)) as f:
+                raw = f.read(_MOST + 1)
     except (OSError, EOFError, zlib.error) as e:
         raise InputError(
             '{}: cannot be read ({}); fetch it again'.format(

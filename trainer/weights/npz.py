@@ -118,6 +118,8 @@ def read_arrays(path):
             name, shape, dtype, fortran, offset = _member(archive, info)
             with archive.open(info) as member:
                 data = member.read(info.file_size)  # no more than was said; checks the CRC
+            if name in arrays:
+                raise ValueError(f'two arrays are called {name}')
             array = np.frombuffer(data, dtype, offset=offset)
             arrays[name] = array.reshape(shape, order='F' if fortran else 'C')
     return arrays

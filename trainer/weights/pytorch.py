@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-from trainer import files, pickled
+from trainer import files, pickled, pickled_arrays
 from trainer.errors import InputError
 from trainer.weights import state_dict, strided
 
@@ -51,7 +51,7 @@ _TENSORS = {pickled.Global('torch._utils', '_rebuild_tensor' + version) for vers
 _PARAMETER = pickled.Global('torch._utils', '_rebuild_parameter')
 
 # What a training state may hold beside tensors: plain values, none of which does anything.
-_KNOWN = {_PARAMETER, *_TENSORS, *_STORAGES, *pickled.ARRAYS} | {
+_KNOWN = {_PARAMETER, *_TENSORS, *_STORAGES, *pickled_arrays.NAMES} | {
     pickled.Global(module, name)
     for module, names in (
         ('collections', ('OrderedDict', 'defaultdict', 'Counter')),

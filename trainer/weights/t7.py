@@ -19,6 +19,8 @@ from trainer.weights.strided import Damaged, Storage, Tensor
 _MAX_STRING = 1 << 20
 _MAX_OBJECTS = 2_000_000
 _MAX_DIMENSIONS = 8
+# All that is read beside the numbers, strings above all. Those 152 layers have 19 MB.
+_MAX_READ = 1 << 26
 
 # What torchfile raises over damaged files.
 _DAMAGE = (
@@ -40,10 +42,14 @@ class _File:
     def __init__(self, f):
         self.f = f
         self.size = os.fstat(f.fileno()).st_size
+        self._left = _MAX_READ
 
     def read(self, length):
         if not 0 <= length <= _MAX_STRING:
             raise Damaged(f'it states a length of {length} at byte {self.f.tell()}')
+        self._left -= length
+        if self._left < 0:
+            raise Damaged(f'it has more than {_MAX_READ:,} bytes beside its numbers')
         data = self.f.read(length)
         if len(data) < length:
             raise Damaged('it ends too soon')

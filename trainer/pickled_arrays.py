@@ -1,0 +1,77 @@
+"""NumPy arrays in pickles that are read as data (:mod:`trainer.pickled`)."""
+
+import re
+
+import numpy as np
+
+from trainer.pickled import Call, Global, PickleError
+
+#: The names that pickles of NumPy arrays refer to, of NumPy 1 and 2.
+NAMES = frozenset(
+    Global(module, name)
+    for module, name in (
+        ('numpy', 'dtype'),
+        ('numpy', 'ndarray'),
+        ('numpy.core.multiarray', '_reconstruct'),
+        ('numpy._core.multiarray', '_reconstruct'),
+        ('numpy.core.numeric', '_frombuffer'),
+        ('numpy._core.numeric', '_frombuffer'),
+        ('_codecs', 'encode'),
+    )
+)
+
+_MAX_DIMENSIONS = 8
+_DTYPE = re.compile('[biuf][1248]')
+
+
+def read(obj):
+    """Return the NumPy array that a pickle describes.
+
+    Args:
+        obj: What :func:`trainer.pickled.read` gives for an ``numpy.ndarray``, of NumPy 1 or 2.
+
+    Raises:
+        PickleError: It is not an array of numbers.
+    """
+    name = obj.function.name if isinstance(obj, Call) else None
+    if name == '_reconstruct' and _are(obj.state, int, tuple, Call, (bool, int), (bytes, Call)):
+        _, shape, dtype, fortran, raw = obj.state
+        order = 'F' if fortran else 'C'
+    # pickle protocol 5
+    elif name == '_frombuffer' and _are(obj.arguments, (bytes, bytearray), Call, tuple, str):
+        raw, dtype, shape, order = obj.arguments
+    else:
+        raise PickleError('no array where one was expected')
+    if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int for n in shape):
+        raise PickleError('an array whose shape is not one')
+    try:
+        return np.frombuffer(_bytes(raw), _dtype(dtype)).reshape(shape, order=order)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise PickleError(f'not an array: {str(e)[:100]}') from e
+
+
+def _are(values, *types):
+    return (
+        isinstance(values, tuple)
+        and len(values) == len(types)
+        and all(map(isinstance, values, types))
+    )
+
+
+def _dtype(call):
+    code = call.arguments[0] if call.function == Global('numpy', 'dtype') else None
+    if isinstance(code, bytes):
+        code = code.decode('ascii')
+    if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+        raise PickleError('an array, but not of numbers')
+    big = isinstance(call.state, tuple) and call.state[1:2] in (('>',), (b'>',))
+    return np.dtype(code).newbyteorder('>' if big else '<')
+
+
+def _bytes(raw):
+    # Python 3 writes bytes as text where the protocol is old.
+    if isinstance(raw, Call):
+        if raw.function != Global('_codecs', 'encode') or not _are(raw.arguments, str, str):
+            raise PickleError('a call where bytes were expected')
+        return raw.arguments[0].encode('latin-1')
+    return raw
