@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 
-from trainer import cli, datasets, recipes
+from trainer import cli, datasets, recipes, values
 from trainer.training import options, processes, run
 
 
@@ -28,9 +28,11 @@ def parser():
             help = f'{help} (default: {default})'
         if name in options.CHOICES:
             kwargs['choices'] = options.CHOICES[name]
+        if name in options.TYPES:
+            kwargs.setdefault('type', options.TYPES[name])
         group.add_argument(*flags, help=help, **kwargs)
 
-    natural, number = cli.positive(int), cli.positive(float)
+    whole = values.positive(int)
     add(
         p,
         '--recipe',
@@ -62,7 +64,6 @@ def parser():
         p,
         '--gpu',
         '-g',
-        type=int,
         help='GPU number, -1 for the CPU; several processes take this one and the next',
     )
     add(
@@ -71,18 +72,16 @@ def parser():
         help='on a GPU by cuDNN: true float32, TF32, or float16 with float32 sums'
         ' (default: mixed by cuDNN, else float32)',
     )
-    add(p, '--seed', type=int, help='of the initial weights, the order and the augmentation')
+    add(p, '--seed', help='of the initial weights, the order and the augmentation')
     add(
         p,
         '--workers',
-        type=int,
         metavar='N',
         help='processes that load data; 0: the main one does (default: 0 on a CPU, else up to 4)',
     )
     add(
         p,
         '--threads',
-        type=natural,
         metavar='N',
         help='threads of BLAS on a CPU (default: as BLAS decides; 1 with --quick)',
     )
@@ -93,28 +92,15 @@ def parser():
         '--network',
         help="the 2017 program's for CIFAR, the paper's for CIFAR, or the paper's for ImageNet",
     )
-    add(
-        g,
-        '--depth',
-        '--layers',
-        type=natural,
-        help='layers: 9n + 2 for CIFAR; 50, 101 or 152 for ilsvrc',
-    )
-    add(
-        g,
-        '--block_num',
-        type=natural,
-        nargs='+',
-        metavar='N',
-        help='blocks in each stage, instead of --depth',
-    )
-    add(g, '--C', '-C', type=natural, help='cardinality')
-    add(g, '--d', '-d', type=natural, help='base width')
-    add(g, '--multi', '-multi', type=natural, help='multiplier of the output channels')
+    add(g, '--depth', '--layers', help='layers: 9n + 2 for CIFAR; 50, 101 or 152 for ilsvrc')
+    add(g, '--block_num', nargs='+', metavar='N', help='blocks in each stage, instead of --depth')
+    add(g, '--C', '-C', help='cardinality')
+    add(g, '--d', '-d', help='base width')
+    add(g, '--multi', '-multi', type=whole, help='multiplier of the output channels')
     add(
         g,
         '--widen_factor',
-        type=natural,
+        type=whole,
         help='output channels of the first stage, in units of 64 (paper)',
     )
     add(g, '--shortcut', help='type of the shortcuts')
@@ -139,33 +125,29 @@ def parser():
     )
 
     g = p.add_argument_group('training')
-    add(g, '--epoch', '-e', type=natural, help='last epoch')
-    add(g, '--batch', '-b', type=natural, help='pictures in a batch, of all processes together')
+    add(g, '--epoch', '-e', help='last epoch')
+    add(g, '--batch', '-b', help='pictures in a batch, of all processes together')
     add(g, '--batch_scaling', help="what another batch than the recipe's scales")
-    add(
-        g, '--train_batch_divide', '-trb', type=natural, help='compute each batch in so many chunks'
-    )
-    add(g, '--test_batch_divide', '-teb', type=natural, help='the same for testing')
+    add(g, '--train_batch_divide', '-trb', help='compute each batch in so many chunks')
+    add(g, '--test_batch_divide', '-teb', help='the same for testing')
     add(g, '--optimizer', help='SGD as Chainer has it, or as Torch has it')
-    add(g, '--momentum', type=float, help='momentum')
-    add(g, '--weight_decay', type=float, help='weight decay, on all parameters')
+    add(g, '--momentum', help='momentum')
+    add(g, '--weight_decay', help='weight decay, on all parameters')
     add(
         g,
         '--label_smoothing',
-        type=cli.share,
         metavar='SHARE',
         help='spread this share of each label over all classes',
     )
     add(
         g,
         '--ema_decay',
-        type=cli.share,
         metavar='DECAY',
         help='evaluate and save a moving average of the weights of this decay; 0: the weights',
     )
 
     g = p.add_argument_group('learning rate')
-    add(g, '--lr', '-lr', type=number, help='learning rate at the start')
+    add(g, '--lr', '-lr', help='learning rate at the start')
     add(
         g,
         '--lr_schedule',
@@ -175,24 +157,16 @@ def parser():
     add(
         g,
         '--lr_steps',
-        type=cli.epochs,
         nargs='*',
         metavar='EPOCH',
         help='epochs, or shares of all epochs where they are below 1',
     )
-    add(g, '--lr_period', type=cli.epochs, metavar='EPOCHS', help='the same')
-    add(g, '--lr_min', type=float, help='where the cosine ends')
-    add(
-        g,
-        '--warmup',
-        type=natural,
-        metavar='EPOCHS',
-        help='climb from 0, update by update, in so many epochs',
-    )
+    add(g, '--lr_period', metavar='EPOCHS', help='the same')
+    add(g, '--lr_min', help='where the cosine ends')
+    add(g, '--warmup', metavar='EPOCHS', help='climb from 0, update by update, in so many epochs')
     add(
         g,
         '--schedule_epoch',
-        type=natural,
         metavar='EPOCHS',
         help='all epochs that shares are of (default: the first -e of the run)',
     )
@@ -224,7 +198,6 @@ def parser():
         g,
         '--head_lr',
         '--head-lr',
-        type=number,
         metavar='TIMES',
         help='the classifier learns so many times as fast as the rest',
     )
@@ -239,7 +212,7 @@ def parser():
         help="the optimizer's state: a snapshot, or a file of Chainer's save_npz",
     )
     add(g, '--load_log', '-l', metavar='FILE', help='log.json of the epochs before -s')
-    add(g, '--start_epoch', '-s', type=natural, help='first epoch')
+    add(g, '--start_epoch', '-s', help='first epoch')
     return p
 
 
@@ -247,9 +220,6 @@ def flags():
     """Return the flags that are given, checked."""
     p = parser()
     given = vars(p.parse_args())
-    for name in ('seed', 'workers', 'momentum', 'weight_decay', 'lr_min'):
-        if not 0 <= given.get(name, 0) < float('inf'):
-            p.error(f'--{name} takes 0 or more')
     if isinstance(given.get('resume'), str):
         folder = given['resume']
         if not os.path.isdir(folder):

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from trainer import cli
+from trainer import cli, values
 from trainer.datasets import folder
 from trainer.inference import prediction
 from trainer.reports import prediction as report
@@ -17,7 +17,7 @@ def parser():
         description='Say what pictures show: the likeliest classes.',
         formatter_class=argparse.HelpFormatter,
     )
-    natural = cli.positive(int)
+    natural = values.positive(int)
     p.add_argument(
         'pictures',
         nargs='+',

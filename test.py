@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from trainer import cli, datasets, files, runs
+from trainer import cli, datasets, files, runs, values
 from trainer.errors import InputError
 from trainer.inference import evaluation
 from trainer.reports import evaluation as report
@@ -20,7 +20,7 @@ def parser():
         'wrong. Nothing is written without -p.',
         formatter_class=argparse.HelpFormatter,
     )
-    natural = cli.positive(int)
+    natural = values.positive(int)
     p.add_argument(
         'model',
         metavar='RUN_OR_MODEL',

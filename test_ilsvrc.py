@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from trainer import cli, files
+from trainer import cli, files, values
 from trainer.datasets import ilsvrc
 from trainer.errors import InputError
 from trainer.inference import evaluation
@@ -19,7 +19,7 @@ def parser():
         'counts as neither right nor wrong.',
         formatter_class=argparse.HelpFormatter,
     )
-    natural = cli.positive(int)
+    natural = values.positive(int)
     p.add_argument(
         '--load_model',
         '-m',

@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 
 import resnext  # noqa: E402
 import resnext_ilsvrc  # noqa: E402
-from trainer import cli, engines  # noqa: E402
+from trainer import cli, engines, values  # noqa: E402, values
 from trainer.engines import shapes  # noqa: E402
 from trainer.engines.cudnn import arrays, graphs, kernels  # noqa: E402
 
@@ -135,7 +135,7 @@ def operations(layer, dtype, precision):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('-b', '--batch', type=cli.positive(int), default=128)
+    p.add_argument('-b', '--batch', type=values.positive(int), default=128)
     p.add_argument('--network', choices=NETWORKS, default='resnext50')
     p.add_argument('--precision', choices=('float32', 'tf32', 'mixed'), default='mixed')
     return p

@@ -565,7 +565,7 @@ def test_networks(given, kind, layers, C, d):
         (['--lr_steps', '1.5'], 'argument --lr_steps'),
         (['--lr_schedule', 'linear'], 'argument --lr_schedule'),
         (['--preprocessing', 'os'], 'argument --preprocessing'),
-        (['--weight_decay', '-1'], '--weight_decay takes 0 or more'),
+        (['--weight_decay', '-1'], 'argument --weight_decay: -1 is below zero'),
     ],
 )
 def test_one_line(argv, words, tmp_path, capsys):

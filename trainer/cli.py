@@ -19,39 +19,6 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {message} ({self.prog} --help lists the flags)\n')
 
 
-def positive(kind):
-    """Return an argparse type: ``kind`` (int or float) above zero."""
-
-    def parse(text):
-        value = kind(text)
-        if not 0 < value < float('inf'):
-            raise argparse.ArgumentTypeError(f'{text} is not above zero')
-        return value
-
-    parse.__name__ = 'positive ' + kind.__name__
-    return parse
-
-
-def share(text):
-    """argparse type: a number from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not from 0 to below 1')
-    return value
-
-
-def epochs(text):
-    """argparse type: a whole number of epochs above zero, or a share of them below 1."""
-    value = float(text)
-    if 0 < value < 1:
-        return value
-    if not 0 < value < float('inf') or value != int(value):
-        raise argparse.ArgumentTypeError(
-            f'{text} is neither a number of epochs nor a share of them below 1'
-        )
-    return int(value)
-
-
 def prog():
     """Return what the script is called in messages."""
     return os.path.basename(sys.argv[0])

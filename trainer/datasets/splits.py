@@ -5,8 +5,6 @@ of the pictures' names, and is recorded with these in the run's folder, so that 
 and testing use the same one, wherever the pictures are.
 """
 
-import json
-
 import numpy as np
 
 from trainer import files
@@ -73,14 +71,14 @@ def read(path):
         trainer.errors.InputError: It is missing or damaged.
     """
     try:
-        with files.open_regular(path) as f:
-            split = json.load(f)
-        if not all(isinstance(name, str) for name in split['test']):
+        split = files.read_json(path)
+        names = split['test']
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError('no names')
         return split
     except OSError as e:
         raise InputError(
             f'{path}: cannot be read ({e.strerror}); it says which pictures are for testing'
         ) from e
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError) as e:
         raise InputError(f'{path}: damaged ({e}); it said which pictures are for testing') from e

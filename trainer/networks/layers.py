@@ -75,7 +75,9 @@ def check_sizes(category_num, stem_weights, stem_width, stages):
     weights += channels * category_num
     limit = chainer.config.weight_limit
     if limit is not None and weights > limit:
-        raise ValueError('it would have more weights than the file has numbers')
+        raise ValueError(
+            f'it would have more than {limit:,} weights, for which there are no numbers'
+        )
     if limit is not None and sum(stage.blocks for stage in stages) > _MAX_BLOCKS:
         raise ValueError(f'it would have over {_MAX_BLOCKS} blocks')
 

@@ -1,6 +1,6 @@
 """Runs side by side: a table of what differs, and one figure of their curves."""
 
-import json
+import math
 import os
 
 import numpy as np
@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from trainer import runs
+from trainer import files, runs
 from trainer.errors import InputError
 from trainer.reports import figures
 
@@ -45,8 +45,7 @@ class Run:
             self.options = runs.record(folder)['options']
         path = os.path.join(folder, 'log.json')
         try:
-            with open(path) as f:
-                self.epochs = _epochs(json.load(f))
+            self.epochs = _epochs(files.read_json(path))
         except OSError as e:
             raise InputError(
                 f'{path}: cannot be read ({e.strerror}); a run writes it after its first epoch'
@@ -57,7 +56,7 @@ class Run:
             TypeError,
             AttributeError,
             ZeroDivisionError,
-            RecursionError,
+            OverflowError,
         ) as e:
             raise InputError(f'{path}: not a log.json of a run ({type(e).__name__}: {e})') from e
         if not any('test_error' in row for row in self.epochs):
@@ -91,7 +90,9 @@ def _epochs(entries):
     ):
         for i, entry in enumerate(kinds.get(_id, ()), 1):
             epoch = int(entry.get('epoch', i))
-            value = float(entry[name]) / pictures[_id.split('_')[0]]
+            value = entry[name] / pictures[_id.split('_')[0]]
+            if not math.isfinite(value):
+                raise ValueError(f'{_id} of epoch {epoch} is not finite')
             rows.setdefault(epoch, {'epoch': epoch})[key] = (
                 100 * (1 - value) if name == 'accuracy' else value
             )

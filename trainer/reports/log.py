@@ -1,6 +1,7 @@
 """``log.json`` in the original's form (``nutszebra_log2.py``)."""
 
 import json
+import math
 import os
 
 import chainer
@@ -64,7 +65,7 @@ class Log(extensions.LogReport):
         entries = list(self._header)
         for epoch in self.log:
             for _id, key, name, total in self._kinds():
-                if key in epoch and epoch[key] == epoch[key]:  # not nan: a class without pictures
+                if key in epoch and math.isfinite(epoch[key]):  # nan: a class without images
                     value = epoch[key] * total
                     value = round(value) if name == 'accuracy' else value
                     entries.append({'_id': _id, 'epoch': epoch['epoch'], name: value})
@@ -87,8 +88,7 @@ class Log(extensions.LogReport):
             trainer.errors.InputError: The file is no such log or has fewer epochs.
         """
         try:
-            with open(path) as f:
-                entries = json.load(f)
+            entries = files.read_json(path)
             values = {}
             for entry in entries:
                 values.setdefault(entry['_id'], []).append(entry)
@@ -105,5 +105,5 @@ class Log(extensions.LogReport):
             self._log = log
         except OSError as e:
             raise InputError(f'-l {path}: cannot be read ({e.strerror})') from e
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
             raise InputError(f'-l {path}: not a log.json of a run ({type(e).__name__}: {e})') from e

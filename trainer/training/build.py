@@ -17,7 +17,11 @@ from trainer.weights import formats, npz, registry
 _NAMES = {'original-cifar': 'original', 'paper-cifar': 'paper', 'ilsvrc': 'ilsvrc'}
 
 
-def network(options, given, architecture, dataset):
+#: A run's record may not describe more weights than this (4 GB): it has no numbers to go by.
+WEIGHT_LIMIT = 1 << 30
+
+
+def network(options, given, architecture, dataset, going_on):
     """Build the network: from the run's record, from ``-m``, or new.
 
     Args:
@@ -25,15 +29,18 @@ def network(options, given, architecture, dataset):
         given (dict): Those that the user gave.
         architecture (dict): What the record says of the network; ``None`` in a new run.
         dataset (trainer.datasets.Dataset): Whose classes it is to tell apart.
+        going_on (bool): Whether a snapshot brings the weights.
 
     Raises:
         trainer.errors.InputError: There is no such network, or it does not fit.
     """
     model, classes = options['load_model'], dataset.classes
+    if not going_on and model is not None:
+        architecture = None  # the file has the weights, too
     built = of_options(options, given, architecture, len(classes))
-    if architecture is None and model is None:
+    if not going_on and model is None:
         initial.fill(built, options['initialization'], options['seed'])
-    elif architecture is None and options['reset_classifier']:
+    elif not going_on and options['reset_classifier']:
         built = transfer.reset_classifier(built, classes, options['seed'])
     where = RECORD if architecture is not None or model is None else f'-m {model}'
     if built.category_num != len(classes):
@@ -64,7 +71,7 @@ def of_options(options, given, architecture, category_num):
     """As :func:`network`, of however many classes; a new one has ``category_num``, and no
     weights yet."""
     if architecture is not None:
-        return registry.build(architecture, RECORD, None)
+        return registry.build(architecture, RECORD, WEIGHT_LIMIT)
     if options['load_model'] is None:
         return _new(options, category_num)
     built, _ = formats.read(options['load_model'])

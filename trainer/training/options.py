@@ -1,5 +1,6 @@
 """The options of a run: from a recipe, from flags, and from the run's own folder."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import PIL
 
 import resnext
 import resnext_ilsvrc
-from trainer import files, recipes
+from trainer import datasets, files, recipes, values
 from trainer.engines.cudnn import PRECISIONS
 from trainer.errors import InputError
 from trainer.training import snapshots
@@ -65,6 +66,44 @@ CHOICES = {
     'precision': PRECISIONS,
 }
 
+_NATURAL, _POSITIVE = values.positive(int), values.positive(float)
+
+#: What an option is, text or a switch where it is not here; types of argparse.
+TYPES = {
+    'seed': values.not_negative(int),
+    'gpu': int,
+    'workers': values.not_negative(int),
+    'threads': _NATURAL,
+    'start_epoch': _NATURAL,
+    'schedule_epoch': _NATURAL,
+    'head_lr': _POSITIVE,
+    'C': _NATURAL,
+    'd': _NATURAL,
+    'multi': _POSITIVE,
+    'widen_factor': _POSITIVE,
+    'depth': _NATURAL,
+    'block_num': _NATURAL,
+    'epoch': _NATURAL,
+    'batch': _NATURAL,
+    'train_batch_divide': _NATURAL,
+    'test_batch_divide': _NATURAL,
+    'momentum': values.not_negative(float),
+    'weight_decay': values.not_negative(float),
+    'lr': _POSITIVE,
+    'lr_steps': values.epochs,
+    'lr_period': values.epochs,
+    'lr_min': values.not_negative(float),
+    'warmup': _NATURAL,
+    'label_smoothing': values.share,
+    'ema_decay': values.share,
+}
+
+#: Options of several values.
+SEQUENCES = {'freeze', 'block_num', 'lr_steps'}
+
+#: Options that are paths; recorded so that they are of use in any folder.
+_PATHS = ('data', 'load_model', 'load_optimizer', 'load_log')
+
 #: What may differ when a run goes on; everything else shapes its result.
 _FREE = {'save_path', 'epoch', 'data', 'gpu', 'workers', 'precision'}
 
@@ -94,12 +133,15 @@ def resolve(folder, resume, say, given):
     for name in given:
         if name not in DEFAULTS and name not in recipes.Recipe._fields:
             raise TypeError(f'no option {name!r}')
-    for name, choices in CHOICES.items():
-        if given.get(name) is not None and given[name] not in choices:
-            raise InputError('--{} {}: there are {}'.format(name, given[name], ', '.join(choices)))
+    for name, value in given.items():
+        try:
+            check(name, value)
+        except ValueError as e:
+            raise InputError(f'--{name} {value}: {e}') from e
+    given = _anywhere(given)
     if record is None:
         return _new(given, say), None
-    options = dict(_defaults(record['options'])[0], **record['options'])
+    options = _anywhere(dict(_defaults(record['options'])[0], **record['options']))
     if options['schedule_epoch'] is None:
         options['schedule_epoch'] = options['epoch']
     for name, value in given.items():
@@ -112,6 +154,52 @@ def resolve(folder, resume, say, given):
                 'another folder (-p)'
             )
     return dict(options, **given), record['network']
+
+
+def check(name, value):
+    """Check an option as its flag would, whether it was given in Python or read from a file.
+
+    Raises:
+        ValueError: It is none, or a value that it cannot have.
+    """
+    default = dict(DEFAULTS, **recipes.Recipe._field_defaults).get(name, NotImplemented)
+    if default is NotImplemented:
+        raise ValueError('there is no such option')
+    if value is None or (type(value) is type(default) and value == default):
+        return
+    if name in SEQUENCES:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError('not a list')
+        for one in value:
+            _check_one(name, one, str)
+    else:
+        _check_one(name, value, type(default) if isinstance(default, bool) else str)
+
+
+def _check_one(name, value, kind):
+    choices = {'dataset': datasets.available, 'recipe': recipes.available}.get(
+        name, lambda: CHOICES.get(name)
+    )()
+    if choices and value not in choices:
+        raise ValueError('there are ' + ', '.join(choices))
+    if name not in TYPES:
+        if not isinstance(value, kind):
+            raise ValueError(f'not a {kind.__name__}')
+        return
+    try:
+        same = TYPES[name](str(value)) == value
+    except argparse.ArgumentTypeError as e:
+        raise ValueError(str(e)) from e
+    except ValueError:
+        same = False
+    if not same:
+        raise ValueError('not a number that it can have')
+
+
+def _anywhere(options):
+    """Return options whose paths do not depend on the current folder."""
+    paths = {name: os.path.abspath(options[name]) for name in _PATHS if options.get(name)}
+    return dict(options, **paths)
 
 
 def _defaults(given):
@@ -156,8 +244,6 @@ def _new(given, say):
             )
         options['depth'] = None
     options.update(given)
-    if options['data'] is not None:  # the record is to be of use anywhere
-        options['data'] = os.path.abspath(options['data'])
     if options['reset_classifier'] and options['load_model'] is None:
         raise InputError(
             '--reset-classifier: there is no model whose classifier could be; name it '
@@ -222,10 +308,17 @@ def read_record(folder):
     """
     path = os.path.join(folder, RECORD)
     try:
-        with open(path) as f:
-            record = json.load(f)
-        if not isinstance(record['options'], dict) or not isinstance(record['network'], dict):
-            raise ValueError('no options')
+        record = files.read_json(path)
+        for part in ('options', 'network'):
+            if not isinstance(record[part], dict):
+                raise ValueError(f'no {part}')
+        if not isinstance(record.get('pictures', {}), dict):
+            raise ValueError('no pictures')
+        for name, value in record['options'].items():
+            try:
+                check(name, value)
+            except ValueError as e:
+                raise ValueError(f'{name:.40} {value!r:.80}: {e}') from e
         return record
     except FileNotFoundError:
         if snapshots.find(folder):
@@ -234,7 +327,9 @@ def read_record(folder):
                 'the run and its newest snapshot with -o'
             ) from None
         return None
-    except (ValueError, KeyError, TypeError) as e:
+    except OSError as e:
+        raise InputError(f'{path}: cannot be read ({e.strerror})') from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(f'{path}: damaged ({e}); it cannot be gone on with') from e
 
 

@@ -139,16 +139,21 @@ def _train(folder, resume, say, given, group):
         raise InputError(
             '--data {}: the processes find different pictures there'.format(options['data'])
         )
-    if going_on:
+    if architecture is not None:
         group.first(lambda: check_pictures(folder, pictures))
+        given = options  # nothing is chosen anew
     split = None
     if dataset.test is None:
         path = os.path.join(folder, splits.RECORD)
         split = group.first(
-            lambda: splits.read(path) if going_on else splits.make(dataset.train, options['seed'])
+            lambda: (
+                splits.read(path)
+                if architecture is not None
+                else splits.make(dataset.train, options['seed'])
+            )
         )
         dataset = splits.apply(dataset, split)
-    network = build.network(options, given, architecture if going_on else None, dataset)
+    network = build.network(options, given, architecture, dataset, going_on)
     preprocessing = build.preprocessing(options, given, network)
     _introduce(say, options, network, dataset)
     say(

@@ -10,7 +10,6 @@ is raised where cuDNN has no plan; the caller then computes with arrays.
 
 import contextlib
 import functools
-import json
 import os
 import sys
 
@@ -288,8 +287,7 @@ def _say_once():
 def _choices():
     """Return the plans that were chosen before: key of the graph -> name of the plan."""
     try:
-        with open(_choices_path()) as f:
-            choices = json.load(f)
+        choices = files.read_json(_choices_path())
         return choices if isinstance(choices, dict) else {}
     except (OSError, ValueError):
         return {}

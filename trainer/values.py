@@ -1,0 +1,60 @@
+"""Numbers as flags give them and files hold them: argparse types with a range."""
+
+import argparse
+
+#: Whole numbers are below these: sizes fit what NumPy counts with, seeds fit in JSON.
+_MOST = 1 << 31
+_MOST_SEED = 1 << 63
+
+
+def _number(kind, text, most):
+    value = kind(text)
+    if not -most < value < most:
+        raise argparse.ArgumentTypeError(f'{text:.20} is too large')
+    return value
+
+
+def positive(kind):
+    """Return an argparse type: ``kind`` (int or float) above zero."""
+
+    def parse(text):
+        value = _number(kind, text, _MOST)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f'{text} is not above zero')
+        return value
+
+    parse.__name__ = 'positive ' + kind.__name__
+    return parse
+
+
+def not_negative(kind):
+    """Return an argparse type: ``kind`` (int or float), 0 or more."""
+
+    def parse(text):
+        value = _number(kind, text, _MOST_SEED)
+        if not value >= 0:
+            raise argparse.ArgumentTypeError(f'{text} is below zero')
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def share(text):
+    """argparse type: a number from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not from 0 to below 1')
+    return value
+
+
+def epochs(text):
+    """argparse type: a whole number of epochs above zero, or a share of them below 1."""
+    value = float(text)
+    if 0 < value < 1:
+        return value
+    if not 0 < value < _MOST or value != int(value):
+        raise argparse.ArgumentTypeError(
+            f'{text} is neither a number of epochs nor a share of them below 1'
+        )
+    return int(value)
