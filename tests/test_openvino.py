@@ -126,7 +126,9 @@ def test_engines_and_precisions_that_there_are_not(monkeypatch):
     with pytest.raises(InputError, match='precision bfloat16: the engine reference has float32'):
         network.predictor('reference', 'bfloat16')
     monkeypatch.setitem(sys.modules, 'openvino', None)
-    with pytest.raises(InputError, match='needs the package openvino .*uv sync --extra cpu'):
+    with pytest.raises(
+        InputError, match='needs the package openvino .*uv sync --inexact --extra cpu'
+    ):
         network.predictor('openvino')
 
 

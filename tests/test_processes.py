@@ -33,7 +33,7 @@ def _mpiexec():
 
 needs_mpi = pytest.mark.skipif(
     importlib.util.find_spec('mpi4py') is None or _mpiexec() is None,
-    reason='needs mpi4py and mpiexec (uv sync --extra mpi), which are not here',
+    reason='needs mpi4py and mpiexec (uv sync --inexact --extra mpi), which are not here',
 )
 
 

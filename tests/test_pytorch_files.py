@@ -336,7 +336,9 @@ def test_safetensors_files(tmp_path):
 def test_safetensors_is_asked_for_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     for call in (lambda: safetensors.read('x'), lambda: safetensors.save('x', small())):
-        with pytest.raises(InputError, match='needs the package safetensors .* --extra safetens'):
+        with pytest.raises(
+            InputError, match='needs the package safetensors .*uv sync --inexact --extra safetens'
+        ):
             call()
 
 

@@ -18,7 +18,7 @@ def get(gpu):
         import cupy
     except ImportError as e:
         raise InputError(
-            f'-g {gpu}: CuPy cannot be imported ({e}); install it with "uv sync --extra cuda13" or '
+            f'-g {gpu}: CuPy cannot be imported ({e}); install it with "uv sync --inexact --extra cuda13" or '
             '"pip install .[cuda13]", or leave -g out to compute on the CPU'
         ) from e
     try:

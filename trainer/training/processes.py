@@ -110,7 +110,7 @@ def _world(size):
     except (ImportError, RuntimeError) as e:  # without a library it is a RuntimeError
         raise InputError(
             f'mpiexec started {size} processes, but mpi4py cannot be imported ({e}); install it with '
-            '"uv sync --extra mpi" or "pip install mpi4py mpich"'
+            '"uv sync --inexact --extra mpi" or "pip install mpi4py mpich"'
         ) from e
     if MPI.COMM_WORLD.size != size:
         raise InputError(
@@ -260,7 +260,7 @@ class Processes(Alone):
         if not nccl._available:
             raise InputError(
                 f'-g {first}: several processes need NCCL, which CuPy cannot find; install '
-                'it with "uv sync --extra nccl13" or "pip install nvidia-nccl-cu13"'
+                'it with "uv sync --inexact --extra nccl13" or "pip install nvidia-nccl-cu13"'
             )
         return device
 

@@ -41,6 +41,6 @@ def predictor(network, precision='float32', finish=None):
     if precision != 'float32':
         raise InputError(
             f'precision {precision}: the engine reference has float32; on a CPU openvino has '
-            'bfloat16 ("uv sync --extra cpu" installs it)'
+            'bfloat16 ("uv sync --inexact --extra cpu" installs it)'
         )
     return _Predictor(network, finish)
