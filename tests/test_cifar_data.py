@@ -15,7 +15,7 @@ import pytest
 from conftest import write_cifar10
 
 from trainer import datasets, pickled, pickled_arrays
-from trainer.datasets import cifar10, download, quick
+from trainer.datasets import cifar10, cifar_files, download, quick
 from trainer.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -282,8 +282,9 @@ class TestDownload:
         server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f'http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz'
+        published = cifar_files.Archive(url, len(raw), hashlib.md5(raw).hexdigest())
         monkeypatch.setattr(
-            cifar10, 'SPEC', cifar10.SPEC._replace(url=url, md5=hashlib.md5(raw).hexdigest())
+            cifar10, 'SPEC', cifar10.SPEC._replace(url=url, archives=(published,) * 2)
         )
         import chainer
 

@@ -19,9 +19,15 @@ SPEC = cifar_files.Spec(
         'truck',
     ),
     url='https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
-    md5='c32a1d4ab5d03f1284b67883e8d87530',
     folders=('cifar-10-batches-bin', 'cifar-10-batches-py'),
-    archives=('cifar-10-binary.tar.gz', 'cifar-10-python.tar.gz'),
+    archives=(
+        cifar_files.Archive(
+            'cifar-10-binary.tar.gz', 170052171, 'c32a1d4ab5d03f1284b67883e8d87530'
+        ),
+        cifar_files.Archive(
+            'cifar-10-python.tar.gz', 170498071, 'c58f30108f718f92721af3b95e74349a'
+        ),
+    ),
     train=_TRAIN,
     test=('test_batch',),
     pictures=dict.fromkeys(_TRAIN + ('test_batch',), 10000),

@@ -19,9 +19,15 @@ SPEC = cifar_files.Spec(
     name='cifar100',
     classes=tuple(_CLASSES.split()),
     url='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
-    md5='03b5dce01913d631647c71ecec9e9cb8',
     folders=('cifar-100-binary', 'cifar-100-python'),
-    archives=('cifar-100-binary.tar.gz', 'cifar-100-python.tar.gz'),
+    archives=(
+        cifar_files.Archive(
+            'cifar-100-binary.tar.gz', 168513733, '03b5dce01913d631647c71ecec9e9cb8'
+        ),
+        cifar_files.Archive(
+            'cifar-100-python.tar.gz', 169001437, 'eb9058c3a382ffc7106e4002c42a8d85'
+        ),
+    ),
     train=('train',),
     test=('test',),
     pictures={'train': 50000, 'test': 10000},

@@ -7,27 +7,29 @@ without executing anything (:mod:`trainer.pickled`).
 
 import collections
 import os
-import tarfile
-import zlib
 
 import numpy as np
 
 from trainer import files, pickled, pickled_arrays
-from trainer.datasets import Dataset, Pictures, download
+from trainer.datasets import Dataset, Pictures, archives, download
 from trainer.errors import InputError
 
-#: One of the two datasets. url and md5: of the binary archive; folders and archives:
+#: One of the published archives: size in bytes, MD5 digest.
+Archive = collections.namedtuple('Archive', 'name size md5')
+
+#: One of the two datasets. url: of the binary archive; folders and archives:
 #: (binary, Python); train and test: names of the files, the binary ones with '.bin';
 #: pictures: name -> pictures in the published file; label_bytes: in a binary record,
 #: the last one counts; labels: key in the pickles.
 Spec = collections.namedtuple(
-    'Spec', 'name classes url md5 folders archives train test pictures label_bytes labels'
+    'Spec', 'name classes url folders archives train test pictures label_bytes labels'
 )
 
 _PIXELS = 3 * 32 * 32
 
-# The largest published file has 155 MB.
+# The largest published file has 155 MB, the largest archive 187 MB unpacked.
 _MOST = 200_000_000
+_MOST_UNPACKED = 1 << 28
 
 
 class _Folder:
@@ -51,17 +53,9 @@ class _Folder:
 class _Archive:
     """The regular files of a tar archive, by their last name; nothing is unpacked to disk."""
 
-    def __init__(self, path, wanted):
+    def __init__(self, path, wanted, published):
         self.path = path
-        self.contents = {}
-        try:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    name = os.path.basename(member.name)
-                    if member.isreg() and name in wanted and member.size <= _MOST:
-                        self.contents[name] = tar.extractfile(member).read()
-        except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as e:
-            raise InputError(f'{path}: not a whole tar archive ({e}); fetch it again') from e
+        self.contents = archives.read(path, wanted, _MOST_UNPACKED, published)
 
     def names(self):
         return set(self.contents)
@@ -89,7 +83,7 @@ def read(spec, data):
             or cut short.
     """
     if data is None:
-        data = download.fetch(spec.url, spec.md5)
+        data = download.fetch(spec.url, spec.archives[0].md5)
     source, binary = _find(spec, data)
     suffix, read_file = ('.bin', _read_binary) if binary else ('', _read_pickle)
     parts = {
@@ -124,7 +118,8 @@ def _find(spec, data):
     }
     candidates = [data]
     if os.path.isdir(data):
-        candidates += [os.path.join(data, name) for name in spec.folders + spec.archives]
+        candidates += [os.path.join(data, name) for name in spec.folders]
+        candidates += [os.path.join(data, archive.name) for archive in spec.archives]
     elif not os.path.exists(data):
         raise InputError(f'--data {data}: no such file or folder')
     partly = None
@@ -132,7 +127,7 @@ def _find(spec, data):
         if os.path.isdir(path):
             source = _Folder(path)
         elif os.path.isfile(path):
-            source = _Archive(path, wanted[True] | wanted[False])
+            source = _Archive(path, wanted[True] | wanted[False], spec.archives)
         else:
             continue
         for binary in (True, False):

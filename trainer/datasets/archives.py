@@ -1,0 +1,105 @@
+"""Tar archives, plain or compressed by gzip: read to their end, within bounds."""
+
+import hashlib
+import os
+import tarfile
+import zlib
+
+from trainer import files
+from trainer.errors import InputError
+
+_BLOCK = 1 << 18
+# Of all headers, their padding and the end. A published archive has ten headers of 512 bytes.
+_MAX_HEADERS = 1 << 20
+
+
+class _Gunzip:
+    """What a gzip file holds; its end must be there, its checksum right, and nothing behind it."""
+
+    def __init__(self, f):
+        self._f = f
+        self._zlib = zlib.decompressobj(zlib.MAX_WBITS | 16)
+
+    def read(self, size):
+        while not self._zlib.eof:
+            packed = self._zlib.unconsumed_tail or self._f.read(_BLOCK)
+            data = self._zlib.decompress(packed, size)
+            if data:
+                return data
+            if not packed:
+                raise ValueError('it ends too soon')
+        if self._zlib.unused_data or self._f.read(1):
+            raise ValueError('more follows its end')
+        return b''
+
+
+class _Limited:
+    """A file of which no more is read than was allowed so far."""
+
+    def __init__(self, f, most):
+        self._f, self._left = f, most
+
+    def allow(self, size):
+        self._left += size
+
+    def read(self, size):
+        data = self._f.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f'its headers have more than {_MAX_HEADERS:,} bytes')
+        return data
+
+
+def read(path, wanted, most, published=()):
+    """Return the contents of files in an archive; nothing is unpacked to disk.
+
+    The whole archive is read, so that damage anywhere in a compressed one is noticed.
+
+    Args:
+        path (str): The archive.
+        wanted (container of str): Names of the files, without folders.
+        most (int): Bytes; an archive that holds more, packed or not, is refused.
+        published (sequence of tuple): (name, bytes, MD5 digest) of archives; one of
+            such a size must have the digest too.
+
+    Returns:
+        dict of str to bytes: Of the wanted files, those that are there.
+
+    Raises:
+        trainer.errors.InputError: It is missing, damaged or changed, neither plain nor
+            compressed by gzip, or has two of a wanted file.
+    """
+    try:
+        with files.open_regular(path) as f:
+            size = os.fstat(f.fileno()).st_size
+            if size > most:
+                raise ValueError(f'it has more than {most:,} bytes')
+            digests = {md5 for _, length, md5 in published if length == size}
+            if digests and hashlib.file_digest(f, 'md5').hexdigest() not in digests:
+                raise ValueError('it has the size of the published one, but another MD5')
+            f.seek(0)
+            packed = f.read(2) == b'\x1f\x8b'
+            f.seek(0)
+            return _members(_Gunzip(f) if packed else f, wanted, most)
+    except OSError as e:
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
+    except Exception as e:  # tarfile raises nearly anything over damaged headers
+        raise InputError(f'{path}: not a whole tar archive ({e}); fetch it again') from e
+
+
+def _members(f, wanted, most):
+    stream, contents, total = _Limited(f, _MAX_HEADERS), {}, 0
+    with tarfile.open(fileobj=stream, mode='r|', bufsize=_BLOCK) as tar:
+        for member in tar:
+            total += member.size
+            if member.issparse() or not 0 <= member.size <= total <= most:
+                raise ValueError(f'it is sparse, or holds more than {most:,} bytes')
+            stream.allow(member.size)
+            name = os.path.basename(member.name)
+            if member.isreg() and name in wanted:
+                if name in contents:
+                    raise ValueError(f'two files are called {name}')
+                contents[name] = tar.extractfile(member).read()
+        while stream.read(_BLOCK):
+            pass
+    return contents
