@@ -5,9 +5,8 @@ import os
 
 from trainer import cli
 from trainer.errors import InputError
+from trainer.networks import table
 from trainer.weights import formats, forms, namings
-
-_FORMS = {'ilsvrc': 'ImageNet', 'paper-cifar': 'CIFAR', 'original-cifar': '2017 CIFAR'}
 
 
 def convert(path, entry=None):
@@ -131,7 +130,7 @@ def main():
             args.input,
             network.layers,
             '-'.join(map(str, network.block_num)),
-            _FORMS[network.kind],
+            table.of_kind(network.kind).title,
             found.picture_size,
             found.picture_size,
         )

@@ -8,7 +8,7 @@ from trainer import cli, values
 from trainer.datasets import folder
 from trainer.inference import prediction
 from trainer.reports import prediction as report
-from trainer.weights import registry
+from trainer.weights import formats
 
 
 def parser():
@@ -75,9 +75,7 @@ def main():
     sources = folder.expand(args.pictures)
     if args.draw:
         report.check_drawing(args.draw, len(sources))
-    networks = cli.make_predictors(
-        [registry.load(path, args.gpu) for path in args.load_model], args
-    )
+    networks = cli.make_predictors([formats.load(path, args.gpu) for path in args.load_model], args)
     sys.stdout.reconfigure(errors='backslashreplace')  # file names may be no text
     found = []
     for said in prediction.predict(networks, sources, args.k, args.batch, ten_crop=args.ten_crop):

@@ -4,7 +4,7 @@ from trainer.errors import InputError
 from trainer.inference.model import Model
 from trainer.networks import layers, paper
 from trainer.networks.base import Network
-from trainer.weights.registry import load
+from trainer.weights.formats import load
 
 __all__ = ['ResNext', 'PaperResNext', 'resnet', 'load']
 
@@ -70,6 +70,18 @@ class ResNext(Model, Network):
                 link.eps_in_average = True
         if initialize:
             self.weight_initialization()
+
+    @classmethod
+    def of_sizes(cls, category_num, sizes):
+        return cls(
+            category_num,
+            tuple(sizes['block_num']),
+            sizes['C'],
+            sizes['d'],
+            sizes['multi'],
+            shortcut=sizes['shortcut'],
+            initialize=False,
+        )
 
     def classify(self, h):
         return self.fc(h).reshape((len(h), self.category_num))
@@ -157,6 +169,18 @@ class PaperResNext(Model, paper.PaperNetwork):
             if shortcut == 'B' and stages[0].out_channels == stem_width:
                 stages = (stages[0]._replace(projections='none'),) + stages[1:]
         super().__init__(category_num, stages, (3, 1, 1), stem_width, eps, initialize)
+
+    @classmethod
+    def of_sizes(cls, category_num, sizes):
+        return cls(
+            category_num,
+            tuple(sizes['block_num']),
+            sizes['C'],
+            sizes['d'],
+            sizes['widen_factor'],
+            shortcut=sizes['shortcut'],
+            initialize=False,
+        )
 
 
 def resnet(depth, category_num=10, d=64, **arguments):

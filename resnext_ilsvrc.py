@@ -3,7 +3,7 @@
 from trainer.errors import InputError
 from trainer.inference.model import Model
 from trainer.networks import paper
-from trainer.weights.registry import load
+from trainer.weights.formats import load
 
 __all__ = [
     'ResNext',
@@ -72,6 +72,19 @@ class ResNext(Model, paper.PaperNetwork):
             stages = paper.stages(block_num, C, d, multiplier, shortcut)
         self.round_up_pooling = bool(round_up_pooling)
         super().__init__(category_num, stages, (7, 2, 3), stem_width, eps, initialize)
+
+    @classmethod
+    def of_sizes(cls, category_num, sizes):
+        C, d = sizes['C'], sizes['d']
+        return cls(
+            category_num,
+            tuple(sizes['block_num']),
+            C,
+            d,
+            sizes['multi'] or 256 / (C * d),
+            shortcut=sizes['shortcut'],
+            initialize=False,
+        )
 
     @staticmethod
     def blocks_of_depth(depth):

@@ -9,7 +9,7 @@ from trainer.errors import InputError
 from trainer.inference import evaluation
 from trainer.reports import evaluation as report
 from trainer.training import options
-from trainer.weights import registry
+from trainer.weights import formats
 
 
 def parser():
@@ -83,7 +83,7 @@ def main():
             f'-p {args.save_path}: the log.json there is that of a run; choose another folder'
         )
     path = args.model if run is None else runs.model(run, args.epoch or 'best')
-    network = registry.load(path, args.gpu)
+    network = formats.load(path, args.gpu)
     dataset = runs.dataset(run, args.dataset, args.data)
     pictures = runs.pictures(dataset, args.part)
     predictors = cli.make_predictors([network], args)

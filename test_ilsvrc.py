@@ -8,7 +8,7 @@ from trainer.datasets import ilsvrc
 from trainer.errors import InputError
 from trainer.inference import evaluation
 from trainer.reports import evaluation as report
-from trainer.weights import registry
+from trainer.weights import description, formats
 
 
 def parser():
@@ -99,8 +99,8 @@ def main():
     pictures = ilsvrc.find(args.load_data)
     networks = []
     for path in models:
-        networks.append(registry.load(path, args.gpu))
-        registry.check_flags(networks[-1], path, args.C, args.d, args.layers)
+        networks.append(formats.load(path, args.gpu))
+        description.check_flags(networks[-1], path, args.C, args.d, args.layers)
     predictors = cli.make_predictors(networks, args)
     options = {
         'batch': args.batch,

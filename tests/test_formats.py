@@ -15,7 +15,7 @@ import resnext
 import resnext_ilsvrc
 from trainer import cli
 from trainer.errors import InputError
-from trainer.weights import formats, pytorch, registry
+from trainer.weights import formats, pytorch
 
 FILES = {
     't7': 'torch7_cifar10_tiny_d20_4x2d.t7',
@@ -31,7 +31,7 @@ def test_names_do_not_matter(kind, name, tmp_path):
     assert formats.kind_of(tmp_path / name) == kind
     network, found = formats.read(tmp_path / name)
     assert found.kind == kind and found.picture_size == network.picture_size
-    assert same(registry.load(tmp_path / name), network)
+    assert same(formats.load(tmp_path / name), network)
     assert same(ilsvrc_converter.convert(tmp_path / name), network)
 
 

@@ -9,7 +9,7 @@ import resnext
 import resnext_ilsvrc
 from trainer.errors import InputError
 from trainer.networks.layers import Stage, StageConfig
-from trainer.weights import npz, original, registry
+from trainer.weights import description, formats, npz, original
 
 TINY = FIXTURES / 'original_ilsvrc_tiny.model.npz'
 
@@ -149,7 +149,7 @@ def test_files_say_what_they_hold(build, tmp_path):
         if hasattr(link, 'avg_mean'):
             link.avg_mean[...] = np.random.default_rng(1).normal(size=link.avg_mean.shape)
     network.save_model(tmp_path / 'x.npz')
-    for load in (resnext.load, resnext_ilsvrc.load, registry.load):
+    for load in (resnext.load, resnext_ilsvrc.load, formats.load):
         loaded = load(tmp_path / 'x.npz')
         assert type(loaded) is type(network)
         assert same_weights(loaded, network)
@@ -243,11 +243,11 @@ def test_a_2017_file_for_another_network_is_refused():
 
 def test_flags_that_contradict_a_file_are_an_error():
     network = small(initialize=False)
-    registry.check_flags(network, 'x.npz')
-    registry.check_flags(network, 'x.npz', C=2, d=2, layers=11)
+    description.check_flags(network, 'x.npz')
+    description.check_flags(network, 'x.npz', C=2, d=2, layers=11)
     for flag, flags in (('-c 4', {'C': 4}), ('-d 3', {'d': 3}), ('-l 50', {'layers': 50})):
         with pytest.raises(InputError, match=rf'^{flag}: x\.npz holds .* 11 layers, 2x2d'):
-            registry.check_flags(network, 'x.npz', **flags)
+            description.check_flags(network, 'x.npz', **flags)
 
 
 def test_blocks_are_computed_in_order_where_there_are_ten_or_more():

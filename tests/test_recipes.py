@@ -306,7 +306,7 @@ def test_weights_after_three_updates(
     with chainer.using_config('dtype', np.float64), pytest.raises(Enough) as end:
         train(tmp_path, cifar, **given)
     with chainer.using_config('dtype', np.float64):
-        source = Source(build._new(resolve(**given), 10), decay, 0.9, kind, share, ema)
+        source = Source(build.of_options(resolve(**given), given, None, 10), decay, 0.9, kind, share, ema)
     initial.fill(source.network, recipes.get(name).initialization, 3)
     begun = {n: np.array(a) for n, a in npz.state(source.network).items()}
     for x, t in batches:
@@ -542,7 +542,7 @@ def test_cifar100_has_means_of_its_own():
     ],
 )
 def test_networks(given, kind, layers, C, d):
-    network = build._new(resolve(**given), 10)
+    network = build.of_options(resolve(**given), given, None, 10)
     assert type(network) is kind
     assert (network.layers, network.C, network.d) == (layers, C, d)
     if kind is resnext_ilsvrc.ResNext:

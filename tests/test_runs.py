@@ -124,7 +124,7 @@ def test_a_torch7_file_on_cifar(capsys, tmp_path):
     """It brings the preprocessing of that program."""
     from data_augmentation import DataAugmentationCifarTorch7 as preprocess
     from trainer.datasets import quick
-    from trainer.weights import registry
+    from trainer.weights import formats
 
     path = FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7'
     code, out, err = call(
@@ -140,7 +140,7 @@ def test_a_torch7_file_on_cifar(capsys, tmp_path):
     )
     assert code == 0, err
     held = quick.load().test
-    y = registry.load(str(path))(preprocess.test_batch(held.images), train=False).array
+    y = formats.load(str(path))(preprocess.test_batch(held.images), train=False).array
     right = int((y.argmax(axis=1) == held.labels).sum())
     assert entries(tmp_path / 'new', 'test_accuracy')[0]['accuracy'] == right
     assert f'({1000 - right:,} wrong)' in out

@@ -20,7 +20,7 @@ from trainer.errors import InputError
 from trainer.inference import prediction
 from trainer.training import run, snapshots, transfer
 from trainer.training.optimizers import OPTIMIZERS
-from trainer.weights import npz, registry
+from trainer.weights import formats, npz
 
 CLASSES = ['a', 'b', 'c']
 
@@ -241,7 +241,7 @@ def test_fine_tuning_from_the_command_line(converted, tmp_path):
         ).read_bytes(), name
 
     # What is frozen is the converted network's, what is not has moved.
-    old, new = (registry.load(path) for path in (converted, runs.model(str(tmp_path / 'a'))))
+    old, new = (formats.load(path) for path in (converted, runs.model(str(tmp_path / 'a'))))
     new_arrays = arrays(new)
     for name, array in arrays(old).items():
         if name.startswith(('stem/', 'stage1/')):

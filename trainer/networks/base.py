@@ -24,7 +24,7 @@ class Network(chainer.Chain):
         classes (list of str): Names of the classes, or ``None``. Kept in npz files.
     """
 
-    #: The name that npz files know the network by (:mod:`trainer.weights.registry`).
+    #: The name that npz files know the network by (:mod:`trainer.weights.description`).
     kind = None
     #: The class of ``data_augmentation`` that belongs to the network.
     preprocessing = None
@@ -65,6 +65,17 @@ class Network(chainer.Chain):
             trainer.errors.InputError: There is no network of so many layers.
         """
         return cls(category_num, cls.blocks_of_depth(depth), **arguments)
+
+    @classmethod
+    def of_sizes(cls, category_num, sizes):
+        """Build a network, its weights zero, from sizes as flags and recipes call them.
+
+        Args:
+            category_num (int): Number of classes.
+            sizes (mapping): 'block_num', 'C', 'd', 'shortcut', and what else the network
+                has of 'multi' and 'widen_factor'.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def blocks_of_depth(depth):

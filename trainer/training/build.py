@@ -3,18 +3,14 @@
 import chainer
 import numpy as np
 
-import resnext
-import resnext_ilsvrc
 from trainer.errors import InputError
+from trainer.networks import table
 from trainer.training import initial, transfer
 from trainer.training.losses import LabelSmoothing
 from trainer.training.optimizers import OPTIMIZERS
 from trainer.training.options import RECORD, SIZES
-from trainer.transforms import table
-from trainer.weights import formats, npz, registry
-
-# What npz files call the networks -> what --network calls them.
-_NAMES = {'original-cifar': 'original', 'paper-cifar': 'paper', 'ilsvrc': 'ilsvrc'}
+from trainer.transforms.table import CLASSES
+from trainer.weights import description, formats, npz
 
 
 #: A run's record may not describe more weights than this (4 GB): it has no numbers to go by.
@@ -71,51 +67,18 @@ def of_options(options, given, architecture, category_num):
     """As :func:`network`, of however many classes; a new one has ``category_num``, and no
     weights yet."""
     if architecture is not None:
-        return registry.build(architecture, RECORD, WEIGHT_LIMIT)
+        return description.build(architecture, RECORD, WEIGHT_LIMIT)
     if options['load_model'] is None:
-        return _new(options, category_num)
+        return table.get(options['network']).cls.of_sizes(category_num, options)
     built, _ = formats.read(options['load_model'])
     _take_sizes(options, given, built, options['load_model'])
     return built
 
 
-def _new(options, category_num):
-    C, d, block_num = options['C'], options['d'], tuple(options['block_num'])
-    if options['network'] == 'original':
-        return resnext.ResNext(
-            category_num,
-            block_num,
-            C,
-            d,
-            options['multi'],
-            shortcut=options['shortcut'],
-            initialize=False,
-        )
-    if options['network'] == 'paper':
-        return resnext.PaperResNext(
-            category_num,
-            block_num,
-            C,
-            d,
-            options['widen_factor'],
-            shortcut=options['shortcut'],
-            initialize=False,
-        )
-    return resnext_ilsvrc.ResNext(
-        category_num,
-        block_num,
-        C,
-        d,
-        options['multi'] or 256 / (C * d),
-        shortcut=options['shortcut'],
-        initialize=False,
-    )
-
-
 def _take_sizes(options, given, built, model):
     """Refuse flags that contradict what the file of ``-m`` holds; record what it holds."""
     held = {
-        'network': _NAMES[built.kind],
+        'network': table.of_kind(built.kind).name,
         'C': built.C,
         'd': built.d,
         'block_num': built.block_num,
@@ -150,10 +113,10 @@ def preprocessing(options, given, built):
     ):
         name = built.preprocessing
     if 'preprocessing' not in given:  # some sources have other means for other datasets
-        chosen = table.CLASSES[name]
+        chosen = CLASSES[name]
         name = getattr(chosen, 'of_dataset', {}).get(options['dataset'], name)
     options['preprocessing'] = built.preprocessing = name
-    return table.CLASSES[name]
+    return CLASSES[name]
 
 
 def optimizer(options, built):

@@ -10,17 +10,16 @@ import chainer
 import numpy as np
 import PIL
 
-import resnext
-import resnext_ilsvrc
 from trainer import datasets, files, recipes, values
 from trainer.engines.cudnn import PRECISIONS
 from trainer.errors import InputError
+from trainer.networks import table as networks
 from trainer.training import snapshots
 from trainer.training.data import SAMPLINGS
 from trainer.training.initial import INITIALIZATIONS
 from trainer.training.optimizers import OPTIMIZERS
-from trainer.transforms import table
-from trainer.weights import registry
+from trainer.transforms.table import CLASSES
+from trainer.weights import description
 
 #: Options beside those of the recipe, and their defaults. Each is a flag of main.py.
 DEFAULTS = {
@@ -43,26 +42,19 @@ DEFAULTS = {
     'head_lr': 1.0,
 }
 
-#: The networks, and the sizes that they have where neither recipe nor flag says otherwise.
-NETWORKS = {
-    'original': {'C': 2, 'd': 64, 'multi': 4, 'block_num': (3, 3, 3), 'shortcut': 'A'},
-    'paper': {'C': 8, 'd': 64, 'widen_factor': 4, 'depth': 29, 'shortcut': 'B'},
-    'ilsvrc': {'C': 32, 'd': 4, 'depth': 50, 'shortcut': 'B'},
-}
-
 #: All options that say how large a network is.
 SIZES = ('C', 'd', 'multi', 'widen_factor', 'depth', 'block_num', 'shortcut')
 
 #: What an option may be, where there are few; main.py shows them.
 CHOICES = {
-    'network': tuple(NETWORKS),
+    'network': tuple(networks.available()),
     'shortcut': ('A', 'B', 'C'),
     'sampling': SAMPLINGS,
     'optimizer': tuple(OPTIMIZERS),
     'lr_schedule': ('steps', 'every', 'cosine'),
     'initialization': INITIALIZATIONS,
     'batch_scaling': ('none', 'lr', 'epochs'),
-    'preprocessing': tuple(table.CLASSES),
+    'preprocessing': tuple(CLASSES),
     'precision': PRECISIONS,
 }
 
@@ -216,7 +208,7 @@ def _defaults(given):
     options['network'] = given.get('network', recipe.network)
     own = recipe._asdict() if options['network'] == recipe.network else {}
     for size in SIZES:
-        default = NETWORKS[options['network']].get(size)
+        default = networks.get(options['network']).sizes.get(size)
         options[size] = default if own.get(size) is None else own[size]
     return options, recipe
 
@@ -224,11 +216,8 @@ def _defaults(given):
 def _new(given, say):
     options, recipe = _defaults(given)
     network = options['network']
-    known = (
-        set(NETWORKS[network])
-        | {'block_num'}
-        | ({'depth'} if network == 'original' else {'multi'} if network == 'ilsvrc' else set())
-    )
+    entry = networks.get(network)
+    known = {*entry.sizes, *entry.further_sizes}
     for size in SIZES:
         if size in given and size not in known and given.get('load_model') is None:
             raise InputError(
@@ -263,9 +252,8 @@ def blocks(network, depth):
     Raises:
         trainer.errors.InputError: There is no such network.
     """
-    of = resnext_ilsvrc.ResNext if network == 'ilsvrc' else resnext.PaperResNext
     try:
-        return of.blocks_of_depth(depth)
+        return networks.get(network).cls.blocks_of_depth(depth)
     except InputError as e:
         raise InputError(f'--{e}') from None
 
@@ -395,7 +383,7 @@ def write_record(folder, options, network, pictures):
     record = {
         'options': options,
         'pictures': pictures,
-        'network': registry.architecture(network),
+        'network': description.of(network),
         'versions': {
             'python': platform.python_version(),
             'numpy': np.__version__,

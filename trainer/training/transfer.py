@@ -8,7 +8,7 @@ lets the head learn faster than the rest.
 import chainer
 
 from trainer.errors import InputError
-from trainer.weights import npz, registry
+from trainer.weights import description, npz
 
 #: The link of the classifier, in every network.
 HEAD = 'fc'
@@ -26,8 +26,8 @@ def reset_classifier(network, classes, seed):
         trainer.networks.base.Network
     """
     classes = list(classes)
-    architecture = dict(registry.architecture(network), category_num=len(classes), classes=classes)
-    new = registry.build(architecture, 'the network', None)
+    architecture = dict(description.of(network), category_num=len(classes), classes=classes)
+    new = description.build(architecture, 'the network', None)
     new.weight_initialization(seed)
     held = npz.state(new)
     for name, array in npz.state(network).items():

@@ -1,1 +1,1 @@
-"""Weights in files: one module a format, and the registry of what can be built from them."""
+"""Weights in files: one module a format, and what they say of the network."""

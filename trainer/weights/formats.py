@@ -93,6 +93,27 @@ def read(path, entry=None):
     return network, Found(kind, details, network.picture_size)
 
 
+def load(path, gpu=-1):
+    """Load a network from a file of weights, which says what network it holds.
+
+    Args:
+        path (str): A file of any format that :func:`read` reads. In npz files of the 2017 program the architecture is read off the
+            arrays; ILSVRC networks get Torch7's pooling, which their weights were
+            trained with: set ``round_up_pooling`` to ``True`` for what that program
+            computes.
+        gpu (int): Where to put it; below 0 is the CPU.
+
+    Returns:
+        trainer.networks.base.Network: The network with its weights.
+
+    Raises:
+        trainer.errors.InputError: The file is damaged or not such a file.
+    """
+    network, _ = read(path)
+    network.check_gpu(gpu)
+    return network
+
+
 def kind_for(path):
     """Return the format that the name of a file to write suggests: 'npz' where it does not."""
     for kind, suffixes in SUFFIXES.items():

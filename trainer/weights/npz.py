@@ -21,7 +21,7 @@ import numpy as np
 
 from trainer import files
 from trainer.errors import InputError
-from trainer.weights import forms, original, registry
+from trainer.weights import description, forms, original
 
 ARCHITECTURE = 'architecture'
 
@@ -224,7 +224,7 @@ def load(path):
             'program; first array: {}'.format(path, next(iter(arrays), 'none'))
         )
     weights = sum(array.size for array in arrays.values())
-    network = registry.build(architecture, path, weight_limit=weights)
+    network = description.build(architecture, path, weight_limit=weights)
     return _fill(network, arrays, path, architecture)
 
 
@@ -246,7 +246,7 @@ def save(path, network, layout=None):
     elif layout is None or layout in forms.FORMS:
         if layout is not None:
             arrays = original.from_here(arrays, forms.units(network, layout))
-        arrays[ARCHITECTURE] = np.array(json.dumps(registry.architecture(network)))
+        arrays[ARCHITECTURE] = np.array(json.dumps(description.of(network)))
         write = np.savez
     else:
         raise InputError(f"layout {layout!r}: there are None, 'original', 'form-a' and 'form-b'")

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer import extras, files
 from trainer.networks import layers
-from trainer.weights import registry
+from trainer.weights import description
 
 #: What the graph is written in; ONNX 1.12 and later read it.
 OPSET = 17
@@ -182,7 +182,7 @@ def build(network, fold=True, features=False):
         ir_version=_IR_VERSION,
         producer_name='resnext-chainer',
     )
-    helper.set_model_props(model, {'architecture': json.dumps(registry.architecture(network))})
+    helper.set_model_props(model, {'architecture': json.dumps(description.of(network))})
     return model
 
 

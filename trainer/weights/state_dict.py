@@ -6,7 +6,7 @@ import chainer
 import numpy as np
 
 from trainer.errors import InputError
-from trainer.weights import namings, npz, registry
+from trainer.weights import description, namings, npz
 
 #: Of PyTorch's batch normalisation, and of every naming here; state dicts do not tell it.
 EPS = 1e-5
@@ -181,7 +181,7 @@ def read(tensors, path):
             )
         )
     size = sum(int(np.prod(t.shape, dtype=object)) for t in tensors.values())
-    network = registry.build(_architecture(naming, tensors, path), path, weight_limit=size)
+    network = description.build(_architecture(naming, tensors, path), path, weight_limit=size)
     names = _names(naming, network)
     held = npz.state(network)
     missing = [name for name in names if name not in tensors and not name.endswith(_COUNTER)]

@@ -14,7 +14,7 @@ import torchfile
 from trainer import files
 from trainer.errors import InputError
 from trainer.networks.layers import StageConfig
-from trainer.weights import registry, t7
+from trainer.weights import description, t7
 
 
 class Found(collections.namedtuple('Found', 'tensors picture_size shortcut')):
@@ -479,7 +479,7 @@ def _build(f, path):
         architecture['preprocessing'] = 'DataAugmentationCifar{}Torch7'.format(
             100 if held.classes == 100 else ''
         )
-    network = registry.build(architecture, path, weight_limit=limit)
+    network = description.build(architecture, path, weight_limit=limit)
     here = dict(network.namedlinks())
     numbers = _Numbers(f)
     for name, parts in links:
