@@ -306,7 +306,9 @@ def test_weights_after_three_updates(
     with chainer.using_config('dtype', np.float64), pytest.raises(Enough) as end:
         train(tmp_path, cifar, **given)
     with chainer.using_config('dtype', np.float64):
-        source = Source(build.of_options(resolve(**given), given, None, 10), decay, 0.9, kind, share, ema)
+        source = Source(
+            build.of_options(resolve(**given), given, None, 10), decay, 0.9, kind, share, ema
+        )
     initial.fill(source.network, recipes.get(name).initialization, 3)
     begun = {n: np.array(a) for n, a in npz.state(source.network).items()}
     for x, t in batches:
