@@ -12,7 +12,6 @@ from trainer.training.options import RECORD, SIZES
 from trainer.transforms.table import CLASSES
 from trainer.weights import description, formats, npz
 
-
 #: A run's record may not describe more weights than this (4 GB): it has no numbers to go by.
 WEIGHT_LIMIT = 1 << 30
 
