@@ -52,7 +52,7 @@ def parser():
     )
     p.add_argument(
         '--to',
-        choices=list(formats.SUFFIXES),
+        choices=list(formats.writable()),
         default=None,
         help='the format to write; by default what -o ends in, otherwise npz',
     )
@@ -93,12 +93,12 @@ def _output(args):
     kind = args.to or formats.kind_for(output)
     if not output or os.path.isdir(output):
         name = os.path.basename(args.input)
-        suffixes = [s for of_kind in formats.SUFFIXES.values() for s in of_kind]
+        suffixes = [s for fmt in formats.writable().values() for s in fmt.suffixes]
         for suffix in sorted([*suffixes, os.path.splitext(name)[1]], key=len, reverse=True):
             if suffix and name.lower().endswith(suffix.lower()):
                 name = name[: -len(suffix)]
                 break
-        output = os.path.join(output, name + formats.SUFFIXES[kind][0])
+        output = os.path.join(output, name + formats.writable()[kind].suffixes[0])
     if not os.path.isdir(os.path.dirname(output) or '.'):
         raise InputError(f'-o {output}: there is no folder {os.path.dirname(output)}')
     if (
@@ -114,15 +114,13 @@ def main():
     p = parser()
     args = p.parse_args()
     output, kind = _output(args)
-    for flag, given, kinds in (
-        ('--layout', args.layout, ('npz',)),
-        ('--naming', args.naming, ('pth', 'safetensors')),
-        ('--keep-bn', args.keep_bn, ('onnx',)),
-    ):
-        if given and kind not in kinds:
-            p.error(
-                '{} is of {}, and what is written is {}'.format(flag, ' and '.join(kinds), kind)
-            )
+    given = {'layout': args.layout, 'naming': args.naming, 'fold': False if args.keep_bn else None}
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in options:
+        formats_with = [n for n, fmt in formats.writable().items() if name in fmt.write_options]
+        if kind not in formats_with:
+            flag = {'fold': '--keep-bn'}.get(name, f'--{name}')
+            p.error(f'{flag} is of {" and ".join(formats_with)}, and what is written is {kind}')
 
     network, found = formats.read(args.input, args.entry)
     print(
@@ -139,7 +137,7 @@ def main():
         f'cardinality {network.C}, base width {network.d}, stem {len(network.stem.conv.W)}, shortcut type {network.shortcut}, {network.category_num} classes'
     )
     print(f'{network.count_params():,} parameters, {found.details}')
-    formats.write(output, network, kind, args.layout, args.naming, not args.keep_bn)
+    formats.write(output, network, kind, **options)
     if args.layout == 'original' and network.round_up_pooling is not None:
         print(
             "note: the 2017 program rounds the max pooling's size up, which Torch7 does not: "

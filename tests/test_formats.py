@@ -30,14 +30,14 @@ def test_names_do_not_matter(kind, name, tmp_path):
     shutil.copy(FIXTURES / FILES[kind], tmp_path / name)
     assert formats.kind_of(tmp_path / name) == kind
     network, found = formats.read(tmp_path / name)
-    assert found.kind == kind and found.picture_size == network.picture_size
+    assert found.format == kind and found.picture_size == network.picture_size
     assert same(formats.load(tmp_path / name), network)
     assert same(ilsvrc_converter.convert(tmp_path / name), network)
 
 
 def test_the_older_pytorch_format_and_safetensors(tmp_path):
     network, found = formats.read(FIXTURES / 'pytorch_prlz77.pth')
-    assert found == ('pth', "float32, prlz77's names", 32)
+    assert found == formats.Contents('pth', "float32, prlz77's names", 32)
     # The names tell how pictures are prepared as well.
     assert network.preprocessing == 'DataAugmentationCifarPrlz77'
     network.save_model(tmp_path / 'x')

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import stat
+import struct
 
 #: Limits of a JSON file that is read: bytes, values, nesting, digits of an integer. A log of
 #: 600 epochs of 1,000 classes has 42 MB and two million values.
@@ -149,3 +150,11 @@ def remove_unfinished(folder, ours):
         if match and ours(match[1]) and entry.is_file(follow_symlinks=False):
             with contextlib.suppress(OSError):
                 os.remove(entry.path)
+
+
+def first_zip_member(head: bytes) -> bytes:
+    """Return the name of the first member of a zip archive that begins so; empty for others."""
+    if head[:4] != b'PK\3\4':
+        return b''
+    (length,) = struct.unpack('<H', head[26:28].ljust(2, b'\0'))
+    return head[30 : 30 + length]

@@ -1,33 +1,81 @@
-"""All formats of weights: which one a file has, reading and writing."""
+"""All formats of weights: which one a file has, reading and writing.
 
-import collections
-import struct
+A format is one module of this package with a ``FORMAT``; it is found here by being there.
+"""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
 
 from trainer import files
 from trainer.errors import InputError
-from trainer.weights import npz, onnx, pytorch, safetensors, torch7
-
-#: What can be written -> what names of such files end in.
-SUFFIXES = {
-    'npz': ('.npz',),
-    'pth': ('.pth', '.pth.tar', '.pt'),
-    'safetensors': ('.safetensors',),
-    'onnx': ('.onnx',),
-}
 
 
-class Found(collections.namedtuple('Found', 'kind details picture_size')):
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format of files of weights.
+
+    Attributes:
+        name: What users call it.
+        suffixes: What names of such files end in, the usual one first.
+        recognises: (the first 512 bytes of a file) -> whether the file has the format;
+            ``None`` where it is not read.
+        read: (path, which of several state dicts or ``None``) -> network on the CPU,
+            what numbers it has and the like, and the height and width of the images that
+            it was made for or ``None``.
+        write: (path, network, ``**options``); ``None`` where it is not written. The file
+            appears whole or not at all.
+        write_options: The names of those options.
+        has_entries: Whether a file may hold several state dicts.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    recognises: Callable | None = None
+    read: Callable | None = None
+    write: Callable | None = None
+    write_options: tuple[str, ...] = ()
+    has_entries: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
     """What a file says beside the network.
 
     Attributes:
-        kind (str): 't7', 'npz', 'pth' or 'safetensors'.
-        details (str): Types of its numbers, and the like.
-        picture_size (int): Height and width of the pictures it was made for, in pixels.
+        format: The name of its format.
+        details: Types of its numbers, and the like.
+        picture_size: Height and width of the images it was made for, in pixels.
     """
 
+    format: str
+    details: str
+    picture_size: int
 
-def kind_of(path):
-    """Tell what format a file has, by how it begins: 't7', 'npz', 'pth' or 'safetensors'.
+
+@functools.cache
+def available() -> dict[str, Format]:
+    """Return name -> format of all modules here that have one."""
+    package = __name__.rpartition('.')[0]
+    folder = importlib.import_module(package).__path__
+    modules = (
+        importlib.import_module(f'{package}.{module.name}')
+        for module in pkgutil.iter_modules(folder)
+        if not module.ispkg
+    )
+    found = (getattr(module, 'FORMAT', None) for module in modules)
+    return {fmt.name: fmt for fmt in found if fmt is not None}
+
+
+def writable() -> dict[str, Format]:
+    """Return those that can be written."""
+    return {name: fmt for name, fmt in available().items() if fmt.write is not None}
+
+
+def kind_of(path: str) -> str:
+    """Return the name of the format of a file, by how it begins.
 
     Raises:
         trainer.errors.InputError: It cannot be read, or has none of them.
@@ -37,17 +85,9 @@ def kind_of(path):
             head = f.read(512)
     except OSError as e:
         raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
-    if head[:4] == b'PK\3\4':
-        # The first member: arrays in npz, the pickle in PyTorch's.
-        (length,) = struct.unpack('<H', head[26:28].ljust(2, b'\0'))
-        return 'npz' if head[30 : 30 + length].endswith(b'.npy') else 'pth'
-    # The length of a header of JSON: may begin with any byte.
-    if head[4:8] == bytes(4) and head[8:9] == b'{':
-        return 'safetensors'
-    if head[:1] == pytorch.PICKLE:
-        return 'pth'
-    if head[1:4] == bytes(3) and 0 < head[0] < 9 or head[:2] in (b'3\n', b'4\n'):
-        return 't7'
+    for fmt in available().values():
+        if fmt.recognises is not None and fmt.recognises(head):
+            return fmt.name
     if head[257:262] == b'ustar':
         raise InputError(
             f'{path}: a tar archive; if PyTorch 0.1 wrote it, load it there and save its '
@@ -59,38 +99,27 @@ def kind_of(path):
     )
 
 
-def read(path, entry=None):
+def read(path: str, entry: str | None = None) -> tuple:
     """Build the network that a file holds, whatever its format and name.
 
     Args:
-        path (str): The file.
-        entry (str): Which state dict, of a PyTorch file with several.
+        path: The file.
+        entry: Which state dict, of a PyTorch file with several.
 
     Returns:
-        tuple: The network on the CPU, and :class:`Found`.
+        tuple: The network on the CPU, and :class:`Contents`.
 
     Raises:
         trainer.errors.InputError: It is damaged, or holds no network of ours.
     """
-    kind = kind_of(path)
-    if entry is not None and kind != 'pth':
+    fmt = available()[kind_of(path)]
+    if entry is not None and not fmt.has_entries:
         raise InputError(
-            f'--entry {entry}: only PyTorch files have state dicts to choose from; {path} is {kind}'
+            f'--entry {entry}: only PyTorch files have state dicts to choose from; '
+            f'{path} is {fmt.name}'
         )
-    if kind == 't7':
-        network, found = torch7.read(path)
-        return network, Found(kind, found.tensors, found.picture_size)
-    if kind == 'npz':
-        network, details = npz.load(path), 'float32'
-    elif kind == 'safetensors':
-        network, found = safetensors.read(path)
-        details = f"{found.dtypes}, {found.naming.name}'s names"
-    else:
-        network, found, entry = pytorch.read(path, entry)
-        details = "{}, {}'s names{}".format(
-            found.dtypes, found.naming.name, entry and f', its {entry}'
-        )
-    return network, Found(kind, details, network.picture_size)
+    network, details, picture_size = fmt.read(path, entry)
+    return network, Contents(fmt.name, details, picture_size or network.picture_size)
 
 
 def load(path, gpu=-1):
@@ -114,35 +143,27 @@ def load(path, gpu=-1):
     return network
 
 
-def kind_for(path):
+def kind_for(path: str) -> str:
     """Return the format that the name of a file to write suggests: 'npz' where it does not."""
-    for kind, suffixes in SUFFIXES.items():
-        if path.lower().endswith(suffixes):
-            return kind
+    for name, fmt in writable().items():
+        if path.lower().endswith(fmt.suffixes):
+            return name
     return 'npz'
 
 
-def write(path, network, kind, layout=None, naming=None, fold=True):
+def write(path: str, network, kind: str, **options) -> None:
     """Write a network's weights; the file appears whole or not at all.
 
     Args:
-        path (str): The file, any name.
+        path: The file, any name.
         network (trainer.networks.base.Network): The network.
-        kind (str): One of :data:`SUFFIXES`.
-        layout (str): Of npz; see :meth:`Network.save_model`.
-        naming (str): Of pth and safetensors; see :func:`state_dict.choose
-            <trainer.weights.state_dict.choose>`.
-        fold (bool): Of ONNX; see :func:`trainer.weights.onnx.build`.
+        kind: One of :func:`writable`.
+        options: Those of the format: ``layout`` of npz (:func:`trainer.weights.npz.save`),
+            ``naming`` of pth and safetensors (:func:`trainer.weights.state_dict.choose`),
+            ``fold`` of ONNX (:func:`trainer.weights.onnx.build`).
 
     Raises:
         trainer.errors.InputError: The format cannot hold the network, or needs a
             package that is not installed.
     """
-    if kind == 'npz':
-        network.save_model(path, layout=layout)
-    elif kind == 'pth':
-        pytorch.save(path, network, naming)
-    elif kind == 'safetensors':
-        safetensors.save(path, network, naming)
-    else:
-        onnx.save(path, network, fold)
+    writable()[kind].write(path, network, **options)

@@ -21,7 +21,7 @@ import numpy as np
 
 from trainer import files
 from trainer.errors import InputError
-from trainer.weights import description, forms, original
+from trainer.weights import description, formats, forms, original
 
 ARCHITECTURE = 'architecture'
 
@@ -252,3 +252,14 @@ def save(path, network, layout=None):
         raise InputError(f"layout {layout!r}: there are None, 'original', 'form-a' and 'form-b'")
     with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
         write(f, **arrays)
+
+
+FORMAT = formats.Format(
+    'npz',
+    ('.npz',),
+    # The first member of the archive is an array, here named with its length.
+    recognises=lambda head: files.first_zip_member(head).endswith(b'.npy'),
+    read=lambda path, entry: (load(path), 'float32', None),
+    write=save,
+    write_options=('layout',),
+)

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer import extras, files
 from trainer.networks import layers
-from trainer.weights import description
+from trainer.weights import description, formats
 
 #: What the graph is written in; ONNX 1.12 and later read it.
 OPSET = 17
@@ -202,3 +202,6 @@ def save(path, network, fold=True):
     onnx.checker.check_model(model, full_check=True)
     with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
         f.write(model.SerializeToString())
+
+
+FORMAT = formats.Format('onnx', ('.onnx',), write=save, write_options=('fold',))

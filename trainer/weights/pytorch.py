@@ -17,7 +17,7 @@ import numpy as np
 
 from trainer import files, pickled, pickled_arrays
 from trainer.errors import InputError
-from trainer.weights import state_dict, strided
+from trainer.weights import formats, safetensors, state_dict, strided
 
 # What the first two pickles of the older format hold.
 _LEGACY = [0x1950A86A20F9469CFC6C, 1001]
@@ -335,7 +335,7 @@ def read(path, entry=None):
             ``None``: 'state_dict', or the only one of a network.
 
     Returns:
-        tuple: The network on the CPU, :class:`state_dict.Found`, and which state dict
+        tuple: The network on the CPU, :class:`state_dict.StateDict`, and which state dict
         it was (str, '' for the file itself).
 
     Raises:
@@ -442,3 +442,25 @@ def save(path, network, naming=None):
             array = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
             add(f'data/{i}', array.reshape(-1).view(np.uint8).data)
         add('version', _VERSION)
+
+
+def _recognises(head):
+    if head[:4] == b'PK\3\4':
+        return not files.first_zip_member(head).endswith(b'.npy')
+    return head[:1] == PICKLE and not safetensors.recognises(head)
+
+
+def _read(path, entry):
+    network, found, entry = read(path, entry)
+    return network, found.details + (entry and f', its {entry}'), None
+
+
+FORMAT = formats.Format(
+    'pth',
+    ('.pth', '.pth.tar', '.pt'),
+    recognises=_recognises,
+    read=_read,
+    write=save,
+    write_options=('naming',),
+    has_entries=True,
+)

@@ -6,7 +6,7 @@ import numpy as np
 
 from trainer import extras, files
 from trainer.errors import InputError
-from trainer.weights import state_dict
+from trainer.weights import formats, state_dict
 
 _DTYPES = {
     'F16': 'float16',
@@ -43,7 +43,7 @@ def read(path):
         path (str): The file. Names of classes that :func:`save` left are read as well.
 
     Returns:
-        tuple: The network on the CPU, and :class:`state_dict.Found`.
+        tuple: The network on the CPU, and :class:`state_dict.StateDict`.
 
     Raises:
         trainer.errors.InputError: The package safetensors is missing; or the file is
@@ -110,3 +110,23 @@ def save(path, network, naming=None):
     arrays = state_dict.write(network, naming)
     with files.replacing(path) as unfinished:
         safetensors.save_file(arrays, unfinished, metadata)
+
+
+def recognises(head: bytes) -> bool:
+    """Return whether a file that begins so is safetensors: the length of a header, and JSON."""
+    return head[4:8] == bytes(4) and head[8:9] == b'{'
+
+
+def _read(path, entry):
+    network, found = read(path)
+    return network, found.details, None
+
+
+FORMAT = formats.Format(
+    'safetensors',
+    ('.safetensors',),
+    recognises=recognises,
+    read=_read,
+    write=save,
+    write_options=('naming',),
+)

@@ -37,13 +37,18 @@ class Tensor(collections.namedtuple('Tensor', 'dtype shape load')):
     """
 
 
-class Found(collections.namedtuple('Found', 'naming dtypes')):
+class StateDict(collections.namedtuple('StateDict', 'naming dtypes')):
     """What a state dict says beside the network.
 
     Attributes:
         naming (Naming): Whose names it has.
         dtypes (str): Types of its weights, the most frequent first.
     """
+
+    @property
+    def details(self):
+        """str: Both, for a user."""
+        return f"{self.dtypes}, {self.naming.name}'s names"
 
 
 def from_bfloat16(bits):
@@ -167,7 +172,7 @@ def read(tensors, path):
 
     Returns:
         tuple: The network (:class:`resnext_ilsvrc.ResNext` or
-        :class:`resnext.PaperResNext`) on the CPU, and :class:`Found`.
+        :class:`resnext.PaperResNext`) on the CPU, and :class:`StateDict`.
 
     Raises:
         trainer.errors.InputError: It is not a ResNeXt of those namings.
@@ -211,7 +216,7 @@ def read(tensors, path):
     chainer.serializers.NpzDeserializer(arrays).load(network)
     if naming.preprocessing is not None:
         network.preprocessing = naming.preprocessing
-    return network, Found(naming, ', '.join(dtype for dtype, _ in dtypes.most_common()))
+    return network, StateDict(naming, ', '.join(dtype for dtype, _ in dtypes.most_common()))
 
 
 def _check_held(network, naming):

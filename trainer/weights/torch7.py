@@ -14,10 +14,10 @@ import torchfile
 from trainer import files
 from trainer.errors import InputError
 from trainer.networks.layers import StageConfig
-from trainer.weights import description, t7
+from trainer.weights import description, formats, safetensors, t7
 
 
-class Found(collections.namedtuple('Found', 'tensors picture_size shortcut')):
+class Torch7File(collections.namedtuple('Torch7File', 'tensors picture_size shortcut')):
     """What a file says beside the network.
 
     Attributes:
@@ -487,7 +487,7 @@ def _build(f, path):
     network.fc.W.array[...] = numbers.load(held.fc, 'weight', network.fc.W.shape)
     network.fc.b.array[...] = numbers.load(held.fc, 'bias', network.fc.b.shape, absent=0)
     numbers.check_distinct()
-    return network, Found(
+    return network, Torch7File(
         ', '.join(kind for kind, _ in numbers.kinds.most_common()),
         held.picture_size,
         network.shortcut,
@@ -508,7 +508,7 @@ def read(path):
 
     Returns:
         tuple: The network (:class:`resnext_ilsvrc.ResNext` or
-        :class:`resnext.PaperResNext`) on the CPU, and :class:`Found`.
+        :class:`resnext.PaperResNext`) on the CPU, and :class:`Torch7File`.
 
     Raises:
         trainer.errors.InputError: The file is missing, damaged, or holds what these
@@ -524,3 +524,16 @@ def read(path):
         raise InputError(f'{path}: cannot be converted: {e}') from None
     except t7.Damaged as e:
         raise InputError(f'{path}: not a whole Torch7 file ({e}); fetch it again') from e
+
+
+def _recognises(head):
+    binary = head[1:4] == bytes(3) and 0 < head[0] < 9 and not safetensors.recognises(head)
+    return binary or head[:2] in (b'3\n', b'4\n')
+
+
+def _read(path, entry):
+    network, found = read(path)
+    return network, found.tensors, found.picture_size
+
+
+FORMAT = formats.Format('t7', ('.t7',), recognises=_recognises, read=_read)
