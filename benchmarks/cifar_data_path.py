@@ -62,7 +62,7 @@ def main():
     print(f'train_batch, 256 pictures, one process: pictures/s {spread(rates)}')
 
     rates = []
-    for i in range(args.runs):
+    for _ in range(args.runs):
         begun = time.perf_counter()
         for start in range(0, 5120, 256):
             Preprocess.test_batch(images[start : start + 256])

@@ -79,7 +79,7 @@ def peer(folder, passes, workers):
             return pixels.to(torch.float32).div(255).sub_(mean).div_(std), 0
 
     print(torch.__version__, flush=True)
-    for line in sys.stdin:
+    for _ in sys.stdin:
         begun, first = time.perf_counter(), None
         for x, _ in torch.utils.data.DataLoader(Pictures(), BATCH, num_workers=workers):
             first = x if first is None else first

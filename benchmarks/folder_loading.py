@@ -68,7 +68,7 @@ def peer(folder, workers):
 
     loader = torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=True, num_workers=workers)
     print(torch.__version__, flush=True)
-    for line in sys.stdin:
+    for _ in sys.stdin:
         begun = clocks()
         pictures = sum(len(x) for x, _ in loader)
         print(*(clocks() - begun), flush=True)

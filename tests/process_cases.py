@@ -158,7 +158,7 @@ def agree(group):
     ]
     for failing in ((1,), (0, 1, 2), (2, 1)):
 
-        def fail():
+        def fail(failing=failing):
             if group.rank in failing:
                 raise InputError(f'of {group.rank}')
 

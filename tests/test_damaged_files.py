@@ -358,11 +358,13 @@ def inflating(path):
     with io.BytesIO() as f:
         np.lib.format.write_array(f, np.zeros(1, np.float32))
         array = f.getvalue()
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-        with archive.open('a.npy', 'w') as member:
-            member.write(array)
-            for _ in range(1100):
-                member.write(bytes(1 << 20))
+    with (
+        zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive,
+        archive.open('a.npy', 'w') as member,
+    ):
+        member.write(array)
+        for _ in range(1100):
+            member.write(bytes(1 << 20))
     data = path.read_bytes()
     whole = struct.pack('<L', len(array) + (1100 << 20))
     assert data.count(whole) >= 1

@@ -380,7 +380,7 @@ def test_shrinking_changes_nothing_visible(kind, tmp_path):
         path.write_bytes(jpeg(photo, quality=92))
         for times in (2, 4):
             share = 1 / times / pictures.SHRINK_MARGIN
-            shrunk, size = pictures.load_shrunk(path, lambda *size: share)
+            shrunk, size = pictures.load_shrunk(path, lambda *size, share=share: share)
             full = pictures.load(path)
             assert size == (full.height, full.width)
             assert shrunk.size == (-(-full.width // times), -(-full.height // times))
@@ -406,7 +406,9 @@ def test_only_large_jpegs_are_shrunk(tmp_path):
         ('.png', 0.05, 400),
     ):
         photo.save(tmp_path / ('x' + suffix))
-        image, size = pictures.load_shrunk(tmp_path / ('x' + suffix), lambda *size: share)
+        image, size = pictures.load_shrunk(
+            tmp_path / ('x' + suffix), lambda *size, share=share: share
+        )
         assert image.width == width and size == (300, 400) and image.mode == 'RGB'
     # Evaluation decodes all of it.
     photo.resize((2000, 1500)).save(tmp_path / 'x.jpg')
@@ -467,7 +469,7 @@ def test_a_picture_that_cannot_be_read_in_an_epoch(whole, tmp_path):
     )
     order = np.concatenate(loading.EveryPictureOnce(len(found.train), 20, TINY['seed'])(2))
     path = found.train.paths[order[-1]]  # of the last batch of an epoch
-    picture = open(path, 'rb').read()
+    picture = pathlib.Path(path).read_bytes()
     train(tmp_path / 'run', data, epoch=1)
     with open(path, 'wb') as f:
         f.write(picture[:200])

@@ -264,7 +264,7 @@ def by_hand(depth, C, d, widen_factor, classes):
     total = 3 * 64 * 9 + 2 * 64
     for i in range(3):
         width, out = C * d * 2**i, 64 * widen_factor * 2**i
-        for j in range(n):
+        for _ in range(n):
             total += channels * width + 2 * width + 9 * width * width // C + 2 * width
             total += width * out + 2 * out
             total += channels * out + 2 * out if channels != out else 0
@@ -326,7 +326,7 @@ def test_depths_of_each_class():
 @pytest.mark.parametrize('shortcut', 'ABC')
 def test_shortcut_types(shortcut):
     """Which blocks have projections; the paper's type B has them where sizes change."""
-    for name, build in NETWORKS.items():
+    for build in NETWORKS.values():
         network = build(shortcut)
         found = [layer.path for layer in layers(network) if layer.path.endswith('/shortcut')]
         blocks = [

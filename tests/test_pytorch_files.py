@@ -48,7 +48,7 @@ def small(kind='ilsvrc', **arguments):
     )
     network = cls(3, **arguments)
     rng = np.random.default_rng(0)
-    for name, array in npz.state(network).items():
+    for array in npz.state(network).values():
         if np.ndim(array):
             array[...] = rng.uniform(0.5, 1.5, array.shape)
     return network
@@ -617,7 +617,7 @@ def test_pickles_without_end_take_no_time(tmp_path):
         b'\x80\x02]' + b'q\x00(h\x00h\x00l' * 10**5 + b'.',
         bytes(1 << 23),
     ):
-        for form, write in WRITE.items():
+        for write in WRITE.values():
             write(tmp_path / 'x', None, {}, pickled=pickled)
             with pytest.raises(InputError):
                 pytorch.read(tmp_path / 'x')

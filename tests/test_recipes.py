@@ -924,7 +924,8 @@ def test_lornatang_step_by_step(name, pictures):
             flip=bool(i % 2),
             upside_down=bool(i // 2),
         )
-        for area, aspect, y, x in d.attempts:
+        for attempt in d.attempts:
+            area, aspect, y, x = attempt
             target = (0.08 + area * 0.92) * image.width * image.height
             ratio = math.exp(math.log(3 / 4) + aspect * (math.log(4 / 3) - math.log(3 / 4)))
             w, h = round((target * ratio) ** 0.5), round((target / ratio) ** 0.5)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pathlib
 import random
 import resource
 import signal
@@ -94,10 +95,10 @@ def final_state(folder):
     arrays.pop('_snapshot_elapsed_time')
     state = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}
     state['snapshot'] = os.path.basename(newest)
-    state['log'] = open(os.path.join(folder, 'log.json')).read()
+    state['log'] = pathlib.Path(folder, 'log.json').read_text()
     models = os.path.join(folder, 'model')
     for name in sorted(os.listdir(models)):
-        state[name] = open(os.path.join(models, name), 'rb').read()
+        state[name] = pathlib.Path(models, name).read_bytes()
     state['names'] = sorted(set(os.listdir(folder)) - {'earlier'})
     return state
 
@@ -150,7 +151,7 @@ class TestOutputs:
             right = [e['accuracy'] for e in json.load(f) if e['_id'] == 'test_accuracy']
         models = os.path.join(uninterrupted, 'model', 'ResNext_10_2_{}.model')
         best, named = (
-            open(models.format(n), 'rb').read() for n in (1 + int(np.argmax(right)), 'best')
+            pathlib.Path(models.format(n)).read_bytes() for n in (1 + int(np.argmax(right)), 'best')
         )
         assert best == named
 
@@ -280,7 +281,7 @@ class TestNothingLost:
     def test_damaged_snapshot(self, uninterrupted, cifar, tmp_path, damage):
         train(tmp_path, cifar, epoch=3)
         newest = snapshots.find(tmp_path)[0]
-        raw = bytearray(open(newest, 'rb').read())
+        raw = bytearray(pathlib.Path(newest).read_bytes())
         if damage == 'cut':
             raw = raw[: len(raw) // 2]
         elif damage == 'flip':  # one bit of one weight

@@ -144,7 +144,7 @@ def test_head_rate_is_a_learning_rate(name):
             optimizer.add_hook(transfer.HeadRate(network, factor))
         rng = np.random.default_rng(1)
         for i in range(4):
-            for path, param in sorted(network.namedparams()):
+            for _, param in sorted(network.namedparams()):
                 param.grad = rng.standard_normal(param.shape)
             optimizer.lr = lr / (1 + i)
             optimizer.update()

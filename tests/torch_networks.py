@@ -59,7 +59,7 @@ class Torchvision(nn.Module):
         self.stages = len(sizes.blocks)
         self.conv1, self.bn1 = conv(3, sizes.stem, 7, 2), nn.BatchNorm2d(sizes.stem)
         layers = [nn.Sequential() for _ in sizes.blocks]
-        for i, j, channels, width, out, stride in sizes.stages():
+        for i, _, channels, width, out, stride in sizes.stages():
             layers[i].append(Bottleneck(channels, width, out, stride, sizes.groups))
         for i, layer in enumerate(layers, 1):
             setattr(self, f'layer{i}', layer)
@@ -140,7 +140,7 @@ def torch7_modules(sizes, imagenet, nested, features_only=False):
     if imagenet:
         stem.append(nn.MaxPool2d(3, 2, 1))
     stages = [nn.Sequential() for _ in sizes.blocks]
-    for i, j, channels, width, out, stride in sizes.stages():
+    for i, _, channels, width, out, stride in sizes.stages():
         inner = [
             conv(channels, width, 1),
             nn.BatchNorm2d(width),

@@ -1,5 +1,7 @@
 """What both networks have in common: the original's ``nutszebra_chainer.Model``."""
 
+import collections
+
 import chainer
 import chainer.functions as F
 import chainer.links as L
@@ -133,9 +135,7 @@ class Network(chainer.Chain):
 
     def features(self, x):
         """Compute what enters the classifier: (batch, channels, 1, 1)."""
-        for _, h in self.activations(x):
-            pass
-        return h
+        return collections.deque(self.activations(x), maxlen=1).pop()[1]
 
     def classify(self, h):
         """Compute (batch, classes) scores from :meth:`features`."""

@@ -56,9 +56,7 @@ class Log(extensions.LogReport):
         epochs = len(self.log)
         super().__call__(trainer)
         if len(self.log) > epochs:
-            with files.replacing(os.path.join(trainer.out, 'log.json')) as path:
-                with open(path, 'w') as f:
-                    json.dump(self.entries(), f, indent=0)
+            files.save_json(os.path.join(trainer.out, 'log.json'), self.entries())
 
     def entries(self):
         """Return the list that ``log.json`` holds."""

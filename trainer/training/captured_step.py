@@ -71,7 +71,7 @@ class CapturedStep(Step):
 
     def _give_up(self, reason):
         self._reason = reason
-        warnings.warn(f'the training step is not captured as a CUDA graph: {reason}')
+        warnings.warn(f'the training step is not captured as a CUDA graph: {reason}', stacklevel=3)
 
     def _begin(self):
         from trainer.engines.cudnn.captured import Room

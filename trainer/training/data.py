@@ -154,7 +154,7 @@ class LoadPixels(LoadFile):
         )
 
 
-def data_path(dataset, options, preprocessing, group=processes.Alone()):
+def data_path(dataset, options, preprocessing, group=processes.ALONE):
     """Return what gives a run's training and test batches.
 
     Args:

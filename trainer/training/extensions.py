@@ -144,7 +144,7 @@ class Evaluator(chainer.training.extensions.Evaluator):
 
     tally = None
 
-    def __init__(self, iterator, predictor, say=print, group=processes.Alone()):
+    def __init__(self, iterator, predictor, say=print, group=processes.ALONE):
         super().__init__(iterator, predictor.network, device=predictor.network.device)
         self._predictor = predictor
         self._say = say

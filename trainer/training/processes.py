@@ -68,7 +68,7 @@ def first_speaks():
 
 @contextlib.contextmanager
 def joined():
-    """Yield the processes that mpiexec started, or :class:`Alone`.
+    """Yield the processes that mpiexec started, or :data:`ALONE`.
 
     An exception that leaves the block in one process ends all of them: it is printed
     there, with the process's number, and the exit status is 2 where a user can mend it,
@@ -80,7 +80,7 @@ def joined():
     """
     rank, size = launched()
     if size < 2:
-        yield Alone()
+        yield ALONE
         return
     try:
         world = _world(size)
@@ -205,6 +205,10 @@ class Alone:
 
     def mean_statistics(self, *networks):
         """Make batch normalisation's running statistics their means over the processes."""
+
+
+#: The only process.
+ALONE = Alone()
 
 
 class Processes(Alone):

@@ -64,7 +64,7 @@ def find(folder):
     return [os.path.join(folder, name) for _, name in sorted(found, reverse=True)]
 
 
-def restore(trainer, folder, say=print, group=processes.Alone()):
+def restore(trainer, folder, say=print, group=processes.ALONE):
     """Put a trainer in the state of the newest snapshot that is whole.
 
     Of several processes the first reads it and hands it to the others.

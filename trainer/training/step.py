@@ -24,9 +24,7 @@ class Step:
         group (trainer.training.processes.Alone): The processes.
     """
 
-    def __init__(
-        self, optimizer, device, divide=1, loss=None, finish=None, group=processes.Alone()
-    ):
+    def __init__(self, optimizer, device, divide=1, loss=None, finish=None, group=processes.ALONE):
         self.optimizer = optimizer
         self.network = optimizer.target
         self.device = device

@@ -124,9 +124,13 @@ class Frozen(chainer.LinkHook):
         for link in network.links():
             params = list(link.params())
             # What holds something to train cannot be switched; what is in it can.
-            if link is not network and params and all(id(p) in frozen for p in params):
-                if self.name not in link.local_link_hooks:
-                    link.add_hook(self)
+            if (
+                link is not network
+                and params
+                and all(id(p) in frozen for p in params)
+                and self.name not in link.local_link_hooks
+            ):
+                link.add_hook(self)
 
     def forward_preprocess(self, args):
         config = chainer.config

@@ -29,7 +29,7 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
         device,
         divide=1,
         loss=None,
-        group=processes.Alone(),
+        group=processes.ALONE,
         finish=None,
         captured=False,
     ):

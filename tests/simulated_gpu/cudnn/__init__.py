@@ -302,7 +302,7 @@ class pygraph:
             node = made_by.get(id(t))
             return [] if node is None else [node] + [n for i in node[1].values() for n in before(i)]
 
-        for operation, inputs, made, attributes in self._nodes:
+        for operation, inputs, _made, _attributes in self._nodes:
             if operation == 'genstats':
                 for n in before(inputs['x']):
                     if n[0] == 'conv_fprop' and n[1]['w']._dim[1:] != n[1]['x']._dim[1:2] + [1, 1]:

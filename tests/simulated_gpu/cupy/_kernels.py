@@ -320,7 +320,7 @@ class RawModule:
         }
 
     def compile(self, log_stream=None):
-        self._functions
+        _ = self._functions
 
     def get_function(self, name):
         if name not in self._functions:
