@@ -9,11 +9,13 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import chainer
 import numpy as np
 import pytest
+import tqdm
 from conftest import ROOT, has_gpu, write_cifar10
 
 import main
@@ -81,6 +83,8 @@ def in_child(function, *args, **kwargs):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
+        # tqdm's lock is shared with processes forked from here: killed, they would keep it.
+        tqdm.tqdm.set_lock(threading.RLock())
         function(*args, **kwargs)
 
     process = FORK.Process(target=child)
