@@ -134,7 +134,8 @@ def main():
         )
     )
     print(
-        f'cardinality {network.C}, base width {network.d}, stem {len(network.stem.conv.W)}, shortcut type {network.shortcut}, {network.category_num} classes'
+        f'cardinality {network.C}, base width {network.d}, stem {len(network.stem.conv.W)}, '
+        f'shortcut type {network.shortcut}, {network.category_num} classes'
     )
     print(f'{network.count_params():,} parameters, {found.details}')
     formats.write(output, network, kind, **options)

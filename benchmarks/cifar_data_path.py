@@ -31,7 +31,10 @@ from trainer.transforms import generator
 
 
 def spread(values):
-    return f'median {statistics.median(values):,.2f} (from {min(values):,.2f} to {max(values):,.2f}, {len(values)} runs)'
+    return (
+        f'median {statistics.median(values):,.2f} (from {min(values):,.2f} to '
+        f'{max(values):,.2f}, {len(values)} runs)'
+    )
 
 
 def main():
@@ -41,7 +44,8 @@ def main():
     p.add_argument('--runs', type=int, default=5)
     args = p.parse_args()
     print(
-        f'{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, NumPy {np.__version__}, Pillow {PIL.__version__}'
+        f'{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, NumPy '
+        f'{np.__version__}, Pillow {PIL.__version__}'
     )
     if args.data:
         dataset = datasets.load('cifar10', args.data)

@@ -41,7 +41,8 @@ def big_file(folder):
     size = os.path.getsize(t7)
     cpu, peak = measured([sys.executable, str(ROOT / 'ilsvrc_converter.py'), '-t', t7], folder)
     print(
-        f'convert {size / 1e6:.0f} MB: {cpu:.2f} s of CPU, peak {peak / 1e6:.0f} MB = {peak / size:.2f} x the file'
+        f'convert {size / 1e6:.0f} MB: {cpu:.2f} s of CPU, peak {peak / 1e6:.0f} MB = '
+        f'{peak / size:.2f} x the file'
     )
 
 
@@ -62,7 +63,8 @@ def load_time(folder):
         resnext_ilsvrc.load(path)
         times.append(time.perf_counter() - start)
     print(
-        f'load a 50-layer npz of {os.path.getsize(path) / 1e6:.0f} MB: {times[0]:.2f} s (best {min(times):.2f})'
+        f'load a 50-layer npz of {os.path.getsize(path) / 1e6:.0f} MB: {times[0]:.2f} s (best '
+        f'{min(times):.2f})'
     )
 
 

@@ -118,13 +118,14 @@ def main():
                 compute(x)
                 seconds[name].append(time.perf_counter() - start)
         print(
-            f'\nbatch {batch}: images/s (median, best), times {BASELINE}, largest difference of a logit '
-            'from the reference, relative to the largest'
+            f'\nbatch {batch}: images/s (median, best), times {BASELINE}, largest difference of a '
+            'logit from the reference, relative to the largest'
         )
         for name, times in seconds.items():
             ratio = np.median(np.divide(seconds.get(BASELINE, np.nan), times))
             print(
-                f'{name:22s} {batch / np.median(times):7.1f} {batch / min(times):7.1f}   {ratio:5.2f} x   {errors[name]:.1e}'
+                f'{name:22s} {batch / np.median(times):7.1f} {batch / min(times):7.1f}   '
+                f'{ratio:5.2f} x   {errors[name]:.1e}'
             )
 
 

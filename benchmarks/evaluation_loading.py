@@ -171,11 +171,14 @@ def main():
         if process is not None:
             sides[f'PyTorch {version} DataLoader'] = torchs
         print(
-            f'{_cpu()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, NumPy {np.__version__}, Pillow {PIL.__version__}'
+            f'{_cpu()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, '
+            f'NumPy {np.__version__}, Pillow {PIL.__version__}'
         )
         print(
-            f'{arguments.files} JPEG files of 500x375, {sum(map(os.path.getsize, paths)) / len(paths) / 1e3:.0f} KB on average, {kind}; {len(paths)} pictures a block, batches '
-            f'of {BATCH}, {arguments.workers} workers, load average {os.getloadavg()[0]:.1f}'
+            f'{arguments.files} JPEG files of 500x375, '
+            f'{sum(map(os.path.getsize, paths)) / len(paths) / 1e3:.0f} KB on average, {kind}; '
+            f'{len(paths)} pictures a block, batches of {BATCH}, {arguments.workers} workers, '
+            f'load average {os.getloadavg()[0]:.1f}'
         )
         rates, first = {name: [] for name in sides}, {}
         for _ in range(arguments.blocks + 1):

@@ -186,7 +186,8 @@ def main():
         else:
             print(f'PyTorch is not measured: {process.stderr.read().strip().splitlines()[-1]}')
         print(
-            f'{_cpu()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, NumPy {np.__version__}, Pillow {PIL.__version__}'
+            f'{_cpu()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, '
+            f'NumPy {np.__version__}, Pillow {PIL.__version__}'
         )
         print(
             '{} JPEG files of {}, {:.0f} KB on average, {}; batches of {}, {} workers{}, load '
@@ -209,8 +210,8 @@ def main():
             process.stdin.close()
             process.wait()
     print(
-        f'median of {arguments.epochs} epochs in turns (least to greatest); this project against it; CPU time, '
-        'which other programs disturb less:'
+        f'median of {arguments.epochs} epochs in turns (least to greatest); this project against '
+        'it; CPU time, which other programs disturb less:'
     )
     rates = {name: n / np.array(times[1:])[:, 0] for name, times in took.items()}  # 1: warm-up
     cpu = {name: 1e3 / n * np.median(times[1:], axis=0)[1] for name, times in took.items()}

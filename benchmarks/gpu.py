@@ -301,7 +301,8 @@ def main():
     )
     if versions.returncode:
         sys.exit(
-            f'needs a GPU, CuPy, nvidia-cudnn-frontend and PyTorch: {versions.stderr.strip().splitlines()[-1]}'
+            'needs a GPU, CuPy, nvidia-cudnn-frontend and PyTorch: '
+            f'{versions.stderr.strip().splitlines()[-1]}'
         )
     print(versions.stdout.strip())
     from trainer import files  # not in the processes that PyTorch is measured in

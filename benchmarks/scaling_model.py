@@ -151,11 +151,13 @@ def measure(gpu):
         if group.rank == 0:
             n, (small, large) = group.size, seconds
             print(
-                f'{n} processes: {1e3 * small:.3f} ms for {sizes[0]} bytes, {1e3 * large:.1f} ms for {sizes[1] / 1e6:.1f} MB'
+                f'{n} processes: {1e3 * small:.3f} ms for {sizes[0]} bytes, {1e3 * large:.1f} ms '
+                f'for {sizes[1] / 1e6:.1f} MB'
             )
             if n > 1:
                 print(
-                    f'in the model: a message of {1e6 * small / (2 * (n - 1)):.1f} us, {2 * (n - 1) / n * sizes[1] / (large - small) / 1e9:.2f} GB/s'
+                    f'in the model: a message of {1e6 * small / (2 * (n - 1)):.1f} us, '
+                    f'{2 * (n - 1) / n * sizes[1] / (large - small) / 1e9:.2f} GB/s'
                 )
 
 
@@ -183,12 +185,14 @@ def main():
     if args.measure:
         return measure(args.gpu)
     print(
-        f'measured: {1e3 * STEP:.1f} ms a step ({1e3 * FORWARD:.1f} ms forward) at {BATCH} pictures on one H200, {WEIGHTS:,} weights'
+        f'measured: {1e3 * STEP:.1f} ms a step ({1e3 * FORWARD:.1f} ms forward) at {BATCH} '
+        f'pictures on one H200, {WEIGHTS:,} weights'
     )
     print(
-        f'assumed: NVLink {args.nvlink:g} GB/s and {args.nvlink_us:g} us; Ethernet {args.ethernet:g} Gb/s, {args.ethernet_share:.0%} of it, and {args.ethernet_us:g} us; '
-        f'{args.fixed_ms:g} ms of a step\nare there whatever the batch; {args.overlap:.0%} of the exchange may run beside '
-        'the backward pass'
+        f'assumed: NVLink {args.nvlink:g} GB/s and {args.nvlink_us:g} us; Ethernet '
+        f'{args.ethernet:g} Gb/s, {args.ethernet_share:.0%} of it, and {args.ethernet_us:g} us; '
+        f'{args.fixed_ms:g} ms of a step\nare there whatever the batch; {args.overlap:.0%} of the '
+        'exchange may run beside the backward pass'
     )
     tables = {}
     for title, pictures_of in (

@@ -18,8 +18,8 @@ def get(gpu):
         import cupy
     except ImportError as e:
         raise InputError(
-            f'-g {gpu}: CuPy cannot be imported ({e}); install it with "uv sync --inexact --extra cuda13" or '
-            '"pip install .[cuda13]", or leave -g out to compute on the CPU'
+            f'-g {gpu}: CuPy cannot be imported ({e}); install it with "uv sync --inexact --extra '
+            'cuda13" or "pip install .[cuda13]", or leave -g out to compute on the CPU'
         ) from e
     try:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -37,7 +37,7 @@ def get(gpu):
         )
     if not cuda.available:
         raise InputError(
-            f'-g {gpu}: Chainer cannot use CuPy ({cuda._resolution_error}); leave -g out to compute on the '
-            'CPU'
+            f'-g {gpu}: Chainer cannot use CuPy ({cuda._resolution_error}); leave -g out to '
+            'compute on the CPU'
         )
     return chainer.get_device(f'@cupy:{gpu}')

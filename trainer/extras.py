@@ -23,6 +23,6 @@ def need(package, purpose, extra=None):
         return importlib.import_module(package)
     except ImportError as e:
         raise InputError(
-            f'{purpose} needs the package {package} ({e}); install it with "uv sync --inexact --extra {extra or package}" or '
-            f'"pip install {package}"'
+            f'{purpose} needs the package {package} ({e}); install it with "uv sync --inexact '
+            f'--extra {extra or package}" or "pip install {package}"'
         ) from e

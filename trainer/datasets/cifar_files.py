@@ -97,8 +97,8 @@ def read(spec, data):
     if any(whole) and not all(whole):
         name = next(n for n in counts if counts[n] != spec.pictures[n])
         raise InputError(
-            f'{source.where(name + suffix)}: {counts[name]} pictures where the published file has {spec.pictures[name]}; it is cut short or '
-            'changed: fetch it again'
+            f'{source.where(name + suffix)}: {counts[name]} pictures where the published file has '
+            f'{spec.pictures[name]}; it is cut short or changed: fetch it again'
         )
 
     def join(names):
@@ -147,8 +147,8 @@ def _read_binary(spec, raw, where):
     record = spec.label_bytes + _PIXELS
     if not raw or len(raw) % record:
         raise InputError(
-            f'{where}: {len(raw)} bytes are no whole number of records of {record}; it is cut short: '
-            'fetch it again'
+            f'{where}: {len(raw)} bytes are no whole number of records of {record}; it is cut '
+            'short: fetch it again'
         )
     records = np.frombuffer(raw, np.uint8).reshape(-1, record)
     return _pictures(spec, records[:, spec.label_bytes :], records[:, spec.label_bytes - 1], where)
@@ -178,6 +178,7 @@ def _read_pickle(spec, raw, where):
 def _pictures(spec, pixels, labels, where):
     if labels.size and not 0 <= labels.min() <= labels.max() < len(spec.classes):
         raise InputError(
-            f'{where}: labels {labels.min()} to {labels.max()}, but {spec.name} has {len(spec.classes)} classes'
+            f'{where}: labels {labels.min()} to {labels.max()}, but {spec.name} has '
+            f'{len(spec.classes)} classes'
         )
     return Pictures(np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32), labels.astype(np.int32))

@@ -54,8 +54,8 @@ def fetch(url, md5):
             f.flush()
             if digest.hexdigest() != md5:
                 raise InputError(
-                    f'{url}: what came is not the published file (MD5 {digest.hexdigest()} instead of {md5}); '
-                    f'try again, or {mend}'
+                    f'{url}: what came is not the published file (MD5 {digest.hexdigest()} '
+                    f'instead of {md5}); try again, or {mend}'
                 )
     except urllib.error.URLError as e:
         raise InputError(f'{url}: cannot be downloaded ({e.reason}); {mend}') from e

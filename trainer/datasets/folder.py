@@ -192,8 +192,8 @@ def load(data=None):
         train,
         test,
         [
-            f'left out {os.path.join(root, name)}: pictures of anything are no class; another name of the folder keeps '
-            'them'
+            f'left out {os.path.join(root, name)}: pictures of anything are no class; another '
+            'name of the folder keeps them'
             for name in left_out
         ],
     )
@@ -223,8 +223,8 @@ def dataset(name, train, test, notes=()):
         )
         if len(empty):
             raise InputError(
-                f'{os.path.join(part.root, part.categories[empty[0]])}: a class folder without pictures; put some there, or remove '
-                'it'
+                f'{os.path.join(part.root, part.categories[empty[0]])}: a class folder without '
+                'pictures; put some there, or remove it'
             )
     if test is not None and test.categories != train.categories:
         parts = []

@@ -221,7 +221,8 @@ class Iterator(chainer.dataset.Iterator):
             self.epoch += 1
             if len(self.unreadable) == self.dataset.plan.size:
                 raise InputError(
-                    f'none of the {len(self.unreadable)} pictures could be read; the first: {self.unreadable[0]}'
+                    f'none of the {len(self.unreadable)} pictures could be read; the first: '
+                    f'{self.unreadable[0]}'
                 )
 
     def finalize(self):

@@ -55,8 +55,8 @@ def apply(dataset, split):
     missing = chosen - set(names)
     if missing:
         raise InputError(
-            f'{pictures.root}: {len(missing)} of the pictures that {RECORD} keeps for testing are not there; the '
-            f'first: {min(missing)}'
+            f'{pictures.root}: {len(missing)} of the pictures that {RECORD} keeps for testing are '
+            f'not there; the first: {min(missing)}'
         )
     test = np.array([name in chosen for name in names])
     return dataset._replace(

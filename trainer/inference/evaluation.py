@@ -68,7 +68,8 @@ def features(
     """Compute what enters the classifier; averaged where there are ten crops.
 
     Args:
-        network (trainer.networks.base.Network or trainer.inference.predictors.Predictor): The network.
+        network (trainer.networks.base.Network or trainer.inference.predictors.Predictor):
+            The network.
         write (callable): Called with float32 (pictures of a batch, channels), in the
             order of ``pictures``; rows of those that could not be read are nan.
         progress (callable): Called with (number of pictures) after each batch.

@@ -174,8 +174,8 @@ def check_classes(networks):
             network
         ) != class_names.of(networks[0]):
             raise InputError(
-                f'-m: the models know different classes ({networks[0].category_num} and {network.category_num}); their average '
-                'means nothing'
+                f'-m: the models know different classes ({networks[0].category_num} and '
+                f'{network.category_num}); their average means nothing'
             )
 
 

@@ -150,7 +150,8 @@ def confusion(matrix, classes, path):
     axes.set_yticks(range(n), names, fontsize=size, parse_math=False)
     axes.set(xlabel='answer', ylabel='label')
     axes.set_title(
-        f'Answers for each label, % (total accuracy {100 * matrix.trace() / max(matrix.sum(), 1):.2f} %)'
+        'Answers for each label, % (total accuracy '
+        f'{100 * matrix.trace() / max(matrix.sum(), 1):.2f} %)'
     )
     if n <= 20:
         for i in range(n):

@@ -80,7 +80,7 @@ class Log(extensions.LogReport):
         yield 'lr', 'lr', 'lr', 1
 
     def load(self, path, epochs):
-        """Take over the first ``epochs`` epochs of a ``log.json``, this project's or the original's.
+        """Take over the first ``epochs`` epochs of this project's or the original's ``log.json``.
 
         Raises:
             trainer.errors.InputError: The file is no such log or has fewer epochs.

@@ -137,7 +137,8 @@ class Evaluator(chainer.training.extensions.Evaluator):
 
     Args:
         iterator (chainer.dataset.Iterator): Test batches.
-        predictor (trainer.inference.predictors.Predictor): Of the network, whose weights may change.
+        predictor (trainer.inference.predictors.Predictor): Computes the network with its
+            current weights.
         say (callable): Where messages go.
         group (trainer.training.processes.Alone): The processes.
     """

@@ -142,8 +142,8 @@ def resolve(folder, resume, say, given):
             json.dumps(options[name])
         ):
             raise InputError(
-                f'--{name} {value}: the run in {folder} has {options[name]}; leave the flag out, or start another run in '
-                'another folder (-p)'
+                f'--{name} {value}: the run in {folder} has {options[name]}; leave the flag out, '
+                'or start another run in another folder (-p)'
             )
     return dict(options, **given), record['network']
 

@@ -109,8 +109,8 @@ def _world(size):
             MPI = _mpi()
     except (ImportError, RuntimeError) as e:  # without a library it is a RuntimeError
         raise InputError(
-            f'mpiexec started {size} processes, but mpi4py cannot be imported ({e}); install it with '
-            '"uv sync --inexact --extra mpi" or "pip install mpi4py mpich"'
+            f'mpiexec started {size} processes, but mpi4py cannot be imported ({e}); install it '
+            'with "uv sync --inexact --extra mpi" or "pip install mpi4py mpich"'
         ) from e
     if MPI.COMM_WORLD.size != size:
         raise InputError(
@@ -257,7 +257,8 @@ class Processes(Alone):
             if self.gpu(first) == first:
                 raise
             raise InputError(
-                f'{e} (with -g {first}, the {self.local_size} processes of {socket.gethostname()} take as many GPUs)'
+                f'{e} (with -g {first}, the {self.local_size} processes of {socket.gethostname()} '
+                'take as many GPUs)'
             ) from None
         from chainermn import nccl
 

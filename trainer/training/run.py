@@ -72,7 +72,8 @@ def train(resume=False, say=print, **given):
             return _train(folder, resume, (lambda text: None) if group.rank else say, given, group)
         except OSError as e:
             raise InputError(
-                f'{e.filename or folder}: cannot be written ({e.strerror or e}); mend that and go on with --resume'
+                f'{e.filename or folder}: cannot be written ({e.strerror or e}); mend that and go '
+                'on with --resume'
             ) from e
         finally:
             if lock is not None:
@@ -293,7 +294,8 @@ def _train(folder, resume, say, given, group):
             ) from e
     if stop.wanted and updater.epoch < options['epoch']:
         say(
-            f'stopped after update {updater.iteration}, nothing is lost: python main.py --resume {folder}'
+            f'stopped after update {updater.iteration}, nothing is lost: python main.py --resume '
+            f'{folder}'
         )
         return False
     return True

@@ -31,7 +31,7 @@ class Trigger(triggers.IntervalTrigger):
 
 
 class _Writer(extensions.snapshot_writers.Writer):
-    """Keeps the two newest; uncompressed: weights hardly compress, and compressing takes seconds."""
+    """Keeps the two newest, uncompressed: compression takes seconds and saves little."""
 
     def __call__(self, filename, outdir, target):
         with files.replacing(os.path.join(outdir, filename)) as unfinished:
@@ -49,7 +49,7 @@ def extension():
 
 
 def number(name):
-    """Return the number of updates before a snapshot of this file name; ``None``: it is no snapshot's."""
+    """Return the number of updates before a snapshot, from its file name; ``None`` for others."""
     match = _PATTERN.fullmatch(name)
     return match and int(match[1])
 

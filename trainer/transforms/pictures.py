@@ -96,8 +96,8 @@ def load_rgb(source):
         or (array.dtype not in (np.uint8, np.uint16))
     ):
         raise InputError(
-            f'a picture of {array.dtype} {np.shape(source)}; uint8 or uint16 (height, width, channels) is '
-            'wanted, or (height, width)'
+            f'a picture of {array.dtype} {np.shape(source)}; uint8 or uint16 (height, width, '
+            'channels) is wanted, or (height, width)'
         )
     if array.dtype == np.uint16:
         array = _upper_byte(array)
@@ -212,7 +212,8 @@ def _check_size(image, path):
             scans = sum(part.count(b'\xff\xda') for part in iter(lambda: f.read(1 << 20), b''))
         if scans * pixels > _MAX_SCANNED:
             raise InputError(
-                f'{path}: a JPEG of {image.width} x {image.height} pixels in {scans} scans; save it anew'
+                f'{path}: a JPEG of {image.width} x {image.height} pixels in {scans} scans; save '
+                'it anew'
             )
 
 

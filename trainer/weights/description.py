@@ -59,8 +59,8 @@ def build(described, path, weight_limit):
         IndexError,
     ) as e:
         raise InputError(
-            f'{path}: describes a network that cannot be built ({type(e).__name__}: {e}); it is damaged, '
-            'or was written by a later version'
+            f'{path}: describes a network that cannot be built ({type(e).__name__}: {e}); it is '
+            'damaged, or was written by a later version'
         ) from e
 
 
@@ -83,5 +83,6 @@ def check_flags(network, path, C=None, d=None, layers=None):
     ):
         if given is not None and given != held:
             raise InputError(
-                f'{flag} {given}: {path} holds a network of {network.layers} layers, {network.C}x{network.d}d; leave {flag} out'
+                f'{flag} {given}: {path} holds a network of {network.layers} layers, '
+                f'{network.C}x{network.d}d; leave {flag} out'
             )

@@ -126,10 +126,10 @@ def load(path, gpu=-1):
     """Load a network from a file of weights, which says what network it holds.
 
     Args:
-        path (str): A file of any format that :func:`read` reads. In npz files of the 2017 program the architecture is read off the
-            arrays; ILSVRC networks get Torch7's pooling, which their weights were
-            trained with: set ``round_up_pooling`` to ``True`` for what that program
-            computes.
+        path (str): A file of any format that :func:`read` reads. In npz files of the 2017
+            program the architecture is read off the arrays; ILSVRC networks get Torch7's
+            pooling, which their weights were trained with: set ``round_up_pooling`` to
+            ``True`` for what that program computes.
         gpu (int): Where to put it; below 0 is the CPU.
 
     Returns:

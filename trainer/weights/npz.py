@@ -172,13 +172,15 @@ def _fill(network, arrays, path, architecture):
     for name, array in arrays.items():
         if array.shape != np.shape(held[name]):
             raise InputError(
-                f'{path}: does not fit {describe(network)}: {name} is {array.shape} there and {np.shape(held[name])} here'
+                f'{path}: does not fit {describe(network)}: {name} is {array.shape} there and '
+                f'{np.shape(held[name])} here'
             )
     # Arrays of one shape may still be for other strides.
     for key, here in network.architecture().items():
         if key in ('stages', 'eps') and here != (architecture or {}).get(key, here):
             raise InputError(
-                f'{path}: does not fit {describe(network)}: {key} is {architecture[key]} there and {here} here'
+                f'{path}: does not fit {describe(network)}: {key} is {architecture[key]} there '
+                f'and {here} here'
             )
     arrays = dict({name: np.int64(0) for name in held if name.endswith('/N')}, **arrays)
     chainer.serializers.NpzDeserializer(arrays).load(network)

@@ -350,16 +350,16 @@ def read(path, entry=None):
             network, found = state_dict.read(tensors, path)
             return network, found, name
     except OSError as e:
-        raise InputError(f'{path}: cannot be read ({e.strerror or e})')
+        raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
     except _Refused as e:
-        raise InputError(f'{path}: {e}')
+        raise InputError(f'{path}: {e}') from None
     except (strided.Damaged, *_DAMAGE) as e:
         detail = ' '.join(str(e).split())[:100]
         raise InputError(
             '{}: not a whole PyTorch file ({}{}); fetch it again'.format(
                 path, type(e).__name__, ': ' + detail if detail else ''
             )
-        )
+        ) from e
 
 
 # Writing.

@@ -204,7 +204,8 @@ def read(tensors, path):
     for name, ours in names.items():
         if not name.endswith(_COUNTER) and tensors[name].shape != held[ours].shape:
             raise InputError(
-                f'{path}: does not fit {npz.describe(network)}: {name} is {tensors[name].shape} there and {held[ours].shape} here'
+                f'{path}: does not fit {npz.describe(network)}: {name} is {tensors[name].shape} '
+                f'there and {held[ours].shape} here'
             )
     dtypes, arrays = collections.Counter(), {}
     for name, ours in names.items():

@@ -385,7 +385,8 @@ def _apply(function, *args, out=None):
         raise ValueError('Out shape is mismatched')
     elif not np.can_cast(result.dtype, out.dtype, 'same_kind'):
         raise TypeError(
-            f"output (typecode '{result.dtype.char}') could not be coerced to provided output parameter "
+            f"output (typecode '{result.dtype.char}') could not be coerced to provided output "
+            'parameter '
             f'(typecode \'{out.dtype.char}\') according to the casting rule "same_kind"'
         )
     target, capturing = out._host, _device.get_current_stream().is_capturing()

@@ -127,7 +127,7 @@ class Graph:
             graph.deselect_workspace_greater_than(WORKSPACE)
             graph.check_support()
         except (RuntimeError, ValueError, cudnn.cudnnGraphNotSupportedError) as e:
-            raise NotSupported(str(e))
+            raise NotSupported(str(e)) from e
         return self
 
     def _pack(self, arrays):
