@@ -1,6 +1,5 @@
 """``log.json`` in the original's form (``nutszebra_log2.py``)."""
 
-import json
 import math
 import os
 
