@@ -360,7 +360,9 @@ def test_torch_s_momentum_through_a_change_of_rate():
 def test_a_gpu_updates_and_averages_as_the_cpu_does(nesterov):
     found = []
     for device in ('@numpy', '@cupy:0'):
-        network = build._new(resolve(network='paper', C=2, d=2, depth=11, widen_factor=1), 10)
+        network = build.of_options(
+            resolve(network='paper', C=2, d=2, depth=11, widen_factor=1), {}, None, 10
+        )
         network.weight_initialization(0)
         network.to_device(device)
         optimizer = TorchSGD(0.1, 0.9, nesterov).setup(network)
@@ -412,7 +414,7 @@ def test_label_smoothing():
 )
 def test_initial_weights(name, uniform, biased):
     """Of convolutions normal, 2 / n with n = kW kH outputs; of the classifier, the source's."""
-    network = build._new(resolve(network='paper', C=4, d=32), 500)
+    network = build.of_options(resolve(network='paper', C=4, d=32), {}, None, 500)
     initial.fill(network, name, 1)
     for path, outputs, area in (
         ('stem', 64, 9),
@@ -436,7 +438,7 @@ def test_initial_weights(name, uniform, biased):
     else:
         assert w.std() == pytest.approx((2 / 1024) ** 0.5, rel=0.01) and abs(w).max() > 0.15
     assert (0.03 < abs(b).max() <= 1 / 32) if biased else not b.any()
-    again = build._new(resolve(network='paper', C=4, d=32), 500)
+    again = build.of_options(resolve(network='paper', C=4, d=32), {}, None, 500)
     initial.fill(again, name, 1)
     np.testing.assert_array_equal(again.fc.W.array, w)
 
