@@ -25,7 +25,7 @@ import PIL
 
 from data_augmentation import DataAugmentationCifar10NormalizeSmall as Preprocess
 from trainer import datasets, recipes
-from trainer.datasets import Pictures, loading
+from trainer.datasets import Pictures
 from trainer.training import run
 from trainer.transforms import generator
 
@@ -79,13 +79,13 @@ def main():
         ('for a GPU', {'gpu': 0}),
     ):
         iterator = run.data_path(dataset, dict(options, **given), Preprocess).train
-        batches = len(iterator.dataset.plan)
-        loading.join(iterator.next())  # the workers start here
+        batches = len(iterator.plan)
+        iterator.next()  # the workers start here
         seconds = []
         for _ in range(args.runs):
             begun = time.perf_counter()
             for _ in range(batches):
-                loading.join(iterator.next())
+                iterator.next()
             seconds.append(time.perf_counter() - begun)
         iterator.finalize()
         print(f'an epoch of {len(images):,} pictures, batch 256, {what}: seconds {spread(seconds)}')

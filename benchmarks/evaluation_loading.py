@@ -87,15 +87,18 @@ def peer(folder, passes, workers):
         np.save(os.path.join(folder, 'peer.npy'), first.numpy())
 
 
-class ChainerLoad:
-    """For trainer.datasets.loading.iterator."""
+class ChainerDataset:
+    """For Chainer's iterators, which fetch items one by one."""
 
     def __init__(self, transform, paths):
         self.transform = transform
         self.paths = paths
 
-    def __call__(self, indices, epoch):
-        return self.transform.test_batch([self.paths[i] for i in indices]), indices
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        return self.transform.test(self.paths[i]).x
 
 
 def start_peer(arguments, folder):
@@ -133,8 +136,10 @@ def main():
 
     sys.path.insert(0, str(ROOT))
     from data_augmentation import DataAugmentationNormalizeBigger as transform
-    from trainer.datasets import loading
     from trainer.inference.prediction import Load
+
+    # isort: split
+    import chainer
 
     def ours():
         begun, first = time.perf_counter(), None
@@ -144,14 +149,15 @@ def main():
 
     def chainers():
         begun, first = time.perf_counter(), None
-        iterator = loading.iterator(
-            ChainerLoad(transform, paths),
-            loading.InOrder(len(paths), BATCH),
+        iterator = chainer.iterators.MultiprocessIterator(
+            ChainerDataset(transform, paths),
+            BATCH,
             repeat=False,
-            workers=arguments.workers,
+            shuffle=False,
+            n_processes=arguments.workers,
         )
-        for pieces in iterator:
-            x = loading.join(pieces)[0]
+        for batch in iterator:
+            x = chainer.dataset.concat_examples(batch)
             first = x if first is None else first
         seconds = time.perf_counter() - begun
         iterator.finalize()

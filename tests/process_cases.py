@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 
 import resnext  # noqa: E402
 from trainer import cli  # noqa: E402
-from trainer.datasets import loading, parallel  # noqa: E402
+from trainer.datasets import parallel  # noqa: E402
 from trainer.errors import InputError  # noqa: E402
 from trainer.metrics import Tally  # noqa: E402
 from trainer.training import processes, run  # noqa: E402
@@ -83,9 +83,14 @@ def updates(group, sizes, divide):
         tuple: The updater; a list of what was reported; the statistics of the stem's
         outputs in each chunk of each update, (mean, unbiased variance).
     """
-    data = [np.concatenate(arrays) for arrays in zip(*batches(sizes))]
+    x, t = [np.concatenate(arrays) for arrays in zip(*batches(sizes))]
+
+    def load(items, out):
+        out[...] = x[[i for _, i in items]]
+        return {}
+
     plan = group.share(Plan(sizes), group.chunks(divide))
-    iterator = loading.iterator(lambda indices, epoch: [a[indices] for a in data], plan)
+    iterator = parallel.Iterator(load, plan, t, x.shape[1:], dtype=x.dtype)
     net = network(seed=group.rank)  # they begin with the first's
     for param in net.params():  # in single precision rounding grows a hundredfold an update
         param.array = param.array.astype(np.float64)
@@ -184,11 +189,13 @@ def unreadable(group):
             raise InputError(f'picture {item[1]}')
         out[...] = item[1]
 
-    iterator = parallel.Iterator(load, group.share(Plan([6, 6, 2])), np.arange(14), (1,))
+    iterator = parallel.Iterator(
+        parallel.one_by_one(load), group.share(Plan([6, 6, 2])), np.arange(14), (1,)
+    )
     said = []
     for _ in range(4):
         try:
-            ((x, t),) = group.together(iterator.next, undo=iterator.step_back)
+            x, t = group.together(iterator.next, undo=iterator.step_back)
             assert (x[:, 0] == t).all()
             said.append(t.tolist())
         except InputError as e:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import data_augmentation
 import resnext_ilsvrc
-from trainer.datasets import Dataset, Pictures, folder, loading, quick
+from trainer.datasets import Dataset, Pictures, folder, quick
 from trainer.inference import evaluation, prediction, predictors
 from trainer.training import options, run
 from trainer.training.data import data_path
@@ -77,7 +77,7 @@ def path_of(dataset, name, gpu, **given):
 
 
 def batches(iterator, n=3):
-    return [tuple(np.array(a) for a in loading.join(iterator.next())) for _ in range(n)]
+    return [tuple(map(np.array, iterator.next())) for _ in range(n)]
 
 
 def drawn_of(preprocessing, rows):
@@ -226,7 +226,7 @@ def test_what_has_no_kernel_is_sent_as_pictures(in_memory, in_files):
 def test_rows_are_drawn_by_the_process_that_trains(in_memory):
     # Drawing takes less than a microsecond; a process would take longer to be asked.
     for iterator in path_of(in_memory, IN_MEMORY[0], 0, workers=None)[:2]:
-        assert isinstance(iterator, chainer.iterators.SerialIterator)
+        assert iterator._workers == 0
 
 
 class ByRows(predictors.Predictor):

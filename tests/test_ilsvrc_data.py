@@ -636,7 +636,8 @@ def _load(i, out):
 def test_batches_are_the_same_by_any_number_of_workers(workers, batch):
     plan = loading.InOrder(53, batch)(0)
     seen, processes = [], set()
-    for items, x, errors in parallel.batches(_load, plan, batch, (2, 3), workers):
+    load = parallel.one_by_one(_load)
+    for items, x, errors in parallel.batches(load, plan, batch, (2, 3), workers):
         assert x.dtype == np.float32 and x.shape == (len(items), 2, 3)
         assert errors == {
             k: f'picture {i} is damaged' for k, i in enumerate(items.tolist()) if i % 7 == 3
@@ -657,7 +658,7 @@ def _die(i, out):
 
 def test_a_killed_worker_is_told():
     with pytest.raises(InputError, match='was killed'):
-        list(parallel.batches(_die, [[i] for i in range(50)], 1, (1,), 2))
+        list(parallel.batches(parallel.one_by_one(_die), [[i] for i in range(50)], 1, (1,), 2))
 
 
 def test_no_more_is_loaded_than_is_under_way():
@@ -668,7 +669,7 @@ def test_no_more_is_loaded_than_is_under_way():
             drawn.append(len(drawn))
             yield drawn[-1:] * 4
 
-    batches = parallel.batches(_load, plan(), 4, (2, 3), 2)
+    batches = parallel.batches(parallel.one_by_one(_load), plan(), 4, (2, 3), 2)
     for _ in range(10):
         next(batches)
     batches.close()
@@ -682,7 +683,7 @@ def load(i, out):
     out[...] = os.getpid()
 if __name__ == '__main__':
     plan = ([i] for i in itertools.count())
-    for n, batch in enumerate(parallel.batches(load, plan, 1, (1,), 2)):
+    for n, batch in enumerate(parallel.batches(parallel.one_by_one(load), plan, 1, (1,), 2)):
         if n % 50 == 0:
             print(int(batch.x[0, 0]), flush=True)
 """

@@ -628,13 +628,7 @@ def test_pictures_from_files_and_from_memory(name, pictures):
         given = dict(resolve(preprocessing=name, batch=4), workers=workers)
         *iterators, finish = data_path(dataset, given, preprocessing)
         assert finish is None
-        batches.append(
-            [
-                tuple(np.array(a) for a in loading.join(i.next()))
-                for i in iterators
-                for _ in range(2)
-            ]
-        )
+        batches.append([tuple(map(np.array, i.next())) for i in iterators for _ in range(2)])
         for i in iterators:
             i.finalize()
     for (x, t), (x2, t2) in zip(*batches):
@@ -646,7 +640,8 @@ def test_pictures_from_files_and_from_memory(name, pictures):
         x = preprocessing.train(pictures.paths[picture], rng=generator(0, 1, picture)).x
         np.testing.assert_array_equal(x, batches[0][0][0][i])
     memory = quick.load().train
-    x, _ = Load(memory, preprocessing, 0)(np.array([3, 900]), 1)
+    x = np.empty((2,) + preprocessing.shape, np.float32)
+    Load(memory, preprocessing, 0)([(1, 3), (1, 900)], x)
     again = preprocessing.train(
         Image.fromarray(memory.images[900].transpose(1, 2, 0)), rng=generator(0, 1, 900)
     ).x

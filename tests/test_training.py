@@ -23,7 +23,7 @@ import resnext
 from trainer import files, recipes
 from trainer.datasets import loading
 from trainer.errors import InputError
-from trainer.training import run, schedules, snapshots
+from trainer.training import data, run, schedules, snapshots
 from trainer.weights import npz
 
 FORK = multiprocessing.get_context('fork')
@@ -356,6 +356,34 @@ class TestNothingLost:
             time.sleep(0.05)
         assert not any(alive(pid) for pid in workers)
 
+    def test_a_killed_worker(self, uninterrupted, cifar, tmp_path):
+        """As the kernel does when memory runs out: one line, and the run can go on."""
+
+        def kill_one():
+            main_process, real = os.getpid(), data.Load._draw
+
+            def draw(self, epoch, i):
+                if epoch == 2 and os.getpid() != main_process:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(self, epoch, i)
+
+            data.Load._draw = draw
+            try:
+                train(tmp_path, cifar, workers=2)
+            except InputError as e:
+                (tmp_path / 'said').write_text(str(e))
+
+        process = in_child(kill_one)
+        process.join(120)
+        hangs = process.is_alive()
+        process.kill()
+        assert not hangs
+        said = (tmp_path / 'said').read_text()
+        assert 'was killed' in said and '\n' not in said
+        (tmp_path / 'said').unlink()
+        assert train(tmp_path, cifar, resume=True)
+        assert_same_end(tmp_path, uninterrupted)
+
     def test_an_earlier_run_is_moved_aside(self, cifar, tmp_path):
         train(tmp_path, cifar, epoch=1)
         before = (tmp_path / 'model' / 'ResNext_10_2_1.model').read_bytes()
@@ -604,7 +632,9 @@ def test_workers_change_nothing(cifar):
         options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
         options.update(batch=60, workers=workers)
         iterator = run.data_path(dataset, options, preprocess).train
-        seen.append([loading.join(iterator.next()) for _ in range(9)])  # into the third epoch
+        seen.append(
+            [tuple(map(np.array, iterator.next())) for _ in range(9)]
+        )  # into the third epoch
         iterator.finalize()
     for other in seen[1:]:
         for (x, t), (x2, t2) in zip(seen[0], other):

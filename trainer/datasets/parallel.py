@@ -1,23 +1,27 @@
-"""Pictures from files to batches by several processes that never wait for each other.
+"""From pictures to batches, by several processes that never wait for each other.
 
-Chainer's MultiprocessIterator begins a batch when the one before is done, and copies
-it twice; with files to decode that costs. Here several batches are under way at a
-time, and each process writes its pictures where the batch is.
+Chainer's MultiprocessIterator begins a batch when the one before is done, copies it
+twice, and waits for ever for a process that was killed. Here several batches are under
+way at a time, each process writes its pictures where the batch is, and all end in an
+error when one is killed.
 """
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import math
+import multiprocessing
+import multiprocessing.connection
 import operator
 import os
 import signal
+import threading
 from multiprocessing import sharedctypes
 
 import chainer
 import numpy as np
 
-from trainer.datasets import loading
 from trainer.errors import InputError
 
 #: A batch. items: what it was made from; x: (items, ...); errors: a dict,
@@ -36,19 +40,41 @@ def cores():
     return os.cpu_count() or 1
 
 
-def batches(load, plan, size, shape, workers=None, dtype=np.float32):
-    """Load batches ahead of their use, in order.
+def one_by_one(load):
+    """Return what :func:`batches` takes, of what loads one picture.
 
     Args:
         load (callable): ``load(item, out)`` writes one preprocessed picture to ``out``,
-            an array of ``shape`` and ``dtype``, or raises
-            :class:`~trainer.errors.InputError`; picklable.
+            or raises :class:`~trainer.errors.InputError`; picklable.
+    """
+    return functools.partial(_load_each, load)
+
+
+def _load_each(load, items, out):
+    errors = {}
+    for i, item in enumerate(items):
+        try:
+            load(item, out[i])
+        except InputError as e:
+            errors[i] = str(e)
+    return errors
+
+
+def batches(load, plan, size, shape, workers=None, dtype=np.float32, piece=8):
+    """Load batches ahead of their use, in order.
+
+    Args:
+        load (callable): ``load(items, out)`` writes the preprocessed pictures of some items
+            of a batch to ``out``, an array of (items,) + ``shape`` and ``dtype``, and
+            returns what was wrong with those that cannot be read, as :class:`Batch` has
+            it; picklable.
         plan (iterable): The batches, each a sequence of items. Only those that are
             under way are drawn from it.
         size (int): Items in the largest batch.
         shape (tuple of int): Shape of one preprocessed picture.
         workers (int): Processes; ``None``: as many as there are cores; 0: this one loads.
         dtype: Of the pictures.
+        piece (int): Most items that a process loads at a time.
 
     Yields:
         Batch: Its ``x`` is overwritten after the next has been asked for.
@@ -61,11 +87,11 @@ def batches(load, plan, size, shape, workers=None, dtype=np.float32):
     if not workers:
         x = np.empty((size,) + tuple(shape), dtype)
         for items in plan:
-            yield Batch(items, x[: len(items)], _load_piece(load, items, x))
+            part = x[: len(items)]
+            yield Batch(items, part, load(items, part) if len(items) else {})
         return
-    # Small enough that the last pieces of a batch end together, large enough that
-    # handing them out costs nothing; and always something to do for everyone.
-    piece = max(1, min(8, size // (2 * workers)))
+    # Something to do for everyone.
+    piece = max(1, min(piece, size // (2 * workers)))
     ahead = 2 + math.ceil(2 * workers * piece / size)
     ahead = min(ahead, operator.length_hint(plan, ahead))
     places = (ahead + 1, size) + tuple(shape)
@@ -111,14 +137,13 @@ def batches(load, plan, size, shape, workers=None, dtype=np.float32):
 class Iterator(chainer.dataset.Iterator):
     """A Chainer iterator over the batches of a plan, several of them under way.
 
-    A batch is a list of one piece, (x, t), for :func:`trainer.datasets.loading.join`;
-    its x is overwritten after the next has been asked for. What it gives and what it
-    saves depend neither on the number of workers nor on where a run was interrupted.
+    A batch is (x, t), arrays of pictures and labels; its x is overwritten after the next
+    has been asked for. What it gives and what it saves depend neither on the number of
+    workers nor on where a run was interrupted.
 
     Args:
-        load (callable): ``load((epoch, picture), out)`` writes a preprocessed picture to
-            ``out``, an array of ``shape`` and ``dtype``, or raises
-            :class:`~trainer.errors.InputError`; picklable. Epochs count from 1.
+        load (callable): As :func:`batches` takes it; items are (epoch, picture). Epochs
+            count from 1.
         plan: One of the plans of :mod:`trainer.datasets.loading`.
         labels (numpy.ndarray): int32 (pictures,).
         shape (tuple of int): Shape of one preprocessed picture.
@@ -129,16 +154,31 @@ class Iterator(chainer.dataset.Iterator):
             :class:`Unreadable`; the iterator is then as if that batch had not been asked
             for.
         dtype: Of the pictures.
+        piece (int): See :func:`batches`.
+
+    Attributes:
+        plan: As given.
 
     Raises:
         trainer.errors.InputError: See ``leave_out``; or no picture could be read at all.
     """
 
     def __init__(
-        self, load, plan, labels, shape, workers=0, repeat=True, leave_out=False, dtype=np.float32
+        self,
+        load,
+        plan,
+        labels,
+        shape,
+        workers=0,
+        repeat=True,
+        leave_out=False,
+        dtype=np.float32,
+        piece=8,
     ):
-        self.dataset = loading.Pieces(load, plan, 1)
+        self.plan = plan
         self.batch_size = plan.batch
+        self._load = load
+        self._piece = piece
         self._labels = labels
         self._shape = shape
         self._dtype = dtype
@@ -156,18 +196,23 @@ class Iterator(chainer.dataset.Iterator):
         self._previous_epoch_detail = -1.0
         self.unreadable = []
 
+    def skip(self, epochs):
+        """Begin after so many epochs."""
+        self.reset()
+        self.epoch, self._previous_epoch_detail = epochs, float(epochs)
+
     @property
     def epoch_detail(self):
-        return self.epoch + self.current_position / len(self.dataset)
+        return self.epoch + self.current_position / len(self.plan)
 
     @property
     def previous_epoch_detail(self):
         return None if self._previous_epoch_detail < 0 else self._previous_epoch_detail
 
-    def _plan(self):
+    def _items(self):
         first = self.current_position
         for epoch in itertools.count(self.epoch + 1) if self._repeat else (1,):
-            for indices in self.dataset.plan(epoch)[first:]:
+            for indices in self.plan(epoch)[first:]:
                 yield [(epoch, i) for i in indices.tolist()]
             first = 0
 
@@ -177,12 +222,13 @@ class Iterator(chainer.dataset.Iterator):
             raise StopIteration
         if self._ahead is None:
             self._ahead = batches(
-                self.dataset.load,
-                self._plan(),
+                self._load,
+                self._items(),
                 self.batch_size,
                 self._shape,
                 self._workers,
                 self._dtype,
+                self._piece,
             )
         batch = next(self._ahead)
         t = self._labels[[picture for _, picture in batch.items]]
@@ -195,7 +241,7 @@ class Iterator(chainer.dataset.Iterator):
             x, t = x[read], t[read]
         self._count(batch)
         # A share of a batch may have no pictures; then there is nothing that could not be read.
-        return [(x, t)] if len(t) or not batch.items else next(self)
+        return (x, t) if len(t) or not batch.items else next(self)
 
     def step_back(self):
         """Make the iterator as if the last batch had not been asked for."""
@@ -215,11 +261,11 @@ class Iterator(chainer.dataset.Iterator):
         self.unreadable += [batch.errors[i] for i in sorted(batch.errors)]
         self._previous_epoch_detail = self.epoch_detail
         self.current_position += 1
-        self.is_new_epoch = self.current_position == len(self.dataset)
+        self.is_new_epoch = self.current_position == len(self.plan)
         if self.is_new_epoch:
             self.current_position = 0
             self.epoch += 1
-            if len(self.unreadable) == self.dataset.plan.size:
+            if len(self.unreadable) == self.plan.size:
                 raise InputError(
                     f'none of the {len(self.unreadable)} pictures could be read; the first: '
                     f'{self.unreadable[0]}'
@@ -242,16 +288,6 @@ class Iterator(chainer.dataset.Iterator):
             self.is_new_epoch, self._previous_epoch_detail = bool(is_new), float(before)
 
 
-def _load_piece(load, items, out):
-    errors = {}
-    for i, item in enumerate(items):
-        try:
-            load(item, out[i])
-        except InputError as e:
-            errors[i] = str(e)
-    return errors
-
-
 def _as_array(shared, places, dtype):
     return np.frombuffer(shared, dtype).reshape(places)
 
@@ -264,9 +300,15 @@ def _begin(load, shared, places, dtype):
     global _load, _memory
     # An interrupt is the main process's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    loading.end_with_parent(os.getpid())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _load, _memory = load, _as_array(shared, places, dtype)
 
 
+def _end_with_parent():
+    # When the main process is killed, workers would wait for their next piece for ever.
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
 def _load_at(place, at, items):
-    return _load_piece(_load, items, _memory[place, at:])
+    return _load(items, _memory[place, at : at + len(items)])

@@ -43,7 +43,7 @@ def preprocessing(networks):
 
 
 class Load:
-    """Loads pictures for evaluation, as :func:`trainer.datasets.parallel.batches` wants it.
+    """Loads pictures for evaluation, as :func:`trainer.datasets.parallel.one_by_one` wants it.
 
     Args:
         transform (type): A class of ``data_augmentation``.
@@ -82,7 +82,8 @@ class Load:
         """
         size = max(1, min(batch // self.crops, len(self.sources)))
         plan = loading.InOrder(len(self.sources), size)(0)
-        return parallel.batches(self, plan, size, self.shape, workers, self.dtype)
+        load = parallel.one_by_one(self)
+        return parallel.batches(load, plan, size, self.shape, workers, self.dtype)
 
     def __call__(self, i, out):
         source = self.sources[i]

@@ -5,8 +5,6 @@ are rows of numbers, from which ``finish`` makes the pictures.
 """
 
 import collections
-import functools
-import math
 import os
 
 import numpy as np
@@ -17,9 +15,9 @@ from trainer.errors import InputError
 from trainer.training import processes
 from trainer.transforms import device, generator, ilsvrc
 
-#: train, test (chainer.dataset.Iterator): over lists of pieces (x, t); see
-#: :mod:`trainer.datasets.loading`. finish (callable): makes pictures, (batch, 3, height,
-#: width), of an x that was sent to the GPU; ``None`` where x are pictures already, float32.
+#: train, test (trainer.datasets.parallel.Iterator). finish (callable): makes pictures,
+#: (batch, 3, height, width), of an x that was sent to the GPU; ``None`` where x are pictures
+#: already, float32.
 DataPath = collections.namedtuple('DataPath', 'train test finish')
 
 
@@ -29,7 +27,6 @@ class FullBatches(loading.EveryPictureOnce):
     def __len__(self):
         return self.size // self.batch
 
-    @functools.lru_cache(maxsize=2)
     def __call__(self, epoch):
         return super().__call__(epoch)[: len(self)]
 
@@ -43,7 +40,7 @@ SAMPLINGS = tuple(_PLANS)
 
 
 class Load:
-    """Load pictures in memory, preprocessed (for :func:`trainer.datasets.loading.iterator`).
+    """Load pictures in memory, preprocessed (for :class:`trainer.datasets.parallel.Iterator`).
 
     Args:
         pictures (trainer.datasets.Pictures): The pictures.
@@ -58,20 +55,20 @@ class Load:
         self.seed = seed
         self.mirror = mirror
 
-    def __call__(self, indices, epoch):
-        """Return x, float32 (pictures, 3, height, width), and t, int32 (pictures,)."""
-        labels = self.pictures.labels[indices]
-        if not len(indices):
-            return np.empty((0,) + self.preprocessing.shape, np.float32), labels
-        images = self.pictures.images[indices]
+    def __call__(self, items, out):
+        """Write the pictures of ``items``, each (epoch, index), to ``out``, float32
+        (items, 3, height, width)."""
+        images = self.pictures.images[[i for _, i in items]]
         if not getattr(self.preprocessing, 'arrays', False):
             images = [
                 Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))) for image in images
             ]
         if self.seed is None:
-            return self.preprocessing.test_batch(images), labels
-        drawn = [self._draw(epoch, i) for i in indices.tolist()]
-        return self.preprocessing.train_batch(images, drawn), labels
+            out[...] = self.preprocessing.test_batch(images)
+        else:
+            drawn = [self._draw(*item) for item in items]
+            out[...] = self.preprocessing.train_batch(images, drawn)
+        return {}
 
     def _draw(self, epoch, i):
         drawn = self.preprocessing.draw(generator(self.seed, epoch, i))
@@ -85,7 +82,8 @@ class Load:
 
 
 class LoadFile(Load):
-    """Load one picture from a file, preprocessed (for :class:`trainer.datasets.parallel.Iterator`).
+    """Load one picture from a file, preprocessed (for
+    :func:`trainer.datasets.parallel.one_by_one`).
 
     Args:
         pictures (trainer.datasets.folder.PictureFiles): The files.
@@ -121,19 +119,20 @@ class LoadDrawn(Load):
         self.first = first
         self.fields = 1 + len(preprocessing.untouched)
 
-    def __call__(self, indices, epoch):
-        """Return x, int32 (pictures, fields), and t, int32 (pictures,)."""
-        labels = self.pictures.labels
-        x = np.empty((len(indices), self.fields), np.int32)
-        x[:, 0] = indices + self.first
-        x[:, 1:] = (
+    def __call__(self, items, out):
+        """Write the rows of ``items``, each (epoch, index), to ``out``, int32 (items, fields)."""
+        indices = np.array([i for _, i in items])
+        out[:, 0] = indices + self.first
+        out[:, 1:] = (
             self.preprocessing.untouched
             if self.seed is None
-            else device.drawn(self.preprocessing, self.seed, epoch, len(labels))[indices]
+            else device.drawn(
+                self.preprocessing, self.seed, items[0][0], len(self.pictures.labels)
+            )[indices]
         )
         if not self.mirror:
-            x[:, -1] = False
-        return x, labels[indices]
+            out[:, -1] = False
+        return {}
 
 
 class LoadPixels(LoadFile):
@@ -194,31 +193,27 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
 
     def iterator(pictures, plan, seed, repeat):
         given = pictures, preprocessing, seed, dataset.mirror
-        if not in_memory:
-            load, shape, dtype = LoadFile(*given), preprocessing.shape, np.float32
+        shape, dtype, piece = preprocessing.shape, np.float32, 8
+        if in_memory:
+            load, piece = Load(*given), plan.batch  # many at a time cost less
             if on_device:
-                load, dtype = LoadPixels(*given), np.uint8
-                shape = (preprocessing.row_bytes(training=repeat),)
-            return parallel.Iterator(
-                load,
-                plan,
-                pictures.labels,
-                shape,
-                workers,
-                repeat,
-                leave_out=not repeat,
-                dtype=dtype,
-            )
-        load = Load(*given)
-        if on_device:
-            load = LoadDrawn(*given, first=0 if repeat else len(dataset.train.labels))
-        picture = math.prod(preprocessing.shape) * 4 + 4  # bytes; rows are shorter
-        return loading.iterator(
+                load = LoadDrawn(*given, first=0 if repeat else len(dataset.train.labels))
+                shape, dtype = (load.fields,), np.int32
+        elif on_device:
+            load, dtype = parallel.one_by_one(LoadPixels(*given)), np.uint8
+            shape = (preprocessing.row_bytes(training=repeat),)
+        else:
+            load = parallel.one_by_one(LoadFile(*given))
+        return parallel.Iterator(
             load,
             plan,
-            workers=workers,
-            repeat=repeat,
-            shared_mem=picture * -(-plan.batch // loading.MIN_PIECES),
+            pictures.labels,
+            shape,
+            workers,
+            repeat,
+            leave_out=not repeat,
+            dtype=dtype,
+            piece=piece,
         )
 
     finish = None

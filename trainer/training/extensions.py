@@ -7,7 +7,6 @@ import numpy as np
 from chainer.backends import cuda
 from chainer.training import extension
 
-from trainer.datasets import loading
 from trainer.errors import InputError
 from trainer.metrics import Tally
 from trainer.training import processes
@@ -136,7 +135,7 @@ class Evaluator(chainer.training.extensions.Evaluator):
     share, and has the numbers of all.
 
     Args:
-        iterator (chainer.dataset.Iterator): Test batches.
+        iterator (trainer.datasets.parallel.Iterator): Test batches.
         predictor (trainer.inference.predictors.Predictor): Computes the network with its
             current weights.
         say (callable): Where messages go.
@@ -156,12 +155,11 @@ class Evaluator(chainer.training.extensions.Evaluator):
         iterator.reset()
         self.tally = Tally(network.category_num)
         self._predictor.refresh()
-        for pieces in iterator:
-            x, t = loading.join(pieces, copy=False)
+        for x, t in iterator:
             if len(t):
                 self.tally.add(self._predictor(x), t)
         self._group.sum_tally(self.tally)
-        unreadable = self._group.collect(getattr(iterator, 'unreadable', []))
+        unreadable = self._group.collect(iterator.unreadable)
         if unreadable:
             self._say(
                 f'{len(unreadable)} pictures for testing left out; the first: {unreadable[0]}'

@@ -11,7 +11,7 @@ import numpy as np
 import threadpoolctl
 
 from trainer import datasets, engines, files
-from trainer.datasets import loading, parallel, splits
+from trainer.datasets import parallel, splits
 from trainer.errors import InputError
 from trainer.inference import predictors
 from trainer.reports import figures
@@ -223,7 +223,7 @@ def _train(folder, resume, say, given, group):
         updater, chainer.training.triggers.IntervalTrigger(options['epoch'], 'epoch'), folder
     )
     trainer.stop_trigger = stop.before(trainer.stop_trigger)
-    iterations = len(data.train.dataset.plan)
+    iterations = len(data.train.plan)
     networks = [network]
     if options['ema_decay']:
         average = extensions.MovingAverage(network, options['ema_decay'])
@@ -333,7 +333,7 @@ def _epochs(n):
 def _begin_after(trainer, log, epochs, iterations):
     """Make a new trainer begin after so many epochs (``--start_epoch``)."""
     updater = trainer.updater
-    loading.skip_epochs(updater.get_iterator('main'), epochs)
+    updater.get_iterator('main').skip(epochs)
     updater.iteration = epochs * iterations
     state = chainer.serializers.NpzDeserializer(
         {

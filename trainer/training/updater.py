@@ -1,8 +1,7 @@
-"""Chainer's updater over batches that come in pieces."""
+"""Chainer's updater over batches that are computed in chunks."""
 
 import chainer
 
-from trainer.datasets import loading
 from trainer.training import processes
 from trainer.training.captured_step import CapturedStep
 from trainer.training.step import Step
@@ -12,7 +11,7 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
     """Chainer's updater with the original's gradient accumulation.
 
     Args:
-        iterator (chainer.dataset.Iterator): From :func:`trainer.datasets.loading.iterator`.
+        iterator (trainer.datasets.parallel.Iterator): Of batches (x, t).
         optimizer, device, divide, loss, group, finish: See
             :class:`trainer.training.step.Step`.
         captured (bool): Whether the step becomes a CUDA graph
@@ -40,11 +39,7 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
 
     def update_core(self):
         iterator = self.get_iterator('main')
-        x, t = loading.join(
-            self.step.group.together(iterator.next, undo=getattr(iterator, 'step_back', None)),
-            copy=False,
-        )
-        self.update_with(x, t)
+        self.update_with(*self.step.group.together(iterator.next, undo=iterator.step_back))
 
     def update_with(self, x, t):
         """Update from a batch (:meth:`trainer.training.step.Step.__call__`).
