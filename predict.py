@@ -8,6 +8,7 @@ from trainer import cli, values
 from trainer.datasets import folder
 from trainer.inference import prediction
 from trainer.reports import prediction as report
+from trainer.text import printable
 from trainer.weights import formats
 
 
@@ -76,12 +77,13 @@ def main():
     if args.draw:
         report.check_drawing(args.draw, len(sources))
     networks = cli.make_predictors([formats.load(path, args.gpu) for path in args.load_model], args)
-    sys.stdout.reconfigure(errors='backslashreplace')  # file names may be no text
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of classes may be no text
     found = []
     for said in prediction.predict(networks, sources, args.k, args.batch, ten_crop=args.ten_crop):
         found.append(said)
         if said.error is not None:
-            print(f'{p.prog}: error: {said.source}: {said.error}', file=sys.stderr)
+            problem = printable(f'{said.source}: {said.error}')
+            print(f'{p.prog}: error: {problem}', file=sys.stderr)
         elif not args.json:
             print(report.text(said), flush=True)
     if args.json:

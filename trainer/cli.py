@@ -6,6 +6,7 @@ import sys
 
 from trainer.errors import InputError
 from trainer.inference import predictors
+from trainer.text import printable
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -16,7 +17,8 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message):
-        self.exit(2, f'{self.prog}: error: {message} ({self.prog} --help lists the flags)\n')
+        message = printable(f'{message} ({self.prog} --help lists the flags)')
+        self.exit(2, f'{self.prog}: error: {message}\n')
 
 
 def prog():
@@ -36,7 +38,7 @@ def reason(error):
         )
     else:
         return None
-    return ' '.join(message.split())
+    return printable(message)
 
 
 def add_inference_flags(p):

@@ -8,6 +8,7 @@ from trainer.datasets import class_names, loading, parallel
 from trainer.errors import InputError
 from trainer.inference.predictors import Predictor
 from trainer.metrics import log_softmax, top_k
+from trainer.text import printable
 from trainer.transforms import device, table
 
 #: One of the likeliest classes. number: index of the class; synset (str): of ImageNet,
@@ -91,7 +92,7 @@ class Load:
             self._transform(source, out=out)
         except InputError as e:
             # Whoever asked knows which picture it is.
-            raise InputError(str(e).removeprefix(f'{source}: ')) from None
+            raise InputError(str(e).removeprefix(printable(f'{source}:') + ' ')) from None
 
 
 def predictors(networks):

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from trainer import files, runs
 from trainer.errors import InputError
 from trainer.reports import figures
+from trainer.text import printable
 
 #: Options that differ from run to run without shaping it.
 _ASIDE = {'save_path', 'workers', 'gpu', 'load_log', 'load_optimizer', 'quick', 'data'}
@@ -122,8 +123,8 @@ def names(compared):
 def _text(value):
     if isinstance(value, (list, tuple)):
         return ' '.join(map(_text, value)) or '-'
-    if isinstance(value, str) and os.sep in value:
-        return os.path.basename(value)
+    if isinstance(value, str):
+        return printable(os.path.basename(value) if os.sep in value else value)
     if value is None:
         return '-'
     return f'{value:g}' if isinstance(value, float) else str(value)
@@ -136,7 +137,7 @@ def table(compared):
         compared (sequence of Run): The runs.
     """
     rows = [
-        ('run', names(compared)),
+        ('run', [printable(name) for name in names(compared)]),
         ('epochs', [str(run.epochs[-1]['epoch']) for run in compared]),
         ('best test error', ['{:.2f} %'.format(run.best['test_error']) for run in compared]),
         ('  in epoch', [str(run.best['epoch']) for run in compared]),

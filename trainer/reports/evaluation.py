@@ -8,6 +8,7 @@ import time
 import tqdm
 
 from trainer.datasets import class_names
+from trainer.text import printable
 
 _BAR = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left{postfix}]'
 
@@ -94,7 +95,7 @@ def table(evaluation, models, network, ten_crop=False):
     tally, unreadable, seconds, computed_by = evaluation
     n = tally.pictures
     top1, top5 = errors_of(tally)
-    rows = [('model' if i == 0 else '', model) for i, model in enumerate(models)]
+    rows = [('model' if i == 0 else '', printable(model)) for i, model in enumerate(models)]
     if len(models) > 1:
         rows.append(('', 'their posteriors averaged'))
     rows.append(('pictures', '{:6,}{}'.format(n, ', ten crops of each' * ten_crop)))
@@ -113,14 +114,16 @@ def table(evaluation, models, network, ten_crop=False):
     if len(hard) > 1 and (accuracy == accuracy).sum() > _NAMED:
         names = class_names.of(network)
         lines += ['', 'hardest classes, by top-1 error']
-        lines += [f'{100 * (1 - accuracy[i]):6.2f} %  {names[i][:68]}' for i in hard[:_NAMED]]
+        lines += [
+            f'{100 * (1 - accuracy[i]):6.2f} %  {printable(names[i])[:68]}' for i in hard[:_NAMED]
+        ]
     return '\n'.join(lines + _unreadable_lines(unreadable, 'log.json'))
 
 
 def features_table(path, pictures, unreadable, computed_by):
     """Return what was written by :func:`trainer.inference.evaluation.save_features`, as lines."""
     rows = [
-        f'{path}: {len(pictures):,} rows, {len(unreadable):,} of them nan',
+        f'{printable(path)}: {len(pictures):,} rows, {len(unreadable):,} of them nan',
         f'computed by {computed_by}',
     ]
     return '\n'.join(rows + _unreadable_lines(unreadable, os.path.splitext(path)[0] + '.json'))
@@ -129,7 +132,9 @@ def features_table(path, pictures, unreadable, computed_by):
 def _unreadable_lines(unreadable, where):
     if not unreadable:
         return []
-    lines = ['', 'could not be read'] + ['  {}: {}'.format(*u) for u in unreadable[:_NAMED]]
+    lines = ['', 'could not be read'] + [
+        '  ' + printable('{}: {}'.format(*u)) for u in unreadable[:_NAMED]
+    ]
     if len(unreadable) > _NAMED:
         lines.append(f'  and {len(unreadable) - _NAMED:,} more, all of them in {where}')
     return lines

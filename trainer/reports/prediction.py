@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from trainer.errors import InputError
 from trainer.reports import figures
+from trainer.text import printable
 from trainer.transforms import pictures
 
 #: Pictures that one drawing holds, and classes for each.
@@ -24,9 +25,9 @@ def text(prediction):
     On a terminal, names are cut to its width.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
-    lines = [str(prediction.source)]
+    lines = [printable(str(prediction.source))]
     for answer in prediction.answers:
-        line = f'{100 * answer.probability:7.2f} %  {answer.name}'
+        line = f'{100 * answer.probability:7.2f} %  {printable(answer.name)}'
         lines.append(line if len(line) < width else line[: width - 2] + '…')
     return '\n'.join(lines)
 

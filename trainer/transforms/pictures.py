@@ -149,15 +149,13 @@ def _load(path, share=None):
             # Of odd metadata, and of sizes that are refused below.
             warnings.simplefilter('ignore')
             with Image.open(f, formats=FORMATS) as image:
-                _check_size(image, path)
+                _check_size(image, f)
                 size = image.height, image.width
                 if share is not None and image.format == 'JPEG':
                     _shrink(image, share(*size))
                 with _quiet_libtiff() if image.format == 'TIFF' else contextlib.nullcontext():
                     return _rgb(image), size
     except InputError as e:
-        if str(path) in str(e):
-            raise
         raise InputError(f'{path}: {e}') from None
     except UnidentifiedImageError:
         raise InputError(
@@ -201,19 +199,20 @@ def _quiet_libtiff():
         os.close(stderr)
 
 
-def _check_size(image, path):
+def _check_size(image, f):
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise InputError(
-            f'{path}: {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} can be read'
+            f'{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} can be read'
         )
     if 'progressive' in image.info and pixels > _MAX_SCANNED >> 16:
-        with open(path, 'rb') as f:
-            scans = sum(part.count(b'\xff\xda') for part in iter(lambda: f.read(1 << 20), b''))
+        position = f.tell()
+        f.seek(0)
+        scans = sum(part.count(b'\xff\xda') for part in iter(lambda: f.read(1 << 20), b''))
+        f.seek(position)
         if scans * pixels > _MAX_SCANNED:
             raise InputError(
-                f'{path}: a JPEG of {image.width} x {image.height} pixels in {scans} scans; save '
-                'it anew'
+                f'a JPEG of {image.width} x {image.height} pixels in {scans} scans; save it anew'
             )
 
 

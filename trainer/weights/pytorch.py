@@ -17,6 +17,7 @@ import numpy as np
 
 from trainer import files, pickled, pickled_arrays
 from trainer.errors import InputError
+from trainer.text import printable
 from trainer.weights import formats, safetensors, state_dict, strided
 
 # What the first two pickles of the older format hold.
@@ -452,7 +453,7 @@ def _recognises(head):
 
 def _read(path, entry):
     network, found, entry = read(path, entry)
-    return network, found.details + (entry and f', its {entry}'), None
+    return network, found.details + (entry and f', its {printable(entry)}'), None
 
 
 FORMAT = formats.Format(

@@ -1,0 +1,27 @@
+"""Text from outside: from files, their names, and servers."""
+
+import re
+
+#: Characters of a message. With a script's name before it, a line has at most 500.
+MOST = 450
+
+_BREAK = re.compile(r'\s*[^\S ]\s*')
+
+
+def printable(text):
+    """Return text as one line that a terminal shows as it is.
+
+    Line breaks and tabs become blanks; control characters, which could move the cursor
+    or hide text, become escapes (``\\x1b``); a long text loses its middle.
+
+    Args:
+        text (str): Anything; messages end with the mend, names with what tells them apart.
+
+    Returns:
+        str: At most :data:`MOST` characters.
+    """
+    line = _BREAK.sub(' ', text.strip())
+    line = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    if len(line) > MOST:
+        line = f'{line[: MOST - 203]} ... {line[-198:]}'
+    return line
