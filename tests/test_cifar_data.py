@@ -1,21 +1,16 @@
 """CIFAR's files in every published form, whole and damaged; the pictures of --quick."""
 
-import functools
-import hashlib
-import http.server
-import io
 import os
 import pathlib
 import pickle
 import tarfile
-import threading
 
 import numpy as np
 import pytest
 from conftest import write_cifar10
 
 from trainer import datasets, pickled, pickled_arrays
-from trainer.datasets import cifar10, cifar_files, download, quick
+from trainer.datasets import cifar10, quick
 from trainer.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -269,69 +264,6 @@ def test_pickled_agrees_with_pickle():
         pickled_arrays.read(
             pickled.read(pickle.dumps(np.array([{}], object), 2), pickled_arrays.NAMES)
         )
-
-
-class TestDownload:
-    @pytest.fixture
-    def site(self, binary, tmp_path, monkeypatch):
-        """A site on this machine with a small archive, and an empty cache."""
-        web = tmp_path / 'web'
-        web.mkdir()
-        raw = archive(binary, web / 'cifar-10-binary.tar.gz').read_bytes()
-        handler = functools.partial(Quiet, directory=str(web))
-        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f'http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz'
-        published = cifar_files.Archive(url, len(raw), hashlib.md5(raw).hexdigest())
-        monkeypatch.setattr(
-            cifar10, 'SPEC', cifar10.SPEC._replace(url=url, archives=(published,) * 2)
-        )
-        import chainer
-
-        monkeypatch.setattr(chainer.dataset.download, '_dataset_root', str(tmp_path / 'cache'))
-        yield web
-        server.shutdown()
-        server.server_close()
-
-    def test_once_and_checked(self, site, binary, capfd, tmp_path):
-        golden = datasets.load('cifar10', str(binary))
-        assert same(golden, datasets.load('cifar10'))
-        assert 'cifar-10-binary.tar.gz: 100%' in capfd.readouterr().err
-        (site / 'cifar-10-binary.tar.gz').unlink()
-        assert same(golden, datasets.load('cifar10'))  # from the cache
-
-    def test_another_file(self, site, tmp_path):
-        (site / 'cifar-10-binary.tar.gz').write_bytes(b'an error page')
-        with pytest.raises(InputError, match='not the published file .MD5'):
-            datasets.load('cifar10')
-        assert not [f for _, _, names in os.walk(tmp_path / 'cache') for f in names]
-
-    def test_no_such_page(self, site):
-        (site / 'cifar-10-binary.tar.gz').unlink()
-        with pytest.raises(InputError, match='cannot be downloaded .*--data'):
-            datasets.load('cifar10')
-
-    def test_no_site(self, site, monkeypatch):
-        monkeypatch.setattr(cifar10, 'SPEC', cifar10.SPEC._replace(url='http://127.0.0.1:9/x'))
-        with pytest.raises(InputError, match='cannot be downloaded'):
-            datasets.load('cifar10')
-
-    def test_cut_off(self, site):
-        class Half(io.BytesIO):
-            headers = {'Content-Length': '100'}
-
-            def read(self, n=-1):
-                raise ConnectionResetError('reset by peer')
-
-        with pytest.MonkeyPatch.context() as m:
-            m.setattr(download.urllib.request, 'urlopen', lambda *a, **k: Half())
-            with pytest.raises(InputError, match='broke off'):
-                datasets.load('cifar10')
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
 
 
 def test_quick_pictures():

@@ -83,7 +83,7 @@ def read(spec, data):
             or cut short.
     """
     if data is None:
-        data = download.fetch(spec.url, spec.archives[0].md5)
+        data = download.fetch(spec.url, spec.archives[0].size, spec.archives[0].md5)
     source, binary = _find(spec, data)
     suffix, read_file = ('.bin', _read_binary) if binary else ('', _read_pickle)
     parts = {

@@ -1,7 +1,10 @@
 """Fetching a dataset once."""
 
 import hashlib
+import http.client
 import os
+import ssl
+import time
 import urllib.error
 import urllib.request
 
@@ -11,15 +14,25 @@ import tqdm
 from trainer import files
 from trainer.errors import InputError
 
+_BLOCK = 1 << 18
+# Seconds without a byte, and bytes a second from then on, on average.
+_TIMEOUT = 30
+_SLOWEST = 1000
 
-def fetch(url, md5):
-    """Download a file once, with a progress bar, and check it.
+_MEND = 'fetch it by another way and name it with --data'
+
+_BROKEN = (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException, ValueError)
+
+
+def fetch(url, size, md5):
+    """Download a file once, with a progress bar, and check it, then and whenever it is used.
 
     It is kept where Chainer keeps datasets (``CHAINER_DATASET_ROOT``, by default
-    ``~/.chainer/dataset``), in ``resnext/``.
+    ``~/.chainer/dataset``), in ``resnext/``; where it is damaged there, it is fetched again.
 
     Args:
         url (str): Where it is.
+        size (int): Its bytes.
         md5 (str): What its MD5 digest must be, hexadecimal.
 
     Returns:
@@ -27,38 +40,46 @@ def fetch(url, md5):
 
     Raises:
         trainer.errors.InputError: It cannot be had, or is not the published file.
+        OSError: It cannot be kept.
     """
     folder = chainer.dataset.get_dataset_directory('resnext')
     path = os.path.join(folder, os.path.basename(url))
     if os.path.exists(path):
-        return path
-    mend = 'fetch it by another way and name it with --data'
-    try:
-        with (
-            urllib.request.urlopen(url, timeout=30) as response,
-            files.replacing(path) as unfinished,
-            open(unfinished, 'wb') as f,
-        ):
-            size = response.headers.get('Content-Length')
-            digest = hashlib.md5()
-            with tqdm.tqdm(
-                total=int(size) if size else None,
-                unit='B',
-                unit_scale=True,
-                desc=os.path.basename(url),
-            ) as bar:
-                for block in iter(lambda: response.read(1 << 18), b''):
-                    digest.update(block)
-                    f.write(block)
-                    bar.update(len(block))
-            f.flush()
-            if digest.hexdigest() != md5:
-                raise InputError(
-                    f'{url}: what came is not the published file (MD5 {digest.hexdigest()} '
-                    f'instead of {md5}); try again, or {mend}'
-                )
-    except urllib.error.URLError as e:
-        raise InputError(f'{url}: cannot be downloaded ({e.reason}); {mend}') from e
-    except (TimeoutError, ConnectionError) as e:
-        raise InputError(f'{url}: the download broke off ({e}); try again, or {mend}') from e
+        with files.open_regular(path) as f:
+            if hashlib.file_digest(f, 'md5').hexdigest() == md5:
+                return path
+    with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
+        try:
+            found = _download(url, size, f)
+        except urllib.error.URLError as e:
+            raise InputError(f'{url}: cannot be downloaded ({e.reason}); {_MEND}') from e
+        except _BROKEN as e:
+            raise InputError(
+                f'{url}: the download broke off ({type(e).__name__}: {e}); try again, or {_MEND}'
+            ) from e
+        if found != md5:
+            raise InputError(
+                f'{url}: what came is not the published file (MD5 {found} instead of {md5}); '
+                f'try again, or {_MEND}'
+            )
     return path
+
+
+def _download(url, size, f):
+    """Copy what is at a URL into a file, at most ``size`` bytes; return its MD5 digest."""
+    digest, start = hashlib.md5(), time.monotonic()
+    with (
+        urllib.request.urlopen(url, timeout=_TIMEOUT) as response,
+        tqdm.tqdm(total=size, unit='B', unit_scale=True, desc=os.path.basename(url)) as bar,
+    ):
+        for block in iter(lambda: response.read1(_BLOCK), b''):
+            digest.update(block)
+            f.write(block)
+            bar.update(len(block))
+            if bar.n > size:
+                raise ValueError(f'more than its {size:,} bytes came')
+            if bar.n < _SLOWEST * (time.monotonic() - start - _TIMEOUT):
+                raise TimeoutError(f'less than {_SLOWEST:,} bytes a second came')
+        if bar.n < size:
+            raise ValueError(f'{bar.n:,} of {size:,} bytes came')
+    return digest.hexdigest()

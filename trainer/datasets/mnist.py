@@ -21,12 +21,12 @@ from trainer.errors import InputError
 #: PyTorch's copy: the first site asks not to be used by programs.
 URL = 'https://ossci-datasets.s3.amazonaws.com/mnist/'
 
-#: The published files, with the MD5 digest of the compressed ones.
+#: The published files, with bytes and MD5 digest of the compressed ones.
 FILES = {
-    'train-images-idx3-ubyte': 'f68b3c2dcbeaaa9fbdd348bbdeb94873',
-    'train-labels-idx1-ubyte': 'd53e105ee54ea40749a09fcbcd1e9432',
-    't10k-images-idx3-ubyte': '9fb629c4189551a2d022fa330f9573f3',
-    't10k-labels-idx1-ubyte': 'ec29112dd5afa0611ce80d1b7f02629c',
+    'train-images-idx3-ubyte': (9912422, 'f68b3c2dcbeaaa9fbdd348bbdeb94873'),
+    'train-labels-idx1-ubyte': (28881, 'd53e105ee54ea40749a09fcbcd1e9432'),
+    't10k-images-idx3-ubyte': (1648877, '9fb629c4189551a2d022fa330f9573f3'),
+    't10k-labels-idx1-ubyte': (4542, 'ec29112dd5afa0611ce80d1b7f02629c'),
 }
 _TRAIN, _TEST = list(FILES)[:2], list(FILES)[2:]
 
@@ -80,7 +80,7 @@ def _pictures(images, labels, data):
 
 def _find(name, data):
     if data is None:
-        return download.fetch(URL + name + '.gz', FILES[name])
+        return download.fetch(URL + name + '.gz', *FILES[name])
     for suffix in ('', '.gz'):
         # Some unpackers make a dot of the last hyphen.
         for known in (name, name.replace('-idx', '.idx')):
