@@ -66,6 +66,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(params=['reference', 'numpy', 'onednn'])
+def engine(request):
+    """Each engine that trains on a CPU, which then computes the layers."""
+    import chainer
+
+    from trainer.engines.onednn import library
+
+    if request.param == 'onednn' and library.unavailable():
+        pytest.skip(f'needs oneDNN (extra cpu): {library.unavailable()}')
+    with chainer.using_config('engine', request.param):
+        yield request.param
+
+
 @pytest.fixture
 def shared():
     """The folder of the original programs' numbers, which is not part of the project."""

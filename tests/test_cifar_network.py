@@ -55,6 +55,7 @@ def errors(network, arrays, what=lambda p: p.array, whole=True):
     return given
 
 
+@pytest.mark.usefixtures('engine')
 class TestFloat64:
     """Nothing but rounding is left."""
 
@@ -102,6 +103,7 @@ class TestFloat64:
         assert max(found.values()) < 1e-9, found
 
 
+@pytest.mark.usefixtures('engine')
 class TestFloat32:
     def test_outputs_and_statistics(self, original, set_b):
         network = small(set_b)

@@ -44,6 +44,7 @@ def same_weights(a, b):
     return list(a) == list(b) and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.usefixtures('engine')
 def test_computes_what_the_2017_program_does(tiny, golden):
     for x, y in (('x', 'test_y'), ('x_odd', 'test_y_odd')):
         assert abs(scores(tiny, golden[x]) - golden[y]).max() < 1e-5
@@ -64,6 +65,7 @@ def test_computes_what_the_2017_program_does(tiny, golden):
         assert abs(after[name] - expected).max() < 1e-5, name
 
 
+@pytest.mark.usefixtures('engine')
 def test_gradients_are_the_2017_programs(tiny, golden, shared):
     with np.load(shared / 'golden/original/ilsvrc_tiny_rand_grads.npz') as f:
         expected = original.to_here(dict(f), tiny.original_units(), 'grads', 'tiny', fold=False)

@@ -12,6 +12,9 @@ from trainer.errors import InputError
 
 chainer.global_config.engine = 'reference'
 
+# How an engine computes that has several precisions.
+chainer.global_config.precision = 'float32'
+
 
 def current():
     """Return the engine module that ``chainer.config.engine`` names.

@@ -1,0 +1,260 @@
+"""Training on the CPU, side by side with PyTorch: whole steps, loss and update included.
+
+    python benchmarks/cpu_training.py [-o cpu_training.json] [--only WORD] [--rounds 9]
+
+CIFAR's ResNeXt-29 2x64d and ResNeXt-50 32x4d, with images in memory, by each engine and
+precision that this machine has, by plain Chainer, and by PyTorch: eager in NCHW and in
+channels_last, and compiled. Each runs in a process of its own. In each round each of them
+computes some steps while the others wait, so that whatever else the machine does falls on all;
+ratios are medians over the rounds of one round's times.
+
+Needs PyTorch (``--torch`` names another Python that has it). OPENBLAS_CORETYPE is taken out of
+the environment: where it is set it can halve the speed of NumPy's products.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+
+import numpy as np  # noqa: E402
+
+#: name -> (image size, classes, batch)
+CASES = {
+    'cifar 2x64d b16': (32, 10, 16),
+    'cifar 2x64d b64': (32, 10, 64),
+    'resnext50 b8': (224, 1000, 8),
+}
+
+#: name -> (precision, what computes it)
+CONTENDERS = {
+    'reference float32': ('float32', 'reference'),
+    'numpy float32': ('float32', 'numpy'),
+    'onednn float32': ('float32', 'onednn'),
+    'onednn bfloat16': ('bfloat16', 'onednn'),
+    'pytorch NCHW float32': ('float32', 'NCHW'),
+    'pytorch channels_last float32': ('float32', 'channels_last'),
+    'pytorch compile float32': ('float32', 'compile'),
+    'pytorch channels_last bfloat16': ('bfloat16', 'channels_last'),
+    'pytorch compile bfloat16': ('bfloat16', 'compile'),
+}
+
+LEARNING_RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
+
+
+def batch_of(case):
+    size, classes, batch = CASES[case]
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
+    return x, rng.integers(0, classes, batch).astype(np.int32)
+
+
+def ours(case, precision, engine):
+    """Return a function that makes a step and returns its loss."""
+    import resnext
+    import resnext_ilsvrc
+    from trainer.training.step import Step
+
+    import chainer  # isort: skip
+
+    if case.startswith('cifar'):
+        network = resnext.PaperResNext(10, (3, 3, 3), C=2, d=64)
+    else:
+        network = resnext_ilsvrc.resnext50()
+    network.weight_initialization(0)
+    optimizer = chainer.optimizers.MomentumSGD(LEARNING_RATE, MOMENTUM).setup(network)
+    optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(DECAY))
+    chainer.global_config.engine, chainer.global_config.precision = engine, precision
+    step = Step(optimizer, chainer.get_device('@numpy'))
+    x, t = batch_of(case)
+    return lambda: step(x, t)[0]
+
+
+def pytorch(case, precision, how):
+    """The same of PyTorch's."""
+    import torch
+    import torch_networks
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    if case.startswith('cifar'):
+        model = torch_networks.Prlz77(torch_networks.Sizes((3, 3, 3), 2, 128, 256, 64, 10))
+    else:
+        model = torch_networks.Torchvision(
+            torch_networks.Sizes((3, 4, 6, 3), 32, 128, 256, 64, 1000)
+        )
+    x, t = (torch.from_numpy(a) for a in batch_of(case))
+    t = t.long()
+    if how != 'NCHW':
+        model = model.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=DECAY
+    )
+    compute = torch.compile(model) if how == 'compile' else model
+
+    def step():
+        optimizer.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bfloat16'):
+            loss = torch.nn.functional.cross_entropy(compute(x).float(), t)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def serve(case, contender):
+    """Make steps as standard input asks for them, a number on each line; answer in JSON."""
+    precision, how = CONTENDERS[contender]
+    step = (pytorch if contender.startswith('pytorch') else ours)(case, precision, how)
+    start = time.perf_counter()
+    loss = step()
+    first = time.perf_counter() - start
+    step()
+    print(json.dumps({'first': first, 'loss': loss}), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        seconds = (time.perf_counter() - start) / int(line)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({'seconds': seconds, 'peak': peak}), flush=True)
+
+
+class Worker:
+    """A contender in a process of its own."""
+
+    def __init__(self, case, contender, python):
+        environment = {k: v for k, v in os.environ.items() if k != 'OPENBLAS_CORETYPE'}
+        self._process = subprocess.Popen(
+            [python, __file__, '--serve', case, contender],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.seconds = []
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(self._process.stderr.read().strip().splitlines()[-1])
+        return json.loads(line)
+
+    def begin(self):
+        self.first = self._answer()['first']
+
+    def steps(self, n):
+        print(n, file=self._process.stdin, flush=True)
+        answer = self._answer()
+        self.seconds.append(answer['seconds'])
+        self.peak = answer['peak']
+
+    def end(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(case, contenders, rounds, steps, pythons):
+    """Return of each contender what was found."""
+    workers = {}
+    for name in contenders:
+        worker = Worker(case, name, pythons[name.startswith('pytorch')])
+        try:
+            worker.begin()
+        except RuntimeError as e:
+            print(f'left out: {name}: {e}', flush=True)
+            continue
+        workers[name] = worker
+    for _ in range(rounds):
+        for worker in workers.values():
+            worker.steps(steps)
+    for worker in workers.values():
+        worker.end()
+    batch = CASES[case][2]
+    return {
+        name: {
+            'images/s': batch / float(np.median(w.seconds)),
+            'seconds': w.seconds,
+            'first step, s': w.first,
+            'peak MB': w.peak,
+        }
+        for name, w in workers.items()
+    }
+
+
+def ratio(mine, other):
+    """Return how many times as fast, in the median, and the least and most, of the rounds."""
+    ratios = np.divide(other['seconds'], mine['seconds'])
+    return [float(f(ratios)) for f in (np.median, np.min, np.max)]
+
+
+def report(case, found):
+    print(f'\n{case}: images/s (median), first step, peak memory', flush=True)
+    for name, of in found.items():
+        print(
+            f'{name:32s} {of["images/s"]:8.2f} {of["first step, s"]:7.2f} s {of["peak MB"]:7.0f} MB'
+        )
+    for name, of in found.items():
+        if name.startswith('pytorch') or name.startswith('reference'):
+            continue
+        precision = name.split()[-1]
+        eager = [
+            found[f'pytorch {how} {precision}']
+            for how in ('NCHW', 'channels_last')
+            if f'pytorch {how} {precision}' in found
+        ]
+        peers = {'plain Chainer': found.get('reference float32')}
+        peers['PyTorch eager'] = max(eager, key=lambda o: o['images/s'], default=None)
+        peers['torch.compile'] = found.get(f'pytorch compile {precision}')
+        for peer, other in peers.items():
+            if other is not None:
+                of[f'times {peer}'] = ratio(of, other)
+                print('{:18s} {:.2f} times {} [{:.2f} to {:.2f}]'.format(name, *_front(of, peer)))
+
+
+def _front(of, peer):
+    median, least, most = of[f'times {peer}']
+    return median, peer, least, most
+
+
+def main():
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument('-o', '--output', metavar='FILE', help='write what was found to a JSON file')
+    p.add_argument('--only', metavar='WORD', nargs='+', help='contenders whose names have a WORD')
+    p.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES))
+    p.add_argument('--rounds', type=int, default=9)
+    p.add_argument('--steps', type=int, default=2, help='of each contender in a round')
+    p.add_argument('--torch', metavar='PYTHON', default=sys.executable)
+    p.add_argument('--serve', nargs=2, help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.serve:
+        return serve(*args.serve)
+    contenders = [
+        name for name in CONTENDERS if not args.only or any(word in name for word in args.only)
+    ]
+    results = {}
+    for case in args.cases:
+        results[case] = measure(
+            case, contenders, args.rounds, args.steps, (sys.executable, args.torch)
+        )
+        report(case, results[case])
+    if args.output:
+        from trainer import files
+
+        files.save_json(args.output, results)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,165 @@
+"""The engines that train on a CPU, against the reference."""
+
+import gc
+
+import chainer
+import numpy as np
+import pytest
+from conftest import relative
+from test_cudnn_engine import build, cifar, ilsvrc, paper_cifar, step
+
+from trainer.engines import arrays
+from trainer.engines.onednn import layers as by_onednn
+from trainer.engines.onednn import library, maps, pool
+from trainer.networks import layers
+
+onednn = pytest.mark.skipif(
+    library.unavailable() is not None, reason=f'needs oneDNN (extra cpu): {library.unavailable()}'
+)
+bfloat16 = pytest.mark.skipif(
+    library.unavailable() is not None or not library.computes_bfloat16(),
+    reason='needs oneDNN (extra cpu) and a CPU with AVX-512',
+)
+
+ENGINES = [
+    pytest.param('numpy', 'float32', 1e-5, id='numpy'),
+    pytest.param('onednn', 'float32', 1e-5, id='onednn', marks=onednn),
+    pytest.param('onednn', 'bfloat16', 3e-2, id='onednn-bfloat16', marks=bfloat16),
+]
+
+# Input and output channels, filter, stride, groups, image size.
+LAYERS = [
+    (3, 16, 7, 2, 1, 33),
+    (64, 96, 1, 1, 1, 8),
+    (64, 96, 1, 2, 1, 9),
+    (32, 32, 3, 1, 1, 8),
+    (128, 128, 3, 1, 2, 8),
+    (128, 128, 3, 1, 32, 7),
+    (128, 128, 3, 2, 32, 9),
+    (12, 12, 3, 2, 3, 8),
+]
+
+
+def layer_step(layer, x, gy, residual, engine, precision):
+    """Return all that a layer computes: output, statistics, gradients."""
+    inputs = [chainer.Variable(x), chainer.Variable(residual)]
+    layer.cleargrads()
+    layer.bn.avg_mean[...] = layer.bn.avg_var[...] = 0
+    with (
+        chainer.using_config('engine', engine),
+        chainer.using_config('precision', precision),
+        chainer.using_config('train', True),
+    ):
+        y = layer(*inputs)
+        y.grad = gy if y.dtype == gy.dtype else maps.convert(gy, y.dtype)
+        y.backward()
+    found = [y.array, layer.bn.avg_mean, layer.bn.avg_var]
+    found += [i.grad for i in inputs] + [p.grad for _, p in sorted(layer.namedparams())]
+    return [
+        np.array(maps.convert(a, np.dtype(np.float32)) if a.dtype == np.uint16 else a)
+        for a in found
+    ]
+
+
+@pytest.mark.parametrize(('engine', 'precision', 'tolerance'), ENGINES)
+@pytest.mark.parametrize('sizes', LAYERS)
+def test_layers(sizes, engine, precision, tolerance):
+    """Without a ReLU, whose flips say nothing of the arithmetic: to float64."""
+    channels, out, ksize, stride, groups, size = sizes
+    rng = np.random.default_rng(0)
+    with chainer.using_config('dtype', np.float64):
+        layer = layers.ConvBN(channels, out, ksize, stride, ksize // 2, groups, relu=False)
+    layer.conv.W.array[...] = rng.standard_normal(layer.conv.W.shape)
+    layer.bn.gamma.array[...] = rng.uniform(0.5, 1.5, out)
+    x = rng.standard_normal((4, channels, size, size + 1))
+    y = [(n - 1) // stride + 1 for n in x.shape[2:]]
+    gy, residual = rng.standard_normal((2, 4, out, *y))
+    expected = layer_step(layer, x, gy, residual, 'reference', 'float32')
+    for p in layer.params():
+        p.array = p.array.astype(np.float32)
+    layer.bn.avg_mean, layer.bn.avg_var = (
+        a.astype(np.float32) for a in (layer.bn.avg_mean, layer.bn.avg_var)
+    )
+    arguments = [a.astype(np.float32) for a in (x, gy, residual)]
+    found = layer_step(layer, *arguments, engine, precision)
+    for want, got in zip(expected, found, strict=True):
+        assert relative(want, got) < tolerance
+
+
+@pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+def test_networks_in_float64(make):
+    """Autograd, residuals, statistics and pooling: nothing but rounding is left."""
+    network, x, t = build(make, np.float64)
+    expected, found = (step(network, x, t, e) for e in ('reference', 'numpy'))
+    assert relative(expected[0], found[0]) < 1e-12
+    for which in (1, 2):
+        for name, array in expected[which].items():
+            assert relative(array, found[which][name]) < 1e-9, name
+
+
+@onednn
+@pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+def test_networks_by_onednn(make):
+    network, x, t = build(make)
+    expected, found = (step(network, x, t, e) for e in ('reference', 'onednn'))
+    assert relative(expected[0], found[0]) < 1e-5
+    for name, array in expected[2].items():
+        assert relative(array, found[2][name]) < 1e-5, name
+    one, other = (np.concatenate([g.ravel() for g in s[1].values()]) for s in (expected, found))
+    assert relative(one, other) < 1e-2  # a ReLU may flip
+
+
+@bfloat16
+def test_feature_maps_are_bfloat16_and_parameters_are_not():
+    network, x, _ = build(cifar)
+    with (
+        chainer.using_config('engine', 'onednn'),
+        chainer.using_config('precision', 'bfloat16'),
+        chainer.using_config('train', True),
+    ):
+        kinds = {name: h.dtype for name, h in network.activations(chainer.Variable(x))}
+        y = network(chainer.Variable(x))
+    assert kinds.pop('features') == np.float32 and set(kinds.values()) == {np.dtype(np.uint16)}
+    y.grad = np.ones_like(y.array)
+    y.backward()
+    assert {p.grad.dtype for p in network.params()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(('engine', 'precision', 'tolerance'), ENGINES)
+def test_inference(engine, precision, tolerance):
+    network, x, _ = build(ilsvrc)
+    network(x, train=True)
+    with chainer.no_backprop_mode():
+        expected = network(x, train=False).array
+        with chainer.using_config('engine', engine), chainer.using_config('precision', precision):
+            assert relative(expected, network(x, train=False).array) < 2 * tolerance
+
+
+@pytest.mark.parametrize('round_up', [True, False])
+@pytest.mark.parametrize(
+    'computes', [arrays, pytest.param(by_onednn, marks=onednn)], ids=['numpy', 'onednn']
+)
+def test_max_pooling(computes, round_up):
+    """Chosen values are equal: the first of them gets the gradient."""
+    rng = np.random.default_rng(0)
+    x = chainer.Variable(rng.integers(0, 4, (2, 16, 12, 13)).astype(np.float32))
+    y = chainer.functions.max_pooling_2d(x, 3, 2, 1, cover_all=round_up)
+    gy = y.grad = rng.standard_normal(y.shape).astype(np.float32)
+    y.backward()
+    f32 = np.dtype(np.float32)
+    found, place = computes.max_pooling(arrays.nhwc(x.array, f32), y.shape, 3, 2, 1)
+    assert np.array_equal(found, y.array)
+    gx = computes.max_pooling_backward(arrays.nhwc(gy, f32), place, x.shape, 3, 2, 1)
+    assert relative(x.grad, gx) < 1e-6
+
+
+def test_memory_is_used_again():
+    first = pool.empty((3, 1000), np.float32)
+    view, address = first[1:], first.ctypes.data
+    del first
+    assert pool.empty((3, 1000), np.float32).ctypes.data != address, 'a view is still there'
+    del view
+    gc.collect()
+    again = [pool.empty((1000, 3), np.float32) for _ in range(2)]
+    assert address in [a.ctypes.data for a in again]
+    assert all(a.ctypes.data % 64 == 0 for a in again)

@@ -1,0 +1,275 @@
+"""The layers on NumPy's arrays, for :mod:`trainer.engines.autograd`: what a provider computes.
+
+Feature maps are (batch, channels, height, width) in NHWC memory; ``empty`` and ``nhwc`` make
+such. Statistics and sums are in float32 at least, whatever the type of the feature maps.
+"""
+
+import numpy as np
+
+from trainer.engines import chunks, products
+from trainer.engines.autograd import ADD, ADD_RELU, PLAIN, RELU, RELU_ADD
+
+#: Precisions, and those in which the classifier is computed instead.
+FULL_PRECISION = {}
+
+
+def empty(like, shape, dtype):
+    """Return feature maps of any content."""
+    n, c, h, w = shape
+    return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+
+
+def feature_type(x):
+    """Return the type of the feature maps that x becomes or is."""
+    return np.promote_types(x.dtype, np.float32)
+
+
+def nhwc(array, dtype):
+    """Return an array in a type and in NHWC memory, itself where it is so already."""
+    if array.dtype == dtype and array.transpose(0, 2, 3, 1).flags.c_contiguous:
+        return array
+    converted = empty(array, array.shape, dtype)
+    converted[...] = array
+    return converted
+
+
+def weights(w, dtype):
+    """Return a convolution's weights as the convolutions take them."""
+    return w
+
+
+def add(x, y):
+    """Return x + y."""
+    return x + y
+
+
+def wide(dtype):
+    """Return the type of sums."""
+    return np.promote_types(dtype, np.float32)
+
+
+# Convolutions.
+
+
+def _inside(x):
+    return x.transpose(0, 2, 3, 1).astype(wide(x.dtype), copy=False)
+
+
+def _outside(y, dtype):
+    return nhwc(y.transpose(0, 3, 1, 2), dtype)
+
+
+def conv_forward(x, w, stride, pad, groups):
+    """Convolve: (batch, in, height, width) with (out, in / groups, k, k), no bias."""
+    w = w.astype(wide(x.dtype), copy=False)
+    return _outside(products.forward(_inside(x), w, stride, pad, groups), x.dtype)
+
+
+def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend):
+    """Gradient for the input of :func:`conv_forward`, + ``addend`` where that is not ``None``,
+    in ``gy``'s type."""
+    n, c, h, width = x_shape
+    w = w.astype(wide(gy.dtype), copy=False)
+    gx = products.backward_data(_inside(gy), w, (n, h, width, c), stride, pad, groups)
+    if addend is not None:
+        gx += addend.transpose(0, 2, 3, 1)
+    return _outside(gx, gy.dtype)
+
+
+def conv_backward_weights(x, gy, w_shape, stride, pad, groups):
+    """Gradient for the weights of :func:`conv_forward`, float32 at least."""
+    return products.backward_weights(_inside(x), _inside(gy), w_shape, stride, pad, groups)
+
+
+def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first):
+    """relu(conv(x, w) + b + residual): inference, batch normalisation folded.
+
+    ``relu_first`` adds the residual behind the ReLU.
+    """
+    w = w.astype(wide(x.dtype), copy=False)
+    y = products.forward(_inside(x), w, stride, pad, groups)
+    y += b
+    for what in ('relu', 'add') if relu_first else ('add', 'relu'):
+        if what == 'relu' and relu:
+            np.maximum(y, 0, out=y)
+        elif what == 'add' and residual is not None:
+            y += residual.transpose(0, 2, 3, 1)
+    return _outside(y, x.dtype)
+
+
+# Batch normalisation, a piece after the other: each is read from memory once.
+
+
+def _rows(x):
+    """Return feature maps as a matrix (pixels, channels)."""
+    return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _moments(x):
+    """Return the mean and the variance of each column, in float64."""
+
+    def of(piece):
+        piece = x[piece].astype(wide(x.dtype), copy=False)
+        mean = piece.sum(axis=0) / piece.dtype.type(len(piece))
+        piece = piece - mean
+        piece *= piece
+        return len(piece), mean, piece.sum(axis=0)
+
+    counts, means, squares = zip(*chunks.each(of, x))
+    counts = np.array(counts, np.float64)[:, None]
+    means = np.array(means, np.float64)
+    mean = (counts * means).sum(axis=0) / len(x)
+    square = np.sum(squares, axis=0, dtype=np.float64)
+    square += (counts * (means - mean) ** 2).sum(axis=0)
+    return mean, square / len(x)
+
+
+def average(running, mean, var, n):
+    """Update running statistics, in place, from those of a batch of ``n`` values a channel."""
+    unbiased = (var + running.eps_in_average) * (n / max(n - 1, 1))
+    for kept, value in ((running.mean, mean), (running.var, unbiased)):
+        kept *= running.decay
+        kept += (1 - running.decay) * value
+
+
+def conv_bn(x, w, stride, pad, groups, running, residual, gamma, beta, kind):
+    """Convolution, batch normalisation by the batch's statistics, and what comes behind it.
+
+    Args:
+        running (trainer.engines.autograd.Running): Updated in place; the variance's share is
+            unbiased.
+        kind (int): :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added;
+            :data:`ADD_RELU`, then comes a ReLU; :data:`RELU_ADD`, the ReLU comes first.
+
+    Returns:
+        tuple: y, and what :func:`bn_backward` takes as ``kept``.
+    """
+    h = conv_forward(x, w, stride, pad, groups)
+    rows = _rows(h)
+    mean, var = _moments(rows)
+    average(running, mean, var, len(rows))
+    inv_std = 1 / np.sqrt(var + running.eps)
+    mean, inv_std = (a.astype(wide(h.dtype)) for a in (mean, inv_std))
+    y = empty(h, h.shape, h.dtype)
+    mask = np.empty(rows.shape, bool) if kind == RELU_ADD else None
+    result = _rows(y)
+    added = None if residual is None else _rows(residual)
+
+    def normalize(piece):
+        v = rows[piece] - mean
+        v *= inv_std * gamma
+        v += beta
+        if kind in (ADD, ADD_RELU):
+            v += added[piece]
+        if kind == RELU_ADD:
+            np.greater(v, 0, out=mask[piece])
+        if kind in (RELU, ADD_RELU, RELU_ADD):
+            np.maximum(v, 0, out=v)
+        if kind == RELU_ADD:
+            v += added[piece]
+        result[piece] = v
+
+    chunks.each(normalize, rows)
+    return y, (h, mean, inv_std, result if kind in (RELU, ADD_RELU) else mask)
+
+
+def bn_backward(gy, kept, gamma, beta, kind, keep):
+    """Gradients of :func:`conv_bn` for the convolution's output, gamma, beta and the residual.
+
+    Args:
+        keep (bool): Whether the last is wanted.
+    """
+    h, mean, inv_std, mask = kept
+    h, gy_rows = _rows(h), _rows(gy)
+    masked = empty(gy, gy.shape, gy.dtype) if keep and kind == ADD_RELU else gy
+    masked_rows = _rows(masked)
+    gh = empty(gy, gy.shape, gy.dtype)
+    gh_rows = _rows(gh)
+    sums = wide(gy.dtype)
+
+    def of(piece):
+        g = gy_rows[piece].astype(sums, copy=False)
+        if kind not in (PLAIN, ADD):
+            g = g * (mask[piece] > 0)
+        x_hat = h[piece] - mean
+        x_hat *= inv_std
+        return g, x_hat
+
+    def reduce(piece):
+        g, x_hat = of(piece)
+        if masked is not gy:
+            masked_rows[piece] = g
+        x_hat *= g
+        return x_hat.sum(axis=0), g.sum(axis=0)
+
+    ggamma, gbeta = (
+        np.sum(parts, axis=0, dtype=np.float64).astype(sums)
+        for parts in zip(*chunks.each(reduce, h))
+    )
+    n = sums.type(len(h))
+
+    def compute(piece):
+        g, x_hat = of(piece)
+        x_hat *= ggamma / n
+        x_hat += gbeta / n
+        x_hat -= g
+        x_hat *= -gamma * inv_std
+        gh_rows[piece] = x_hat
+
+    chunks.each(compute, h)
+    return gh, ggamma, gbeta, masked
+
+
+# Pooling.
+
+
+def _padded(x, y_shape, size, stride, pad, value):
+    n, c, h, w = x.shape
+    rows, columns = ((out - 1) * stride + size for out in y_shape[2:])
+    padded = np.full((n, max(rows, h + 2 * pad), max(columns, w + 2 * pad), c), value, x.dtype)
+    return padded, padded[:, pad : pad + h, pad : pad + w]
+
+
+def _shifted(padded, y_shape, size, stride):
+    """Yield of each place in a window its values, (batch, out height, out width, channels)."""
+    height, width = ((n - 1) * stride + 1 for n in y_shape[2:])
+    for i, j in np.ndindex(size, size):
+        yield padded[:, i : i + height : stride, j : j + width : stride]
+
+
+def max_pooling(x, y_shape, size, stride, pad):
+    """Maximum of each window: y, and what :func:`max_pooling_backward` takes as ``place``."""
+    padded, inner = _padded(x, y_shape, size, stride, pad, -np.inf)
+    inner[...] = x.transpose(0, 2, 3, 1)
+    places = _shifted(padded, y_shape, size, stride)
+    y = next(places).copy()
+    place = np.zeros(y.shape, np.uint8)
+    for number, values in enumerate(places, 1):
+        greater = values > y
+        np.copyto(y, values, where=greater)
+        place[greater] = number
+    return y.transpose(0, 3, 1, 2), place
+
+
+def max_pooling_backward(gy, place, x_shape, size, stride, pad):
+    """Gradient of :func:`max_pooling`, for the first of equal values."""
+    gx = empty(gy, x_shape, gy.dtype)
+    padded, inner = _padded(gx, gy.shape, size, stride, pad, 0)
+    for number, values in enumerate(_shifted(padded, gy.shape, size, stride)):
+        values += gy.transpose(0, 2, 3, 1) * (place == number)
+    gx.transpose(0, 2, 3, 1)[...] = inner
+    return gx
+
+
+def mean_pooling(x):
+    """Mean over height and width, float32 at least: (batch, channels, 1, 1)."""
+    n, c, h, w = x.shape
+    rows = x.transpose(0, 2, 3, 1).reshape(n, h * w, c)
+    return rows.mean(axis=1, dtype=wide(x.dtype))[:, :, None, None]
+
+
+def mean_pooling_backward(gy, x_shape, dtype):
+    """Gradient of :func:`mean_pooling`, of type ``dtype``."""
+    gx = empty(gy, x_shape, dtype)
+    gx[...] = gy / gy.dtype.type(x_shape[2] * x_shape[3])
+    return gx

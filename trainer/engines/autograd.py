@@ -1,0 +1,262 @@
+"""The layers' functions, forward and backward; a provider computes them.
+
+Feature maps are arrays (batch, channels, height, width) whose memory is NHWC, from the stem
+to the classifier. Parameters are Chainer's, and so is the graph. A provider has the functions
+of :mod:`trainer.engines.arrays`, which says what each computes.
+"""
+
+import collections
+import contextlib
+
+import chainer
+import chainer.functions as F
+import numpy as np
+from chainer import backend
+from chainer.utils.conv import get_conv_outsize
+
+from trainer import cuda
+from trainer.engines import reference
+
+# Layers (convolution, batch normalisation) and their weights and biases with the one folded
+# into the other, where a predictor keeps them; None folds at each call.
+chainer.global_config.folded = None
+
+#: What comes behind a normalisation.
+PLAIN, RELU, ADD, ADD_RELU, RELU_ADD = range(5)
+
+#: Running statistics, mean and var, and how a batch changes them: batch normalisation's
+#: eps, what they keep, and what is added to a batch's variance
+#: (:func:`trainer.engines.reference.conv_bn`).
+Running = collections.namedtuple('Running', 'mean var eps decay eps_in_average')
+
+
+class _Function(chainer.FunctionNode):
+    """A function whose gradients are added to those that its inputs have already.
+
+    :meth:`gradients` returns them as arrays; the last argument has, for each input, the
+    array that is there, or ``None``, and what is in :attr:`adds` adds it by itself.
+    """
+
+    #: Indices of inputs.
+    adds = ()
+
+    def __init__(self, provider):
+        self.provider = provider
+        self.precision = chainer.config.precision
+
+    def gradients(self, indexes, gy, there):
+        raise NotImplementedError
+
+    def backward_accumulate(self, indexes, grad_outputs, grad_inputs):
+        there = dict(zip(indexes, (None if g is None else g.array for g in grad_inputs)))
+        with chainer.using_config('precision', self.precision):
+            found = self.gradients(indexes, grad_outputs[0].array, there)
+            return tuple(
+                chainer.Variable(
+                    found[i]
+                    if there[i] is None or i in self.adds
+                    else self.provider.add(found[i], there[i])
+                )
+                for i in indexes
+            )
+
+
+class _ConvBN(_Function):
+    """Convolution, batch normalisation and what comes behind it, in training."""
+
+    adds = (0,)
+
+    def __init__(self, provider, conv, bn, kind, eps_in_average):
+        super().__init__(provider)
+        self.window = conv.stride[0], conv.pad[0], conv.groups
+        self.kind = kind
+        self.running = Running(bn.avg_mean, bn.avg_var, bn.eps, bn.decay, eps_in_average)
+
+    def forward(self, inputs):
+        x, w, gamma, beta, *residual = inputs
+        dtype = self.provider.feature_type(x)
+        self.given = dict(zip((0, 4), (a.dtype for a in (x, *residual))))
+        self.x, self.w = self.provider.nhwc(x, dtype), self.provider.weights(w, dtype)
+        residual = self.provider.nhwc(residual[0], dtype) if residual else None
+        y, self.kept = self.provider.conv_bn(
+            self.x, self.w, *self.window, self.running, residual, gamma, beta, self.kind
+        )
+        self.retain_inputs((2, 3))
+        return (y,)
+
+    def gradients(self, indexes, gy, there):
+        gamma, beta = (v.array for v in self.get_retained_inputs())
+        x, kept, provider = self.x, self.kept, self.provider
+        if kept is None:
+            raise RuntimeError('backward was called before; call forward again')
+        # Their memory is wanted while the rest of the network is computed backward.
+        self.x = self.kept = None
+        gh, *found = provider.bn_backward(
+            provider.nhwc(gy, x.dtype), kept, gamma, beta, self.kind, 4 in indexes
+        )
+        found = dict(zip((2, 3, 4), found))
+        del kept, gy
+        if 0 in indexes:
+            addend = None if there[0] is None else provider.nhwc(there[0], x.dtype)
+            found[0] = provider.conv_backward_data(gh, self.w, x.shape, *self.window, addend)
+        if 1 in indexes:
+            found[1] = provider.conv_backward_weights(x, gh, self.w.shape, *self.window)
+        for i in self.given.keys() & indexes:
+            found[i] = provider.nhwc(found[i], self.given[i])
+        return found
+
+
+class _MaxPooling(_Function):
+    def __init__(self, provider, ksize, stride, pad, round_up):
+        super().__init__(provider)
+        self.window = ksize, stride, pad
+        self.round_up = round_up
+
+    def forward(self, inputs):
+        x = self.provider.nhwc(inputs[0], inputs[0].dtype)
+        self.shape = x.shape
+        size = tuple(
+            get_conv_outsize(n, *self.window, cover_all=self.round_up) for n in x.shape[2:]
+        )
+        y, self.place = self.provider.max_pooling(x, x.shape[:2] + size, *self.window)
+        return (y,)
+
+    def gradients(self, indexes, gy, there):
+        gy = self.provider.nhwc(gy, gy.dtype)
+        return {0: self.provider.max_pooling_backward(gy, self.place, self.shape, *self.window)}
+
+
+class _MeanPooling(_Function):
+    def forward(self, inputs):
+        x = self.provider.nhwc(inputs[0], inputs[0].dtype)
+        self.shape, self.dtype = x.shape, x.dtype
+        return (self.provider.mean_pooling(x),)
+
+    def gradients(self, indexes, gy, there):
+        return {0: self.provider.mean_pooling_backward(gy, self.shape, self.dtype)}
+
+
+class _SubsampleAndPad(_Function):
+    """Every ``stride``-th pixel, then zero channels."""
+
+    def __init__(self, provider, stride, out_channels):
+        super().__init__(provider)
+        self.stride = stride
+        self.out_channels = out_channels
+
+    def forward(self, inputs):
+        (x,) = inputs
+        self.shape = x.shape
+        kept = x[:, :, :: self.stride, :: self.stride]
+        y = self.provider.empty(x, (len(x), self.out_channels) + kept.shape[2:], x.dtype)
+        y[:, x.shape[1] :] = 0
+        y[:, : x.shape[1]] = kept
+        return (y,)
+
+    def gradients(self, indexes, gy, there):
+        gx = self.provider.empty(gy, self.shape, gy.dtype)
+        if self.stride > 1:
+            gx[...] = 0
+        gx[:, :, :: self.stride, :: self.stride] = gy[:, : self.shape[1]]
+        return {0: gx}
+
+
+class _Linear(_Function):
+    """The classifier as a 1x1 convolution, on float32 at least."""
+
+    def __init__(self, provider):
+        super().__init__(provider)
+        # Less would gain nothing here, and lose what the loss is made of.
+        self.precision = provider.FULL_PRECISION.get(self.precision, self.precision)
+
+    def forward(self, inputs):
+        x, w, b = inputs
+        provider = self.provider
+        with chainer.using_config('precision', self.precision):
+            self.x, self.w = provider.nhwc(x, w.dtype), provider.nhwc(w[:, :, None, None], w.dtype)
+            y = provider.conv_bias(self.x, self.w, b, 1, 0, 1, None, False, False)
+        return (y.reshape(len(y), -1),)
+
+    def gradients(self, indexes, gy, there):
+        provider = self.provider
+        gy = provider.nhwc(gy[:, :, None, None], gy.dtype)
+        found = {2: gy.sum(axis=(0, 2, 3))}
+        if 0 in indexes:
+            found[0] = provider.conv_backward_data(gy, self.w, self.x.shape, 1, 0, 1, None)
+        if 1 in indexes:
+            gw = provider.conv_backward_weights(self.x, gy, self.w.shape, 1, 0, 1)
+            found[1] = gw.reshape(self.w.shape[:2])
+        return found
+
+
+class Layers:
+    """An engine's functions (:mod:`trainer.engines.reference`) as a provider computes them.
+
+    Args:
+        provider (module): See the module.
+    """
+
+    def __init__(self, provider):
+        self.provider = provider
+
+    def conv_bn(self, x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.0):
+        if not chainer.config.train:
+            return self._inference(x, conv, bn, relu, residual, relu_first)
+        if residual is None:
+            kind, inputs = RELU if relu else PLAIN, ()
+        else:
+            kind = ADD if not relu else RELU_ADD if relu_first else ADD_RELU
+            inputs = (residual,)
+        function = _ConvBN(self.provider, conv, bn, kind, eps_in_average)
+        return function.apply((x, conv.W, bn.gamma, bn.beta) + inputs)[0]
+
+    def _inference(self, x, conv, bn, relu, residual, relu_first):
+        x = chainer.as_variable(x)
+        if chainer.config.enable_backprop:
+            # Gradients through fixed statistics are rare; the reference has them.
+            x = F.cast(x, conv.W.dtype)
+            residual = residual if residual is None else F.cast(residual, conv.W.dtype)
+            return reference.conv_bn(x, conv, bn, relu, residual, relu_first)
+        provider = self.provider
+        dtype = provider.feature_type(x.array)
+        w, b = self.fold(conv, bn, dtype)
+        y = provider.conv_bias(
+            provider.nhwc(x.array, dtype),
+            w,
+            b,
+            conv.stride[0],
+            conv.pad[0],
+            conv.groups,
+            None if residual is None else provider.nhwc(residual.array, dtype),
+            relu,
+            relu_first,
+        )
+        return chainer.Variable(y, requires_grad=False)
+
+    def fold(self, conv, bn, dtype):
+        """Return weights and float32 biases of a convolution with its normalisation."""
+        kept = chainer.config.folded
+        if kept is not None and (conv, bn) in kept:
+            return kept[conv, bn]
+        on_numpy = backend.get_array_module(bn.avg_mean) is np
+        with contextlib.nullcontext() if kept is None or on_numpy else cuda.lasting():
+            scale = bn.gamma.array / (bn.avg_var + bn.eps) ** 0.5
+            w = self.provider.weights(conv.W.array * scale.reshape(-1, 1, 1, 1), dtype)
+            b = bn.beta.array - bn.avg_mean * scale
+        if kept is not None:
+            kept[conv, bn] = w, b
+        return w, b
+
+    def subsample_and_pad(self, x, stride, out_channels):
+        if stride == 1 and x.shape[1] == out_channels:
+            return x
+        return _SubsampleAndPad(self.provider, stride, out_channels).apply((x,))[0]
+
+    def max_pooling(self, x, ksize, stride, pad, round_up):
+        return _MaxPooling(self.provider, ksize, stride, pad, round_up).apply((x,))[0]
+
+    def global_average_pooling(self, x):
+        return _MeanPooling(self.provider).apply((x,))[0]
+
+    def linear(self, x, fc):
+        return _Linear(self.provider).apply((F.cast(x, fc.W.dtype), fc.W, fc.b))[0]

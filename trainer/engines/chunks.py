@@ -1,0 +1,42 @@
+"""Pieces of arrays that stay in a CPU's cache while several NumPy functions go over them."""
+
+import concurrent.futures
+import functools
+import os
+
+# Values of a piece: 256 KiB in float32, of which a second-level cache holds several.
+_VALUES = 1 << 16
+
+# The same for the matrix of a convolution, of which there is one.
+_MATRIX = 1 << 18
+
+
+@functools.cache
+def _threads():
+    return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+
+
+def each(function, rows):
+    """Call a function with slices of a matrix's rows, on all cores; return what it returned.
+
+    The slices do not depend on the number of cores.
+    """
+    size = max(1, _VALUES // rows.shape[1])
+    pieces = [slice(i, i + size) for i in range(0, len(rows), size)]
+    return list(_threads().map(function, pieces))
+
+
+def of_images(batch, height, width, values):
+    """Yield slices of a batch and of its images' height, for ``values`` of each pixel.
+
+    They are of several whole images, or of some rows of one.
+    """
+    rows = max(1, _MATRIX // (width * values))
+    if rows >= height:
+        images = rows // height
+        for i in range(0, batch, images):
+            yield slice(i, i + images), slice(0, height)
+        return
+    for i in range(batch):
+        for row in range(0, height, rows):
+            yield slice(i, i + 1), slice(row, row + rows)

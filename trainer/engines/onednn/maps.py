@@ -1,0 +1,138 @@
+"""Feature maps in oneDNN's terms: memory, copies, and what is computed value by value.
+
+Feature maps are (batch, channels, height, width) in NHWC memory, float32 or bfloat16, which is
+kept as uint16 (:data:`BFLOAT16`).
+"""
+
+import ctypes
+import functools
+
+import numpy as np
+
+from trainer.engines.onednn import constants, library, pool
+from trainer.engines.onednn.library import Primitive, engine, nhwc
+
+FLOAT32 = np.dtype(np.float32)
+BFLOAT16 = library.BFLOAT16
+
+_ZERO = ctypes.c_float(0)
+
+
+def empty(shape, dtype):
+    """Return feature maps of any content."""
+    n, c, h, w = shape
+    return pool.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+
+
+def bytes_for(descriptor):
+    return pool.empty((library.bytes_of(descriptor),), np.uint8)
+
+
+# Copies: to another type, layout or both.
+
+
+@functools.cache
+def reorder(source, target):
+    return Primitive('reorder', source, engine(), target, engine()).bind(
+        x=(constants.SRC, source), y=(constants.DST, target)
+    )
+
+
+def strided(array):
+    return library.strided(
+        array.shape, array.dtype, tuple(s // array.itemsize for s in array.strides)
+    )
+
+
+def copy(target, source):
+    """Copy an array into another of its shape, whatever types and strides they have."""
+    reorder(strided(source), strided(target))(x=source, y=target)
+
+
+def convert(array, dtype):
+    """Return feature maps in a type and in NHWC memory, themselves where they are so already."""
+    if array.dtype == dtype and array.transpose(0, 2, 3, 1).flags.c_contiguous:
+        return array
+    converted = empty(array.shape, dtype)
+    copy(converted, array)
+    return converted
+
+
+# Value by value.
+
+
+@functools.cache
+def _add(shape, dtype, after):
+    x = nhwc(shape, dtype)
+    return Primitive('binary', engine(), constants.ADD, x, x, x, post_ops=post_ops(after, x)).bind(
+        x=(constants.SRC, x), other=(constants.SRC_1, x), y=(constants.DST, x)
+    )
+
+
+def accumulate(x, other, relu=False):
+    """Add to x in place; then a ReLU where asked for."""
+    _add(x.shape, x.dtype, ('relu',) if relu else ())(x=x, other=other, y=x)
+
+
+def add(x, y):
+    """Return x + y, of float32 in any layout."""
+    if x.dtype == FLOAT32:
+        return x + y
+    found = empty(x.shape, x.dtype)
+    _add(x.shape, x.dtype, ())(x=x, other=y, y=found)
+    return found
+
+
+@functools.cache
+def _relu_backward(shape, dtype):
+    y = nhwc(shape, dtype)
+    forward = Primitive(
+        'eltwise_forward',
+        engine(),
+        constants.TRAINING,
+        constants.RELU_BY_OUTPUT,
+        y,
+        y,
+        _ZERO,
+        _ZERO,
+    )
+    return Primitive(
+        'eltwise_backward',
+        engine(),
+        constants.RELU_BY_OUTPUT,
+        y,
+        y,
+        y,
+        _ZERO,
+        _ZERO,
+        forward.descriptor,
+    ).bind(y=(constants.DST, y), gy=(constants.DIFF_DST, y), gx=(constants.DIFF_SRC, y))
+
+
+def relu_backward(gy, y):
+    """Gradient of a ReLU by its output."""
+    gx = empty(y.shape, y.dtype)
+    _relu_backward(y.shape, y.dtype)(y=y, gy=gy, gx=gx)
+    return gx
+
+
+# What follows a primitive.
+
+
+def post_ops(names, descriptor):
+    """Return what follows a primitive: 'relu', and 'add' of an array of its output's shape."""
+    found = library.create('dnnl_post_ops_create')
+    for name in names:
+        if name == 'relu':
+            library.call('dnnl_post_ops_append_eltwise', found, constants.RELU, _ZERO, _ZERO)
+        else:
+            library.call('dnnl_post_ops_append_binary', found, constants.ADD, descriptor)
+    return found
+
+
+def bound_post_ops(names, descriptor):
+    return {
+        name: (constants.POST_OP * (i + 1) | constants.SRC_1, descriptor)
+        for i, name in enumerate(names)
+        if name == 'add'
+    }

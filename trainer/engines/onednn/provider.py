@@ -1,0 +1,59 @@
+"""The provider of :mod:`trainer.engines.autograd` that computes with oneDNN.
+
+``chainer.config.precision`` is 'float32' or 'bfloat16': feature maps and the weights that
+they meet in bfloat16, sums, statistics, parameters and their gradients in float32. NumPy
+computes what is in float64.
+"""
+
+import chainer
+
+from trainer.engines import arrays
+from trainer.engines.onednn import convolutions, layers, maps
+
+PRECISIONS = ('float32', 'bfloat16')
+
+#: Precisions, and those in which the classifier is computed instead.
+FULL_PRECISION = {'bfloat16': 'float32'}
+
+_TYPES = (maps.FLOAT32, maps.BFLOAT16)
+
+
+def empty(like, shape, dtype):
+    return maps.empty(shape, dtype)
+
+
+def feature_type(x):
+    # Behind the pooling bfloat16 would gain nothing, and lose what the loss is made of.
+    pooled = x.shape[2:] == (1, 1) and x.dtype == maps.FLOAT32
+    if chainer.config.precision == 'bfloat16' and not pooled:
+        return maps.BFLOAT16
+    return arrays.feature_type(x)
+
+
+def nhwc(array, dtype):
+    known = array.dtype in _TYPES and dtype in _TYPES
+    return maps.convert(array, dtype) if known else arrays.nhwc(array, dtype)
+
+
+weights = arrays.weights
+
+
+def _of(module, name):
+    by_onednn, by_numpy = getattr(module, name), getattr(arrays, name)
+
+    def compute(first, *args):
+        return (by_onednn if first.dtype in _TYPES else by_numpy)(first, *args)
+
+    return compute
+
+
+conv_bn = _of(layers, 'conv_bn')
+bn_backward = _of(layers, 'bn_backward')
+conv_backward_data = _of(convolutions, 'conv_backward_data')
+conv_backward_weights = _of(convolutions, 'conv_backward_weights')
+conv_bias = _of(convolutions, 'conv_bias')
+max_pooling = _of(layers, 'max_pooling')
+max_pooling_backward = _of(layers, 'max_pooling_backward')
+mean_pooling = _of(layers, 'mean_pooling')
+mean_pooling_backward = _of(layers, 'mean_pooling_backward')
+add = _of(maps, 'add')
