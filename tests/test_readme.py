@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -105,3 +106,21 @@ def test_places_exist():
                 assert (ROOT / place).exists(), place
     for link in re.findall(r'\]\((?!http)([^)#]+)\)', README):
         assert (ROOT / link).exists(), link
+
+
+def test_the_documented_api_exists():
+    documented = re.findall(r'^::: ([\w.]+)', (ROOT / 'docs' / 'api.md').read_text(), re.M)
+    assert len(documented) > 10
+    for name in documented:
+        assert pkgutil.resolve_name(name).__doc__, name
+
+
+def test_the_site_builds(tmp_path):
+    pytest.importorskip('mkdocs', reason='MkDocs is not installed (uv run --group docs)')
+    process = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '-d', str(tmp_path / 'site')],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
