@@ -2,8 +2,8 @@
 
 ``python benchmarks/cpu_inference.py``: the same weights and pictures go through this
 program's engines, PyTorch (eager, channels_last) and ONNX Runtime, as far as they are
-installed. In each round each of them computes each batch once, so that whatever else
-the machine does falls on all; ratios are medians over the rounds.
+installed. Times are by wall clock. In each round each of them computes each batch once, so
+that whatever else the machine does falls on all; a ratio is of two times of one round.
 """
 
 import argparse
@@ -118,15 +118,17 @@ def main():
                 compute(x)
                 seconds[name].append(time.perf_counter() - start)
         print(
-            f'\nbatch {batch}: images/s (median, best), times {BASELINE}, largest difference of a '
-            'logit from the reference, relative to the largest'
+            f'\nbatch {batch}: images/s by wall clock, median [quartiles]; times {BASELINE} in the '
+            'same round, median [quartiles]; largest difference of a logit from the reference, '
+            'relative to the largest'
         )
         for name, times in seconds.items():
-            ratio = np.median(np.divide(seconds.get(BASELINE, np.nan), times))
-            print(
-                f'{name:22s} {batch / np.median(times):7.1f} {batch / min(times):7.1f}   '
-                f'{ratio:5.2f} x   {errors[name]:.1e}'
+            ratios = np.divide(seconds.get(BASELINE, np.nan), times)
+            speed, ratio = (
+                '{1:6.2f} [{0:.2f} to {2:.2f}]'.format(*np.quantile(values, (0.25, 0.5, 0.75)))
+                for values in (batch / np.array(times), ratios)
             )
+            print(f'{name:22s} {speed:27s} x {ratio:27s} {errors[name]:.1e}')
 
 
 if __name__ == '__main__':
