@@ -501,16 +501,19 @@ def test_class_folders_of_any_name(tmp_path, capsys):
 
 def test_kills_at_random_moments(whole, tmp_path):
     rng, killed = random.Random(0), 0
+
+    def go_on(**options):
+        begun = (tmp_path / 'run.json').exists()
+        return train(tmp_path, whole / 'pictures', resume=begun, **dict(TINY, **options))
+
     for attempt in range(9):
-        process = in_child(
-            train, tmp_path, whole / 'pictures', resume=True, workers=attempt % 3, **TINY
-        )
+        process = in_child(go_on, workers=attempt % 3)
         process.join(rng.uniform(0.02, 0.2))
         killed += process.is_alive()
         process.kill()
         process.join()
     assert killed >= 2
-    assert train(tmp_path, whole / 'pictures', resume=True, **TINY)
+    assert go_on()
     assert log(tmp_path) == log(whole / 'run')
     for name in ('ResNext_3_2_2.model', 'ResNext_3_2_best.model'):
         assert (tmp_path / 'model' / name).read_bytes() == (

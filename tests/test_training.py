@@ -66,9 +66,9 @@ def train(folder, data, resume=False, **options):
 
 
 def resume(folder, data, **options):
-    """Go on as often as it takes, as a user would, here with all the options."""
+    """Begin, or go on as often as it takes, as a user would, here with all the options."""
     return run.train(
-        resume=True,
+        resume=os.path.exists(os.path.join(folder, 'run.json')),
         say=lambda text: None,
         save_path=str(folder),
         data=data,
@@ -681,6 +681,7 @@ class TestCommandLine:
 
     def test_errors_are_one_line(self, capsys, tmp_path, cifar):
         (tmp_path / 'file').write_text('x')
+        (tmp_path / 'empty').mkdir()
         p = ('-p', tmp_path / 'run')
         for argv, words in [
             (('-b', '0'), 'argument --batch/-b'),
@@ -698,6 +699,10 @@ class TestCommandLine:
             (('--quick', '-b', '2501', '--sampling', 'original', *p), '-b 2501'),
             (('--resume', tmp_path / 'none'), 'there is no such folder'),
             (('--resume', cifar, '-p', tmp_path), 'name two folders'),
+            (('--resume', tmp_path / 'empty'), 'no run: there is no run.json'),
+            (('--resume', '--quick', '-p', tmp_path / 'none'), 'no run: there is no run.json'),
+            (('--summary', '--resume', tmp_path / 'empty'), 'no run: there is no run.json'),
         ] + ([] if has_gpu() else [(('--quick', '-g', '0', *p), '-g 0: ')]):
             assert words in self.line(capsys, *argv), argv
         assert not (tmp_path / 'run' / 'run.json').exists()
+        assert not os.listdir(tmp_path / 'empty') and not (tmp_path / 'none').exists()

@@ -11,21 +11,8 @@ from trainer.datasets.folder import PictureFiles
 from trainer.errors import InputError
 from trainer.training import options
 
-
-def record(folder):
-    """Read what a folder says of its run.
-
-    Returns:
-        dict: options, pictures, network, versions; see
-        :func:`trainer.training.options.write_record`.
-
-    Raises:
-        trainer.errors.InputError: There is no run, or its record is damaged.
-    """
-    found = options.read_record(folder)
-    if found is None:
-        raise InputError(f'{folder}: no run: there is no {options.RECORD}')
-    return found
+#: Reads what a folder says of its run.
+record = options.read_record
 
 
 def model(folder, which='best'):

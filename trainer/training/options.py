@@ -120,8 +120,6 @@ def resolve(folder, resume, say, given):
         trainer.errors.InputError: An option cannot be used, or is not that of the run.
     """
     record = read_record(folder) if resume else None
-    if resume and record is None:
-        say(f'{folder}: no run to go on with yet, starting one')
     for name in given:
         if name not in DEFAULTS and name not in recipes.Recipe._fields:
             raise TypeError(f'no option {name!r}')
@@ -289,10 +287,10 @@ def read_record(folder):
     """Read what a run's folder says of its run.
 
     Returns:
-        dict: options, network and versions; ``None`` where there is no run.
+        dict: options, pictures, network, versions; see :func:`write_record`.
 
     Raises:
-        trainer.errors.InputError: It is damaged, or gone from beside snapshots.
+        trainer.errors.InputError: There is no run, or its record is damaged or gone.
     """
     path = os.path.join(folder, RECORD)
     try:
@@ -314,7 +312,9 @@ def read_record(folder):
                 f'{path}: gone, though there are snapshots beside it; give the options of '
                 'the run and its newest snapshot with -o'
             ) from None
-        return None
+        raise InputError(
+            f'{folder}: no run: there is no {RECORD}; python main.py -p {folder} begins one'
+        ) from None
     except OSError as e:
         raise InputError(f'{path}: cannot be read ({e.strerror})') from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:

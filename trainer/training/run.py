@@ -25,6 +25,7 @@ from trainer.training.options import (
     RECORD,
     check_pictures,
     describe,
+    read_record,
     resolve,
     write_record,
 )
@@ -67,7 +68,7 @@ def train(resume=False, say=print, **given):
     """
     folder = given.get('save_path', DEFAULTS['save_path'])
     with processes.joined() as group:
-        lock = group.together(lambda: None if group.rank else _claim(folder))
+        lock = group.together(lambda: None if group.rank else _claim(folder, resume))
         try:
             return _train(folder, resume, (lambda text: None) if group.rank else say, given, group)
         except OSError as e:
@@ -106,7 +107,9 @@ def summary(resume=False, **given):
     return summarise(built)
 
 
-def _claim(folder):
+def _claim(folder, resume):
+    if resume:
+        read_record(folder)  # where there is none, nothing is made either
     try:
         os.makedirs(folder, exist_ok=True)
         lock = filelock.FileLock(os.path.join(folder, '.lock'))
