@@ -9,8 +9,9 @@ import pytest
 from conftest import images_of_step, relative, simulated, state_on_cpu
 
 import resnext
-from trainer.engines.cudnn import graphs
-from trainer.engines.cudnn.parameters import HalfWeights
+from trainer.engines.cudnn import _nhwc, graphs, parameters
+from trainer.engines.cudnn.parameters import HalfWeights, Update
+from trainer.networks import layers
 from trainer.training import processes, transfer
 from trainer.training.captured_step import CapturedStep
 from trainer.training.optimizers import OPTIMIZERS
@@ -123,6 +124,107 @@ def test_mixed_follows_roughly_and_scales():
     assert relative(expected[:, 0], found[:, 0]) < 5e-2
     assert made._loss_scale == other._loss_scale == 2.0 ** len(RATES)
     assert all(a.dtype == np.float32 for a in arrays.values() if a.ndim)
+
+
+@pytest.fixture
+def half_gradients(monkeypatch):
+    """Let no weight gradient have a plan from float16 to float32, as on a GPU the stem's and
+    those of narrow groups have none; return the types of gradients that updates were given."""
+    build, types = graphs._conv_backward_weights, []
+
+    def without_float32(*key):
+        if key[5:7] == ('f', 'e'):
+            raise graphs.NotSupported('from float16 to float32')
+        return build(*key)
+
+    class Seen(Update):
+        def fill(self, table):
+            super().fill(table)
+            types.append({p.grad.dtype.char for p in self.params if p.ndim == 4})
+
+    monkeypatch.setattr(graphs, '_conv_backward_weights', without_float32)
+    monkeypatch.setattr(graphs, '_ways', {})
+    monkeypatch.setattr(graphs, '_choices', dict)
+    monkeypatch.setattr(parameters, 'Update', Seen)
+    return types
+
+
+@pytest.mark.parametrize('divide', [1, 2])
+def test_update_reads_half_gradients(half_gradients, divide):
+    (found, arrays, made, _), (expected, *_) = compare('mixed', divide, scaled=True)
+    # Of one chunk the gradients are what cuDNN made, of several a sum.
+    assert half_gradients == [{'e' if divide == 1 else 'f'}] * 4
+    assert relative(expected[:, 0], found[:, 0]) < 5e-2
+    assert made._loss_scale == 2.0 ** len(RATES)
+    assert all(a.dtype == np.float32 for a in arrays.values() if a.ndim)
+
+
+def test_processes_exchange_float32(half_gradients):
+    class Exchange(Twice):
+        def mean_gradients(self, network):
+            assert {p.grad.dtype.char for p in network.params()} == {'f'}
+            super().mean_gradients(network)
+
+    model = network()
+    model.check_gpu(0)
+    group = Exchange()
+    step = CapturedStep(optimizer(model), model.device, 1, None, None, group)
+    x, t = next(batches())
+    with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', 'mixed'):
+        for _ in range(3):
+            step(x, t)
+    assert group.exchanged == 3
+
+
+def test_half_gradients_of_a_layer_that_is_used_twice(half_gradients):
+    layer = layers.ConvBN(8, 8, 3, 1, 1, relu=False)
+    layer.to_device('@cupy:0')
+    x = chainer.Variable(layer.device.send(next(batches())[0].reshape(8, 8, 12, 8)))
+    found = []
+    with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', 'mixed'):
+        for converted in (None, HalfWeights(layer)):
+            if converted is not None:
+                converted()
+            layer.cleargrads()
+            with (
+                chainer.using_config('converted', converted and converted.arrays),
+                chainer.using_config('train', True),
+            ):
+                y = layer(layer(x))
+                y.grad = x.array.astype(y.dtype)
+                y.backward()
+            found.append(layer.conv.W.grad)
+    assert [g.dtype for g in found] == [np.float32] * 2
+    assert relative(*(g.get() for g in found)) < 1e-3
+
+
+@pytest.mark.parametrize('name', sorted(OPTIMIZERS))
+@pytest.mark.parametrize('overflow', [False, True])
+def test_update_by_half_gradients_is_that_by_their_values(name, overflow):
+    """In NHWC memory, of several parts, the last of which overflows."""
+    import cupy
+
+    results = []
+    for dtype in (np.float16, np.float32):
+        model = chainer.Sequential(chainer.links.Convolution2D(70, 48, 3, initialW=1))
+        model.to_device('@cupy:0')
+        made = optimizer(model, name, scaled=True)
+        update, rng = Update(made), np.random.default_rng(0)
+        for param in update.params:
+            grad = rng.standard_normal(param.shape).astype(np.float16)
+            grad.ravel()[-1] = np.inf if overflow else 1
+            there = cupy.asarray(grad).astype(dtype)
+            param._set_grad_without_check(_nhwc(there, dtype) if there.ndim == 4 else there)
+        table = update.table()
+        update.prepare()
+        update.fill(table)
+        update(table)
+        update.settle()
+        assert made._loss_scale == (1 if overflow else 2)
+        results.append([p.array.get() for p in update.params])
+    for half, single, before in zip(*results, (1, 0)):
+        assert (half == single).all()
+        assert (half == before).all() == overflow
 
 
 def test_weights_are_converted_at_once():

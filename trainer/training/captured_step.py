@@ -143,6 +143,10 @@ class CapturedStep(Step):
                 captured.totals[0] += loss.array * len(t)
                 captured.totals[1] += (y.array.argmax(axis=1) == t).sum()
                 loss.unchain_backward()
+        if self.group.size > 1:  # float32 is exchanged
+            for param in self._params:
+                if param.grad is not None:
+                    param.grad = param.grad.astype(param.dtype, copy=False)
 
     def _compute(self, captured, pictures):
         """Make the update as it comes."""

@@ -35,7 +35,8 @@ chainer.global_config.precision = 'float32'
 chainer.global_config.folded = None
 
 # Weights that are converted already (trainer.engines.cudnn.parameters.HalfWeights), for as
-# long as they do not change; None converts them at each call.
+# long as they do not change; None converts them at each call. The gradients of such weights
+# are float16 where cuDNN makes them so, which trainer.engines.cudnn.parameters.Update reads.
 chainer.global_config.converted = None
 
 #: How far each precision may be from float32, relative to the array's norm.
@@ -114,6 +115,24 @@ def _feature_type(x):
     return np.promote_types(x.dtype, np.float32)
 
 
+def _give(node, gradient):
+    """Return a gradient as Chainer takes it: of the type of its variable.
+
+    One of another type is left at the variable, a parameter.
+    """
+    if gradient.dtype == node.dtype:
+        return chainer.Variable(gradient)
+    node.get_variable()._set_grad_without_check(gradient)
+    return None
+
+
+def _there(node, gradient):
+    """Return the array of a gradient, or what :func:`_give` left in its place, or ``None``."""
+    if gradient is None and node.creator_node is None:
+        gradient = node.get_variable().grad_var
+    return None if gradient is None else gradient.array
+
+
 class _Function(chainer.FunctionNode):
     """A function whose gradients are added to those that its inputs have already.
 
@@ -128,11 +147,12 @@ class _Function(chainer.FunctionNode):
         raise NotImplementedError
 
     def backward_accumulate(self, indexes, grad_outputs, grad_inputs):
-        there = dict(zip(indexes, (None if g is None else g.array for g in grad_inputs)))
+        there = {i: _there(self.inputs[i], g) for i, g in zip(indexes, grad_inputs)}
         found = self.gradients(indexes, grad_outputs[0].array, there)
         return tuple(
-            chainer.Variable(
-                found[i] if there[i] is None or i in self.adds else found[i] + there[i]
+            _give(
+                self.inputs[i],
+                found[i] if there[i] is None or i in self.adds else found[i] + there[i],
             )
             for i in indexes
         )
@@ -198,7 +218,12 @@ class _ConvBN(_Function):
                 found[1] = _conv_backward_weights(
                     x, gh, self.w.shape, self.stride, self.pad, self.groups
                 )
-        return {i: found[i].astype(self.given[i], copy=False) for i in indexes}
+        # Not what is added to a gradient that is there already: sums are in float32.
+        as_made = {1} if chainer.config.converted and there.get(1) is None else ()
+        return {
+            i: found[i] if i in as_made else found[i].astype(self.given[i], copy=False)
+            for i in indexes
+        }
 
 
 class _MaxPooling(_Function):

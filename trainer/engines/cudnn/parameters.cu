@@ -17,12 +17,19 @@ struct Part {
 
 struct Entry {
     float *param;
-    const float *grad; // null: all zeros
+    const void *grad; // null: all zeros
     float *state;
     Part part;
     // Times the gradient, weight decay included.
     float rate;
-    int unused;
+    // Whether the gradient is float16.
+    int half;
+
+    // Value i of the gradient, in the order of its memory.
+    __device__ float gradient(long long i) const {
+        return half ? widen(static_cast<const Half *>(grad)[i])
+                    : static_cast<const float *>(grad)[i];
+    }
 };
 
 // Whether a gradient is not finite: float16 could not hold it.
@@ -31,7 +38,7 @@ find_overflow(const unsigned char *table, unsigned int *overflow) {
     Entry e = reinterpret_cast<const Entry *>(table)[blockIdx.x];
     bool found = false;
     for (int i = threadIdx.x; e.grad && i < e.part.count; i += blockDim.x)
-        found |= !isfinite(e.grad[e.part.begin + i]);
+        found |= !isfinite(e.gradient(e.part.begin + i));
     if (found) *overflow = 1;
 }
 
@@ -49,7 +56,7 @@ update(const unsigned char *table, const float *rates, const double *scale,
     for (int j = threadIdx.x; j < e.part.count; j += blockDim.x) {
         int i = e.part.begin + j;
         float p = e.param[i], s = e.state[i];
-        float g = fmaf(decay, p, e.grad ? e.grad[e.part.other(i)] * back : 0) * e.rate;
+        float g = fmaf(decay, p, e.grad ? e.gradient(e.part.other(i)) * back : 0) * e.rate;
         if (kind == MOMENTUM) {
             s = momentum * s - lr * g;
             p += s;

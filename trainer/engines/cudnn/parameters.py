@@ -30,7 +30,7 @@ _ENTRY = np.dtype(
         ('state', np.uintp),
         *_OF_PART,
         ('rate', np.float32),
-        ('unused', np.int32),
+        ('half', np.int32),
     ]
 )
 _COPY = np.dtype([('from', np.uintp), ('to', np.uintp), *_OF_PART])
@@ -131,6 +131,7 @@ class Update:
             own['param'] = param.array.data.ptr
             if param.grad is not None:  # else nothing depends on it
                 own['grad'] = param.grad.data.ptr
+                own['half'] = param.grad.dtype == np.float16
                 own['inner'], own['area'] = _layout(param.grad)
             own['state'] = param.update_rule.state[self._state].data.ptr
             own['rate'] = self._head.factor if id(param) in head else 1
