@@ -367,7 +367,7 @@ def _refused():
         'not a picture',
     )
     yield 'huge.png', _png(40000, 40000, 2, 8, b''), '(?i)pixels'
-    yield 'large.png', _png(13000, 13000, 2, 8, b''), '13000 x 13000 pixels; at most'
+    yield 'large.png', _png(8193, 8192, 2, 8, b''), '8193 x 8192 pixels; at most 67,108,864'
     yield 'float.tif', _saved(Image.new('F', (9, 9)), 'TIFF'), 'floating-point'
     yield (
         '32 bits.tif',

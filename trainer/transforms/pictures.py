@@ -32,8 +32,9 @@ SUFFIXES = (
     '.pnm',
 )
 
-#: Pictures of more pixels are refused: a small file may claim any size.
-MAX_PIXELS = 1 << 27
+#: Pictures of more pixels are refused: a small file may claim any size. One of these takes
+#: up to 5 s, 0.5 GB, as WebP 1 GB.
+MAX_PIXELS = 1 << 26
 
 #: Where a JPEG is decoded smaller (:func:`load_shrunk`), it stays so many times as large
 #: as it is needed. With 1.5, what is made of it differs less than by saving it once as a
@@ -42,7 +43,7 @@ MAX_PIXELS = 1 << 27
 SHRINK_MARGIN = 1.5
 
 # A progressive JPEG goes over the picture once a scan; usual are ten.
-_MAX_SCANNED = 1 << 31
+_MAX_SCANNED = 1 << 30
 
 
 def load_chw(source):
