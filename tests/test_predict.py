@@ -1,4 +1,4 @@
-"""predict.py and what is behind it, and the README's example of loading a model."""
+"""predict.py and what is behind it, and the documentation's example of loading one."""
 
 import json
 import os
@@ -289,9 +289,8 @@ def test_as_a_script_with_a_file_name_that_is_no_text(home, tmp_path):
 EXAMPLE = (ROOT / 'tests' / 'fixtures' / 'loading_example.py').read_text()
 
 
-@pytest.mark.skipif(not (ROOT / 'README.md').exists(), reason='there is no README yet')
-def test_the_readme_shows_the_loading_example():
-    assert f'```python\n{EXAMPLE}```' in (ROOT / 'README.md').read_text()
+def test_the_documentation_shows_the_loading_example():
+    assert f'```python\n{EXAMPLE}```' in (ROOT / 'docs' / 'imagenet.md').read_text()
 
 
 def test_the_loading_example_runs_as_written(tmp_path):

@@ -1,4 +1,4 @@
-"""What the README says holds."""
+"""What the README and the pages in docs/ say holds."""
 
 import importlib.util
 import os
@@ -15,12 +15,17 @@ from conftest import ROOT
 from PIL import Image
 
 import resnext
+import resnext_ilsvrc
 
-README = (ROOT / 'README.md').read_text()
+PAGES = {
+    path: path.read_text()
+    for path in (ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md'))
+}
+TEXT = '\n'.join(PAGES.values())
 
 
 def blocks(language):
-    return re.findall(rf'```{language}\n(.*?)```', README, re.S)
+    return re.findall(rf'```{language}\n(.*?)```', TEXT, re.S)
 
 
 def run(code, folder):
@@ -37,15 +42,15 @@ def test_pip_installs_what_uv_installs():
     with open(ROOT / 'pyproject.toml', 'rb') as f:
         project = tomllib.load(f)
     (chainer,) = [pin for pin in project['project']['dependencies'] if 'chainer' in pin]
-    assert f'pip install --no-build-isolation {chainer}\n' in README
+    assert f'pip install --no-build-isolation {chainer}\n' in TEXT
     (constraint,) = project['tool']['uv']['build-constraint-dependencies']
-    assert f'pip install --upgrade pip "{constraint}" wheel' in README
-    assert f'build-constraint-dependencies = ["{constraint}"]' in README
-    for extra in re.findall(r'\.\[(\w+)\]', README):
+    assert f'pip install --upgrade pip "{constraint}" wheel' in TEXT
+    assert f'build-constraint-dependencies = ["{constraint}"]' in TEXT
+    for extra in re.findall(r'\.\[(\w+)\]', TEXT):
         assert extra in project['project']['optional-dependencies']
-    for group in re.findall(r'--group (\w+)', README):
+    for group in re.findall(r'--group (\w+)', TEXT):
         assert group in project['dependency-groups']
-    for command in re.findall(r'`(resnext-[\w-]+)`', README):
+    for command in re.findall(r'`(resnext-[\w-]+)`', TEXT):
         assert command in project['project']['scripts']
 
 
@@ -62,6 +67,17 @@ def test_a_cifar_model_in_python(tmp_path):
     process = run(code, tmp_path)
     assert (process.stdout, process.stderr) == ('j\n', '')
     assert {'copy.model', 'copy_2017.model'} <= set(os.listdir(tmp_path))
+
+
+def test_prediction_from_python(tmp_path):
+    (code,) = [b for b in blocks('python') if 'prediction.predict' in b]
+    model = resnext_ilsvrc.ResNext(1000, (1,), 2, 2, 1, initialize=False)
+    model.fc.b.array[...] = np.arange(1000)
+    model.save_model(tmp_path / 'resnext_50_32x4d.npz')
+    Image.fromarray(np.zeros((300, 400, 3), np.uint8)).save(tmp_path / 'photo.jpg')
+    process = run(code, tmp_path)
+    assert process.stderr == ''
+    assert process.stdout.startswith('photo.jpg toilet tissue, toilet paper, bathroom tissue 0.6')
 
 
 def test_training_from_python(tmp_path):
@@ -100,12 +116,21 @@ def test_commands_are_understood(words):
 
 
 def test_places_exist():
-    for line in README.splitlines():
-        if line.startswith('| `') and 'trainer' in line or 'resnext.py`' in line:
-            for place in re.findall(r'`([\w./]+)`', line.split('|')[1]):
-                assert (ROOT / place).exists(), place
-    for link in re.findall(r'\]\((?!http)([^)#]+)\)', README):
-        assert (ROOT / link).exists(), link
+    architecture = PAGES[ROOT / 'docs' / 'architecture.md']
+    places = re.findall(r'`([\w./]+\.py|trainer/[\w/]+)`', architecture)
+    assert len(places) > 30
+    for place in places:
+        assert list(ROOT.glob(place)) or list((ROOT / 'trainer').glob('*/' + place)), place
+
+
+def test_links_lead_somewhere():
+    for path, text in PAGES.items():
+        for link in re.findall(r'\]\((?!http)([^)#]+)', text):
+            assert (path.parent / link).exists(), f'{path.name}: {link}'
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[ROOT / 'README.md'].splitlines()) <= 150
 
 
 def test_the_documented_api_exists():
