@@ -149,7 +149,7 @@ def _load(path, share=None):
         with files.open_regular(path) as f, warnings.catch_warnings():
             # Of odd metadata, and of sizes that are refused below.
             warnings.simplefilter('ignore')
-            with Image.open(f, formats=FORMATS) as image:
+            with _open(f) as image:
                 _check_size(image, f)
                 size = image.height, image.width
                 if share is not None and image.format == 'JPEG':
@@ -173,6 +173,15 @@ def _load(path, share=None):
                 path, type(e).__name__, ' '.join(str(e).split())[:100]
             )
         ) from e
+
+
+def _open(f):
+    image = Image.open(f, formats=FORMATS)
+    if image.format == 'PNG':  # of which Pillow checks the checksums only here
+        image.verify()
+        f.seek(0)
+        image = Image.open(f, formats=FORMATS)
+    return image
 
 
 def _shrink(image, share):
