@@ -114,6 +114,15 @@ def assert_same_end(folder, golden):
         assert a[name] == b[name], name
 
 
+def test_a_file_and_its_folder_reach_the_disk(tmp_path, monkeypatch):
+    path, synced = tmp_path / 'x', []
+    monkeypatch.setattr(
+        files.os, 'fsync', lambda opened: synced.append((os.fstat(opened).st_ino, path.exists()))
+    )
+    files.save_json(path, [1])
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
 class TestOutputs:
     def test_folder(self, uninterrupted):
         assert sorted(os.listdir(uninterrupted)) == [

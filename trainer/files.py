@@ -41,12 +41,23 @@ def replacing(path):
         with open(unfinished, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(unfinished, path)
+        _sync_folder(folder)
     except BaseException as e:
         with contextlib.suppress(OSError):
             os.remove(unfinished)
         if isinstance(e, OSError):
             e.filename = os.fspath(path)  # a full disk has none, others the unfinished file's
         raise
+
+
+def _sync_folder(folder):
+    """Let the names in a folder outlast a loss of power, where the system can."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems sync none
+        opened = os.open(folder or os.curdir, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def open_regular(path):
