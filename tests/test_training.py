@@ -402,6 +402,41 @@ class TestNothingLost:
         assert (tmp_path / 'model' / 'ResNext_10_2_1.model').read_bytes() != before
         assert run.train(resume=True, say=print, save_path=str(kept), data=cifar, epoch=2)
 
+    @pytest.mark.parametrize('at', [1, 3, 9])
+    def test_killed_while_an_earlier_run_is_moved(self, uninterrupted, cifar, tmp_path, at):
+        """Before, amid and after its eight files: it goes on where it was."""
+        train(tmp_path, cifar, epoch=1)
+
+        def die():
+            real, count = os.rename, 0
+
+            def rename(*args):
+                nonlocal count
+                count += 1
+                if count == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                real(*args)
+
+            os.rename = rename
+            train(tmp_path, cifar, seed=8)
+
+        process = in_child(die)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert train(tmp_path, cifar, resume=True, epoch=4)
+        assert_same_end(tmp_path, uninterrupted)
+        assert os.listdir(tmp_path / 'earlier') == []
+
+    def test_what_was_begun_to_be_moved_overwrites_nothing(self, cifar, tmp_path):
+        moving = tmp_path / 'earlier' / '.resnext-unfinished'
+        moving.mkdir(parents=True)
+        for path in (moving / 'run.json', tmp_path / 'run.json', moving / 'model'):
+            path.write_text(str(path))
+        with pytest.raises(InputError, match='there is another run.json in .*; move one away'):
+            train(tmp_path, cifar)
+        for path in (moving / 'run.json', tmp_path / 'run.json', moving / 'model'):
+            assert path.read_text() == str(path)
+
     def test_files_of_others_stay(self, cifar, tmp_path):
         """Only what the run itself left unfinished goes, however much a name resembles it."""
         ours = '.resnext-unfinished-12-0123abcd-'

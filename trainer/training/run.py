@@ -1,7 +1,6 @@
 """A training run: everything that ``main.py`` does, for Python."""
 
 import os
-import shutil
 import signal
 import threading
 
@@ -18,7 +17,7 @@ from trainer.reports import figures
 from trainer.reports.console import Console
 from trainer.reports.log import Log
 from trainer.reports.summary import summary as summarise
-from trainer.training import build, extensions, processes, schedules, snapshots, transfer
+from trainer.training import build, earlier, extensions, processes, schedules, snapshots, transfer
 from trainer.training.data import data_path
 from trainer.training.options import (
     DEFAULTS,
@@ -108,12 +107,14 @@ def summary(resume=False, **given):
 
 
 def _claim(folder, resume):
-    if resume:
+    if resume and not earlier.is_split(folder):
         read_record(folder)  # where there is none, nothing is made either
     try:
         os.makedirs(folder, exist_ok=True)
         lock = filelock.FileLock(os.path.join(folder, '.lock'))
         lock.acquire(timeout=2)  # seconds: a run that was just killed may be about to go
+        if earlier.is_split(folder):
+            earlier.put_back(folder)
         return lock
     except filelock.Timeout:
         raise InputError(
@@ -199,8 +200,8 @@ def _train(folder, resume, say, given, group):
     models = os.path.join(folder, 'model')
 
     def begin_folder():
-        if not resume:
-            _move_aside(folder, say)
+        if not resume and (left := _outputs(folder)):
+            earlier.move_aside(folder, left, say)
         files.remove_unfinished(
             folder, lambda name: name in _OUTPUTS or snapshots.number(name) is not None
         )
@@ -350,20 +351,10 @@ def _begin_after(trainer, log, epochs, iterations):
             trigger.serialize(state)
 
 
-def _move_aside(folder, say):
-    """Move what an earlier run left in the folder into ``earlier/<n>/``."""
+def _outputs(folder):
+    """Return the names of what a run left in a folder."""
     left = [name for name in _OUTPUTS if os.path.lexists(os.path.join(folder, name))]
-    left += [os.path.basename(path) for path in snapshots.find(folder)]
-    if not left:
-        return
-    n = 1
-    while os.path.lexists(os.path.join(folder, 'earlier', str(n))):
-        n += 1
-    aside = os.path.join(folder, 'earlier', str(n))
-    os.makedirs(aside)
-    for name in left:
-        shutil.move(os.path.join(folder, name), os.path.join(aside, name))
-    say(f'moved an earlier run to {aside}')
+    return left + [os.path.basename(path) for path in snapshots.find(folder)]
 
 
 class _Stop:
