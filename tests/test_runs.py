@@ -274,8 +274,10 @@ def test_a_resume_with_another_network(folders):
         (folders / 'a' / 'run.json').write_text(
             json.dumps(dict(record, network=dict(other.architecture())))
         )
-        with pytest.raises(InputError, match='not of this run: it does not fit the network'):
-            run.train(resume=True, say=print, save_path=str(folders / 'a'), epoch=3)
+        said = []
+        with pytest.raises(InputError, match='none of the . snapshots is whole and of this run'):
+            run.train(resume=True, say=said.append, save_path=str(folders / 'a'), epoch=3)
+        assert 'does not fit the network' in said[-1]
     finally:
         (folders / 'a' / 'run.json').write_text(json.dumps(record))
     assert run.train(resume=True, say=print, save_path=str(folders / 'a'), epoch=3)

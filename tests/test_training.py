@@ -7,6 +7,7 @@ import pathlib
 import random
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -290,7 +291,7 @@ class TestNothingLost:
         assert train(tmp_path, cifar, resume=True, workers=1)
         assert_same_end(tmp_path, uninterrupted)
 
-    @pytest.mark.parametrize('damage', ['cut', 'flip', 'empty'])
+    @pytest.mark.parametrize('damage', ['cut', 'flip', 'empty', 'lost'])
     def test_damaged_snapshot(self, uninterrupted, cifar, tmp_path, damage):
         train(tmp_path, cifar, epoch=3)
         newest = snapshots.find(tmp_path)[0]
@@ -300,6 +301,11 @@ class TestNothingLost:
         elif damage == 'flip':  # one bit of one weight
             weights = npz.read_arrays(newest)['updater/model:main/fc/conv/W']
             raw[raw.index(weights.tobytes()) + 5] ^= 1
+        elif damage == 'lost':  # the last entry of the archive's directory
+            last, end = raw.rindex(b'PK\1\2'), raw.rindex(b'PK\5\6')
+            size, start = struct.unpack_from('<II', raw, end + 12)
+            struct.pack_into('<II', raw, end + 12, size - (end - last), start)
+            del raw[last:end]
         else:
             raw = b''
         with open(newest, 'wb') as f:
@@ -314,7 +320,7 @@ class TestNothingLost:
         train(tmp_path, cifar, epoch=1)
         for path in snapshots.find(tmp_path):
             open(path, 'wb').close()
-        with pytest.raises(InputError, match='none of the 1 snapshots is whole'):
+        with pytest.raises(InputError, match='none of the 1 snapshots is whole and of this run'):
             train(tmp_path, cifar, resume=True, epoch=2)
 
     def test_a_clock_that_was_set_back(self, cifar, tmp_path):

@@ -65,7 +65,7 @@ def find(folder):
 
 
 def restore(trainer, folder, say=print, group=processes.ALONE):
-    """Put a trainer in the state of the newest snapshot that is whole.
+    """Put a trainer in the state of the newest snapshot that is whole and fits.
 
     Of several processes the first reads it and hands it to the others.
 
@@ -79,34 +79,24 @@ def restore(trainer, folder, say=print, group=processes.ALONE):
         str: The snapshot used, or ``None`` where there is none yet.
 
     Raises:
-        trainer.errors.InputError: There are snapshots, but none is whole.
+        trainer.errors.InputError: There are snapshots, but none is whole and fits.
     """
-    path, arrays = group.first(lambda: _newest(folder, say))
-    if path is None:
-        return None
-    try:
-        chainer.serializers.NpzDeserializer(arrays).load(trainer)
-    except (KeyError, ValueError, TypeError) as e:
-        raise InputError(
-            f'{path}: not of this run: it does not fit the network or the options ({e})'
-        ) from e
-    return path
-
-
-def _newest(folder, say):
-    """Return path and arrays of the newest whole snapshot, or ``None`` twice."""
-    found = find(folder)
+    found = group.first(lambda: find(folder))
     for path in found:
         try:
-            return path, _writable(path)
+            arrays = group.first(lambda path=path: _writable(path))
+            chainer.serializers.NpzDeserializer(arrays).load(trainer)
+            return path
         except InputError as e:
             say(f'{e}; passing over it')
+        except (KeyError, ValueError, TypeError) as e:
+            say(f'{path}: does not fit the network or the options ({e}); passing over it')
     if found:
         raise InputError(
-            f'{folder}: none of the {len(found)} snapshots is whole; start anew without --resume '
-            '(what is there is moved aside)'
+            f'{folder}: none of the {len(found)} snapshots is whole and of this run; start anew '
+            'without --resume (what is there is moved aside)'
         )
-    return None, None
+    return None
 
 
 def optimizer_arrays(path):
