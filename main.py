@@ -68,9 +68,15 @@ def parser():
     )
     add(
         p,
+        '--engine',
+        help='what computes: on a CPU onednn (extra cpu), numpy or reference, on a GPU cudnn '
+        '(extra cuda13) or reference (default: the first of them that can be used)',
+    )
+    add(
+        p,
         '--precision',
-        help='on a GPU by cuDNN: true float32, TF32, or float16 with float32 sums'
-        ' (default: mixed by cuDNN, else float32)',
+        help='true float32; by cudnn TF32, or float16 with float32 sums (mixed); by onednn '
+        'bfloat16 with float32 sums, where the CPU has it (default: mixed by cudnn, else float32)',
     )
     add(p, '--seed', help='of the initial weights, the order and the augmentation')
     add(

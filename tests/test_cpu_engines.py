@@ -8,9 +8,11 @@ import pytest
 from conftest import relative
 from test_cudnn_engine import build, cifar, ilsvrc, paper_cifar, step
 
+from trainer import engines
 from trainer.engines import arrays
 from trainer.engines.onednn import layers as by_onednn
 from trainer.engines.onednn import library, maps, pool
+from trainer.errors import InputError
 from trainer.networks import layers
 
 onednn = pytest.mark.skipif(
@@ -133,6 +135,50 @@ def test_inference(engine, precision, tolerance):
         expected = network(x, train=False).array
         with chainer.using_config('engine', engine), chainer.using_config('precision', precision):
             assert relative(expected, network(x, train=False).array) < 2 * tolerance
+
+
+class TestChoice:
+    def test_the_fastest_that_is_installed(self, monkeypatch):
+        monkeypatch.setattr(library, 'unavailable', lambda: None)
+        assert engines.choose(-1) == ('onednn', 'float32', None)
+        for reason, said in (
+            ('libdnnl.so.3: cannot open shared object file', 'onednn-cpu-gomp is not installed'),
+            ('libgomp.so.1: cannot open shared object file', "needs the system's libgomp.so.1"),
+        ):
+            monkeypatch.setattr(library, 'unavailable', lambda reason=reason: reason)
+            engine, precision, why = engines.choose(-1)
+            assert (engine, precision) == ('numpy', 'float32')
+            assert why.startswith('onednn is not used: ') and said in why
+            with pytest.raises(InputError, match='--engine onednn: .*' + said):
+                engines.choose(-1, engine='onednn')
+
+    def test_named(self):
+        for engine in ('numpy', 'reference'):
+            assert engines.choose(-1, engine=engine) == (engine, 'float32', None)
+        with pytest.raises(InputError, match='--engine cudnn: on a CPU there are onednn, numpy'):
+            engines.choose(-1, engine='cudnn')
+
+    @onednn
+    def test_precision(self, monkeypatch):
+        with pytest.raises(InputError, match='--precision mixed: onednn has float32'):
+            engines.choose(-1, 'mixed')
+        monkeypatch.setattr(library, 'has_bfloat16', lambda: False)
+        with pytest.raises(InputError, match='--precision bfloat16: onednn has float32 here'):
+            engines.choose(-1, 'bfloat16')
+        monkeypatch.setattr(library, 'has_bfloat16', lambda: True)
+        assert engines.choose(-1, 'bfloat16') == ('onednn', 'bfloat16', None)
+
+
+@pytest.mark.parametrize('engine', ['numpy', pytest.param('onednn', marks=onednn)])
+def test_predictor_learns_of_new_weights_when_told(engine):
+    network, x, _ = build(ilsvrc)
+    network(x, train=True)
+    predictor, reference = network.predictor(engine), network.predictor('reference')
+    assert relative(reference(x), predictor(x)) < 1e-5
+    for p in network.params():
+        p.array *= 1.1
+    predictor.refresh()
+    assert relative(reference(x), predictor(x)) < 1e-5
 
 
 @pytest.mark.parametrize('round_up', [True, False])

@@ -120,7 +120,7 @@ def test_the_default_is_what_is_installed(monkeypatch):
 def test_engines_and_precisions_that_there_are_not(monkeypatch):
     network = small()
     with pytest.raises(
-        InputError, match='engine tensorrt: .* there are cudnn, openvino, reference'
+        InputError, match='engine tensorrt: .* there are cudnn, numpy, onednn, openvino, reference'
     ):
         network.predictor('tensorrt')
     with pytest.raises(InputError, match='precision bfloat16: the engine reference has float32'):

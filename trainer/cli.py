@@ -53,7 +53,7 @@ def add_inference_flags(p):
         '--precision',
         choices=['float32', 'bfloat16', 'tf32', 'mixed'],
         default='float32',
-        help='precision of what is computed: bfloat16 for openvino on CPUs that '
+        help='precision of what is computed: bfloat16 for openvino and onednn on CPUs that '
         'have it; tf32 and mixed (float16) for cudnn (default: float32)',
     )
 

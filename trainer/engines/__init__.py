@@ -1,7 +1,8 @@
 """Engines compute the layers; the networks are defined once, in :mod:`trainer.networks`.
 
 An engine is a module here with the functions of :mod:`trainer.engines.reference`,
-which says what each must compute. Every other engine is tested against it.
+which says what each must compute. Every other engine is tested against it. What it can compute
+on a device, it says by ``unavailable`` and ``precisions``.
 """
 
 import importlib
@@ -24,34 +25,45 @@ def current():
     return importlib.import_module('trainer.engines.' + chainer.config.engine)
 
 
-def choose(gpu, precision=None, training=False):
+#: Engines on a CPU and on a GPU, the fastest first.
+ON_CPU = ('onednn', 'numpy', 'reference')
+ON_GPU = ('cudnn', 'reference')
+
+
+def choose(
+    gpu: int, precision: str | None = None, training: bool = False, engine: str | None = None
+) -> tuple[str, str, str | None]:
     """Choose the engine for the layers, by device and precision.
 
     Args:
-        gpu (int): Number of the GPU; below 0 is the CPU.
-        precision (str): 'float32', 'tf32' or 'mixed'; ``None``: 'mixed' for training by
-            cuDNN, else 'float32'.
-        training (bool): What it is for.
+        gpu: Number of the GPU; below 0 is the CPU.
+        precision: One that the engine has; ``None``: 'mixed' for training by cuDNN, else
+            'float32'.
+        training: What it is for.
+        engine: One of :data:`ON_CPU` or :data:`ON_GPU`; ``None``: the fastest that can be used.
 
     Returns:
-        tuple of str: The engine, the precision, and why it is not cuDNN on a GPU (or ``None``).
+        The engine, the precision, and why it is not a faster engine (or ``None``).
 
     Raises:
-        trainer.errors.InputError: Only cuDNN has the precision, and it cannot be used.
+        trainer.errors.InputError: The engine or the precision cannot be had.
     """
-    if gpu >= 0:
-        from trainer.engines import cudnn
-
-        why = cudnn.unavailable(gpu)
-        if why is None:
-            return 'cudnn', precision or ('mixed' if training else 'float32'), None
-        why = f'cuDNN is not used: {why}'
-    else:
-        why = None
-    if precision not in (None, 'float32'):
+    there = ON_GPU if gpu >= 0 else ON_CPU
+    if engine not in (None, *there):
         raise InputError(
-            '--precision {}: {}; leave it out for float32'.format(
-                precision, why or 'it is for GPUs (-g)'
-            )
+            f'--engine {engine}: on a {"GPU" if gpu >= 0 else "CPU"} there are {", ".join(there)}'
         )
-    return 'reference', 'float32', why
+    why = None
+    for name in there if engine is None else (engine,):
+        module = importlib.import_module(f'trainer.engines.{name}')
+        reason = module.unavailable(gpu)
+        if reason is None:
+            break
+        why = f'{name} is not used: {reason}'
+    else:
+        raise InputError(f'--engine {engine}: {reason}')
+    if precision not in (None, *module.precisions()):
+        has = f'{name} has {", ".join(module.precisions())} here'
+        raise InputError(f'--precision {precision}: {"; ".join(filter(None, (why, has)))}')
+    usual = 'mixed' if training and 'mixed' in module.precisions() else 'float32'
+    return name, precision or usual, why

@@ -4,6 +4,8 @@ import concurrent.futures
 import functools
 import os
 
+import chainer
+
 # Values of a piece: 256 KiB in float32, of which a second-level cache holds several.
 _VALUES = 1 << 16
 
@@ -11,19 +13,28 @@ _VALUES = 1 << 16
 _MATRIX = 1 << 18
 
 
+# How many threads there are; None is one for each core.
+chainer.global_config.threads = None
+
+
 @functools.cache
-def _threads():
-    return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+def _threads(n):
+    return concurrent.futures.ThreadPoolExecutor(n)
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def each(function, rows):
-    """Call a function with slices of a matrix's rows, on all cores; return what it returned.
+    """Call a function with slices of a matrix's rows, on several threads; return what it returned.
 
-    The slices do not depend on the number of cores.
+    The slices do not depend on how many.
     """
     size = max(1, _VALUES // rows.shape[1])
     pieces = [slice(i, i + size) for i in range(0, len(rows), size)]
-    return list(_threads().map(function, pieces))
+    threads = chainer.config.threads or _cores()
+    return list((_threads(threads).map if threads > 1 else map)(function, pieces))
 
 
 def of_images(batch, height, width, values):

@@ -1,6 +1,6 @@
 """The layers on NumPy alone, for training on any CPU: see :mod:`trainer.engines.arrays`."""
 
-from trainer.engines import arrays, autograd
+from trainer.engines import arrays, autograd, reference
 
 _layers = autograd.Layers(arrays)
 
@@ -9,3 +9,5 @@ subsample_and_pad = _layers.subsample_and_pad
 max_pooling = _layers.max_pooling
 global_average_pooling = _layers.global_average_pooling
 linear = _layers.linear
+unavailable = reference.unavailable
+precisions = reference.precisions

@@ -56,3 +56,12 @@ def global_average_pooling(x):
 def linear(x, fc):
     """The classifier: (batch, channels, 1, 1) to (batch, classes)."""
     return fc(x)
+
+
+def unavailable(gpu):
+    """Say why this engine cannot compute on a GPU (below 0: the CPU), or return ``None``."""
+
+
+def precisions():
+    """Return the precisions that can be asked for here."""
+    return ('float32',)

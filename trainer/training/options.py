@@ -10,8 +10,8 @@ import chainer
 import numpy as np
 import PIL
 
-from trainer import datasets, files, recipes, values
-from trainer.engines.cudnn import PRECISIONS
+from trainer import datasets, engines, files, recipes, values
+from trainer.engines import cudnn, onednn
 from trainer.errors import InputError
 from trainer.networks import table as networks
 from trainer.training import snapshots
@@ -29,6 +29,7 @@ DEFAULTS = {
     'quick': False,
     'seed': 0,
     'gpu': -1,
+    'engine': None,
     'precision': None,
     'workers': None,
     'threads': None,
@@ -55,7 +56,8 @@ CHOICES = {
     'initialization': INITIALIZATIONS,
     'batch_scaling': ('none', 'lr', 'epochs'),
     'preprocessing': tuple(CLASSES),
-    'precision': PRECISIONS,
+    'engine': tuple(dict.fromkeys(engines.ON_CPU + engines.ON_GPU)),
+    'precision': tuple(dict.fromkeys(cudnn.PRECISIONS + onednn.PRECISIONS)),
 }
 
 _NATURAL, _POSITIVE = values.positive(int), values.positive(float)
@@ -97,7 +99,7 @@ SEQUENCES = {'freeze', 'block_num', 'lr_steps'}
 _PATHS = ('data', 'load_model', 'load_optimizer', 'load_log')
 
 #: What may differ when a run goes on; everything else shapes its result.
-_FREE = {'save_path', 'epoch', 'data', 'gpu', 'workers', 'precision'}
+_FREE = {'save_path', 'epoch', 'data', 'gpu', 'workers', 'engine', 'precision'}
 
 #: The file in a run's folder that holds its options.
 RECORD = 'run.json'

@@ -134,7 +134,7 @@ def _train(folder, resume, say, given, group):
     )
     device = group.together(lambda: group.device(options['gpu']))
     engine, precision, why = group.first(
-        lambda: engines.choose(options['gpu'], options['precision'], training=True)
+        lambda: engines.choose(options['gpu'], options['precision'], True, options['engine'])
     )
     dataset = group.in_turn(
         lambda: datasets.load('quick' if options['quick'] else options['dataset'], options['data'])
@@ -281,7 +281,8 @@ def _train(folder, resume, say, given, group):
     threads = options['threads'] or (1 if options['quick'] else None)
     with (
         stop,
-        threadpoolctl.threadpool_limits(threads, 'blas'),
+        threadpoolctl.threadpool_limits(threads),
+        chainer.using_config('threads', threads),
         chainer.using_config('engine', engine),
         chainer.using_config('precision', precision),
     ):

@@ -406,6 +406,10 @@ def unavailable(gpu):
     return None
 
 
+def precisions():
+    return PRECISIONS
+
+
 def _try_out(precision, gpu):
     """Return the greatest relative error of a grouped layer, forward and backward."""
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Inference by plain Chainer: the network itself, wherever it is, in float32."""
+"""Inference by the network itself: plain Chainer, wherever it is, and what computes like it."""
 
 import chainer
 
@@ -8,16 +8,26 @@ from trainer.inference.predictors import Predictor
 ON_GPU = None
 
 
-class _Predictor(Predictor):
-    def __init__(self, network, finish):
-        super().__init__(network, 'reference', f'Chainer {chainer.__version__}, float32', finish)
+class ByNetwork(Predictor):
+    """The network in evaluation mode, without a graph.
+
+    Args:
+        precision (str): One that the engine has.
+    """
+
+    def __init__(self, network, engine, description, precision, finish):
+        super().__init__(network, engine, f'{description}, {precision}', finish)
+        self._precision = precision
+        self._folded = {}
 
     def _compute(self, function, x):
         x = self.network.device.send(x)
         with (
             chainer.no_backprop_mode(),
             chainer.using_config('train', False),
-            chainer.using_config('engine', 'reference'),
+            chainer.using_config('engine', self.engine),
+            chainer.using_config('precision', self._precision),
+            chainer.using_config('folded', self._folded),
         ):
             y = function(chainer.Variable(x if self.finish is None else self.finish(x)))
         return chainer.backends.cuda.to_cpu(y.array)
@@ -29,11 +39,11 @@ class _Predictor(Predictor):
         return self._compute(self.network.features, x)
 
     def refresh(self):
-        pass  # it computes with the network itself
+        self._folded.clear()
 
 
 def predictor(network, precision='float32', finish=None):
-    """The network itself, in evaluation mode and without a graph: float32 alone.
+    """Plain Chainer: float32 alone.
 
     Raises:
         trainer.errors.InputError: Another precision is asked for.
@@ -43,4 +53,4 @@ def predictor(network, precision='float32', finish=None):
             f'precision {precision}: the engine reference has float32; on a CPU openvino has '
             'bfloat16 ("uv sync --inexact --extra cpu" installs it)'
         )
-    return _Predictor(network, finish)
+    return ByNetwork(network, 'reference', f'Chainer {chainer.__version__}', precision, finish)
