@@ -202,7 +202,11 @@ def test_absurd_mnist(tmp_path):
     refused(f'{images}: pictures of 0 x 28 pixels')
     (tmp_path / images).unlink()
     (tmp_path / (images + '.gz')).write_bytes(gzip.compress(bytes(1 << 27), 1))
-    refused(f'{images}.gz: not an IDX file')
+    refused(f'{images}.gz: cannot be read .it holds more than')
+    (tmp_path / (images + '.gz')).write_bytes(b'\x1f\x8b\x08\x08' + bytes(6) + b'x' * (1 << 22))
+    refused(f'{images}.gz: cannot be read .it ends too soon')
+    (tmp_path / (images + '.gz')).write_bytes(gzip.compress(b'') * (1 << 18))
+    refused(f'{images}.gz: cannot be read .more follows its end')
 
 
 def test_digits_are_not_mirrored():

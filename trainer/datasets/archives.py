@@ -1,4 +1,4 @@
-"""Tar archives, plain or compressed by gzip: read to their end, within bounds."""
+"""gzip, and tar archives, plain or compressed by it: read to their end, within bounds."""
 
 import hashlib
 import os
@@ -36,8 +36,9 @@ class _Gunzip:
 class _Limited:
     """A file of which no more is read than was allowed so far."""
 
-    def __init__(self, f, most):
+    def __init__(self, f, most, what):
         self._f, self._left = f, most
+        self._excess = f'{what} more than {most:,} bytes'
 
     def allow(self, size):
         self._left += size
@@ -46,8 +47,22 @@ class _Limited:
         data = self._f.read(size)
         self._left -= len(data)
         if self._left < 0:
-            raise ValueError(f'its headers have more than {_MAX_HEADERS:,} bytes')
+            raise ValueError(self._excess)
         return data
+
+
+def gunzip(f, most):
+    """Return what a gzip file holds.
+
+    Args:
+        f (file): The file, open for reading bytes.
+        most (int): Bytes that it may hold.
+
+    Raises:
+        ValueError, zlib.error: It is damaged or holds more.
+    """
+    stream = _Limited(_Gunzip(f), most, 'it holds')
+    return b''.join(iter(lambda: stream.read(_BLOCK), b''))
 
 
 def read(path, wanted, most, published=()):
@@ -88,7 +103,7 @@ def read(path, wanted, most, published=()):
 
 
 def _members(f, wanted, most):
-    stream, contents, total = _Limited(f, _MAX_HEADERS), {}, 0
+    stream, contents, total = _Limited(f, _MAX_HEADERS, 'its headers have'), {}, 0
     with tarfile.open(fileobj=stream, mode='r|', bufsize=_BLOCK) as tar:
         for member in tar:
             total += member.size

@@ -5,7 +5,6 @@ they are 32x32, two black pixels wider on each side, as LeCun et al. (1998) gave
 their networks, and grey is replicated to RGB.
 """
 
-import gzip
 import io
 import math
 import os
@@ -15,7 +14,7 @@ import zlib
 import numpy as np
 
 from trainer import files
-from trainer.datasets import Dataset, Pictures, download
+from trainer.datasets import Dataset, Pictures, archives, download
 from trainer.errors import InputError
 
 #: PyTorch's copy: the first site asks not to be used by programs.
@@ -95,9 +94,8 @@ def _read(path, dimensions):
     try:
         raw = files.read_bounded(path, _MOST)
         if path.endswith('.gz'):
-            with gzip.open(io.BytesIO(raw)) as f:
-                raw = f.read(_MOST + 1)
-    except (OSError, EOFError, zlib.error) as e:
+            raw = archives.gunzip(io.BytesIO(raw), _MOST)
+    except (OSError, ValueError, zlib.error) as e:
         raise InputError(
             '{}: cannot be read ({}); fetch it again'.format(
                 path, getattr(e, 'strerror', None) or e
