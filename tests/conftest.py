@@ -49,9 +49,11 @@ def pytest_configure(config):
     if 'simulated_gpu' in os.environ.get('PYTHONPATH', '') and not simulated():
         raise pytest.UsageError('the simulated GPU that PYTHONPATH names cannot be imported')
     if simulated():
-        from trainer.engines.cudnn import graphs
+        from trainer.engines.cudnn import timing
 
-        graphs.REPEATED = 1  # how long a plan takes says nothing there
+        # How long a plan takes says nothing there.
+        timing.REPEATED = timing.ROUNDS = 1
+        timing.WARM_UP = 0
 
 
 def pytest_collection_modifyitems(items):
@@ -77,6 +79,17 @@ def engine(request):
         pytest.skip(f'needs oneDNN (extra cpu): {library.unavailable()}')
     with chainer.using_config('engine', request.param):
         yield request.param
+
+
+@pytest.fixture
+def no_plans(monkeypatch, tmp_path):
+    """cuDNN's graphs have no plan as yet, and no earlier choice is known."""
+    from trainer.engines.cudnn import graphs, timing
+
+    monkeypatch.setattr(timing, '_path', lambda: str(tmp_path / 'choices.json'))
+    monkeypatch.setattr(timing, '_ways', {})
+    for name in ('_conv_forward', '_conv_backward_data', '_conv_backward_weights', '_conv_bias'):
+        monkeypatch.setattr(graphs, name, graphs._once(getattr(graphs, 'build' + name)))
 
 
 @pytest.fixture

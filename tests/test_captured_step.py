@@ -9,7 +9,7 @@ import pytest
 from conftest import images_of_step, relative, simulated, state_on_cpu
 
 import resnext
-from trainer.engines.cudnn import _nhwc, graphs, parameters
+from trainer.engines.cudnn import _nhwc, graphs, parameters, timing
 from trainer.engines.cudnn.parameters import HalfWeights, Update
 from trainer.networks import layers
 from trainer.training import processes, transfer
@@ -127,7 +127,7 @@ def test_mixed_follows_roughly_and_scales():
 
 
 @pytest.fixture
-def half_gradients(monkeypatch):
+def half_gradients(monkeypatch, no_plans):
     """Let no weight gradient have a plan from float16 to float32, as on a GPU the stem's and
     those of narrow groups have none; return the types of gradients that updates were given."""
     build, types = graphs._conv_backward_weights, []
@@ -143,8 +143,6 @@ def half_gradients(monkeypatch):
             types.append({p.grad.dtype.char for p in self.params if p.ndim == 4})
 
     monkeypatch.setattr(graphs, '_conv_backward_weights', without_float32)
-    monkeypatch.setattr(graphs, '_ways', {})
-    monkeypatch.setattr(graphs, '_choices', dict)
     monkeypatch.setattr(parameters, 'Update', Seen)
     return types
 
@@ -424,24 +422,14 @@ def test_a_layer_that_needs_cublas():
     assert relative(expected, found) < 1e-3
 
 
-def test_plans_are_timed_for_whole_batches_alone(monkeypatch):
+def test_plans_are_timed_for_whole_batches_alone(monkeypatch, no_plans):
     timed = []
 
-    def time(run):
-        run()
+    def times(graphs, stream):
         timed.append(len(step._captured))
-        return 0.0
+        return dict.fromkeys(graphs, 0.0)
 
-    monkeypatch.setattr(graphs, '_time', time)
-    monkeypatch.setattr(graphs, '_choices', dict)
-    monkeypatch.setattr(graphs, '_ways', {})
-    for name in (
-        '_conv_forward',
-        '_conv_backward_data',
-        '_conv_backward_weights',
-        '_conv_bias',
-    ):  # graphs without a plan as yet
-        monkeypatch.setattr(graphs, name, graphs._once(getattr(graphs, 'build' + name)))
+    monkeypatch.setattr(timing, '_times', times)
     model = network()
     model.check_gpu(0)
     step = CapturedStep(optimizer(model), model.device)

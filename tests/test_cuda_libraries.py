@@ -3,9 +3,11 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import ask_cudnn
 import pytest
 from conftest import ROOT
 
@@ -23,12 +25,16 @@ print(json.dumps({
 """
 
 
-def test_headers_and_libraries_are_in_the_environment():
-    """On a machine with nothing but a driver CuPy and cuDNN have no others."""
+@pytest.fixture
+def installed():
     try:
         importlib.metadata.version('cupy-cuda13x')
     except importlib.metadata.PackageNotFoundError:
         pytest.skip('needs the extra cuda13, which is not installed')
+
+
+def test_headers_and_libraries_are_in_the_environment(installed):
+    """On a machine with nothing but a driver CuPy and cuDNN have no others."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -43,6 +49,33 @@ def test_headers_and_libraries_are_in_the_environment():
     assert os.path.isfile(os.path.join(headers, 'cuda_fp16.h'))
     assert os.path.samefile(headers, os.path.join(root, 'include'))
     assert found == dict.fromkeys(found, 'site-packages')
+
+
+@pytest.mark.skipif(shutil.which('gcc') is None, reason='needs gcc, for a libcuda')
+@pytest.mark.parametrize(
+    'network, precision',
+    [(n, 'mixed') for n in ('resnext50', 'cifar2x64d', 'cifar8x64d')]
+    + [('resnext50', 'tf32'), ('cifar2x64d', 'float32')],
+)
+def test_every_graph_has_a_plan_or_another_way(installed, network, precision, tmp_path):
+    run = subprocess.run(
+        [sys.executable, ROOT / 'tests' / 'ask_cudnn.py', network, precision],
+        env=ask_cudnn.environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    assert answer['compiled'] is True  # cuDNN found NVRTC and its builtins
+    graphs = answer['graphs']
+    for kind in ('forward', 'data gradient', 'weight gradient', 'inference'):
+        having, lacking = graphs.pop(kind)
+        assert len(having) > 10 and not lacking, kind
+    # What remains is computed in two steps, or rounded to float16, where there is no plan.
+    others = {'data gradient and addition'}
+    others |= {'forward and sums', 'weight gradient in float32'} if precision == 'mixed' else set()
+    assert set(graphs) == others
+    assert graphs['data gradient and addition'][0]
 
 
 def test_chainer_s_search_for_nccl_prints_nothing():

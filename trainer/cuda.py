@@ -5,6 +5,7 @@ front of each. They stay within what a C++ compiler for the CPU understands give
 definitions of the CUDA names: so the tests compute with them on machines without a GPU.
 """
 
+import contextlib
 import functools
 import os
 
@@ -20,6 +21,27 @@ def lasting():
     import cupy
 
     return cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc)
+
+
+def capture(stream, function):
+    """Return the CUDA graph of what a function computes, and what the function returns.
+
+    Args:
+        stream (cupy.cuda.Stream): The current stream, not the null stream.
+        function (callable): It has run before: what is made once (plans, compiled kernels)
+            cannot be captured.
+
+    Raises:
+        RuntimeError: It does what cannot be captured.
+    """
+    stream.begin_capture()
+    try:
+        found = function()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            stream.end_capture()
+        raise
+    return stream.end_capture(), found
 
 
 def source(path):

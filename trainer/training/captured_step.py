@@ -150,7 +150,7 @@ class CapturedStep(Step):
 
     def _compute(self, captured, pictures):
         """Make the update as it comes."""
-        from trainer.engines.cudnn.graphs import untimed
+        from trainer.engines.cudnn.timing import untimed
 
         # The last batch of an epoch is seldom computed.
         rest = any(len(captured.x) < len(other.x) for other in self._captured.values())

@@ -2,13 +2,15 @@
 
 Graphs are computed by NumPy on the memory that their tensors' addresses, sizes and strides
 name, in float32 and rounded where a tensor's type says so. Each has two plans: the first
-computes float32 with TF32's ten bits and has the note TENSOR_CORE, the second in full.
+computes float32 with TF32's ten bits and has the note TENSOR_CORE, the second in full. Graphs
+of several operations are compiled at run time, by an NVRTC that has to be loaded before.
 """
 
 import enum
 import itertools
 
 import numpy as np
+from cuda import pathfinder
 from cupy import _device
 
 __version__ = '1.24.1'
@@ -29,6 +31,12 @@ numerical_note = _names(
     'TENSOR_CORE DOWN_CONVERT_INPUTS '
     'REDUCED_PRECISION_REDUCTION FFT NONDETERMINISTIC WINOGRAD '
     'WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13 STRICT_NAN_PROP',
+)
+
+behavior_note = _names(
+    'behavior_note',
+    'RUNTIME_COMPILATION REQUIRES_FILTER_INT8x32_REORDER REQUIRES_BIAS_INT8x32_REORDER '
+    'SUPPORTS_CUDA_GRAPH_NATIVE_API CUBLASLT_DEPENDENCY',
 )
 
 _DTYPES = {
@@ -129,7 +137,9 @@ class pygraph:
             intermediate_data_type,
             compute_data_type,
         )
-        self._handle, self._inputs, self._nodes = handle, [], []
+        # Without one, and without a description of a GPU, each graph has its own.
+        self._handle = create_handle() if handle is None and device_property is None else handle
+        self._sm_version, self._inputs, self._nodes = sm_version, [], []
         self._stage, self._built, self._barred = 'new', set(), {}
 
     def tensor(
@@ -321,6 +331,8 @@ class pygraph:
 
     def check_support(self):
         self._reach('supported', 'plans')
+        if self._sm_version is None and 'cudart' not in pathfinder.loaded:
+            raise RuntimeError('Unable to load any libcudart.so.* library.')
         if len(self._barred) == 2:
             raise cudnnGraphNotSupportedError('No execution plans support the graph.')
 
@@ -335,9 +347,16 @@ class pygraph:
     def get_plan_name_at_index(self, index):
         return f'eng{self._plan(index)}_k0=0'
 
+    def get_behavior_notes_for_plan_at_index(self, index):
+        self._plan(index)
+        native = [behavior_note.SUPPORTS_CUDA_GRAPH_NATIVE_API]
+        return native + [behavior_note.RUNTIME_COMPILATION] * (len(self._nodes) > 1)
+
     def build_plan_at_index(self, index):
         if self._stage not in ('plans', 'supported'):
             raise RuntimeError('there are no plans yet')
+        if len(self._nodes) > 1 and 'nvrtc' not in pathfinder.loaded:
+            raise cudnnGraphNotSupportedError('runtime kernel compilation failure')
         if self._plan(index) in self._barred:
             raise cudnnGraphNotSupportedError(f'Deselecting execution plan ({self._barred[index]})')
         self._built.add(index)

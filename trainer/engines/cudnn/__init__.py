@@ -14,6 +14,8 @@ arrays: so the tests hold this engine's wiring against the reference without a G
 import contextlib
 import functools
 import importlib.util
+import textwrap
+import warnings
 
 import chainer
 import chainer.functions as F
@@ -24,7 +26,7 @@ from chainer.utils.conv import get_conv_outsize
 
 from trainer import cuda
 from trainer.engines import reference
-from trainer.engines.cudnn import arrays, graphs, kernels
+from trainer.engines.cudnn import arrays, graphs, kernels, library, timing
 
 PRECISIONS = ('float32', 'tf32', 'mixed')
 
@@ -39,12 +41,24 @@ chainer.global_config.folded = None
 # are float16 where cuDNN makes them so, which trainer.engines.cudnn.parameters.Update reads.
 chainer.global_config.converted = None
 
+# Whether what cuDNN has no plan for is computed by arrays, with a warning; else NotSupported
+# is raised.
+chainer.global_config.fallback = True
+
 #: How far each precision may be from float32, relative to the array's norm.
 TOLERANCES = {'float32': 1e-4, 'tf32': 5e-3, 'mixed': 3e-2}
 
 
 def _on_numpy(array):
     return backend.get_array_module(array) is np
+
+
+@functools.cache
+def _warn(what):
+    warnings.warn(
+        f'cuDNN has no plan for {what}: it is computed as a matrix product, many times slower',
+        stacklevel=2,
+    )
 
 
 def _convolution(name):
@@ -54,8 +68,10 @@ def _convolution(name):
         if not _on_numpy(first):
             try:
                 return by_graph(first, *args, chainer.config.precision)
-            except graphs.NotSupported:
-                pass
+            except graphs.NotSupported as e:
+                if not chainer.config.fallback:
+                    raise
+                _warn(str(e))
         return by_arrays(first, *args)
 
     return compute
@@ -86,7 +102,7 @@ _mean_pooling_backward = _kernel('mean_pooling_backward')
 def _conv_statistics(x, *args, running):
     """Return a convolution's output and its statistics; see arrays."""
     if not _on_numpy(x):
-        with contextlib.suppress(graphs.NotSupported):
+        with contextlib.suppress(graphs.NotSupported):  # nor has the convolution by itself
             return graphs.conv_statistics(x, *args, running, chainer.config.precision)
     h = _conv_forward(x, *args)
     return (h, *_statistics(h, running))
@@ -393,16 +409,14 @@ def unavailable(gpu):
                 {'cudnn': 'nvidia-cudnn-frontend'}.get(name, name)
             )
     try:
-        import cudnn
-
-        cudnn.backend_version()
+        library.version()
         with chainer.get_device(f'@cupy:{gpu}').device:
             for precision in PRECISIONS:
                 error = _try_out(precision, gpu)
                 if not error < TOLERANCES[precision]:
                     return f'its {precision} results are off by {error:.1e}'
     except Exception as e:  # whatever goes wrong with a driver, the reference remains
-        return 'it failed here ({}: {})'.format(type(e).__name__, ' '.join(str(e).split())[:80])
+        return f'it failed here ({type(e).__name__}: {textwrap.shorten(str(e), 200)})'
     return None
 
 
@@ -429,7 +443,8 @@ def _try_out(precision, gpu):
         with (
             chainer.using_config('precision', precision),
             chainer.using_config('train', True),
-            graphs.untimed(),
+            chainer.using_config('fallback', False),
+            timing.untimed(),
         ):
             # Without a ReLU, whose flips say nothing of the arithmetic.
             y = conv_bn(inputs[0], layer.conv, layer.bn, False, inputs[1])

@@ -2,7 +2,8 @@
 
 import contextlib
 
-from trainer.engines.cudnn import graphs
+from trainer import cuda
+from trainer.engines.cudnn import timing
 
 
 class Room:
@@ -66,12 +67,5 @@ class Room:
         To be called in :meth:`entered`, after the function was run once: what it makes but
         once (plans, compiled kernels) cannot be captured.
         """
-        self.stream.begin_capture()
-        try:
-            with graphs.untimed():
-                found = self.run(function)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                self.stream.end_capture()
-            raise
-        return self.stream.end_capture(), found
+        with timing.untimed():
+            return cuda.capture(self.stream, lambda: self.run(function))

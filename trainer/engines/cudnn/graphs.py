@@ -2,60 +2,29 @@
 
 Feature maps are CuPy arrays (batch, channels, height, width) whose memory is NHWC;
 weights likewise. Each function computes what the one of its name in
-:mod:`trainer.engines.cudnn.arrays` computes. A graph is built once for each
-combination of shapes; its plan is chosen by time among the heuristics' first few,
-and the choice kept on disk, for each GPU and version of cuDNN. :class:`NotSupported`
-is raised where cuDNN has no plan; the caller then computes with arrays.
+:mod:`trainer.engines.cudnn.arrays` computes. A graph is built once for each GPU and
+combination of shapes; its plan is chosen by time among the heuristics' first few
+(:mod:`trainer.engines.cudnn.timing`). :class:`NotSupported` is raised where cuDNN has no
+plan; any other error, of a library that is missing, say, is nobody's answer.
 """
 
 import contextlib
 import functools
-import os
-import sys
+import itertools
+import textwrap
 
 import chainer
 import numpy as np
 
-from trainer import files
-from trainer.engines.cudnn import kernels
+from trainer.engines.cudnn import kernels, library, timing
 from trainer.engines.cudnn.arrays import empty
-
-# How many plans are timed for each graph, once. 1 takes the best one known so far, or the
-# first that runs: for shapes that are seldom computed timing is not worth its time, and while
-# a CUDA graph is captured it is not possible.
-chainer.global_config.plans = 6
-
-#: Runs that are timed.
-REPEATED = 10
+from trainer.engines.cudnn.timing import NotSupported
 
 #: Workspace that a plan may ask for, in bytes.
 WORKSPACE = 1 << 28
 
-
-def untimed(when=True):
-    """Return a context manager in which no plans are timed, if ``when`` is true."""
-    return chainer.using_config('plans', 1 if when else chainer.config.plans)
-
-
-class NotSupported(Exception):
-    """cuDNN has no plan for this."""
-
-
-def _cudnn():
-    import cudnn
-
-    return cudnn
-
-
-def version():
-    """Return cuDNN's version, such as '9.19.0'."""
-    number = _cudnn().backend_version()
-    return f'{number // 10000}.{number // 100 % 100}.{number % 100}'
-
-
-@functools.cache
-def _handle(device):
-    return _cudnn().create_handle()
+#: Plans of each graph that are compiled at run time, which takes up to 1.5 s for each.
+COMPILED = 3
 
 
 def dims(shape):
@@ -70,21 +39,24 @@ class Graph:
     Args:
         key (tuple): What the graph is, for the file of choices.
         precision (str): 'float32' (no TF32), 'tf32' or 'mixed'.
-        device_property: cuDNN's description of a GPU that is not there, for tests.
+        device (trainer.engines.cudnn.library.Device): The GPU that it is for.
     """
 
-    def __init__(self, key, precision, device_property=None):
-        cudnn = self.cudnn = _cudnn()
+    def __init__(self, key, precision, device):
+        cudnn = self.cudnn = library.frontend()
         self.key = f'{precision} {key}'
         self.precision = precision
+        self.device = device
         self.graph = cudnn.pygraph(
             io_data_type=cudnn.data_type.HALF if precision == 'mixed' else cudnn.data_type.FLOAT,
             intermediate_data_type=cudnn.data_type.FLOAT,
             compute_data_type=cudnn.data_type.FLOAT,
-            device_property=device_property,
+            handle=device.handle,
+            sm_version=device.sm_version,
+            device_property=device.properties,
         )
         self.tensors = []
-        self.plan = None
+        self.plan = self.refused = None
         self.timed = False
 
     def _type(self, dtype):
@@ -114,11 +86,19 @@ class Graph:
         tensor.set_data_type(self.cudnn.data_type.FLOAT).set_dim(dim).set_stride(stride)
         return tensor
 
+    def _not_supported(self, reason):
+        return NotSupported(f'{self.key} ({textwrap.shorten(reason, 200)})')
+
     def finish(self):
-        """Have cuDNN check the graph and find plans."""
+        """Have cuDNN check the graph and find plans.
+
+        Raises:
+            NotSupported: There are none.
+            RuntimeError: Of the libraries; ValueError: the graph is not a valid one.
+        """
         cudnn, graph = self.cudnn, self.graph
+        graph.validate()
         try:
-            graph.validate()
             graph.build_operation_graph()
             graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
             if self.precision == 'float32':
@@ -126,176 +106,72 @@ class Graph:
                 graph.deselect_numeric_notes([notes.TENSOR_CORE, notes.DOWN_CONVERT_INPUTS])
             graph.deselect_workspace_greater_than(WORKSPACE)
             graph.check_support()
-        except (RuntimeError, ValueError, cudnn.cudnnGraphNotSupportedError) as e:
-            raise NotSupported(str(e)) from e
+        except cudnn.cudnnGraphNotSupportedError as e:
+            raise self._not_supported(str(e)) from e
         return self
-
-    def _pack(self, arrays):
-        return {t: a.data.ptr for t, a in zip(self.tensors, arrays, strict=True)}
 
     def __call__(self, *arrays):
         """Compute. Arrays are in the order in which inputs and outputs were declared."""
+        if self.refused is not None:
+            raise NotSupported(self.refused)
+        pack = {t: a.data.ptr for t, a in zip(self.tensors, arrays, strict=True)}
+        timed = chainer.config.plans > 1
+        if self.plan is None or timed and not self.timed:
+            try:
+                self.plan, self.timed = self._choose(pack, timed), timed
+            except NotSupported as e:
+                self.refused = str(e)
+                raise
+        self._execute(pack, *self.plan)
+
+    def _execute(self, pack, index, size):
         import cupy
 
-        handle = _handle(cupy.cuda.Device().id)
-        pack = self._pack(arrays)
-        if self.plan is None or not self.timed and chainer.config.plans > 1:
-            self.timed = chainer.config.plans > 1
-            self.plan = self._choose(pack, handle)
-        index, size = self.plan
-        self._execute(pack, handle, index, size)
-
-    def _execute(self, pack, handle, index, size):
-        import cupy
-
+        handle = self.device.handle
         self.cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
         # Too small a workspace is an illegal access, not an error.
         workspace = cupy.cuda.alloc(max(size, 1))
         self.graph.execute_plan_at_index(pack, workspace.ptr, index, handle=handle)
 
-    def _choose(self, pack, handle):
-        choices = _choices()
-        known = choices.get(self.key)
-        plans = chainer.config.plans
-        if known is None and plans > 1:
-            _say_once()
-        found = []
-        for index in range(self.graph.get_execution_plan_count()):
-            name = self.graph.get_plan_name_at_index(index)
-            if known is not None and name != known:
+    def _choose(self, pack, timed):
+        """Return a plan: its index and the size of its workspace."""
+        known = timing.choices().get(self.key)
+        if known is not None:
+            with contextlib.suppress(NotSupported):  # it is of another list of plans
+                return next(self._running(pack, known))[0]
+            timing.choices().pop(self.key)
+        if timed:
+            timing.say_once()
+        running = itertools.islice(self._running(pack), chainer.config.plans if timed else None)
+        plan = timing.fastest(self.key, running, timed)
+        if timed:
+            timing.keep(self.key, self.graph.get_plan_name_at_index(plan[0]))
+        return plan
+
+    def _running(self, pack, only=None):
+        """Yield plans and functions that compute by them, once each has.
+
+        Some plans fail when they are built or run, and take no part.
+        """
+        graph, compiled, runs, why = self.graph, 0, False, 'no plan'
+        at_run_time = self.cudnn.behavior_note.RUNTIME_COMPILATION
+        for index in range(graph.get_execution_plan_count()):
+            if only not in (None, graph.get_plan_name_at_index(index)):
                 continue
-            if len(found) == plans:
-                break
-            # Some plans fail when built or run.
-            with contextlib.suppress(RuntimeError, self.cudnn.cudnnGraphNotSupportedError):
-                self.graph.build_plan_at_index(index)
-                size = self.graph.get_workspace_size_plan_at_index(index)
-                run = functools.partial(self._execute, pack, handle, index, size)
-                if known is not None or plans == 1:
-                    run()
-                    return index, size
-                found.append((_time(run), index, size, name))
-        if not found:
-            if known is not None:  # by another version of this list
-                choices.pop(self.key)
-                return self._choose(pack, handle)
-            raise NotSupported('no plan runs')
-        _, index, size, name = min(found)
-        choices[self.key] = name
-        _keep(choices)
-        return index, size
-
-
-def _time(run):
-    """Return the milliseconds of a few runs.
-
-    They are replayed as a CUDA graph, as in a training step: launched one by one, what is
-    small would take as long as Python does.
-    """
-    import cupy
-
-    run()
-    device, stream = cupy.cuda.Device(), cupy.cuda.get_current_stream()
-    own = stream.ptr == cupy.cuda.Stream.null.ptr  # which cannot be captured
-    if own:
-        stream = cupy.cuda.Stream(non_blocking=True)
-    device.synchronize()
-    with stream:
-        stream.begin_capture()
-        try:
-            for _ in range(REPEATED):
-                run()
-        except BaseException:
-            with contextlib.suppress(Exception):
-                stream.end_capture()
-            raise
-        graph = stream.end_capture()
-        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-        graph.launch()
-        begin.record()
-        graph.launch()
-        end.record()
-    device.synchronize()
-    if own:  # memory is kept for each stream
-        cupy.get_default_memory_pool().free_all_blocks(stream)
-    return cupy.cuda.get_elapsed_time(begin, end)
-
-
-# What is computed in which of several ways in this process: key -> (name, whether they were
-# timed).
-_ways = {}
-
-
-def _by_time(key, ways, changed=()):
-    """Compute in the fastest of several ways, name -> function; remember which that is.
-
-    ``changed`` are arrays that they change.
-    """
-    time = chainer.config.plans > 1
-    name, timed = _ways.get(key) or (_choices().get(key), True)
-    if name in ways and (timed or not time):
-        with contextlib.suppress(NotSupported):  # it was chosen on another machine
-            return ways[name]()
-    name = _fastest(key, ways, changed)
-    _ways[key] = name, time
-    return ways[name]()
-
-
-def _fastest(key, ways, changed):
-    found = []
-    before = [array.copy() for array in changed]
-    for name, way in ways.items():
-        with contextlib.suppress(NotSupported):
-            if chainer.config.plans == 1:
-                way()
-                found.append((0.0, name))
-                break
-            found.append((_time(way), name))
-    for array, kept in zip(changed, before):
-        array[...] = kept
-    if not found:
-        raise NotSupported('in no way')
-    name = min(found)[1]
-    if chainer.config.plans > 1:
-        choices = _choices()
-        choices[key] = name
-        _keep(choices)
-    return name
-
-
-def _choices_path():
-    import cupy
-
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
-    folder = chainer.dataset.get_dataset_directory('resnext')
-    return os.path.join(
-        folder, 'cudnn_{}_{}.json'.format(properties['name'].decode().replace(' ', '_'), version())
-    )
-
-
-@functools.cache
-def _say_once():
-    print(
-        'timing what cuDNN offers for these shapes, once for this GPU: a minute or more; the '
-        f'choice goes to\n{_choices_path()}',
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-@functools.cache
-def _choices():
-    """Return the plans that were chosen before: key of the graph -> name of the plan."""
-    try:
-        choices = files.read_json(_choices_path())
-        return choices if isinstance(choices, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _keep(choices):
-    with contextlib.suppress(OSError):  # a choice that cannot be kept is made again
-        files.save_json(_choices_path(), choices)
+            compiles = at_run_time in graph.get_behavior_notes_for_plan_at_index(index)
+            if compiles and compiled == COMPILED:
+                continue
+            try:
+                graph.build_plan_at_index(index)
+                plan = index, graph.get_workspace_size_plan_at_index(index)
+                self._execute(pack, *plan)
+            except (RuntimeError, self.cudnn.cudnnGraphNotSupportedError) as e:
+                why = str(e)
+                continue
+            runs, compiled = True, compiled + compiles
+            yield plan, functools.partial(self._execute, pack, *plan)
+        if not runs:
+            raise self._not_supported(why)
 
 
 # The graphs. Shapes are tuples; each builder is called once for each combination.
@@ -311,7 +187,7 @@ def _conv_arguments(stride, pad):
     return {'padding': [pad, pad], 'stride': [stride, stride], 'dilation': [1, 1]}
 
 
-def build_conv_forward(x, w, stride, pad, summed, dtype, precision, device=None):
+def build_conv_forward(x, w, stride, pad, summed, dtype, precision, device):
     g = Graph(('conv_forward', x, w, stride, pad, summed), precision, device)
     y = g.graph.conv_fprop(
         image=g.input(x, dtype), weight=g.input(w, dtype), **_conv_arguments(stride, pad)
@@ -323,7 +199,7 @@ def build_conv_forward(x, w, stride, pad, summed, dtype, precision, device=None)
     return g.finish()
 
 
-def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, device=None):
+def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, device):
     g = Graph(('conv_backward_data', gy, w, x, stride, pad, added), precision, device)
     gx = g.graph.conv_dgrad(
         loss=g.input(gy, dtype), filter=g.input(w, dtype), **_conv_arguments(stride, pad)
@@ -335,7 +211,7 @@ def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, dev
     return g.finish()
 
 
-def build_conv_backward_weights(x, gy, w, stride, pad, out, dtype, precision, device=None):
+def build_conv_backward_weights(x, gy, w, stride, pad, out, dtype, precision, device):
     g = Graph(('conv_backward_weights', x, gy, w, stride, pad, out), precision, device)
     gw = g.graph.conv_wgrad(
         image=g.input(x, dtype), loss=g.input(gy, dtype), **_conv_arguments(stride, pad)
@@ -344,7 +220,7 @@ def build_conv_backward_weights(x, gy, w, stride, pad, out, dtype, precision, de
     return g.finish()
 
 
-def build_conv_bias(x, w, stride, pad, residual, relu, relu_first, dtype, precision, device=None):
+def build_conv_bias(x, w, stride, pad, residual, relu, relu_first, dtype, precision, device):
     """relu(conv(x, w) + b + residual): inference, batch normalisation folded."""
     g = Graph(('conv_bias', x, w, stride, pad, residual, relu, relu_first), precision, device)
     y_shape = out_shape(x, w, stride, pad)
@@ -365,7 +241,7 @@ def build_conv_bias(x, w, stride, pad, residual, relu, relu_first, dtype, precis
 
 
 def _once(build):
-    """Build each graph once; remember too what is not supported."""
+    """Build each graph once for each GPU; remember too what is not supported."""
 
     @functools.cache
     def attempt(*key):
@@ -375,7 +251,7 @@ def _once(build):
             return str(e)  # the exception itself would keep callers' arrays
 
     def get(*key):
-        graph = attempt(*key)
+        graph = attempt(*key, library.device())
         if isinstance(graph, str):
             raise NotSupported(graph)
         return graph
@@ -420,9 +296,6 @@ def conv_with_sums(x, w, stride, pad, groups, precision):
 def conv_statistics(x, w, stride, pad, groups, running, precision):
     """Return what :func:`conv_forward` does, and its statistics
     (:func:`trainer.engines.cudnn.arrays.statistics`)."""
-    # float32 deserves sums that squares do not cancel in; cuDNN has no plan for groups.
-    if x.dtype.char != 'e' or groups > 1:
-        raise NotSupported('in one graph')
 
     def from_sums():
         y, total, square = conv_with_sums(x, w, stride, pad, groups, precision)
@@ -432,7 +305,10 @@ def conv_statistics(x, w, stride, pad, groups, running, precision):
         y = conv_forward(x, w, stride, pad, groups, precision)
         return (y, *kernels.statistics(y, running))
 
-    return _by_time(
+    # float32 deserves sums that squares do not cancel in; cuDNN has no plan for groups.
+    if x.dtype.char != 'e' or groups > 1:
+        return then_read()
+    return timing.by_time(
         f'{precision} {x.shape} {w.shape} {stride} {pad} statistics',
         {'one graph': from_sums, 'two steps': then_read},
         (running.mean, running.var),
@@ -455,7 +331,7 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
     if addend is None:
         compute()
     else:
-        _by_time(
+        timing.by_time(
             f'{precision} {gy.shape} {w.shape} {x_shape} {stride} added',
             {'one graph': lambda: compute(addend), 'two steps': then_add},
         )
@@ -475,7 +351,7 @@ def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
     if x.dtype.char == 'f':
         return compute('f')
     # Summed in float32 both ways; the second rounds once.
-    return _by_time(
+    return timing.by_time(
         f'{precision} {x.shape} {gy.shape} {w_shape} weights',
         {'float32': lambda: compute('f'), 'float16': lambda: compute('e')},
     )

@@ -5,7 +5,7 @@ import chainer
 import numpy as np
 
 from trainer.engines import cudnn
-from trainer.engines.cudnn import graphs
+from trainer.engines.cudnn import library, timing
 from trainer.engines.cudnn.captured import Room
 from trainer.inference import predictors
 
@@ -24,7 +24,7 @@ class _Predictor(predictors.Predictor):
             network,
             'cudnn',
             'cuDNN {}, {}'.format(
-                graphs.version(), 'float16' if precision == 'mixed' else precision
+                library.version(), 'float16' if precision == 'mixed' else precision
             ),
             finish,
         )
@@ -53,7 +53,7 @@ class _Predictor(predictors.Predictor):
         x = cupy.zeros(shape, dtype)
         # The last of many batches is seldom computed.
         rest = any(len(shape) == len(known) and shape[0] < known[0] for known, _ in self._captured)
-        with graphs.untimed(rest):
+        with timing.untimed(rest):
             while True:
                 self._room.run(lambda: self._compute(x))
                 graph, outputs = self._room.capture(lambda: self._compute(x))
@@ -74,7 +74,7 @@ class _Predictor(predictors.Predictor):
             if key not in self._seen:
                 self._seen.add(key)
                 there = cupy.asarray(x)
-                with graphs.untimed():
+                with timing.untimed():
                     outputs = self._room.run(lambda: self._compute(there))
             else:
                 if key not in self._captured:
