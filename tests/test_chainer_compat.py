@@ -14,6 +14,7 @@ from chainer.training import extensions
 from conftest import ROOT
 
 from trainer import chainer_compat
+from trainer.chainer_compat import functions, libraries, modules
 
 
 def python(code):
@@ -27,10 +28,9 @@ def python(code):
 
 
 def test_only_what_is_missing_is_supplied():
-    import numpy
-
+    items = {item.name: item for item in modules.ITEMS + functions.ITEMS + libraries.ITEMS}
     for name, why in chainer_compat.supplied.items():
-        assert name in ('numpy.sctypes', 'numpy.distutils.system_info', 'pkg_resources')
+        assert why == items[name].why
         assert 'since' in why
     # Whoever has the names keeps his own: a second process brings them along.
     out = python("""
@@ -38,12 +38,22 @@ import sys, types, numpy
 numpy.sctypes = mine = {'int': [numpy.int32], 'float': [numpy.float32]}
 sys.modules['pkg_resources'] = own = types.ModuleType('pkg_resources')
 own.__spec__ = __import__('importlib.machinery').machinery.ModuleSpec('pkg_resources', None)
+class DistributionNotFound(Exception): pass
+def require(requirement): raise DistributionNotFound
+own.DistributionNotFound, own.require = DistributionNotFound, require
 import trainer
 print(numpy.sctypes is mine, sys.modules['pkg_resources'] is own,
-      sorted(set(trainer.chainer_compat.supplied) - {'numpy.distutils.system_info'}))
+      {'numpy.sctypes', 'pkg_resources'} & set(trainer.chainer_compat.supplied))
 """)
-    assert out.split() == ['True', 'True', '[]']
-    assert set(numpy.sctypes) >= {'int', 'float'}
+    assert out.split() == ['True', 'True', 'set()']
+    assert set(np.sctypes) >= {'int', 'float'}
+
+
+def test_installing_again_changes_nothing():
+    supplied = dict(chainer_compat.supplied)
+    forward = F.array.pad_sequence.PadSequence.forward
+    assert chainer_compat.install() == supplied
+    assert F.array.pad_sequence.PadSequence.forward is forward
 
 
 @pytest.mark.parametrize(
@@ -80,6 +90,14 @@ def test_it_says_what_it_supplied():
     assert 'Chainer 7.8.1' in out
     for name in chainer_compat.supplied or ['nothing']:
         assert f'supplied to Chainer: {name}' in out
+
+
+def test_nobody_waits_for_a_library_that_he_does_not_use():
+    out = python("""
+import sys, trainer
+print([name for name in ('google.protobuf', 'onnx', 'scipy.stats') if name in sys.modules])
+""")
+    assert out == '[]\n'
 
 
 def test_autograd_against_differences():
@@ -184,3 +202,20 @@ print([i for batch in iterator for i in batch])
 iterator.finalize()
 """)
     assert out == '[0, 1, 2, 3, 4, 5, 6, 7]\n'
+
+
+def test_multi_node_iterator_takes_the_size_of_its_master():
+    pytest.importorskip('mpi4py', reason='needs mpi4py')
+    out = python("""
+import trainer, numpy
+from chainermn.iterators import multi_node_iterator
+
+class Communicator:
+    sent = [numpy.float32([4]), numpy.float32([2, 0, 1, 3])]
+    def bcast(self, value, root):
+        return self.sent.pop(0)
+
+iterator = multi_node_iterator._MultiNodeIteratorSlave(Communicator(), 0)
+print(iterator.dataset_size, iterator._order)
+""")
+    assert out == '4 [2 0 1 3]\n'

@@ -1,0 +1,13 @@
+"""What each Python process under ``python -m trainer.chainer_compat`` does first."""
+
+import pathlib
+import sys
+
+_root = str(pathlib.Path(__file__).resolve().parents[3])
+sys.path.insert(0, _root)
+try:
+    from trainer.chainer_compat import removed_names
+finally:
+    sys.path.remove(_root)  # the program finds no module of ours but trainer
+
+removed_names.install()
