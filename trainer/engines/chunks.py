@@ -26,15 +26,24 @@ def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
+def run(function, arguments):
+    """Call a function with each of the arguments, on several threads; return what it returned."""
+    threads = chainer.config.threads or _cores()
+    return list((_threads(threads).map if threads > 1 else map)(function, arguments))
+
+
+def pieces(length, values=1):
+    """Return slices of that many rows, of so many values each."""
+    size = max(1, _VALUES // values)
+    return [slice(i, i + size) for i in range(0, length, size)]
+
+
 def each(function, rows):
     """Call a function with slices of a matrix's rows, on several threads; return what it returned.
 
     The slices do not depend on how many.
     """
-    size = max(1, _VALUES // rows.shape[1])
-    pieces = [slice(i, i + size) for i in range(0, len(rows), size)]
-    threads = chainer.config.threads or _cores()
-    return list((_threads(threads).map if threads > 1 else map)(function, pieces))
+    return run(function, pieces(*rows.shape))
 
 
 def of_images(batch, height, width, values):

@@ -3,7 +3,7 @@
 import chainer
 import numpy as np
 
-from trainer.training import processes
+from trainer.training import processes, update
 
 
 class Step:
@@ -51,7 +51,10 @@ class Step:
             correct += int((y.array.argmax(axis=1) == t_chunk).sum())
             loss.unchain_backward()
         self.group.mean_gradients(self.network)
-        self.optimizer.update()
+        if self.device.xp is np:
+            update.apply(self.optimizer)
+        else:
+            self.optimizer.update()
         loss_sum, correct = self.group.sum(loss_sum, correct)
         return loss_sum / pictures, correct / pictures, pictures
 

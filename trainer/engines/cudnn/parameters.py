@@ -11,8 +11,8 @@ import numpy as np
 
 from trainer import cuda
 from trainer.engines.cudnn import arrays
-from trainer.training.optimizers import TorchSGD
-from trainer.training.transfer import HeadRate
+from trainer.training import update
+from trainer.training.update import NotSupported
 
 _launch = cuda.kernels(__file__, 'parameters.cu')
 
@@ -47,55 +47,13 @@ def _parts(params, dtype):
     return table, each
 
 
-class NotSupported(Exception):
-    """This optimizer, or what hooks into it, has no kernel."""
-
-
-def _kind(optimizer):
-    """Return the number of the update in ``parameters.cu`` and the name of its state."""
-    if type(optimizer) is chainer.optimizers.MomentumSGD:
-        return 0, 'v'
-    if type(optimizer) is TorchSGD:
-        return 2 if optimizer.nesterov else 1, 'buffer'
-    raise NotSupported(type(optimizer).__name__)
-
-
-class Update:
-    """The updates of an optimizer: see the module.
-
-    Args:
-        optimizer (chainer.Optimizer): MomentumSGD or TorchSGD, set up, whose hooks are
-            weight decay and the classifier's own rate, in this order.
-
-    Raises:
-        NotSupported: It is another one.
-    """
+class Update(update.Update):
+    """The updates of an optimizer: see the module."""
 
     def __init__(self, optimizer):
         import cupy
 
-        self._kind, self._state = _kind(optimizer)
-        self._optimizer = optimizer
-        hooks = list(optimizer._hookable._pre_update_hooks.values())
-        if optimizer._hookable._post_update_hooks:
-            raise NotSupported('hooks after the update')
-        self._decay = (
-            hooks.pop(0)
-            if hooks and isinstance(hooks[0], chainer.optimizer_hooks.WeightDecay)
-            else None
-        )
-        self._head = hooks.pop(0) if hooks and isinstance(hooks[0], HeadRate) else None
-        if hooks:
-            raise NotSupported(f'hook {type(hooks[0]).__name__}')
-        self.params = [p for p in optimizer.target.params() if p.update_rule.enabled]
-        for param in self.params:
-            rule = param.update_rule
-            if param.dtype != np.float32 or not param.array.flags.c_contiguous:
-                raise NotSupported('parameters other than float32')
-            hookable = rule._hookable
-            if hookable._pre_update_hooks or hookable._post_update_hooks:
-                raise NotSupported("an update rule's hooks")
-            rule._init_states(param)
+        super().__init__(optimizer)
         self._entries = len(_parts(self.params, _ENTRY)[0])
         self._given = None
         self._rates = cupy.empty(3, np.float32)
@@ -125,7 +83,7 @@ class Update:
         Raises:
             NotSupported: A gradient's memory is of another kind.
         """
-        head = set() if self._head is None else {id(p) for p in self._head.params}
+        head = set() if self.head is None else {id(p) for p in self.head.params}
         entries, each = _parts(self.params, _ENTRY)
         for param, own in zip(self.params, each):
             own['param'] = param.array.data.ptr
@@ -133,14 +91,14 @@ class Update:
                 own['grad'] = param.grad.data.ptr
                 own['half'] = param.grad.dtype == np.float16
                 own['inner'], own['area'] = _layout(param.grad)
-            own['state'] = param.update_rule.state[self._state].data.ptr
-            own['rate'] = self._head.factor if id(param) in head else 1
+            own['state'] = param.update_rule.state[self.state].data.ptr
+            own['rate'] = self.head.factor if id(param) in head else 1
         table.set(entries.view(np.uint8))
 
     def prepare(self):
         """Bring the device's rates up to date with the optimizer's."""
-        optimizer = self._optimizer
-        rates = optimizer.lr, optimizer.momentum, self._decay.rate if self._decay else 0.0
+        optimizer = self.optimizer
+        rates = optimizer.lr, optimizer.momentum, self.decay.rate if self.decay else 0.0
         if rates != self._given:
             for i, rate in enumerate(rates):
                 self._rates[i : i + 1].fill(rate)
@@ -149,7 +107,7 @@ class Update:
 
     def __call__(self, table):
         """Update; can be captured."""
-        optimizer = self._optimizer
+        optimizer = self.optimizer
         adapts = optimizer._loss_scaling_is_dynamic
         if adapts:
             _launch('find_overflow', self._entries, _THREADS, table, self._overflow)
@@ -161,7 +119,7 @@ class Update:
             self._rates,
             self._scale,
             self._overflow,
-            np.int32(self._kind),
+            np.int32(self.kind),
         )
         if adapts:
             _launch(
@@ -176,7 +134,7 @@ class Update:
 
     def settle(self):
         """Bring the optimizer's counters and loss scale up to date with the updates."""
-        optimizer = self._optimizer
+        optimizer = self.optimizer
         optimizer.t += self._done
         for param in self.params:
             param.update_rule.t += self._done

@@ -1,0 +1,129 @@
+"""An optimizer's update of all parameters at once: what it is made of, and on NumPy's arrays."""
+
+import chainer
+import numpy as np
+
+from trainer.engines import chunks
+from trainer.training.optimizers import TorchSGD
+from trainer.training.transfer import HeadRate
+
+
+class NotSupported(Exception):
+    """This optimizer, or what hooks into it, has no such update."""
+
+
+#: Kinds of updates; the numbers are those of parameters.cu.
+CHAINER, TORCH, NESTEROV = range(3)
+
+
+def _kind(optimizer):
+    """Return the kind of the update and the name of its state."""
+    if type(optimizer) is chainer.optimizers.MomentumSGD:
+        return CHAINER, 'v'
+    if type(optimizer) is TorchSGD:
+        return NESTEROV if optimizer.nesterov else TORCH, 'buffer'
+    raise NotSupported(type(optimizer).__name__)
+
+
+class Update:
+    """What the update of an optimizer is made of.
+
+    Args:
+        optimizer (chainer.Optimizer): MomentumSGD or TorchSGD, set up, whose hooks are
+            weight decay and the classifier's own rate, in this order.
+
+    Attributes:
+        kind (int): :data:`CHAINER`, :data:`TORCH` or :data:`NESTEROV`.
+        state (str): The name of its state in an update rule.
+        decay (chainer.optimizer_hooks.WeightDecay): Weight decay, or ``None``.
+        head (trainer.training.transfer.HeadRate): The classifier's own rate, or ``None``.
+        params (list of chainer.Parameter): Those that are not frozen; float32.
+
+    Raises:
+        NotSupported: It is another one.
+    """
+
+    def __init__(self, optimizer):
+        self.kind, self.state = _kind(optimizer)
+        self.optimizer = optimizer
+        hooks = list(optimizer._hookable._pre_update_hooks.values())
+        if optimizer._hookable._post_update_hooks:
+            raise NotSupported('hooks after the update')
+        self.decay = (
+            hooks.pop(0)
+            if hooks and isinstance(hooks[0], chainer.optimizer_hooks.WeightDecay)
+            else None
+        )
+        self.head = hooks.pop(0) if hooks and isinstance(hooks[0], HeadRate) else None
+        if hooks:
+            raise NotSupported(f'hook {type(hooks[0]).__name__}')
+        self.params = [p for p in optimizer.target.params() if p.update_rule.enabled]
+        for param in self.params:
+            rule = param.update_rule
+            if param.dtype != np.float32 or not param.array.flags.c_contiguous:
+                raise NotSupported('parameters other than float32')
+            hookable = rule._hookable
+            if hookable._pre_update_hooks or hookable._post_update_hooks:
+                raise NotSupported("an update rule's hooks")
+            rule._init_states(param)
+
+
+def _update(update, param, grad, state, factor):
+    """Update values of one parameter as Chainer's functions do, one after the other."""
+    optimizer, room = update.optimizer, np.empty_like(param)
+    if update.decay is not None:
+        np.multiply(param, update.decay.rate, out=room)
+        grad += room
+    if factor is not None:
+        grad *= factor
+    state *= optimizer.momentum
+    if update.kind == CHAINER:
+        np.multiply(grad, optimizer.lr, out=room)
+        state -= room
+        param += state
+        return
+    state += grad
+    step = state
+    if update.kind == NESTEROV:
+        step = np.multiply(state, optimizer.momentum, out=room)
+        step += grad
+    param -= np.multiply(step, optimizer.lr, out=room)
+
+
+def apply(optimizer: chainer.Optimizer) -> None:
+    """Update the parameters on a CPU, as ``optimizer.update()`` does, bit for bit.
+
+    Weight decay, momentum and parameter go over a piece at a time, while it is in the CPU's
+    cache. What :class:`Update` does not support is updated by the optimizer.
+    """
+    try:
+        if optimizer._loss_scale is not None:
+            raise NotSupported('a loss scale')
+        update = Update(optimizer)
+    except NotSupported:
+        optimizer.update()
+        return
+    optimizer.reallocate_cleared_grads()
+    optimizer.t += 1
+    head = () if update.head is None else {id(p) for p in update.head.params}
+    parts = []
+    for param in update.params:
+        param.update_rule.t += 1
+        if not param.grad.flags.c_contiguous:
+            param.grad = np.ascontiguousarray(param.grad)
+        arrays = param.array, param.grad, param.update_rule.state[update.state]
+        factor = update.head.factor if id(param) in head else None
+        parts.append(([a.reshape(-1) for a in arrays], factor))
+
+    def compute(part):
+        arrays, factor = part
+        _update(update, *arrays, factor)
+
+    chunks.run(
+        compute,
+        [
+            ([a[piece] for a in arrays], factor)
+            for arrays, factor in parts
+            for piece in chunks.pieces(len(arrays[0]))
+        ],
+    )
