@@ -24,7 +24,10 @@ import numpy as np  # noqa: E402
 import resnext  # noqa: E402
 import resnext_ilsvrc  # noqa: E402
 from trainer import cli, engines, values  # noqa: E402, values
-from trainer.engines import shapes  # noqa: E402
+from trainer.engines import (
+    autograd,
+    shapes,  # noqa: E402
+)
 from trainer.engines.cudnn import arrays, graphs, kernels  # noqa: E402
 
 NETWORKS = {
@@ -44,9 +47,9 @@ def layers_of(network, batch, side):
 
     def noted(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.0):
         kind = (
-            (arrays.RELU if relu else arrays.PLAIN)
+            (autograd.RELU if relu else autograd.PLAIN)
             if residual is None
-            else (arrays.RELU_ADD if relu_first else arrays.ADD_RELU)
+            else (autograd.RELU_ADD if relu_first else autograd.ADD_RELU)
         )
         found[
             Layer(x.shape, conv.W.shape, conv.stride[0], conv.pad[0], conv.groups, kind, not found)
@@ -113,13 +116,13 @@ def operations(layer, dtype, precision):
         lambda: graphs.conv_backward_weights(x, y, layer.w, *conv, precision),
         a + b,
     )
-    residual = g if layer.kind >= arrays.ADD else None
-    running = arrays.Running(mean, var, 1e-5, 0.9, 0.0)
+    residual = g if layer.kind >= autograd.ADD else None
+    running = autograd.Running(mean, var, 1e-5, 0.9, 0.0)
     if layer.w[2] == 1:
         yield '  with statistics', lambda: graphs.conv_with_sums(x, w, *conv, precision), a + b
     found = kernels.statistics(y, running)
     mask = kernels.normalize(y, residual, *found, gamma, beta, layer.kind)[1]
-    keep = layer.kind >= arrays.ADD
+    keep = layer.kind >= autograd.ADD
     yield 'statistics', lambda: kernels.statistics(y, running), b
     yield (
         'normalisation, addition, ReLU',
@@ -129,7 +132,7 @@ def operations(layer, dtype, precision):
     yield (
         'the same backward',
         lambda: kernels.bn_backward(g, mask, y, gamma, beta, *found, layer.kind, keep),
-        (5 + (layer.kind == arrays.ADD_RELU)) * b,
+        (5 + (layer.kind == autograd.ADD_RELU)) * b,
     )
 
 

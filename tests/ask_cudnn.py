@@ -108,7 +108,8 @@ def environment(folder):
 
 def builders(layer, precision):
     """Yield kind of graph, builder and arguments for all that a layer may use."""
-    from trainer.engines.cudnn import arrays, graphs
+    from trainer.engines import autograd
+    from trainer.engines.cudnn import graphs
 
     dtype = 'e' if precision == 'mixed' else 'f'
     x, w, stride, pad = layer.x, layer.w, layer.stride, layer.pad
@@ -122,8 +123,8 @@ def builders(layer, precision):
     for out in {'f', dtype}:
         kind = 'weight gradient' + ' in float32' * (out != dtype)
         yield kind, graphs.build_conv_backward_weights, (x, y, w, stride, pad, out, dtype)
-    residual = layer.kind >= arrays.ADD
-    flags = residual, layer.kind != arrays.PLAIN, layer.kind == arrays.RELU_ADD
+    residual = layer.kind >= autograd.ADD
+    flags = residual, layer.kind != autograd.PLAIN, layer.kind == autograd.RELU_ADD
     yield 'inference', graphs.build_conv_bias, (x, w, stride, pad, *flags, dtype)
 
 

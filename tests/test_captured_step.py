@@ -9,8 +9,9 @@ import pytest
 from conftest import images_of_step, relative, simulated, state_on_cpu
 
 import resnext
-from trainer.engines.cudnn import _nhwc, graphs, parameters, timing
+from trainer.engines.cudnn import graphs, parameters, timing
 from trainer.engines.cudnn.parameters import HalfWeights, Update
+from trainer.engines.cudnn.provider import nhwc
 from trainer.networks import layers
 from trainer.training import processes, transfer
 from trainer.training.captured_step import CapturedStep
@@ -212,7 +213,7 @@ def test_update_by_half_gradients_is_that_by_their_values(name, overflow):
             grad = rng.standard_normal(param.shape).astype(np.float16)
             grad.ravel()[-1] = np.inf if overflow else 1
             there = cupy.asarray(grad).astype(dtype)
-            param._set_grad_without_check(_nhwc(there, dtype) if there.ndim == 4 else there)
+            param._set_grad_without_check(nhwc(there, dtype) if there.ndim == 4 else there)
         table = update.table()
         update.prepare()
         update.fill(table)

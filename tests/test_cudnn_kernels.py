@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trainer import cuda
+from trainer.engines import autograd
 from trainer.engines.cudnn import arrays, kernels
 
 pytestmark = pytest.mark.gpu
@@ -53,11 +54,11 @@ def test_batch_normalisation(shape, kind, dtype):
     x = (rng.standard_normal(shape) + 5 * rng.standard_normal((1, c, 1, 1))).astype(dtype)
     residual, gy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
     gamma, beta, mean, var = (rng.uniform(0.5, 1.5, c).astype(np.float32) for _ in range(4))
-    residual = residual if kind >= arrays.ADD else None
+    residual = residual if kind >= autograd.ADD else None
     averages = [send(mean), send(var)]
     wide = [a.astype(np.float64) for a in (x, gamma, beta, mean, var)]
-    rule = 1e-5, 0.9, 0.1 * (kind == arrays.RELU)
-    expected = arrays.statistics(wide[0], arrays.Running(*wide[3:], *rule))
+    rule = 1e-5, 0.9, 0.1 * (kind == autograd.RELU)
+    expected = arrays.statistics(wide[0], autograd.Running(*wide[3:], *rule))
     expected = (
         *arrays.normalize(
             wide[0],
@@ -69,8 +70,8 @@ def test_batch_normalisation(shape, kind, dtype):
         *expected,
     )
     there = send(x, dtype), send(gamma), send(beta)
-    found = kernels.statistics(there[0], arrays.Running(*averages, *rule))
-    again = kernels.statistics(there[0], arrays.Running(send(mean), send(var), *rule))
+    found = kernels.statistics(there[0], autograd.Running(*averages, *rule))
+    again = kernels.statistics(there[0], autograd.Running(send(mean), send(var), *rule))
     for one, other in zip(found, again):  # the order of the sums is fixed
         assert (one == other).all()
     found = (
@@ -84,7 +85,7 @@ def test_batch_normalisation(shape, kind, dtype):
     assert close(averages[0], wide[3], 1e-6) and close(averages[1], wide[4], 1e-5)
     sums = [send(wide[0].sum(axis=(0, 2, 3))), send((wide[0] ** 2).sum(axis=(0, 2, 3)))]
     means = [send(mean), send(var)]
-    found_of_sums = kernels.statistics_of_sums(*sums, x.size // c, arrays.Running(*means, *rule))
+    found_of_sums = kernels.statistics_of_sums(*sums, x.size // c, autograd.Running(*means, *rule))
     assert close(found_of_sums[0], expected[2], 1e-6) and close(means[0], wide[3], 1e-6)
     if x.size // c > 1:  # squares of values far from 0 cancel
         assert close(found_of_sums[1], expected[3], 1e-2) and close(means[1], wide[4], 1e-2)
@@ -92,9 +93,9 @@ def test_batch_normalisation(shape, kind, dtype):
     # A ReLU that flips by rounding says nothing of the gradients: its own mask is taken.
     y = chainer.get_device('@numpy').send(found[0])
     if expected[1] is not None:
-        own = (y > 0) if kind != arrays.RELU_ADD else expected[1]
+        own = (y > 0) if kind != autograd.RELU_ADD else expected[1]
         expected = expected[0], own, *expected[2:]
-    keep = kind >= arrays.ADD
+    keep = kind >= autograd.ADD
     golden = arrays.bn_backward(
         gy.astype(np.float64),
         expected[1],
@@ -206,7 +207,7 @@ class TestOrder:
 
         y, ahead, ones, sizes = maps
         zero, one = cupy.zeros(1, np.float32), cupy.ones(1, np.float32)
-        kind = np.int32(arrays.ADD)
+        kind = np.int32(autograd.ADD)
         self.launch('normalize_f1', ones, ahead, zero, one, one, zero, kind, *sizes, y, np.uintp(0))
         # 7, and 1 more every AHEAD pixels back from the end.
         steps = self.LOOPS * self.HIGH // self.AHEAD
@@ -219,6 +220,6 @@ class TestOrder:
         gx, ahead, ones, sizes = maps
         zero, one = cupy.zeros(1, np.float32), cupy.ones(1, np.float32)
         channel = zero, one, one, zero, zero, zero
-        kind = np.int32(arrays.PLAIN)
+        kind = np.int32(autograd.PLAIN)
         self.launch('backward_input_f1', ahead, ones, np.uintp(0), *channel, kind, *sizes, gx)
         assert (gx.get() == 7).all()

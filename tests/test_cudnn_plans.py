@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import relative
 
+from trainer.engines import autograd
 from trainer.engines import cudnn as engine
-from trainer.engines.cudnn import arrays, graphs, library, timing
+from trainer.engines.cudnn import arrays, graphs, library, provider, timing
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('no_plans')]
 
@@ -52,7 +53,7 @@ def refuse(monkeypatch, error):
 def unsupported(monkeypatch):
     """cuDNN has no plan for anything."""
     refuse(monkeypatch, library.frontend().cudnnGraphNotSupportedError('No execution plans'))
-    engine._warn.cache_clear()
+    provider._warn.cache_clear()
 
 
 class TestWithoutAPlan:
@@ -60,7 +61,7 @@ class TestWithoutAPlan:
         x, w = given()
         with pytest.warns(UserWarning) as caught:
             for _ in range(2):
-                found = engine._conv_forward(x, w, 2, 1, 4)
+                found = provider._conv_forward(x, w, 2, 1, 4)
         (warning,) = map(str, (w.message for w in caught))
         assert warning.count('\n') == 0
         for word in ("'conv_forward'", str(X), str(W), 'float32', 'No execution plans', 'slower'):
@@ -74,12 +75,12 @@ class TestWithoutAPlan:
         x, w = given()
         gy = arrays.conv_forward(x, w, 2, 1, 4)
         mean, var, b = (cupy.ones(W[0], np.float32) for _ in range(3))
-        running = arrays.Running(mean, var, 1e-5, 0.9, 0.0)
+        running = autograd.Running(mean, var, 1e-5, 0.9, 0.0)
         with pytest.warns(UserWarning) as caught:
-            engine._conv_statistics(x, w, 2, 1, 4, running=running)
-            engine._conv_backward_data(gy, w, X, 2, 1, 4, x)
-            engine._conv_backward_weights(x, gy, W, 2, 1, 4)
-            engine._conv_bias(x, w, b, 2, 1, 4, None, True, False)
+            provider._conv_statistics(x, w, 2, 1, 4, running=running)
+            provider.conv_backward_data(gy, w, X, 2, 1, 4, x)
+            provider.conv_backward_weights(x, gy, W, 2, 1, 4)
+            provider.conv_bias(x, w, b, 2, 1, 4, None, True, False)
         texts = [str(w.message) for w in caught]
         for name in ('forward', 'backward_data', 'backward_weights', 'bias'):
             assert sum(f"'conv_{name}'" in text for text in texts) == 1, name
@@ -91,7 +92,7 @@ class TestWithoutAPlan:
     def test_errors_of_libraries_are_no_answer(self, monkeypatch):
         refuse(monkeypatch, RuntimeError('Unable to load any libcudart.so.* library.'))
         with pytest.raises(RuntimeError, match='libcudart'):
-            engine._conv_forward(*given(), 2, 1, 4)
+            provider._conv_forward(*given(), 2, 1, 4)
         assert 'libcudart' in engine.unavailable.__wrapped__(0)
 
     def test_plans_that_all_fail_are_not_built_again(self):

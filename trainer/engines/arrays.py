@@ -38,6 +38,12 @@ def weights(w, dtype):
     return w
 
 
+def weights_gradient(gw, dtype, added):
+    """Return a gradient of :func:`conv_backward_weights` as the parameter, of a type, takes it;
+    ``added`` says whether it is added to one that is there."""
+    return gw.astype(dtype, copy=False)
+
+
 def add(x, y):
     """Return x + y."""
     return x + y

@@ -30,6 +30,24 @@ PLAIN, RELU, ADD, ADD_RELU, RELU_ADD = range(5)
 Running = collections.namedtuple('Running', 'mean var eps decay eps_in_average')
 
 
+def _give(node, gradient):
+    """Return a gradient as Chainer takes it: of the type of its variable.
+
+    One of another type is left at the variable, a parameter.
+    """
+    if gradient.dtype == node.dtype:
+        return chainer.Variable(gradient)
+    node.get_variable()._set_grad_without_check(gradient)
+    return None
+
+
+def _there(node, gradient):
+    """Return the array of a gradient, or what :func:`_give` left in its place, or ``None``."""
+    if gradient is None and node.creator_node is None:
+        gradient = node.get_variable().grad_var
+    return None if gradient is None else gradient.array
+
+
 class _Function(chainer.FunctionNode):
     """A function whose gradients are added to those that its inputs have already.
 
@@ -48,14 +66,15 @@ class _Function(chainer.FunctionNode):
         raise NotImplementedError
 
     def backward_accumulate(self, indexes, grad_outputs, grad_inputs):
-        there = dict(zip(indexes, (None if g is None else g.array for g in grad_inputs)))
+        there = {i: _there(self.inputs[i], g) for i, g in zip(indexes, grad_inputs)}
         with chainer.using_config('precision', self.precision):
             found = self.gradients(indexes, grad_outputs[0].array, there)
             return tuple(
-                chainer.Variable(
+                _give(
+                    self.inputs[i],
                     found[i]
                     if there[i] is None or i in self.adds
-                    else self.provider.add(found[i], there[i])
+                    else self.provider.add(found[i], there[i]),
                 )
                 for i in indexes
             )
@@ -75,7 +94,7 @@ class _ConvBN(_Function):
     def forward(self, inputs):
         x, w, gamma, beta, *residual = inputs
         dtype = self.provider.feature_type(x)
-        self.given = dict(zip((0, 4), (a.dtype for a in (x, *residual))))
+        self.given = [a.dtype for a in inputs]
         self.x, self.w = self.provider.nhwc(x, dtype), self.provider.weights(w, dtype)
         residual = self.provider.nhwc(residual[0], dtype) if residual else None
         y, self.kept = self.provider.conv_bn(
@@ -100,8 +119,9 @@ class _ConvBN(_Function):
             addend = None if there[0] is None else provider.nhwc(there[0], x.dtype)
             found[0] = provider.conv_backward_data(gh, self.w, x.shape, *self.window, addend)
         if 1 in indexes:
-            found[1] = provider.conv_backward_weights(x, gh, self.w.shape, *self.window)
-        for i in self.given.keys() & indexes:
+            gw = provider.conv_backward_weights(x, gh, self.w.shape, *self.window)
+            found[1] = provider.weights_gradient(gw, self.given[1], there[1] is not None)
+        for i in {0, 4}.intersection(indexes):
             found[i] = provider.nhwc(found[i], self.given[i])
         return found
 
@@ -242,7 +262,7 @@ class Layers:
         with contextlib.nullcontext() if kept is None or on_numpy else cuda.lasting():
             scale = bn.gamma.array / (bn.avg_var + bn.eps) ** 0.5
             w = self.provider.weights(conv.W.array * scale.reshape(-1, 1, 1, 1), dtype)
-            b = bn.beta.array - bn.avg_mean * scale
+            b = (bn.beta.array - bn.avg_mean * scale).astype(np.promote_types(dtype, np.float32))
         if kept is not None:
             kept[conv, bn] = w, b
         return w, b

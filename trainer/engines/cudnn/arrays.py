@@ -6,12 +6,12 @@ compute on CuPy's, where cuDNN has no plan. Statistics and sums are in float32 a
 whatever the type of the feature maps. ``precision`` is accepted and ignored.
 """
 
-import collections
-
 import chainer
 import chainer.functions as F
 import numpy as np
 from chainer import backend
+
+from trainer.engines.autograd import ADD, ADD_RELU, RELU, RELU_ADD
 
 
 def empty(xp, shape, dtype):
@@ -74,16 +74,6 @@ def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precisio
     if residual is not None:
         y = y + residual
     return (y.clip(0, None) if relu and not relu_first else y).astype(x.dtype, copy=False)
-
-
-#: What comes behind a normalisation.
-PLAIN, RELU, ADD, ADD_RELU, RELU_ADD = range(5)
-
-
-#: Running statistics, mean and var, and how a batch changes them: batch normalisation's
-#: eps, what they keep, and what is added to a batch's variance
-#: (:func:`trainer.engines.reference.conv_bn`).
-Running = collections.namedtuple('Running', 'mean var eps decay eps_in_average')
 
 
 def statistics(x, running):

@@ -36,6 +36,7 @@ def nhwc(array, dtype):
 
 
 weights = arrays.weights
+weights_gradient = arrays.weights_gradient
 
 
 def _of(module, name):

@@ -1,0 +1,139 @@
+"""The provider of :mod:`trainer.engines.autograd` that computes on CuPy's arrays.
+
+cuDNN computes the convolutions (:mod:`trainer.engines.cudnn.graphs`), and kernels of our
+own what surrounds them (:mod:`trainer.engines.cudnn.kernels`). What cuDNN has no plan for
+is computed by :mod:`trainer.engines.cudnn.arrays`, which also computes everything on NumPy
+arrays: so the tests hold this engine's wiring against the reference without a GPU.
+"""
+
+import contextlib
+import functools
+import warnings
+
+import chainer
+import numpy as np
+from chainer import backend
+
+from trainer.engines import arrays as numpy_arrays
+from trainer.engines.cudnn import arrays, graphs, kernels
+
+PRECISIONS = ('float32', 'tf32', 'mixed')
+
+#: Precisions, and those in which the classifier is computed instead.
+FULL_PRECISION = {'mixed': 'tf32'}
+
+# Weights that are converted already (trainer.engines.cudnn.parameters.HalfWeights), for as
+# long as they do not change; None converts them at each call. The gradients of such weights
+# are float16 where cuDNN makes them so, which trainer.engines.cudnn.parameters.Update reads.
+chainer.global_config.converted = None
+
+# Whether what cuDNN has no plan for is computed by arrays, with a warning; else NotSupported
+# is raised.
+chainer.global_config.fallback = True
+
+
+def _on_numpy(array):
+    return backend.get_array_module(array) is np
+
+
+@functools.cache
+def _warn(what):
+    warnings.warn(
+        f'cuDNN has no plan for {what}: it is computed as a matrix product, many times slower',
+        stacklevel=2,
+    )
+
+
+def _convolution(name):
+    by_graph, by_arrays = getattr(graphs, name), getattr(arrays, name)
+
+    def compute(first, *args):
+        if not _on_numpy(first):
+            try:
+                return by_graph(first, *args, chainer.config.precision)
+            except graphs.NotSupported as e:
+                if not chainer.config.fallback:
+                    raise
+                _warn(str(e))
+        return by_arrays(first, *args)
+
+    return compute
+
+
+def _kernel(name):
+    by_kernel, by_arrays = getattr(kernels, name), getattr(arrays, name)
+
+    def compute(first, *args):
+        return (by_arrays if _on_numpy(first) else by_kernel)(first, *args)
+
+    return compute
+
+
+_conv_forward = _convolution('conv_forward')
+conv_backward_data = _convolution('conv_backward_data')
+conv_backward_weights = _convolution('conv_backward_weights')
+conv_bias = _convolution('conv_bias')
+_statistics = _kernel('statistics')
+_normalize = _kernel('normalize')
+_normalize_backward = _kernel('bn_backward')
+max_pooling = _kernel('max_pooling')
+max_pooling_backward = _kernel('max_pooling_backward')
+mean_pooling = _kernel('mean_pooling')
+mean_pooling_backward = _kernel('mean_pooling_backward')
+
+
+def _conv_statistics(x, *args, running):
+    """Return a convolution's output and its statistics; see arrays."""
+    if not _on_numpy(x):
+        with contextlib.suppress(graphs.NotSupported):  # nor has the convolution by itself
+            return graphs.conv_statistics(x, *args, running, chainer.config.precision)
+    h = _conv_forward(x, *args)
+    return (h, *_statistics(h, running))
+
+
+def nhwc(array, dtype):
+    """Return ``array`` in a type and in NHWC memory, itself where it is so already."""
+    if array.dtype == dtype and array.transpose(0, 2, 3, 1).flags.c_contiguous:
+        return array
+    converted = arrays.empty(backend.get_array_module(array), array.shape, dtype)
+    converted[...] = array
+    return converted
+
+
+def weights(w, dtype):
+    """As :func:`_nhwc`, of a convolution's weights."""
+    converted = chainer.config.converted or {}
+    if dtype == np.float16 and id(w) in converted:
+        return converted[id(w)][1]
+    return nhwc(w, dtype)
+
+
+def feature_type(x):
+    if chainer.config.precision == 'mixed':
+        return np.dtype(np.float16)
+    return numpy_arrays.feature_type(x)
+
+
+def empty(like, shape, dtype):
+    return arrays.empty(backend.get_array_module(like), shape, dtype)
+
+
+def conv_bn(x, w, stride, pad, groups, running, residual, gamma, beta, kind):
+    h, mean, inv_std = _conv_statistics(x, w, stride, pad, groups, running=running)
+    y, mask = _normalize(h, residual, mean, inv_std, gamma, beta, kind)
+    return y, (h, mean, inv_std, mask)
+
+
+def bn_backward(gy, kept, gamma, beta, kind, keep):
+    h, mean, inv_std, mask = kept
+    return _normalize_backward(gy, mask, h, gamma, beta, mean, inv_std, kind, keep)
+
+
+def weights_gradient(gw, dtype, added):
+    # Not what is added to a gradient that is there already: sums are in float32.
+    if chainer.config.converted and not added:
+        return gw
+    return numpy_arrays.weights_gradient(gw, dtype, added)
+
+
+add = numpy_arrays.add
