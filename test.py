@@ -4,11 +4,10 @@ import argparse
 import os
 import sys
 
-from trainer import cli, datasets, files, runs, values
+from trainer import cli, datasets, files, run_folder, values
 from trainer.errors import InputError
 from trainer.inference import evaluation
 from trainer.reports import evaluation as report
-from trainer.training import options
 from trainer.weights import formats
 
 
@@ -78,14 +77,14 @@ def main():
         p.error('--dataset says what the model is to be tested on; a run knows it')
     if run is None and args.epoch is not None:
         p.error(f'--epoch chooses among the models of a run; {args.model} is none')
-    if args.save_path and os.path.exists(os.path.join(args.save_path, options.RECORD)):
+    if args.save_path and os.path.exists(os.path.join(args.save_path, run_folder.RECORD)):
         raise InputError(
             f'-p {args.save_path}: the log.json there is that of a run; choose another folder'
         )
-    path = args.model if run is None else runs.model(run, args.epoch or 'best')
+    path = args.model if run is None else run_folder.model(run, args.epoch or 'best')
     network = formats.load(path, args.gpu)
-    dataset = runs.dataset(run, args.dataset, args.data)
-    pictures = runs.pictures(dataset, args.part)
+    dataset = run_folder.dataset(run, args.dataset, args.data)
+    pictures = run_folder.pictures(dataset, args.part)
     predictors = cli.make_predictors([network], args)
     with report.Progress(len(pictures)) as progress:
         found = evaluation.evaluate(

@@ -73,12 +73,12 @@ def main():
         rates.append(5120 / (time.perf_counter() - begun))
     print(f'test_batch, 256 pictures, one process: pictures/s {spread(rates)}')
 
-    options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
+    options = recipes.get('original')
     for what, given in (
         (f'{args.workers} workers', {'workers': args.workers}),
         ('for a GPU', {'gpu': 0}),
     ):
-        iterator = run.data_path(dataset, dict(options, **given), Preprocess).train
+        iterator = run.data_path(dataset, options.replace(**given), Preprocess).train
         batches = len(iterator.plan)
         iterator.next()  # the workers start here
         seconds = []

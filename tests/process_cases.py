@@ -12,6 +12,7 @@ import sys
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent)]
 
 import trainer  # noqa: E402,F401  before Chainer
+from trainer.training import loop  # noqa: E402
 
 # isort: split
 import chainer  # noqa: E402
@@ -208,7 +209,7 @@ def fails(folder, data, how, where):
     """Train, and in the sixth update let one process fail."""
     rank, _ = processes.launched()
     processes.PATIENCE = 1.0
-    real = run.ChunkedUpdater.update_core
+    real = loop.ChunkedUpdater.update_core
 
     def update_core(self):
         if self.iteration == 5 and rank == int(where):
@@ -220,7 +221,7 @@ def fails(folder, data, how, where):
                 raise {'input': InputError, 'bug': ZeroDivisionError}[how]('the reason')
         real(self)
 
-    run.ChunkedUpdater.update_core = update_core
+    loop.ChunkedUpdater.update_core = update_core
     return 0 if run.train(save_path=folder, data=data, **TINY) else 130
 
 

@@ -13,9 +13,9 @@ from trainer.engines.cudnn import graphs, parameters, timing
 from trainer.engines.cudnn.parameters import HalfWeights, Update
 from trainer.engines.cudnn.provider import nhwc
 from trainer.networks import layers
+from trainer.optimizers import OPTIMIZERS, HeadRate
 from trainer.training import processes, transfer
 from trainer.training.captured_step import CapturedStep
-from trainer.training.optimizers import OPTIMIZERS
 from trainer.training.step import Step
 from trainer.training.updater import ChunkedUpdater
 
@@ -46,7 +46,7 @@ def optimizer(model, name='momentum', scaled=False, decay=0.01, head=1.0, freeze
     if decay:
         made.add_hook(chainer.optimizer_hooks.WeightDecay(decay))
     if head != 1:
-        made.add_hook(transfer.HeadRate(model, head))
+        made.add_hook(HeadRate(list(model.fc.params()), head))
     if freeze:
         transfer.Frozen(model, freeze)
     if scaled:

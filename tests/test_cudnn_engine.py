@@ -17,8 +17,8 @@ from trainer.engines import cudnn
 from trainer.engines.cudnn import kernels
 from trainer.errors import InputError
 from trainer.networks import layers
+from trainer.optimizers import OPTIMIZERS
 from trainer.training.extensions import LossScale
-from trainer.training.optimizers import OPTIMIZERS
 from trainer.training.step import Step
 from trainer.training.updater import ChunkedUpdater
 from trainer.weights import npz

@@ -12,8 +12,9 @@ import data_augmentation
 import resnext_ilsvrc
 from trainer.datasets import Dataset, Pictures, folder, quick
 from trainer.inference import evaluation, prediction, predictors
-from trainer.training import options, run
+from trainer.training import run
 from trainer.training.data import data_path
+from trainer.training.resolve import resolve
 from trainer.transforms import INTERPOLATIONS, cifar, device, draws, generator, ilsvrc
 
 IN_MEMORY = [
@@ -67,13 +68,13 @@ def in_files(tmp_path_factory):
 
 
 def path_of(dataset, name, gpu, **given):
-    resolved = options.resolve(
+    resolved = resolve(
         'nowhere',
         False,
         lambda text: None,
         dict(dict(recipe='original', batch=4, workers=0, seed=5), **given),
     )[0]
-    return data_path(dataset, dict(resolved, gpu=gpu), getattr(data_augmentation, name))
+    return data_path(dataset, resolved.replace(gpu=gpu), getattr(data_augmentation, name))
 
 
 def batches(iterator, n=3):

@@ -288,10 +288,10 @@ def some(tmp_path_factory):
 
 
 def iterators(dataset, workers, **changed):
-    from trainer.training import options
+    from trainer.training.resolve import resolve
 
     given = dict(TINY, workers=workers, data='x', **changed)
-    resolved, _ = options.resolve('', False, print, given)
+    resolved, _ = resolve('', False, print, given)
     from data_augmentation import DataAugmentationCifarTorch7
 
     return data_path(dataset, resolved, DataAugmentationCifarTorch7)[:2]

@@ -1,5 +1,6 @@
 """The networks of the paper: sizes, shortcuts, the forms of its figure 3, and summaries."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -17,7 +18,7 @@ import resnext_ilsvrc
 from trainer.engines import shapes
 from trainer.errors import InputError
 from trainer.reports.summary import layers, summary
-from trainer.training import options as options_of_run
+from trainer.training.resolve import resolve
 from trainer.weights import forms, npz, original
 
 
@@ -469,9 +470,9 @@ def test_summary_flag_with_other_shortcuts_and_a_file(printed, tmp_path):
 
 def test_summary_flag_with_a_run(printed, tmp_path):
     network = NETWORKS['paper']('B')
-    options = options_of_run.resolve(str(tmp_path), False, print, {'network': 'paper'})[0]
+    options = resolve(str(tmp_path), False, print, {'network': 'paper'})[0]
     (tmp_path / 'run.json').write_text(
-        json.dumps({'options': options, 'network': network.architecture()})
+        json.dumps({'options': dataclasses.asdict(options), 'network': network.architecture()})
     )
     assert printed('--resume', tmp_path).splitlines() == summary(network).splitlines()
 

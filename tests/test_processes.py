@@ -16,9 +16,10 @@ import pytest
 from conftest import ROOT, write_cifar10
 from process_cases import TINY
 
+from trainer import run_folder
 from trainer.datasets import loading
 from trainer.errors import InputError
-from trainer.training import processes, run, snapshots
+from trainer.training import processes, run
 from trainer.weights import npz
 
 CASES = ROOT / 'tests' / 'process_cases.py'
@@ -89,7 +90,7 @@ def alive(pid):
 
 def arrays_of(folder):
     """Return the newest snapshot's numbers: what is trained, and the running statistics."""
-    arrays = npz.read_arrays(snapshots.find(folder)[0])
+    arrays = npz.read_arrays(run_folder.snapshots(folder)[0])
     arrays.pop('_snapshot_elapsed_time')
     statistics = {
         name: arrays.pop(name) for name in sorted(arrays) if name.endswith(('avg_mean', 'avg_var'))
@@ -302,14 +303,14 @@ class TestEnds:
         """The one that writes: then all of them end; one process goes on."""
         status, out, err = launch(2, 'fails', tmp_path, cifar, 'kill', '0')
         assert status != 0
-        assert snapshots.find(tmp_path)[0].endswith('snapshot_iter_4')
+        assert run_folder.snapshots(tmp_path)[0].endswith('snapshot_iter_4')
         assert alone(tmp_path, cifar, resume=True)
         assert_same_weights(tmp_path, one)
 
     def test_mpiexec_is_killed(self, one, cifar, tmp_path):
         process = start(2, CASES, 'train', tmp_path, cifar, 'epoch=50')
         deadline = time.time() + LIMIT
-        while not snapshots.find(tmp_path) and time.time() < deadline:
+        while not run_folder.snapshots(tmp_path) and time.time() < deadline:
             time.sleep(0.02)
         below = descendants(process.pid)
         assert len(below) >= 2
@@ -319,7 +320,7 @@ class TestEnds:
         while any(map(alive, below)) and time.time() < deadline:
             time.sleep(0.05)
         assert not any(map(alive, below))
-        newest = int(snapshots.find(tmp_path)[0].rsplit('_', 1)[1])
+        newest = int(run_folder.snapshots(tmp_path)[0].rsplit('_', 1)[1])
         assert alone(tmp_path, cifar, resume=True, epoch=newest // 4 + 1)
         assert len(log_of(tmp_path)) > 10
 
@@ -334,7 +335,7 @@ class TestEnds:
         status, out, err = finish(process)
         assert status == 130 and 'Traceback' not in err, err
         assert out.count('nothing is lost: python main.py --resume') == 1
-        newest = int(snapshots.find(tmp_path)[0].rsplit('_', 1)[1])
+        newest = int(run_folder.snapshots(tmp_path)[0].rsplit('_', 1)[1])
         assert 12 <= newest < 1600
         assert alone(tmp_path, cifar, resume=True, epoch=newest // 4 + 1)
 
@@ -342,7 +343,7 @@ class TestEnds:
         """All stop after the same update; going on ends as if nothing had been."""
         status, out, err = launch(2, 'fails', tmp_path, cifar, 'interrupt', '1')
         assert status == 130, err
-        assert snapshots.find(tmp_path)[0].endswith('snapshot_iter_6')
+        assert run_folder.snapshots(tmp_path)[0].endswith('snapshot_iter_6')
         status, out, err = launch(2, 'train', tmp_path, cifar, 'resume')
         assert status == 0, err
         assert_same_weights(tmp_path, two)
@@ -356,7 +357,7 @@ class TestEnds:
         lines = [line for line in err.splitlines() if 'the reason' in line]
         assert len(lines) == 1 and lines[0].startswith('process_cases.py: error: the reason'), err
         assert 'process 2 of 2' in lines[0]
-        assert npz.read_arrays(snapshots.find(tmp_path)[0])  # whole
+        assert npz.read_arrays(run_folder.snapshots(tmp_path)[0])  # whole
 
     def test_what_nobody_foresaw(self, one, cifar, tmp_path):
         status, out, err = launch(2, 'fails', tmp_path, cifar, 'bug', '1')

@@ -21,10 +21,13 @@ from trainer import datasets, recipes
 from trainer.datasets import Dataset, folder, loading, quick
 from trainer.errors import InputError
 from trainer.inference import prediction
-from trainer.training import build, initial, options, run, schedules
+from trainer.networks import initialization as initial
+from trainer.optimizers import TorchSGD
+from trainer.recipes.options import Options
+from trainer.training import build, loop, run, schedules
 from trainer.training.data import Load, data_path
 from trainer.training.losses import LabelSmoothing
-from trainer.training.optimizers import TorchSGD
+from trainer.training.resolve import resolve as resolve_options
 from trainer.transforms import generator, imagenet
 from trainer.weights import npz
 
@@ -57,7 +60,7 @@ def small(name, **given):
 
 
 def resolve(**given):
-    return options.resolve('nowhere', False, lambda text: None, given)[0]
+    return resolve_options('nowhere', False, lambda text: None, given)[0]
 
 
 # ---- learning rates
@@ -125,7 +128,7 @@ def warm_restarts(epochs, lr=0.1, eta_min=5e-5):
 def test_every_epoch_s_learning_rate(given, wanted):
     resolved = resolve(**given)
     schedule = schedules.of(resolved)
-    assert resolved['epoch'] == len(wanted)
+    assert resolved.epoch == len(wanted)
     np.testing.assert_allclose([schedule(e) for e in range(len(wanted))], wanted, rtol=1e-12)
 
 
@@ -143,15 +146,15 @@ def test_every_epoch_s_learning_rate(given, wanted):
 def test_rates_of_updates_around_a_change(name, first, last, cifar, tmp_path, monkeypatch):
     """-s begins where it says, without anything of the epochs before."""
     seen = []
-    update_with = run.ChunkedUpdater.update_with
+    update_with = loop.ChunkedUpdater.update_with
 
     def watch(self, x, t):
         seen.append((self.iteration // 2 + 1, self.get_optimizer('main').lr))
         update_with(self, x, t)
 
-    monkeypatch.setattr(run.ChunkedUpdater, 'update_with', watch)
+    monkeypatch.setattr(loop.ChunkedUpdater, 'update_with', watch)
     whole = resolve(recipe=name)
-    given = small(name, start_epoch=first, epoch=last, schedule_epoch=whole['epoch'])
+    given = small(name, start_epoch=first, epoch=last, schedule_epoch=whole.epoch)
     train(tmp_path, cifar, **dict(given, batch=50, batch_scaling='none'))
     wanted = {'lornatang': warm_restarts(600)[149], 'prlz77': 0.01, 'paper': 0.01}.get(name, 0.1)
     assert [epoch for epoch, _ in seen] == [e for e in range(first, last + 1) for _ in range(2)]
@@ -166,9 +169,9 @@ def test_rates_of_updates_around_a_change(name, first, last, cifar, tmp_path, mo
 
 def test_warm_up_climbs_update_by_update(cifar, tmp_path, monkeypatch):
     seen = []
-    update_with = run.ChunkedUpdater.update_with
+    update_with = loop.ChunkedUpdater.update_with
     monkeypatch.setattr(
-        run.ChunkedUpdater,
+        loop.ChunkedUpdater,
         'update_with',
         lambda self, x, t: (seen.append(self.get_optimizer('main').lr), update_with(self, x, t)),
     )
@@ -189,12 +192,12 @@ def test_shares_are_of_the_epochs_that_a_run_began_with(cifar, tmp_path):
 
 def test_the_batch_scales_what_the_source_says():
     said = []
-    resolved, _ = options.resolve(
+    resolved, _ = resolve_options(
         'nowhere', False, said.append, dict(recipe='torch7_cifar', batch=64)
     )
-    assert resolved['lr'] == 0.05 and '0.05 = 0.1 x 64 / 128' in said[0]
-    resolved, _ = options.resolve('nowhere', False, said.append, dict(recipe='prlz77', batch=64))
-    assert (resolved['lr'], resolved['epoch'], resolved['lr_steps']) == (0.1, 600, (300, 450))
+    assert resolved.lr == 0.05 and '0.05 = 0.1 x 64 / 128' in said[0]
+    resolved, _ = resolve_options('nowhere', False, said.append, dict(recipe='prlz77', batch=64))
+    assert (resolved.lr, resolved.epoch, resolved.lr_steps) == (0.1, 600, (300, 450))
     assert '600 epochs' in said[1] and len(said) == 2
     for given in (
         dict(recipe='torch7_cifar', batch=64, lr=0.1),
@@ -203,7 +206,7 @@ def test_the_batch_scales_what_the_source_says():
         dict(recipe='lornatang', batch=64),
         dict(recipe='torch7_cifar', batch=64, batch_scaling='none'),
     ):
-        assert resolve(**given)['lr'] == 0.1
+        assert resolve(**given).lr == 0.1
 
 
 # ---- updates
@@ -287,7 +290,7 @@ def test_weights_after_three_updates(
 ):
     """In double precision, so that nothing but the formulas can differ."""
     batches, averages = [], []
-    update_with = run.ChunkedUpdater.update_with
+    update_with = loop.ChunkedUpdater.update_with
 
     def three(self, x, t):
         if len(batches) == 3:
@@ -295,19 +298,19 @@ def test_weights_after_three_updates(
         batches.append((x.astype(np.float64), t.copy()))
         update_with(self, *batches[-1])
 
-    class Average(run.extensions.MovingAverage):
+    class Average(loop.extensions.MovingAverage):
         def __init__(self, *args):
             super().__init__(*args)
             averages.append(self.network)
 
-    monkeypatch.setattr(run.ChunkedUpdater, 'update_with', three)
-    monkeypatch.setattr(run.extensions, 'MovingAverage', Average)
+    monkeypatch.setattr(loop.ChunkedUpdater, 'update_with', three)
+    monkeypatch.setattr(loop.extensions, 'MovingAverage', Average)
     given = small(name, epoch=1, schedule_epoch=recipes.get(name).epoch, batch=25)
     with chainer.using_config('dtype', np.float64), pytest.raises(Enough) as end:
         train(tmp_path, cifar, **given)
     with chainer.using_config('dtype', np.float64):
         source = Source(
-            build.of_options(resolve(**given), given, None, 10), decay, 0.9, kind, share, ema
+            build.of_options(resolve(**given), given, None, 10)[0], decay, 0.9, kind, share, ema
         )
     initial.fill(source.network, recipes.get(name).initialization, 3)
     begun = {n: np.array(a) for n, a in npz.state(source.network).items()}
@@ -362,11 +365,11 @@ def test_a_gpu_updates_and_averages_as_the_cpu_does(nesterov):
     for device in ('@numpy', '@cupy:0'):
         network = build.of_options(
             resolve(network='paper', C=2, d=2, depth=11, widen_factor=1), {}, None, 10
-        )
+        )[0]
         network.weight_initialization(0)
         network.to_device(device)
         optimizer = TorchSGD(0.1, 0.9, nesterov).setup(network)
-        average = run.extensions.MovingAverage(network, 0.9)
+        average = loop.extensions.MovingAverage(network, 0.9)
         rng = np.random.default_rng(0)
         for _ in range(3):
             for _, p in sorted(network.namedparams()):
@@ -414,7 +417,7 @@ def test_label_smoothing():
 )
 def test_initial_weights(name, uniform, biased):
     """Of convolutions normal, 2 / n with n = kW kH outputs; of the classifier, the source's."""
-    network = build.of_options(resolve(network='paper', C=4, d=32), {}, None, 500)
+    network = build.of_options(resolve(network='paper', C=4, d=32), {}, None, 500)[0]
     initial.fill(network, name, 1)
     for path, outputs, area in (
         ('stem', 64, 9),
@@ -438,7 +441,7 @@ def test_initial_weights(name, uniform, biased):
     else:
         assert w.std() == pytest.approx((2 / 1024) ** 0.5, rel=0.01) and abs(w).max() > 0.15
     assert (0.03 < abs(b).max() <= 1 / 32) if biased else not b.any()
-    again = build.of_options(resolve(network='paper', C=4, d=32), {}, None, 500)
+    again = build.of_options(resolve(network='paper', C=4, d=32), {}, None, 500)[0]
     initial.fill(again, name, 1)
     np.testing.assert_array_equal(again.fc.W.array, w)
 
@@ -452,14 +455,14 @@ def test_a_run_with_an_average_goes_on_bit_for_bit(cifar, tmp_path):
     train(tmp_path / 'whole', cifar, **given)
 
     def stop():
-        real = run.ChunkedUpdater.update_core
+        real = loop.ChunkedUpdater.update_core
 
         def update_core(self):
             real(self)
             if self.iteration == 5:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        run.ChunkedUpdater.update_core = update_core
+        loop.ChunkedUpdater.update_core = update_core
         sys.exit(0 if train(tmp_path / 'part', cifar, **given) else 130)
 
     process = in_child(stop)
@@ -486,7 +489,7 @@ def test_the_folder_says_everything(cifar, tmp_path):
     with open(tmp_path / 'run.json') as f:
         record = json.load(f)
     recorded = record['options']
-    assert set(recorded) == set(options.DEFAULTS) | set(recipes.Recipe._fields)
+    assert set(recorded) == set(Options.__dataclass_fields__)
     assert (recorded['recipe'], recorded['network'], recorded['seed']) == ('prlz77', 'paper', 3)
     assert record['network']['preprocessing'] == 'DataAugmentationCifarPrlz77'
     assert set(record['versions']) == {'python', 'numpy', 'chainer', 'pillow'}
@@ -524,11 +527,11 @@ def test_cifar100_has_means_of_its_own():
         ('original', 'DataAugmentationCifar10NormalizeSmall'),
     ):
         given = dict(recipe=recipe, dataset='cifar100')
-        assert build.preprocessing(resolve(**given), given, network).__name__ == wanted
+        assert build.preprocessing(resolve(**given), given, network) == wanted
     given = dict(
         recipe='torch7_cifar', dataset='cifar100', preprocessing='DataAugmentationCifarTorch7'
     )
-    assert build.preprocessing(resolve(**given), given, network).__name__ == given['preprocessing']
+    assert build.preprocessing(resolve(**given), given, network) == given['preprocessing']
 
 
 @pytest.mark.parametrize(
@@ -546,7 +549,7 @@ def test_cifar100_has_means_of_its_own():
     ],
 )
 def test_networks(given, kind, layers, C, d):
-    network = build.of_options(resolve(**given), given, None, 10)
+    network = build.of_options(resolve(**given), given, None, 10)[0]
     assert type(network) is kind
     assert (network.layers, network.C, network.d) == (layers, C, d)
     if kind is resnext_ilsvrc.ResNext:
@@ -601,7 +604,7 @@ def test_unknown_values_from_python(tmp_path):
 
 def test_flags_name_every_value_of_a_recipe():
     flags = {action.dest for action in main.parser()._actions}
-    assert set(recipes.Recipe._fields) | set(options.DEFAULTS) <= flags
+    assert set(Options.__dataclass_fields__) <= flags
 
 
 @pytest.fixture(scope='module')
@@ -625,7 +628,7 @@ def test_pictures_from_files_and_from_memory(name, pictures):
     dataset = Dataset('some', ['a', 'b'], pictures, pictures)
     batches = []
     for workers in (0, 2):
-        given = dict(resolve(preprocessing=name, batch=4), workers=workers)
+        given = resolve(preprocessing=name, batch=4, workers=workers)
         *iterators, finish = data_path(dataset, given, preprocessing)
         assert finish is None
         batches.append([tuple(map(np.array, i.next())) for i in iterators for _ in range(2)])
@@ -653,7 +656,7 @@ def EveryPicture(size, batch):
 
 
 def test_full_batches_leave_out_the_last():
-    from trainer.training.data import FullBatches
+    from trainer.datasets.loading import FullBatches
 
     plan = FullBatches(103, 10, seed=1)
     assert len(plan) == 10 and [len(b) for b in plan(2)] == [10] * 10

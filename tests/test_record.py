@@ -11,12 +11,13 @@ import pytest
 from conftest import FIXTURES, ROOT, write_cifar10
 from test_folder_training import write
 
-from trainer import recipes, runs
+from trainer import recipes, run_folder
 from trainer.datasets import splits
 from trainer.errors import InputError
+from trainer.recipes import options
 from trainer.reports import comparison
-from trainer.training import options, run
-from trainer.training.snapshots import find
+from trainer.run_folder import snapshots as find
+from trainer.training import loop, run
 
 SMALL = dict(C=2, d=2, block_num=(1, 1, 1), batch=60, epoch=1)
 MODEL = str(FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7')
@@ -51,7 +52,7 @@ def killed(folder, monkeypatch, **given):
         raise Killed
 
     with monkeypatch.context() as m:
-        m.setattr(run, 'ChunkedUpdater', kill)
+        m.setattr(loop, 'ChunkedUpdater', kill)
         with pytest.raises(Killed):
             run.train(say=lambda text: None, save_path=str(folder), **given)
     assert not find(str(folder))
@@ -138,14 +139,14 @@ def test_what_2017_goes_on_with_goes_on(done, cifar, tmp_path, monkeypatch):
     assert killed(tmp_path, monkeypatch, resume=True) == began
     covered = set(given).union(*OPTIONS, ['data', 'save_path'])
     # Of the machine: there may be no GPU.
-    assert covered | {'gpu', 'precision'} == set(options.DEFAULTS) | set(recipes.Recipe._fields)
+    assert covered | {'gpu', 'precision'} == set(options.Options.__dataclass_fields__)
 
 
 def test_fine_tuning_killed_before_its_first_snapshot(images, tmp_path):
     """A process that is killed, and the command that goes on with it."""
 
     def child():
-        run.ChunkedUpdater = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+        loop.ChunkedUpdater = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
         run.train(
             say=lambda text: None,
             save_path=str(tmp_path),
@@ -217,7 +218,7 @@ def test_options_from_a_file_are_checked(name, value, done, tmp_path):
         run.train(resume=True, say=print, save_path=str(tmp_path))
     assert len(str(e.value)) < 800
     with pytest.raises(InputError, match='run.json: damaged'):
-        runs.dataset(str(tmp_path))
+        run_folder.dataset(str(tmp_path))
 
 
 @pytest.mark.parametrize('d, blocks', [(100_000, 3), (2, 10_000_000)])
@@ -231,7 +232,7 @@ def test_networks_too_large_for_a_record(d, blocks, done, tmp_path):
 
 def readers(folder):
     """Yield (name of a file, what reads it)."""
-    yield 'run.json', lambda: runs.record(str(folder))
+    yield 'run.json', lambda: run_folder.record(str(folder))
     yield 'split.json', lambda: splits.read(str(folder / 'split.json'))
     yield 'log.json', lambda: comparison.Run(str(folder))
 

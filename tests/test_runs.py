@@ -13,7 +13,7 @@ from test_folder_training import train, write
 import compare
 import resnext
 import test as test_script
-from trainer import cli, runs
+from trainer import cli, run_folder
 from trainer.datasets import folder
 from trainer.errors import InputError
 from trainer.reports import comparison
@@ -60,7 +60,7 @@ def entries(path, _id):
 
 
 def test_the_record_says_what_shaped_a_run(folders):
-    record = runs.record(str(folders / 'c'))
+    record = run_folder.record(str(folders / 'c'))
     assert record['options']['seed'] == 7 and record['options']['lr'] == 0.05
     assert record['options']['data'] == str(folders / 'pictures')
     assert {'python', 'numpy', 'chainer', 'pillow'} <= set(record['versions'])
@@ -99,7 +99,7 @@ def test_testing_a_run_gives_its_own_numbers(folders, capsys, name, pictures, tm
 
 
 def test_testing_any_model_on_any_dataset(folders, capsys):
-    model = runs.model(str(folders / 'a'), 2)
+    model = run_folder.model(str(folders / 'a'), 2)
     n = entries(folders / 'a', 'test_accuracy')[1]['accuracy']
     data = folders / 'cifar-10-batches-bin'
     common = ('--workers', 0, '--engine', 'reference')
@@ -108,7 +108,7 @@ def test_testing_any_model_on_any_dataset(folders, capsys):
     code, out, err = call(
         capsys,
         test_script,
-        runs.model(str(folders / 'c')),
+        run_folder.model(str(folders / 'c')),
         '--dataset',
         'folder',
         '--data',
@@ -151,7 +151,7 @@ def test_a_network_for_large_pictures_on_small_ones(tmp_path):
     from data_augmentation import DataAugmentationNormalizeBigger as preprocess
     from trainer.datasets import quick
 
-    pictures = runs.pictures(quick.load())
+    pictures = run_folder.pictures(quick.load())
     assert len(pictures) == 1000 and pictures.categories[3] == 'cat'
     Image.fromarray(quick.load().test.images[5].transpose(1, 2, 0)).save(tmp_path / 'x.png')
     np.testing.assert_array_equal(
@@ -172,7 +172,7 @@ def test_labels_of_other_classes_are_refused():
 
 def test_what_cannot_be_tested(folders, capsys, tmp_path):
     (tmp_path / 'empty').mkdir()
-    model = runs.model(str(folders / 'a'))
+    model = run_folder.model(str(folders / 'a'))
     for argv, words in [
         ((model,), '--dataset says what'),
         ((model, '-e', 1, '--dataset', 'quick'), '--epoch chooses'),

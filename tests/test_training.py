@@ -1,5 +1,6 @@
 """Training: what each flag does, and that nothing is ever lost."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -21,10 +22,11 @@ from conftest import ROOT, has_gpu, write_cifar10
 
 import main
 import resnext
-from trainer import files, recipes
+from trainer import files, recipes, run_folder
 from trainer.datasets import loading
 from trainer.errors import InputError
-from trainer.training import data, run, schedules, snapshots
+from trainer.training import data, loop, run, schedules, snapshots
+from trainer.training.resolve import resolve
 from trainer.weights import npz
 
 FORK = multiprocessing.get_context('fork')
@@ -95,7 +97,7 @@ def in_child(function, *args, **kwargs):
 
 def final_state(folder):
     """Everything that a run leaves behind, but for the clock."""
-    newest = snapshots.find(folder)[0]
+    newest = run_folder.snapshots(folder)[0]
     arrays = npz.read_arrays(newest)
     arrays.pop('_snapshot_elapsed_time')
     state = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}
@@ -267,34 +269,34 @@ class TestNothingLost:
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130 and 'Traceback' not in err
         assert 'nothing is lost: python main.py --resume' in out
-        assert len(snapshots.find(tmp_path)) > 0
+        assert len(run_folder.snapshots(tmp_path)) > 0
         assert train(tmp_path, cifar, resume=True)
         assert_same_end(tmp_path, uninterrupted)
 
     @pytest.mark.parametrize('update', [1, 2, 5])
     def test_interrupted_inside_an_epoch(self, uninterrupted, cifar, tmp_path, update):
         def stop():
-            real = run.ChunkedUpdater.update_core
+            real = loop.ChunkedUpdater.update_core
 
             def update_core(self):
                 real(self)
                 if self.iteration == update - 1:
                     os.kill(os.getpid(), signal.SIGINT)
 
-            run.ChunkedUpdater.update_core = update_core
+            loop.ChunkedUpdater.update_core = update_core
             sys.exit(0 if train(tmp_path, cifar) else 130)
 
         process = in_child(stop)
         process.join()
         assert process.exitcode == 130
-        assert snapshots.find(tmp_path)[0].endswith(f'snapshot_iter_{update}')
+        assert run_folder.snapshots(tmp_path)[0].endswith(f'snapshot_iter_{update}')
         assert train(tmp_path, cifar, resume=True, workers=1)
         assert_same_end(tmp_path, uninterrupted)
 
     @pytest.mark.parametrize('damage', ['cut', 'flip', 'empty', 'lost'])
     def test_damaged_snapshot(self, uninterrupted, cifar, tmp_path, damage):
         train(tmp_path, cifar, epoch=3)
-        newest = snapshots.find(tmp_path)[0]
+        newest = run_folder.snapshots(tmp_path)[0]
         raw = bytearray(pathlib.Path(newest).read_bytes())
         if damage == 'cut':
             raw = raw[: len(raw) // 2]
@@ -318,7 +320,7 @@ class TestNothingLost:
 
     def test_no_whole_snapshot(self, cifar, tmp_path):
         train(tmp_path, cifar, epoch=1)
-        for path in snapshots.find(tmp_path):
+        for path in run_folder.snapshots(tmp_path):
             open(path, 'wb').close()
         with pytest.raises(InputError, match='none of the 1 snapshots is whole and of this run'):
             train(tmp_path, cifar, resume=True, epoch=2)
@@ -550,7 +552,7 @@ class TestFlags:
         }
 
     def test_the_original_s_defaults(self):
-        options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
+        options = dataclasses.asdict(resolve('', False, print, {})[0])
         golden = dict(
             save_path='./',
             epoch=300,
@@ -679,8 +681,7 @@ def test_workers_change_nothing(cifar):
     dataset = datasets.load('cifar10', cifar)
     seen = []
     for workers in (0, 1, 3):
-        options = dict(run.DEFAULTS, **recipes.get('original')._asdict())
-        options.update(batch=60, workers=workers)
+        options = recipes.get('original').replace(batch=60, workers=workers)
         iterator = run.data_path(dataset, options, preprocess).train
         seen.append(
             [tuple(map(np.array, iterator.next())) for _ in range(9)]

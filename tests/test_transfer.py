@@ -15,11 +15,11 @@ from test_folder_training import log, write
 import main
 import resnext
 import resnext_ilsvrc
-from trainer import cli, runs
+from trainer import cli, run_folder
 from trainer.errors import InputError
 from trainer.inference import prediction
-from trainer.training import run, snapshots, transfer
-from trainer.training.optimizers import OPTIMIZERS
+from trainer.optimizers import OPTIMIZERS, HeadRate
+from trainer.training import run, transfer
 from trainer.weights import formats, npz
 
 CLASSES = ['a', 'b', 'c']
@@ -141,7 +141,7 @@ def test_head_rate_is_a_learning_rate(name):
         optimizer = OPTIMIZERS[name](lr, 0.9).setup(network)
         optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(0.01))
         if factor != 1:
-            optimizer.add_hook(transfer.HeadRate(network, factor))
+            optimizer.add_hook(HeadRate(list(network.fc.params()), factor))
         rng = np.random.default_rng(1)
         for i in range(4):
             for _, param in sorted(network.namedparams()):
@@ -227,7 +227,7 @@ def test_fine_tuning_from_the_command_line(converted, tmp_path):
         lr=0.01,
         lr_steps=(2,),
     )
-    assert part and snapshots.find(str(tmp_path / 'b'))
+    assert part and run_folder.snapshots(str(tmp_path / 'b'))
     os.rename(converted, converted + '.away')  # going on needs nothing but the folder
     try:
         done = command('main.py', '--resume', tmp_path / 'b', '-e', 2)
@@ -241,7 +241,7 @@ def test_fine_tuning_from_the_command_line(converted, tmp_path):
         ).read_bytes(), name
 
     # What is frozen is the converted network's, what is not has moved.
-    old, new = (formats.load(path) for path in (converted, runs.model(str(tmp_path / 'a'))))
+    old, new = (formats.load(path) for path in (converted, run_folder.model(str(tmp_path / 'a'))))
     new_arrays = arrays(new)
     for name, array in arrays(old).items():
         if name.startswith(('stem/', 'stage1/')):

@@ -1,7 +1,7 @@
 """Where pictures come from, one module a dataset; and how batches of them are made.
 
 A dataset's module has ``load(data)``, which returns a :class:`Dataset`; ``data`` is
-what ``--data`` gives, or ``None``.
+what ``--data`` gives, or ``None``; and where their number is fixed, its ``CLASSES``.
 """
 
 import collections
@@ -43,6 +43,11 @@ def load(name, data=None):
         trainer.errors.InputError: It cannot be read or fetched.
     """
     return _module(name).load(data)
+
+
+def class_count(name: str) -> int | None:
+    """Return the number of classes of a dataset; ``None`` where its class folders tell."""
+    return getattr(_module(name), 'CLASSES', None)
 
 
 def _module(name):

@@ -35,6 +35,9 @@ SPEC = cifar_files.Spec(
     labels='labels',
 )
 
+#: Number of classes.
+CLASSES = len(SPEC.classes)
+
 
 def load(data=None):
     """Load CIFAR-10; see :func:`trainer.datasets.cifar_files.read`."""

@@ -35,6 +35,9 @@ SPEC = cifar_files.Spec(
     labels='fine_labels',
 )
 
+#: Number of classes.
+CLASSES = len(SPEC.classes)
+
 
 def load(data=None):
     """Load CIFAR-100 with its fine labels; see :func:`trainer.datasets.cifar_files.read`."""

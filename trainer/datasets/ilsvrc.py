@@ -14,6 +14,9 @@ DEFAULT = './ILSVRC'
 # The published annotations have about 1 KB.
 _MAX_ANNOTATION = 1 << 20
 
+#: Number of classes.
+CLASSES = 1000
+
 
 def find(path=None, split='val', flag='-ld'):
     """Find the pictures of ILSVRC.

@@ -56,6 +56,24 @@ class OriginalSampling(EveryPictureOnce):
         return [rng.choice(self.size, self.batch, replace=False) for _ in range(len(self))]
 
 
+class FullBatches(EveryPictureOnce):
+    """As :class:`EveryPictureOnce`, without a last, smaller batch."""
+
+    def __len__(self):
+        return self.size // self.batch
+
+    def __call__(self, epoch):
+        return super().__call__(epoch)[: len(self)]
+
+
+#: What ``sampling`` calls the plans of training -> the plan.
+PLANS = {
+    'every-picture': EveryPictureOnce,
+    'full-batches': FullBatches,
+    'original': OriginalSampling,
+}
+
+
 class Share:
     """One process's part of each batch of a plan.
 

@@ -33,6 +33,9 @@ _TRAIN, _TEST = list(FILES)[:2], list(FILES)[2:]
 _MOST = 1 << 26
 _MOST_PICTURES = 1 << 18
 
+#: Number of classes.
+CLASSES = 10
+
 
 def load(data=None):
     """Load MNIST.

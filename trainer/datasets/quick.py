@@ -20,6 +20,9 @@ from trainer.errors import InputError
 _FOLDER = os.path.join(os.path.dirname(__file__), 'quick')
 _COLUMNS, _TRAIN, _TEST = 25, 250, 100
 
+#: Number of classes.
+CLASSES = 10
+
 
 def load(data=None):
     """Load the pictures, class by class.

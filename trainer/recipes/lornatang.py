@@ -4,9 +4,9 @@ Its average takes 0.99998 of the newest weights and 0.00002 of the average, clea
 wrong way round; here it is an average.
 """
 
-from trainer.recipes import Recipe
+from trainer.recipes.options import Options
 
-RECIPE = Recipe(
+RECIPE = Options(
     network='ilsvrc',
     C=32,
     d=4,

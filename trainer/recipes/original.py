@@ -1,8 +1,8 @@
 """nutszebra/resnext: ``main.py`` and ``nutszebra_optimizer.py`` (OptimizerResNext)."""
 
-from trainer.recipes import Recipe
+from trainer.recipes.options import Options
 
-RECIPE = Recipe(
+RECIPE = Options(
     network='original',
     C=2,
     d=64,

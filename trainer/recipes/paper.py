@@ -4,9 +4,9 @@ The paper gives batch, momentum, weight decay and learning rate. It was trained 
 Torch7 (``torch7_imagenet``), whence Nesterov's momentum and the epochs 31, 61 and 91.
 """
 
-from trainer.recipes import Recipe
+from trainer.recipes.options import Options
 
-RECIPE = Recipe(
+RECIPE = Options(
     network='ilsvrc',
     C=32,
     d=4,

@@ -1,8 +1,8 @@
 """arXiv 1611.05431 on CIFAR (its section on CIFAR); the preprocessing is Torch7's."""
 
-from trainer.recipes import Recipe
+from trainer.recipes.options import Options
 
-RECIPE = Recipe(
+RECIPE = Options(
     network='paper',
     C=8,
     d=64,

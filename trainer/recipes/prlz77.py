@@ -1,8 +1,8 @@
 """prlz77/ResNeXt.pytorch: ``train.py``. Its README gives 0.05 as the learning rate."""
 
-from trainer.recipes import Recipe
+from trainer.recipes.options import Options
 
-RECIPE = Recipe(
+RECIPE = Options(
     network='paper',
     C=8,
     d=64,

@@ -5,9 +5,9 @@ README also halves the learning rate with the batch. On that command's 8 GPUs, b
 normalisation saw 16 pictures at a time, as it does with ``-trb 8``.
 """
 
-from trainer.recipes import Recipe
+from trainer.recipes.options import Options
 
-RECIPE = Recipe(
+RECIPE = Options(
     network='paper',
     C=16,
     d=64,

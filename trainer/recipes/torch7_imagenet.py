@@ -4,9 +4,9 @@ The network and the batch are those of its README's command. On its 8 GPUs, batc
 normalisation saw 32 pictures at a time, as it does with ``-trb 8``.
 """
 
-from trainer.recipes import Recipe
+from trainer.recipes.options import Options
 
-RECIPE = Recipe(
+RECIPE = Options(
     network='ilsvrc',
     C=32,
     d=4,

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from trainer import files, runs
+from trainer import files, run_folder
 from trainer.errors import InputError
 from trainer.reports import figures
 from trainer.text import printable
@@ -42,8 +42,8 @@ class Run:
     def __init__(self, folder):
         self.folder = folder
         self.options = {}
-        if os.path.exists(os.path.join(folder, runs.options.RECORD)):
-            self.options = runs.record(folder)['options']
+        if os.path.exists(os.path.join(folder, run_folder.RECORD)):
+            self.options = run_folder.record(folder)['options']
         path = os.path.join(folder, 'log.json')
         try:
             self.epochs = _epochs(files.read_json(path))

@@ -4,11 +4,12 @@ import chainer
 import numpy as np
 
 from trainer.errors import InputError
-from trainer.networks import table
-from trainer.training import initial, transfer
+from trainer.networks import initialization, table
+from trainer.optimizers import OPTIMIZERS, HeadRate
+from trainer.recipes.options import SIZES
+from trainer.run_folder import RECORD
+from trainer.training import transfer
 from trainer.training.losses import LabelSmoothing
-from trainer.training.optimizers import OPTIMIZERS
-from trainer.training.options import RECORD, SIZES
 from trainer.transforms.table import CLASSES
 from trainer.weights import description, formats, npz
 
@@ -20,62 +21,62 @@ def network(options, given, architecture, dataset, going_on):
     """Build the network: from the run's record, from ``-m``, or new.
 
     Args:
-        options (dict): The run's; sizes are set to those of a network from a file.
+        options (trainer.recipes.options.Options): The run's.
         given (dict): Those that the user gave.
         architecture (dict): What the record says of the network; ``None`` in a new run.
         dataset (trainer.datasets.Dataset): Whose classes it is to tell apart.
         going_on (bool): Whether a snapshot brings the weights.
 
+    Returns:
+        tuple: The network, and the options with the sizes of one from a file.
+
     Raises:
         trainer.errors.InputError: There is no such network, or it does not fit.
     """
-    model, classes = options['load_model'], dataset.classes
+    model, classes = options.load_model, dataset.classes
     if not going_on and model is not None:
         architecture = None  # the file has the weights, too
-    built = of_options(options, given, architecture, len(classes))
+    built, options = of_options(options, given, architecture, len(classes))
     if not going_on and model is None:
-        initial.fill(built, options['initialization'], options['seed'])
-    elif not going_on and options['reset_classifier']:
-        built = transfer.reset_classifier(built, classes, options['seed'])
+        initialization.fill(built, options.initialization, options.seed)
+    elif not going_on and options.reset_classifier:
+        built = transfer.reset_classifier(built, classes, options.seed)
     where = RECORD if architecture is not None or model is None else f'-m {model}'
+    _check_classes(built, dataset, where)
+    built.classes = classes
+    return built, options
+
+
+def _check_classes(built, dataset, where):
+    classes = dataset.classes
+    mend = '' if where == RECORD else '; --reset-classifier trains a new classifier for these'
     if built.category_num != len(classes):
         raise InputError(
-            '{}: a network of {} classes, but {} has {}{}'.format(
-                where,
-                built.category_num,
-                dataset.name,
-                len(classes),
-                '' if where == RECORD else '; --reset-classifier trains a new classifier for these',
-            )
+            f'{where}: a network of {built.category_num} classes, but {dataset.name} has '
+            f'{len(classes)}{mend}'
         )
     if built.classes not in (None, classes):
-        other = next(c for c in zip(built.classes, classes) if c[0] != c[1])
+        held, now = next(c for c in zip(built.classes, classes) if c[0] != c[1])
         raise InputError(
-            '{}: its classes are not those of {} ({} where there is {} now){}'.format(
-                where,
-                dataset.name,
-                *other,
-                '' if where == RECORD else '; --reset-classifier trains a new classifier for these',
-            )
+            f'{where}: its classes are not those of {dataset.name} ({held} where there is {now} '
+            f'now){mend}'
         )
-    built.classes = classes
-    return built
 
 
 def of_options(options, given, architecture, category_num):
     """As :func:`network`, of however many classes; a new one has ``category_num``, and no
     weights yet."""
     if architecture is not None:
-        return description.build(architecture, RECORD, WEIGHT_LIMIT)
-    if options['load_model'] is None:
-        return table.get(options['network']).cls.of_sizes(category_num, options)
-    built, _ = formats.read(options['load_model'])
-    _take_sizes(options, given, built, options['load_model'])
-    return built
+        return description.build(architecture, RECORD, WEIGHT_LIMIT), options
+    if options.load_model is None:
+        sizes = {size: getattr(options, size) for size in SIZES}
+        return table.get(options.network).cls.of_sizes(category_num, sizes), options
+    built, _ = formats.read(options.load_model)
+    return built, options.replace(**_sizes_held(given, built, options.load_model))
 
 
-def _take_sizes(options, given, built, model):
-    """Refuse flags that contradict what the file of ``-m`` holds; record what it holds."""
+def _sizes_held(given, built, model):
+    """Return the sizes of a network from a file; refuse flags that contradict them."""
     held = {
         'network': table.of_kind(built.kind).name,
         'C': built.C,
@@ -86,50 +87,50 @@ def _take_sizes(options, given, built, model):
         'widen_factor': built.stages[0].out_channels / 64,
         'shortcut': built.shortcut,
     }
-    for name in ('network',) + SIZES:
+    for name in held:
         value = given.get(name)
         if value is not None and tuple(np.ravel(value)) != tuple(np.ravel(held[name])):
             raise InputError(f'--{name} {value}: {model} holds {npz.describe(built)}')
-        options[name] = held[name]
+    return held
 
 
 def preprocessing(options, given, built):
     """Choose the preprocessing: as given, as the file of ``-m`` says, or as the recipe says.
 
     Args:
-        options (dict): The run's; the choice is written there.
+        options (trainer.recipes.options.Options): The run's.
         given (dict): Those that the user gave.
         built (trainer.networks.base.Network): The network, which is told as well.
 
     Returns:
-        type: A class of :mod:`data_augmentation`.
+        str: The name of a class of :mod:`data_augmentation`.
     """
-    name = options['preprocessing']
+    name = options.preprocessing
     if (
-        options['load_model'] is not None
+        options.load_model is not None
         and built.preprocessing is not None
         and not ({'preprocessing', 'recipe'} & set(given))
     ):
         name = built.preprocessing
     if 'preprocessing' not in given:  # some sources have other means for other datasets
         chosen = CLASSES[name]
-        name = getattr(chosen, 'of_dataset', {}).get(options['dataset'], name)
-    options['preprocessing'] = built.preprocessing = name
-    return CLASSES[name]
+        name = getattr(chosen, 'of_dataset', {}).get(options.dataset, name)
+    built.preprocessing = name
+    return name
 
 
 def optimizer(options, built):
     """Return the optimizer, set up, with weight decay on all parameters, as every source has it."""
-    made = OPTIMIZERS[options['optimizer']](options['lr'], options['momentum'])
+    made = OPTIMIZERS[options.optimizer](options.lr, options.momentum)
     made.setup(built)
-    made.add_hook(chainer.optimizer_hooks.WeightDecay(options['weight_decay']))
-    if options['head_lr'] != 1:
-        made.add_hook(transfer.HeadRate(built, options['head_lr']))
-    if options['freeze']:
-        transfer.Frozen(built, options['freeze'])
+    made.add_hook(chainer.optimizer_hooks.WeightDecay(options.weight_decay))
+    if options.head_lr != 1:
+        made.add_hook(HeadRate(list(built[transfer.HEAD].params()), options.head_lr))
+    if options.freeze:
+        transfer.Frozen(built, options.freeze)
     return made
 
 
 def loss(options):
     """Return the loss that training minimises; ``None``: the network's own."""
-    return LabelSmoothing(options['label_smoothing']) if options['label_smoothing'] else None
+    return LabelSmoothing(options.label_smoothing) if options.label_smoothing else None

@@ -21,24 +21,6 @@ from trainer.transforms import device, generator, ilsvrc
 DataPath = collections.namedtuple('DataPath', 'train test finish')
 
 
-class FullBatches(loading.EveryPictureOnce):
-    """As :class:`~trainer.datasets.loading.EveryPictureOnce`, without a last, smaller batch."""
-
-    def __len__(self):
-        return self.size // self.batch
-
-    def __call__(self, epoch):
-        return super().__call__(epoch)[: len(self)]
-
-
-_PLANS = {
-    'every-picture': loading.EveryPictureOnce,
-    'full-batches': FullBatches,
-    'original': loading.OriginalSampling,
-}
-SAMPLINGS = tuple(_PLANS)
-
-
 class Load:
     """Load pictures in memory, preprocessed (for :class:`trainer.datasets.parallel.Iterator`).
 
@@ -158,7 +140,7 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
 
     Args:
         dataset (trainer.datasets.Dataset): The pictures, in memory or in files.
-        options (dict): As in :func:`trainer.training.run.train`, complete.
+        options (trainer.recipes.options.Options): The run's.
         preprocessing (type): A class of :mod:`data_augmentation`.
         group (trainer.training.processes.Alone): The processes; each loads its share.
 
@@ -169,26 +151,26 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
     Raises:
         trainer.errors.InputError: There are not enough pictures for a batch.
     """
-    batch, workers = options['batch'], options['workers']
+    batch, workers = options.batch, options.workers
     in_memory = hasattr(dataset.train, 'images')
-    on_device = options['gpu'] >= 0 and all(
+    on_device = options.gpu >= 0 and all(
         device.available(preprocessing, pictures) for pictures in (dataset.train, dataset.test)
     )
     if workers is None:
         # On a CPU the network is a thousand times slower than its data; drawing takes nothing.
         most = 4 if in_memory else parallel.cores()
         cores = max(1, (os.cpu_count() or 1) // group.local_size)
-        workers = 0 if options['gpu'] < 0 or in_memory and on_device else min(most, cores)
-    plan = _PLANS[options['sampling']](len(dataset.train.labels), batch, options['seed'])
+        workers = 0 if options.gpu < 0 or in_memory and on_device else min(most, cores)
+    plan = loading.PLANS[options.sampling](len(dataset.train.labels), batch, options.seed)
     if not len(plan):
         raise InputError(
             f'-b {batch}: there are only {len(dataset.train.labels)} pictures to draw a batch from'
         )
     test_plan = loading.InOrder(
-        len(dataset.test.labels), max(1, batch // options['test_batch_divide'])
+        len(dataset.test.labels), max(1, batch // options.test_batch_divide)
     )
 
-    plan = group.share(plan, group.chunks(options['train_batch_divide']))
+    plan = group.share(plan, group.chunks(options.train_batch_divide))
     test_plan = group.share(test_plan)
 
     def iterator(pictures, plan, seed, repeat):
@@ -224,7 +206,7 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
             else device.Pixels(preprocessing)
         )
     return DataPath(
-        iterator(dataset.train, plan, options['seed'], True),
+        iterator(dataset.train, plan, options.seed, True),
         iterator(dataset.test, test_plan, None, False),
         finish,
     )

@@ -42,44 +42,38 @@ def warming_up(schedule, epochs):
 
 def _period(options):
     """Return lr_period in epochs: 0 is the whole run, and the least is 1."""
-    total = options['schedule_epoch']
-    return max(1, epochs_of(options['lr_period'], total)) if options['lr_period'] else total
+    total = options.schedule_epoch
+    return max(1, epochs_of(options.lr_period, total)) if options.lr_period else total
 
 
 def of(options):
     """Return the schedule that the options of a run describe.
 
     Args:
-        options (dict): lr, lr_schedule, lr_steps, lr_period, lr_min, warmup, schedule_epoch.
+        options (trainer.recipes.options.Options): The run's.
     """
-    lr, total, period = options['lr'], options['schedule_epoch'], _period(options)
-    if options['lr_schedule'] == 'steps':
-        schedule = steps(lr, [epochs_of(step, total) for step in options['lr_steps']])
-    elif options['lr_schedule'] == 'every':
+    lr, total, period = options.lr, options.schedule_epoch, _period(options)
+    if options.lr_schedule == 'steps':
+        schedule = steps(lr, [epochs_of(step, total) for step in options.lr_steps])
+    elif options.lr_schedule == 'every':
         schedule = every(lr, period)
     else:
-        schedule = cosine(lr, period, options['lr_min'])
-    return warming_up(schedule, options['warmup']) if options['warmup'] else schedule
+        schedule = cosine(lr, period, options.lr_min)
+    return warming_up(schedule, options.warmup) if options.warmup else schedule
 
 
 def describe(options):
     """Say in a few words what :func:`of` makes of the same options."""
-    total, period = options['schedule_epoch'], _period(options)
-    if options['lr_schedule'] == 'steps':
-        steps = [epochs_of(step, total) for step in options['lr_steps']]
+    total, period = options.schedule_epoch, _period(options)
+    if options.lr_schedule == 'steps':
+        steps = [epochs_of(step, total) for step in options.lr_steps]
         text = (
-            'divided by 10 after {} of {} epochs'.format(
-                ', '.join(map(str, steps)), options['epoch']
-            )
+            'divided by 10 after {} of {} epochs'.format(', '.join(map(str, steps)), options.epoch)
             if steps
             else 'constant'
         )
-    elif options['lr_schedule'] == 'every':
-        text = 'divided by 10 every {} of {} epochs'.format(period, options['epoch'])
+    elif options.lr_schedule == 'every':
+        text = f'divided by 10 every {period} of {options.epoch} epochs'
     else:
-        text = 'half a cosine to {:g} every {} of {} epochs'.format(
-            options['lr_min'], period, options['epoch']
-        )
-    return text + (
-        ', {:g} epochs of warm-up'.format(options['warmup']) if options['warmup'] else ''
-    )
+        text = f'half a cosine to {options.lr_min:g} every {period} of {options.epoch} epochs'
+    return text + (f', {options.warmup:g} epochs of warm-up' if options.warmup else '')

@@ -1,19 +1,17 @@
 """Snapshots: everything that a run needs to go on as if it had never stopped."""
 
 import os
-import re
 
 import chainer
 import numpy as np
 from chainer.training import extensions, triggers
 
-from trainer import files
+from trainer import files, run_folder
 from trainer.errors import InputError
 from trainer.training import processes
 from trainer.weights import npz
 
 _NAME = 'snapshot_iter_{.updater.iteration}'
-_PATTERN = re.compile(r'snapshot_iter_(\d+)')
 
 #: Two, so that there is one to fall back on where the newest is damaged.
 RETAINED = 2
@@ -38,7 +36,7 @@ class _Writer(extensions.snapshot_writers.Writer):
             chainer.serializers.save_npz(unfinished, target, compression=False)
         # By number, as a clock may be set back. Damaged ones of later updates, which the run
         # passed over, do not count.
-        found = find(outdir)
+        found = run_folder.snapshots(outdir)
         for stale in found[found.index(os.path.join(outdir, filename)) + RETAINED :]:
             os.remove(stale)
 
@@ -46,22 +44,6 @@ class _Writer(extensions.snapshot_writers.Writer):
 def extension():
     """Return Chainer's snapshot extension, keeping the two newest."""
     return extensions.snapshot(filename=_NAME, writer=_Writer())
-
-
-def number(name):
-    """Return the number of updates before a snapshot, from its file name; ``None`` for others."""
-    match = _PATTERN.fullmatch(name)
-    return match and int(match[1])
-
-
-def find(folder):
-    """Return the snapshots in a folder, newest first."""
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return []
-    found = [(n, name) for name in names if (n := number(name)) is not None]
-    return [os.path.join(folder, name) for _, name in sorted(found, reverse=True)]
 
 
 def restore(trainer, folder, say=print, group=processes.ALONE):
@@ -81,7 +63,7 @@ def restore(trainer, folder, say=print, group=processes.ALONE):
     Raises:
         trainer.errors.InputError: There are snapshots, but none is whole and fits.
     """
-    found = group.first(lambda: find(folder))
+    found = group.first(lambda: run_folder.snapshots(folder))
     for path in found:
         try:
             arrays = group.first(lambda path=path: _writable(path))

@@ -1,8 +1,8 @@
 """Training that begins with another network's weights: a new head, frozen layers.
 
 A converted ImageNet network becomes one for other classes: :func:`reset_classifier`
-gives it a head for them, :class:`Frozen` keeps layers as they are, and :class:`HeadRate`
-lets the head learn faster than the rest.
+gives it a head for them, and :class:`Frozen` keeps layers as they are. The head's own
+learning rate is a hook (:class:`trainer.optimizers.HeadRate`).
 """
 
 import chainer
@@ -41,15 +41,15 @@ def describe(options):
     """Say in a few words what a run takes over from another network.
 
     Args:
-        options (dict): load_model, reset_classifier, freeze, head_lr.
+        options (trainer.recipes.options.Options): The run's.
     """
-    text = 'weights: of {}'.format(options['load_model'])
-    if options['reset_classifier']:
+    text = f'weights: of {options.load_model}'
+    if options.reset_classifier:
         text += ', with a new classifier'
-    if options['freeze']:
-        text += '; {} frozen'.format(', '.join(options['freeze']))
-    if options['head_lr'] != 1:
-        text += '; the classifier learns {:g} times as fast'.format(options['head_lr'])
+    if options.freeze:
+        text += '; {} frozen'.format(', '.join(options.freeze))
+    if options.head_lr != 1:
+        text += f'; the classifier learns {options.head_lr:g} times as fast'
     return text
 
 
@@ -140,29 +140,3 @@ class Frozen(chainer.LinkHook):
 
     def forward_postprocess(self, args):
         chainer.config.train, chainer.config.enable_backprop = self._before.pop()
-
-
-class HeadRate:
-    """An optimizer hook: the classifier learns so many times as fast as the rest.
-
-    Its gradients, weight decay included, are multiplied, which for every optimizer here
-    (SGD with momentum of any kind is linear in them) is the same as multiplying its
-    learning rate, whatever the schedule does with that. Add it after the weight decay.
-
-    Args:
-        network (trainer.networks.base.Network): The network.
-        factor (float): How many times.
-    """
-
-    name = 'HeadRate'
-    call_for_each_param = False
-    timing = 'pre'
-
-    def __init__(self, network, factor):
-        self.params = list(network[HEAD].params())
-        self.factor = factor
-
-    def __call__(self, optimizer):
-        for param in self.params:
-            if param.grad is not None:
-                param.grad *= self.factor

@@ -10,9 +10,9 @@ import chainer
 import numpy as np
 
 from trainer import cuda
+from trainer.engines import update
 from trainer.engines.cudnn import arrays
-from trainer.training import update
-from trainer.training.update import NotSupported
+from trainer.engines.update import NotSupported
 
 _launch = cuda.kernels(__file__, 'parameters.cu')
 

@@ -1,4 +1,4 @@
-"""SGD with momentum, as Torch and as Chainer have it."""
+"""SGD with momentum, as Torch and as Chainer have it, and hooks of optimizers."""
 
 import chainer
 from chainer import optimizer
@@ -70,6 +70,32 @@ class TorchSGD(optimizer.GradientMethod):
 
     def create_update_rule(self):
         return _Rule(self.hyperparam, self.nesterov)
+
+
+class HeadRate:
+    """An optimizer hook: the classifier learns so many times as fast as the rest.
+
+    Its gradients, weight decay included, are multiplied, which for every optimizer here
+    (SGD with momentum of any kind is linear in them) is the same as multiplying its
+    learning rate, whatever the schedule does with that. Add it after the weight decay.
+
+    Args:
+        params (list of chainer.Parameter): Those of the classifier.
+        factor (float): How many times.
+    """
+
+    name = 'HeadRate'
+    call_for_each_param = False
+    timing = 'pre'
+
+    def __init__(self, params, factor):
+        self.params = params
+        self.factor = factor
+
+    def __call__(self, optimizer):
+        for param in self.params:
+            if param.grad is not None:
+                param.grad *= self.factor
 
 
 #: What recipes call them -> how to make one from (lr, momentum).

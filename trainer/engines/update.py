@@ -4,8 +4,7 @@ import chainer
 import numpy as np
 
 from trainer.engines import chunks
-from trainer.training.optimizers import TorchSGD
-from trainer.training.transfer import HeadRate
+from trainer.optimizers import HeadRate, TorchSGD
 
 
 class NotSupported(Exception):
@@ -36,7 +35,7 @@ class Update:
         kind (int): :data:`CHAINER`, :data:`TORCH` or :data:`NESTEROV`.
         state (str): The name of its state in an update rule.
         decay (chainer.optimizer_hooks.WeightDecay): Weight decay, or ``None``.
-        head (trainer.training.transfer.HeadRate): The classifier's own rate, or ``None``.
+        head (trainer.optimizers.HeadRate): The classifier's own rate, or ``None``.
         params (list of chainer.Parameter): Those that are not frozen; float32.
 
     Raises:

@@ -1,0 +1,54 @@
+"""Earlier runs: moved out of the way of a new one, all of a run or nothing."""
+
+import os
+
+from trainer.errors import InputError
+
+# What is moved is gathered in this folder, which is renamed when all of it is there.
+_MOVING = '.resnext-unfinished'
+
+
+def move_aside(folder, names, say):
+    """Move the files of an earlier run into ``earlier/<n>/``.
+
+    Args:
+        folder (str): The run's folder.
+        names (list of str): What to move of what lies there.
+        say (callable): Told where to.
+    """
+    moving, n = _moving(folder), 1
+    while os.path.lexists(aside := os.path.join(folder, 'earlier', str(n))):
+        n += 1
+    os.makedirs(moving)
+    for name in names:
+        os.rename(os.path.join(folder, name), os.path.join(moving, name))
+    os.rename(moving, aside)
+    say(f'moved an earlier run to {aside}')
+
+
+def is_split(folder):
+    """Return whether a process was killed while it moved the run in a folder."""
+    return os.path.isdir(_moving(folder))
+
+
+def put_back(folder):
+    """Put the files of a run back that a killed process had begun to move.
+
+    Raises:
+        trainer.errors.InputError: Others of these names lie there by now.
+    """
+    moving = _moving(folder)
+    names = os.listdir(moving)
+    for name in names:
+        if os.path.lexists(os.path.join(folder, name)):
+            raise InputError(
+                f'{moving}: holds files of an earlier run, which was being moved when its '
+                f'process was killed, but there is another {name} in {folder}; move one away'
+            )
+    for name in names:
+        os.rename(os.path.join(moving, name), os.path.join(folder, name))
+    os.rmdir(moving)
+
+
+def _moving(folder):
+    return os.path.join(folder, 'earlier', _MOVING)

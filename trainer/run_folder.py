@@ -1,0 +1,291 @@
+"""The folder of a run: its record, its snapshots, its models, the images it is tested on."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+
+import chainer
+import filelock
+import numpy as np
+import PIL
+from PIL import Image
+
+from trainer import datasets, earlier, files
+from trainer.datasets import splits
+from trainer.datasets.folder import PictureFiles
+from trainer.errors import InputError
+from trainer.recipes import options
+from trainer.weights import description
+
+#: The file in a run's folder that holds its options.
+RECORD = 'run.json'
+
+#: Everything that a run leaves in its folder, beside its snapshots.
+OUTPUTS = (
+    RECORD,
+    splits.RECORD,
+    'log.json',
+    'loss.jpg',
+    'accuracy.jpg',
+    'confusion.jpg',
+    'confusion.json',
+    'model',
+)
+
+_SNAPSHOT = re.compile(r'snapshot_iter_(\d+)')
+
+
+def updates_of(name):
+    """Return the number of updates before a snapshot, from its file name; ``None`` for others."""
+    match = _SNAPSHOT.fullmatch(name)
+    return match and int(match[1])
+
+
+def snapshots(folder):
+    """Return the snapshots in a folder, newest first."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    found = [(n, name) for name in names if (n := updates_of(name)) is not None]
+    return [os.path.join(folder, name) for _, name in sorted(found, reverse=True)]
+
+
+def read_record(folder):
+    """Read what a run's folder says of its run.
+
+    Returns:
+        dict: options, pictures, network, versions; see :func:`write_record`.
+
+    Raises:
+        trainer.errors.InputError: There is no run, or its record is damaged or gone.
+    """
+    path = os.path.join(folder, RECORD)
+    try:
+        record = files.read_json(path)
+        for part in ('options', 'network'):
+            if not isinstance(record[part], dict):
+                raise ValueError(f'no {part}')
+        if not isinstance(record.get('pictures', {}), dict):
+            raise ValueError('no pictures')
+        record['options'] = options.from_json(record['options'])
+        return record
+    except FileNotFoundError:
+        if snapshots(folder):
+            raise InputError(
+                f'{path}: gone, though there are snapshots beside it; give the options of '
+                'the run and its newest snapshot with -o'
+            ) from None
+        raise InputError(
+            f'{folder}: no run: there is no {RECORD}; python main.py -p {folder} begins one'
+        ) from None
+    except OSError as e:
+        raise InputError(f'{path}: cannot be read ({e.strerror})') from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(f'{path}: damaged ({e}); it cannot be gone on with') from e
+
+
+def describe(dataset):
+    """Return which pictures a run is trained on, for :func:`check_images`.
+
+    Returns:
+        dict: name; train and test, numbers of pictures; digest, of names and labels.
+    """
+
+    def digest(part):
+        return (
+            part.digest()
+            if hasattr(part, 'digest')
+            else hashlib.sha256(part.labels.astype('<i4').tobytes()).hexdigest()
+        )
+
+    parts = {name: getattr(dataset, name) for name in ('train', 'test')}
+    said = {name: len(part.labels) for name, part in parts.items() if part is not None}
+    return dict(
+        said,
+        name=dataset.name,
+        digest=''.join(digest(part) for part in parts.values() if part is not None),
+    )
+
+
+def check_images(folder, images):
+    """Refuse to go on with other pictures than a run began with.
+
+    Args:
+        folder (str): The run's folder.
+        images (dict): From :func:`describe`.
+
+    Raises:
+        trainer.errors.InputError: They are others.
+    """
+    began = read_record(folder).get('pictures', images)
+    for name in ('train', 'test'):
+        if images.get(name) != began.get(name):
+            raise InputError(
+                '{}: the run began with {} pictures for {}, now there are {}; give it '
+                'those back, or start another run (-m takes its model over)'.format(
+                    folder, began.get(name, 'no'), name + 'ing', images.get(name, 'none')
+                )
+            )
+    if images != began:
+        raise InputError(
+            f'{folder}: the run began with other pictures (as many, but other names or '
+            'classes); give it those back, or start another run (-m takes its model '
+            'over)'
+        )
+
+
+def write_record(folder, used, network, images):
+    """Write down what shaped the run, for whoever goes on with it or asks.
+
+    Args:
+        folder (str): The run's folder.
+        used (trainer.recipes.options.Options): The run's.
+        network (trainer.networks.base.Network): What is trained.
+        images (dict): From :func:`describe`.
+    """
+    record = {
+        'options': dataclasses.asdict(used),
+        'pictures': images,
+        'network': description.of(network),
+        'versions': {
+            'python': platform.python_version(),
+            'numpy': np.__version__,
+            'chainer': chainer.__version__,
+            'pillow': PIL.__version__,
+        },
+    }
+    with files.replacing(os.path.join(folder, RECORD)) as path, open(path, 'w') as f:
+        json.dump(record, f, indent=1)
+
+
+def claim(folder, resume):
+    """Make a folder and lock it; return the lock.
+
+    To go on with a run, its record has to be there; where it is not, nothing is made.
+
+    Raises:
+        trainer.errors.InputError: Another run is writing there, or nobody can.
+    """
+    if resume and not earlier.is_split(folder):
+        read_record(folder)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        lock = filelock.FileLock(os.path.join(folder, '.lock'))
+        lock.acquire(timeout=2)  # seconds: a run that was just killed may be about to go
+        if earlier.is_split(folder):
+            earlier.put_back(folder)
+        return lock
+    except filelock.Timeout:
+        raise InputError(
+            f'-p {folder}: another run is writing there; choose another folder'
+        ) from None
+    except (OSError, NotImplementedError) as e:
+        reason = getattr(e, 'strerror', None) or e
+        raise InputError(f'-p {folder}: cannot be written ({reason}); choose another folder') from e
+
+
+def outputs(folder):
+    """Return the names of what a run left in a folder."""
+    left = [name for name in OUTPUTS if os.path.lexists(os.path.join(folder, name))]
+    return left + [os.path.basename(path) for path in snapshots(folder)]
+
+
+def begin(folder, used, network, images, split=None):
+    """Prepare the folder for a run: nothing unfinished in it, its record, its split.
+
+    Args:
+        folder (str): The run's folder.
+        used, network, images: See :func:`write_record`.
+        split (dict): From :func:`trainer.datasets.splits.make`, or ``None``.
+    """
+    files.remove_unfinished(folder, lambda name: name in OUTPUTS or updates_of(name) is not None)
+    models = os.path.join(folder, 'model')
+    os.makedirs(models, exist_ok=True)
+    files.remove_unfinished(models, lambda name: name.endswith('.model'))
+    if split is not None:
+        files.save_json(os.path.join(folder, splits.RECORD), split)
+    write_record(folder, used, network, images)
+
+
+#: What a folder says of its run.
+record = read_record
+
+
+def model(folder, which='best'):
+    """Return the file of a run's model.
+
+    Args:
+        folder (str): The run's folder.
+        which (str): An epoch's number, or 'best'.
+
+    Raises:
+        trainer.errors.InputError: There is none.
+    """
+    record(folder)
+    models = os.path.join(folder, 'model')
+    names = os.listdir(models) if os.path.isdir(models) else []
+    name = next((n for n in names if n.endswith(f'_{which}.model')), None)
+    if name is None:
+        raise InputError(
+            '{}: no model {} there{}'.format(
+                models, which, '' if names else '; there is one after the first epoch'
+            )
+        )
+    return os.path.join(models, name)
+
+
+def read_split(folder):
+    """Return how a run divided its dataset; see :func:`trainer.datasets.splits.read`."""
+    return splits.read(os.path.join(folder, splits.RECORD))
+
+
+def dataset(folder=None, name=None, data=None):
+    """Load a dataset, divided for training and testing as a run has it.
+
+    Args:
+        folder (str): The run's folder, or ``None``.
+        name (str): Of :func:`trainer.datasets.available`; ``None``: the run's.
+        data (str): Where it is; ``None``: where the run had it, or its own way.
+
+    Returns:
+        trainer.datasets.Dataset: Its ``test`` is ``None`` where nothing divides it.
+
+    Raises:
+        trainer.errors.InputError: It cannot be had.
+    """
+    used = record(folder)['options'] if folder is not None else {}
+    own = 'quick' if used.get('quick') else used.get('dataset')
+    if name in (None, own):
+        name, data = own, data or used.get('data')
+    loaded = datasets.load(name, data)
+    if loaded.test is None and folder is not None and name == own:
+        loaded = splits.apply(loaded, read_split(folder))
+    return loaded
+
+
+def pictures(dataset, part='test'):
+    """Return pictures as :func:`trainer.inference.evaluation.evaluate` takes them.
+
+    Args:
+        dataset (trainer.datasets.Dataset): In memory or in files.
+        part (str): 'test' or 'train'; all pictures where nothing divides them.
+
+    Returns:
+        trainer.datasets.folder.PictureFiles: For pictures in memory, its paths are the
+        pictures themselves (PIL.Image.Image).
+    """
+    chosen = dataset.train if dataset.test is None else getattr(dataset, part)
+    if hasattr(chosen, 'paths'):
+        return chosen
+    return PictureFiles(
+        [
+            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+            for image in chosen.images
+        ],
+        chosen.labels,
+        dataset.classes,
+    )

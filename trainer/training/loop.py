@@ -1,0 +1,161 @@
+"""The loop of a run: Chainer's Trainer with what happens after updates and epochs."""
+
+import os
+
+import chainer
+import numpy as np
+import threadpoolctl
+from chainer.training import triggers
+
+from trainer.datasets import parallel
+from trainer.errors import InputError
+from trainer.inference import predictors
+from trainer.reports import figures
+from trainer.reports.console import Console
+from trainer.training import build, extensions, schedules, snapshots
+from trainer.training.stop import Stop
+from trainer.training.updater import ChunkedUpdater
+
+
+class Loop:
+    """What a run repeats until it is done.
+
+    Args:
+        setup (trainer.training.setup.Setup): The run.
+        optimizer (chainer.Optimizer): Of its network.
+        data (trainer.training.data.DataPath): Its batches.
+        log (trainer.reports.log.Log): Of the first process.
+        say (callable): Where messages go.
+        group (trainer.training.processes.Alone): The processes.
+    """
+
+    def __init__(self, setup, optimizer, data, log, say, group):
+        self.setup, self.group, self.say = setup, group, say
+        self.log = log
+        self.stop = Stop(say, group)
+        self.iterations = len(data.train.plan)
+        self.updater = ChunkedUpdater(
+            data.train,
+            optimizer,
+            setup.device,
+            group.chunks(setup.options.train_batch_divide),
+            build.loss(setup.options),
+            group,
+            data.finish,
+            captured=setup.engine == 'cudnn',
+        )
+        last = triggers.IntervalTrigger(setup.options.epoch, 'epoch')
+        self.trainer = chainer.training.Trainer(self.updater, self.stop.before(last), setup.folder)
+        #: The networks that are saved or evaluated: the trained one, its moving average.
+        self.networks = [setup.network]
+        self._extend(optimizer, data)
+
+    def _extend(self, optimizer, data):
+        setup, group, options = self.setup, self.group, self.setup.options
+        if options.ema_decay:
+            average = extensions.MovingAverage(setup.network, options.ema_decay)
+            self.trainer.extend(average)
+            self.networks.append(average.network)
+        if setup.precision == 'mixed':
+            optimizer.loss_scaling()  # adapts to what float16 can hold
+            self.trainer.extend(extensions.LossScale(optimizer))
+        network = self.networks[-1]
+        predictor = predictors.predictor(network, setup.engine, setup.precision, data.finish)
+        evaluator = extensions.Evaluator(data.test, predictor, self.say, group)
+        chosen = [extensions.LearningRate(schedules.of(options), self.iterations), evaluator]
+        self.snapshot = snapshots.extension()
+        if not group.rank:
+            chosen += [
+                self.log,
+                Console(self.log, options.epoch, self.iterations),
+                extensions.SaveModel(network, os.path.join(setup.folder, 'model')),
+                figures.Figures(self.log, evaluator, setup.dataset.classes, options.epoch),
+            ]
+            self.trainer.extend(self.snapshot, trigger=snapshots.Trigger(lambda: self.stop.wanted))
+        for extension in chosen:
+            each_epoch = extension.trigger[1] == 'epoch'
+            trigger = triggers.IntervalTrigger(1, 'epoch') if each_epoch else None
+            self.trainer.extend(extension, trigger=trigger)
+        if group.size > 1:
+            self._extend_for_several()
+
+    def _extend_for_several(self):
+        # Triggers without a state: snapshots are the same for any number of processes.
+        self.trainer.extend(
+            lambda trainer: self.stop.agree(),
+            name='stop',
+            trigger=lambda trainer: True,
+            priority=extensions.FIRST,
+        )
+        self.trainer.extend(
+            lambda trainer: self.group.mean_statistics(*self.networks),
+            name='statistics',
+            trigger=lambda trainer: self.updater.is_new_epoch or self.stop.wanted,
+            priority=extensions.BEFORE_EVALUATION,
+        )
+
+    def restore(self):
+        """Bring everything to where the newest whole snapshot left it."""
+        path = snapshots.restore(self.trainer, self.setup.folder, self.say, self.group)
+        self.say(
+            f'{path}: going on after epoch {self.updater.epoch}, update {self.updater.iteration}'
+        )
+
+    def begin_after(self, epochs):
+        """Make a new run begin after so many epochs (``start_epoch``)."""
+        self.updater.get_iterator('main').skip(epochs)
+        self.updater.iteration = epochs * self.iterations
+        state = chainer.serializers.NpzDeserializer(
+            {
+                'previous_iteration': np.asarray(self.updater.iteration),
+                'previous_epoch_detail': np.asarray(float(epochs)),
+            }
+        )
+        entries = self.trainer._extensions.values()
+        for trigger in [entry.trigger for entry in entries] + [self.log._trigger]:
+            if isinstance(trigger, triggers.IntervalTrigger):
+                trigger.serialize(state)
+
+    def run(self):
+        """Train until the last epoch, or until the user stops it.
+
+        Returns:
+            bool: Whether the last epoch is done.
+        """
+        setup, options = self.setup, self.setup.options
+        if self.updater.epoch >= options.epoch:
+            self.say(f'{setup.folder}: all {options.epoch} epochs are done; -e takes it further')
+            return True
+        gradients = np.float16 if setup.precision == 'mixed' else None
+        self.group.begin(setup.device, *self.networks, gradients=gradients)
+        # BLAS's threads wait by spinning: a network as small as --quick's gains nothing by
+        # them, and on a busy machine they cost it many times its time.
+        threads = options.threads or (1 if options.quick else None)
+        with (
+            self.stop,
+            threadpoolctl.threadpool_limits(threads),
+            chainer.using_config('threads', threads),
+            chainer.using_config('engine', setup.engine),
+            chainer.using_config('precision', setup.precision),
+        ):
+            self._run_trainer()
+        if self.stop.wanted and self.updater.epoch < options.epoch:
+            self.say(
+                f'stopped after update {self.updater.iteration}, nothing is lost: '
+                f'python main.py --resume {setup.folder}'
+            )
+            return False
+        return True
+
+    def _run_trainer(self):
+        try:
+            self.trainer.run(show_loop_exception_msg=False)
+        except parallel.Unreadable as e:
+            # As it was before that batch, which going on asks for again.
+            self.group.mean_statistics(*self.networks)
+            if not self.group.rank:
+                self.snapshot(self.trainer)
+            raise InputError(
+                f'{e}; mend it, or put another picture of its class in its place, and '
+                f'go on with --resume {self.setup.folder}: nothing is lost'
+            ) from e

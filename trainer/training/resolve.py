@@ -1,0 +1,142 @@
+"""The options of a run, put together: what is given, over what the run has, over a recipe."""
+
+import os
+from collections.abc import Callable
+
+from trainer import recipes, run_folder
+from trainer.errors import InputError
+from trainer.networks import table as networks
+from trainer.recipes.options import FREE, PATHS, SIZES, Options, check, from_json
+
+
+def resolve(folder: str, resume: bool, say: Callable, given: dict) -> tuple[Options, dict | None]:
+    """Put the options of a run together: what is given, over what the run has, over a recipe.
+
+    Args:
+        folder: The run's folder.
+        resume: Whether to go on with the run that is recorded there.
+        say: Where messages go.
+        given: What the user gave.
+
+    Returns:
+        tuple: The options, complete, and what is recorded of the network, or ``None`` where
+        a run begins.
+
+    Raises:
+        trainer.errors.InputError: An option cannot be used, or is not that of the run.
+    """
+    record = run_folder.read_record(folder) if resume else None
+    given = _checked(given)
+    if record is None:
+        return _new(given, say), None
+    used = _usual(record['options'])[0].replace(**_anywhere(record['options']))
+    used = used.replace(schedule_epoch=used.schedule_epoch or used.epoch)
+    for name, value in given.items():
+        held = getattr(used, name)
+        if name not in FREE and value != held:
+            raise InputError(
+                f'--{name} {value}: the run in {folder} has {held}; leave the flag out, '
+                'or start another run in another folder (-p)'
+            )
+    return used.replace(**given), record['network']
+
+
+def _checked(given):
+    for name, value in given.items():
+        if name not in Options.__dataclass_fields__:
+            raise TypeError(f'no option {name!r}')
+        try:
+            check(name, value)
+        except ValueError as e:
+            raise InputError(f'--{name} {value}: {e}') from e
+    return _anywhere(from_json(given))
+
+
+def _anywhere(given):
+    """Return options whose paths do not depend on the current folder."""
+    return given | {name: os.path.abspath(given[name]) for name in PATHS if given.get(name)}
+
+
+def _usual(given):
+    """Return the options where only the recipe and the network are given, and the recipe."""
+    quick, name = given.get('quick'), given.get('recipe')
+    if quick and name not in (None, 'quick'):
+        raise InputError(
+            f'--quick and --recipe {name}: --quick is a recipe of its own; leave one of the two out'
+        )
+    name = 'quick' if quick else name or Options.recipe
+    recipe = recipes.get(name)
+    network = given.get('network', recipe.network)
+    usual = networks.get(network).sizes
+    sizes = {size: usual.get(size) for size in SIZES}
+    if network == recipe.network:
+        own = {size: getattr(recipe, size) for size in SIZES}
+        sizes |= {size: value for size, value in own.items() if value is not None}
+    return recipe.replace(recipe=name, network=network, **sizes), recipe
+
+
+def _new(given, say):
+    used, recipe = _usual(given)
+    _check_sizes(given, used.network)
+    if 'block_num' in given:
+        used = used.replace(depth=None)
+    used = used.replace(**given)
+    if used.reset_classifier and used.load_model is None:
+        raise InputError(
+            '--reset-classifier: there is no model whose classifier could be; name it '
+            'with --retrain'
+        )
+    if used.depth is not None:
+        used = used.replace(block_num=_blocks(used.network, used.depth))
+    used = _scale(used, recipe, given, say)
+    return used.replace(schedule_epoch=used.schedule_epoch or used.epoch)
+
+
+def _check_sizes(given, network):
+    entry = networks.get(network)
+    known = {*entry.sizes, *entry.further_sizes}
+    for size in SIZES:
+        if size in given and size not in known and given.get('load_model') is None:
+            raise InputError(
+                f'--{size} {given[size]}: --network {network} has no such size; it has '
+                + ', '.join('--' + s for s in SIZES if s in known)
+            )
+    if 'block_num' in given and 'depth' in given:
+        raise InputError(
+            f'--depth {given["depth"]} and --block_num: either of them says how deep the network '
+            'is; leave one out'
+        )
+
+
+def _blocks(network, depth):
+    """Return the blocks in each stage of a network of so many layers."""
+    try:
+        return networks.get(network).cls.blocks_of_depth(depth)
+    except InputError as e:
+        raise InputError(f'--{e}') from None
+
+
+def _scale(used, recipe, given, say):
+    """Let another batch than the recipe's change what its source says it changes."""
+    batch, usual = used.batch, recipe.batch
+    if batch == usual or used.batch_scaling == 'none':
+        return used
+    if used.batch_scaling == 'lr':
+        if 'lr' in given:
+            return used
+        lr = recipe.lr * batch / usual
+        say(
+            f'learning rate {lr:g} = {recipe.lr:g} x {batch} / {usual}: the recipe scales it with '
+            'the batch; --lr sets it'
+        )
+        return used.replace(lr=lr)
+    if 'epoch' not in given:
+        used = used.replace(epoch=max(1, recipe.epoch * usual // batch))
+    if 'lr_steps' not in given:
+        steps = (step if 0 < step < 1 else step * usual // batch for step in recipe.lr_steps)
+        used = used.replace(lr_steps=tuple(steps))
+    say(
+        f'{used.epoch} epochs, divided by 10 after {", ".join(map(str, used.lr_steps))}: the '
+        f'recipe scales them with {usual} / batch; --epoch and --lr_steps set them'
+    )
+    return used

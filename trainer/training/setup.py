@@ -1,0 +1,151 @@
+"""What a run is set up of before it begins: options, engine, dataset, network."""
+
+import dataclasses
+from collections.abc import Callable
+
+import chainer
+
+from trainer import datasets, engines, run_folder
+from trainer.datasets import Dataset, splits
+from trainer.errors import InputError
+from trainer.recipes.options import Options
+from trainer.training import build, schedules, snapshots, transfer
+from trainer.training.resolve import resolve
+from trainer.weights import npz
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run that has not begun.
+
+    Attributes:
+        folder: Where it writes.
+        options: Complete.
+        resumed: Whether its record was there before.
+        going_on: Whether its snapshots are there as well.
+        device: Where it computes.
+        engine, precision: What computes.
+        why: Why it is not cuDNN on a GPU, or ``None``.
+        dataset: Divided for training and testing.
+        images: What the record says of the dataset.
+        split: How the project divided it; ``None``: it comes divided.
+        network (trainer.networks.base.Network): On the CPU.
+    """
+
+    folder: str
+    options: Options
+    resumed: bool
+    going_on: bool
+    device: chainer.backend.Device
+    engine: str
+    precision: str
+    why: str | None
+    dataset: Dataset
+    images: dict
+    split: dict | None
+    network: chainer.Chain
+
+
+def set_up(folder: str, resume: bool, say: Callable, given: dict, group) -> Setup:
+    """Resolve the options of a run, load its dataset and build its network.
+
+    Nothing is written. Arguments are those of :func:`trainer.training.run.train`.
+
+    Raises:
+        trainer.errors.InputError: Something given cannot be used.
+    """
+    options, architecture, going_on = group.first(
+        lambda: (
+            *resolve(folder, resume, say, given),
+            resume and bool(run_folder.snapshots(folder)),
+        )
+    )
+    device = group.together(lambda: group.device(options.gpu))
+    engine, precision, why = group.first(
+        lambda: engines.choose(options.gpu, options.precision, True, options.engine)
+    )
+    resumed = architecture is not None
+    dataset, images, split = _dataset(folder, options, resumed, group)
+    if resumed:
+        given = dataclasses.asdict(options)  # nothing is chosen anew
+    network, options = build.network(options, given, architecture, dataset, going_on)
+    options = options.replace(preprocessing=build.preprocessing(options, given, network))
+    return Setup(
+        folder,
+        options,
+        resumed,
+        going_on,
+        device,
+        engine,
+        precision,
+        why,
+        dataset,
+        images,
+        split,
+        network,
+    )
+
+
+def _dataset(folder, options, resumed, group):
+    """Return the dataset, divided; what the record says of it; and how it was divided."""
+    name = 'quick' if options.quick else options.dataset
+    dataset = group.in_turn(lambda: datasets.load(name, options.data))
+    images = run_folder.describe(dataset)
+    if any(other != images for other in group.collect([images])):
+        raise InputError(f'--data {options.data}: the processes find different pictures there')
+    if resumed:
+        group.first(lambda: run_folder.check_images(folder, images))
+    if dataset.test is not None:
+        return dataset, images, None
+    split = group.first(
+        lambda: (
+            run_folder.read_split(folder) if resumed else splits.make(dataset.train, options.seed)
+        )
+    )
+    return splits.apply(dataset, split), images, split
+
+
+def introduce(setup: Setup, say: Callable, processes: int) -> None:
+    """Say what is about to be trained, on what, and how."""
+    options, network, dataset = setup.options, setup.network, setup.dataset
+    say(f'{network.name}: {npz.describe(network)}, {network.count_parameters():,} weights')
+    say(
+        f'data: {dataset.name}, {len(dataset.train.labels)} pictures for training, '
+        f'{len(dataset.test.labels)} for testing; {options.preprocessing}'
+    )
+    for note in dataset.notes:
+        say(f'note: {note}')
+    say(
+        f'recipe: {options.recipe}; batch {options.batch}, {options.optimizer} from learning rate '
+        f'{options.lr:g} ({schedules.describe(options)}), weight decay {options.weight_decay:g}'
+    )
+    say(
+        f'device: {"CPU" if options.gpu < 0 else f"GPU {options.gpu}"}, engine {setup.engine}, '
+        f'precision {setup.precision}' + (f'; {setup.why}' if setup.why else '')
+    )
+    if processes > 1:
+        say(
+            f'processes: {processes}, each with its share of every batch'
+            + (' and a GPU of its own' if options.gpu >= 0 else '')
+        )
+    if options.load_model is not None and not setup.going_on:
+        say(transfer.describe(options))
+
+
+def take_over(setup: Setup, optimizer: chainer.Optimizer, log) -> None:
+    """Load what flags of 2017 name: an optimizer's state, a log.
+
+    Raises:
+        trainer.errors.InputError: A file is damaged, or does not fit.
+    """
+    options = setup.options
+    if options.load_optimizer is not None:
+        arrays = snapshots.optimizer_arrays(options.load_optimizer)
+        try:
+            chainer.serializers.NpzDeserializer(arrays).load(optimizer)
+        except (KeyError, ValueError, TypeError) as e:
+            raise InputError(
+                f'-o {options.load_optimizer}: does not fit {npz.describe(setup.network)} ({e})'
+            ) from e
+    if options.load_log is not None:
+        log.load(options.load_log, options.start_epoch - 1)

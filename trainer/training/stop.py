@@ -1,0 +1,48 @@
+"""Ctrl-C in the middle of a run."""
+
+import signal
+import threading
+
+
+class Stop:
+    """Ctrl-C: finish the update, take a snapshot, stop. A second Ctrl-C stops at once.
+
+    Several processes stop after the same update: the first after which one is asked to.
+    """
+
+    def __init__(self, say, group):
+        self._say = say
+        self._group = group
+        self._asked = self._agreed = False
+
+    @property
+    def wanted(self):
+        return self._asked if self._group.size == 1 else self._agreed
+
+    def agree(self):
+        """Learn, after an update, whether one of the processes is asked to stop."""
+        self._agreed = self._group.sum(self._asked) != [0.0]
+
+    def __enter__(self):
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *exc):
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, number, frame):
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        self._say('\nstopping after this update, with a snapshot; again to stop at once')
+
+    def before(self, trigger):
+        """Return a stop trigger: now, or when ``trigger`` says so."""
+
+        def stop(trainer):
+            return self.wanted or trigger(trainer)
+
+        return stop
