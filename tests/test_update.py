@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import resnext
-from trainer.training import transfer, update
-from trainer.training.optimizers import OPTIMIZERS
+from trainer.engines import update
+from trainer.optimizers import OPTIMIZERS, HeadRate
+from trainer.training import transfer
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
@@ -19,7 +20,7 @@ def test_bit_for_bit(name, variant):
         optimizer = OPTIMIZERS[name](0.1, 0.9).setup(network)
         optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(5e-4))
         if variant == 'head':
-            optimizer.add_hook(transfer.HeadRate(network, 10.0))
+            optimizer.add_hook(HeadRate(list(network.fc.params()), 10.0))
         elif variant == 'frozen':
             transfer.Frozen(network, ['stem'])
         elif variant == 'other hook':

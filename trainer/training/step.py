@@ -3,7 +3,8 @@
 import chainer
 import numpy as np
 
-from trainer.training import processes, update
+from trainer.engines import update
+from trainer.training import processes
 
 
 class Step:
