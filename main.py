@@ -8,7 +8,8 @@ import os
 import sys
 
 from trainer import cli, recipes
-from trainer.recipes import options
+from trainer.recipes import flags as option_flags
+from trainer.recipes.options import Options
 from trainer.training import processes, run
 
 
@@ -31,7 +32,7 @@ def parser():
         action='store_true',
         help="print the network's layers, output sizes, parameters and multiply-adds, and end",
     )
-    options.add_flags(p, recipes.get(options.Options.recipe))
+    option_flags.add_flags(p, recipes.get(Options.recipe))
     return p
 
 

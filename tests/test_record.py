@@ -139,7 +139,7 @@ def test_what_2017_goes_on_with_goes_on(done, cifar, tmp_path, monkeypatch):
     assert killed(tmp_path, monkeypatch, resume=True) == began
     covered = set(given).union(*OPTIONS, ['data', 'save_path'])
     # Of the machine: there may be no GPU.
-    assert covered | {'gpu', 'precision'} == set(options.Options.__dataclass_fields__)
+    assert covered | {'gpu', 'engine', 'precision'} == set(options.Options.__dataclass_fields__)
 
 
 def test_fine_tuning_killed_before_its_first_snapshot(images, tmp_path):

@@ -17,7 +17,7 @@ from trainer import datasets, earlier, files
 from trainer.datasets import splits
 from trainer.datasets.folder import PictureFiles
 from trainer.errors import InputError
-from trainer.recipes import options
+from trainer.recipes.flags import from_json
 from trainer.weights import description
 
 #: The file in a run's folder that holds its options.
@@ -71,7 +71,7 @@ def read_record(folder):
                 raise ValueError(f'no {part}')
         if not isinstance(record.get('pictures', {}), dict):
             raise ValueError('no pictures')
-        record['options'] = options.from_json(record['options'])
+        record['options'] = from_json(record['options'])
         return record
     except FileNotFoundError:
         if snapshots(folder):

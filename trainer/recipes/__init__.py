@@ -7,7 +7,7 @@ import pkgutil
 from trainer.errors import InputError
 
 # Modules here that are no recipes.
-_OTHERS = {'options'}
+_OTHERS = {'flags', 'options', 'spec'}
 
 
 def available() -> list[str]:

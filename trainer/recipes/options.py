@@ -4,60 +4,22 @@ From it are made the flags of ``main.py`` and their help, the checks of what is 
 and of what a file holds, the record of a run, and the recipes, which are values of it.
 """
 
-import argparse
 import dataclasses
-from collections.abc import Callable
 
 from trainer import datasets, engines, recipes, values
 from trainer.engines import cudnn, onednn
 from trainer.networks import initialization
 from trainer.networks import table as networks
 from trainer.optimizers import OPTIMIZERS
+from trainer.recipes.spec import GENERAL, option
 from trainer.transforms.table import CLASSES
 
-_GENERAL = ''
 _NETWORK = 'network'
 _DATA = 'data'
 _TRAINING = 'training'
 _RATE = 'learning rate'
 _TRANSFER = 'transfer: other classes for a network that is trained already'
 _BY_HAND = 'going on by hand, as in 2017'
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What is known of an option beside its name and default.
-
-    Attributes:
-        help: For ``--help``.
-        group: The group of flags that it is shown in.
-        flags: Further flags, beside '--' and its name.
-        kind: An argparse type, which checks the range; ``None``: text, or a switch where the
-            default is ``False``.
-        choices: () -> the values that it may have.
-        many: Whether it is a tuple of such values: '+' or '*', as argparse says it.
-        metavar: For ``--help``.
-        path: Whether it names a file; recorded so that it is of use in any folder.
-        free: Whether it may differ when a run goes on; everything else shapes its result.
-        size: Whether it is a size of the network.
-        flag_kind: The argparse type of the flag, where it takes less than Python does.
-    """
-
-    help: str
-    group: str = _GENERAL
-    flags: tuple[str, ...] = ()
-    kind: Callable | None = None
-    choices: Callable | None = None
-    many: str | None = None
-    metavar: str | None = None
-    path: bool = False
-    free: bool = False
-    size: bool = False
-    flag_kind: Callable | None = None
-
-
-def _option(default, help, group=_GENERAL, *flags, **spec):
-    return dataclasses.field(default=default, metadata={'spec': Spec(help, group, flags, **spec)})
 
 
 _WHOLE, _POSITIVE = values.positive(int), values.positive(float)
@@ -73,67 +35,67 @@ def _without_quick(available):
 class Options:
     """The options of a run; a recipe gives those that it differs in from these defaults.
 
-    What each is, and what it may be, say its flag and :func:`spec`. ``None`` leaves a size to
+    What each is, and what it may be, its flag says (:data:`SPECS`). ``None`` leaves a size to
     the network (:mod:`trainer.networks.table`).
     """
 
-    recipe: str = _option(
+    recipe: str = option(
         'original',
         'train as this source does; every other flag overrides a value of it',
         choices=_without_quick(recipes.available),
     )
-    quick: bool = _option(
+    quick: bool = option(
         False, 'a small network on 2,500 images that are part of the project: two minutes on a CPU'
     )
-    save_path: str = _option(
-        './', 'folder for models, snapshots, log, figures', _GENERAL, '-p', metavar='DIR', free=True
+    save_path: str = option(
+        './', 'folder for models, snapshots, log, figures', GENERAL, '-p', metavar='DIR', free=True
     )
-    gpu: int = _option(
+    gpu: int = option(
         -1,
         'GPU number, -1 for the CPU; several processes take this one and the next',
-        _GENERAL,
+        GENERAL,
         '-g',
         kind=int,
         free=True,
     )
-    engine: str | None = _option(
+    engine: str | None = option(
         None,
         'what computes: on a CPU onednn (extra cpu), numpy or reference, on a GPU cudnn (extra '
         'cuda13) or reference (default: the first of them that can be used)',
         choices=lambda: tuple(dict.fromkeys(engines.ON_CPU + engines.ON_GPU)),
         free=True,
     )
-    precision: str | None = _option(
+    precision: str | None = option(
         None,
         'true float32; by cudnn TF32, or float16 with float32 sums (mixed); by onednn bfloat16 '
         'with float32 sums, where the CPU has it (default: mixed by cudnn, else float32)',
         choices=lambda: tuple(dict.fromkeys(cudnn.PRECISIONS + onednn.PRECISIONS)),
         free=True,
     )
-    seed: int = _option(
+    seed: int = option(
         0, 'of the initial weights, the order and the augmentation', kind=values.not_negative(int)
     )
-    workers: int | None = _option(
+    workers: int | None = option(
         None,
         'processes that load data; 0: the main one does (default: 0 on a CPU, else up to 4)',
         kind=values.not_negative(int),
         metavar='N',
         free=True,
     )
-    threads: int | None = _option(
+    threads: int | None = option(
         None,
         'threads of BLAS on a CPU (default: as BLAS decides; 1 with --quick)',
         kind=_WHOLE,
         metavar='N',
     )
 
-    network: str = _option(
+    network: str = option(
         'original',
         "the 2017 program's for CIFAR, the paper's for CIFAR, or the paper's for ImageNet",
         _NETWORK,
         choices=networks.available,
     )
-    depth: int | None = _option(
+    depth: int | None = option(
         None,
         'layers: 9n + 2 for CIFAR; 50, 101 or 152 for ilsvrc',
         _NETWORK,
@@ -141,7 +103,7 @@ class Options:
         kind=_WHOLE,
         size=True,
     )
-    block_num: tuple[int, ...] | None = _option(
+    block_num: tuple[int, ...] | None = option(
         None,
         'blocks in each stage, instead of --depth',
         _NETWORK,
@@ -150,9 +112,9 @@ class Options:
         metavar='N',
         size=True,
     )
-    C: int | None = _option(None, 'cardinality', _NETWORK, '-C', kind=_WHOLE, size=True)
-    d: int | None = _option(None, 'base width', _NETWORK, '-d', kind=_WHOLE, size=True)
-    multi: float | None = _option(
+    C: int | None = option(None, 'cardinality', _NETWORK, '-C', kind=_WHOLE, size=True)
+    d: int | None = option(None, 'base width', _NETWORK, '-d', kind=_WHOLE, size=True)
+    multi: float | None = option(
         None,
         'multiplier of the output channels',
         _NETWORK,
@@ -161,7 +123,7 @@ class Options:
         flag_kind=_WHOLE,
         size=True,
     )
-    widen_factor: float | None = _option(
+    widen_factor: float | None = option(
         None,
         'output channels of the first stage, in units of 64 (paper)',
         _NETWORK,
@@ -169,18 +131,18 @@ class Options:
         flag_kind=_WHOLE,
         size=True,
     )
-    shortcut: str | None = _option(
+    shortcut: str | None = option(
         None, 'type of the shortcuts', _NETWORK, choices=lambda: ('A', 'B', 'C'), size=True
     )
-    initialization: str = _option(
+    initialization: str = option(
         'orthonormal',
         'initial weights, as which source draws them',
         _NETWORK,
         choices=lambda: initialization.INITIALIZATIONS,
     )
 
-    dataset: str = _option('cifar10', 'dataset', _DATA, choices=_without_quick(datasets.available))
-    data: str | None = _option(
+    dataset: str = option('cifar10', 'dataset', _DATA, choices=_without_quick(datasets.available))
+    data: str | None = option(
         None,
         'folder or archive with the dataset, instead of downloading it once; for --dataset '
         'folder one of class folders, DIR/train/<class> and DIR/val/<class>, or DIR/<class>, of '
@@ -190,14 +152,14 @@ class Options:
         path=True,
         free=True,
     )
-    preprocessing: str = _option(
+    preprocessing: str = option(
         'DataAugmentationCifar10NormalizeSmall',
         'a class of data_augmentation',
         _DATA,
         choices=lambda: tuple(CLASSES),
         metavar='CLASS',
     )
-    sampling: str = _option(
+    sampling: str = option(
         'every-picture',
         "which images make an epoch: 'every-picture' once; 'original' draws each batch anew and "
         "visits 63 %% of them; 'full-batches' leaves out the last, smaller batch",
@@ -205,39 +167,39 @@ class Options:
         choices=lambda: tuple(datasets.loading.PLANS),
     )
 
-    epoch: int | None = _option(None, 'last epoch', _TRAINING, '-e', kind=_WHOLE, free=True)
-    batch: int | None = _option(
+    epoch: int | None = option(None, 'last epoch', _TRAINING, '-e', kind=_WHOLE, free=True)
+    batch: int | None = option(
         None, 'images in a batch, of all processes together', _TRAINING, '-b', kind=_WHOLE
     )
-    batch_scaling: str = _option(
+    batch_scaling: str = option(
         'none',
         "what another batch than the recipe's scales: 'lr' in proportion, 'epochs' (and "
         '--lr_steps) inversely, or nothing',
         _TRAINING,
         choices=lambda: ('none', 'lr', 'epochs'),
     )
-    train_batch_divide: int = _option(
+    train_batch_divide: int = option(
         1, 'compute each batch in so many chunks', _TRAINING, '-trb', kind=_WHOLE
     )
-    test_batch_divide: int = _option(1, 'the same for testing', _TRAINING, '-teb', kind=_WHOLE)
-    optimizer: str = _option(
+    test_batch_divide: int = option(1, 'the same for testing', _TRAINING, '-teb', kind=_WHOLE)
+    optimizer: str = option(
         'momentum',
         'SGD as Chainer has it, or as Torch has it',
         _TRAINING,
         choices=lambda: tuple(OPTIMIZERS),
     )
-    momentum: float = _option(0.9, 'momentum', _TRAINING, kind=_NOT_NEGATIVE)
-    weight_decay: float | None = _option(
+    momentum: float = option(0.9, 'momentum', _TRAINING, kind=_NOT_NEGATIVE)
+    weight_decay: float | None = option(
         None, 'weight decay, on all parameters', _TRAINING, kind=_NOT_NEGATIVE
     )
-    label_smoothing: float = _option(
+    label_smoothing: float = option(
         0.0,
         'spread this share of each label over all classes',
         _TRAINING,
         kind=values.share,
         metavar='SHARE',
     )
-    ema_decay: float = _option(
+    ema_decay: float = option(
         0.0,
         'evaluate and save a moving average of the weights of this decay; 0: the weights',
         _TRAINING,
@@ -245,15 +207,15 @@ class Options:
         metavar='DECAY',
     )
 
-    lr: float | None = _option(None, 'learning rate at the start', _RATE, '-lr', kind=_POSITIVE)
-    lr_schedule: str = _option(
+    lr: float | None = option(None, 'learning rate at the start', _RATE, '-lr', kind=_POSITIVE)
+    lr_schedule: str = option(
         'steps',
         'divided by 10 after the epochs --lr_steps, after every --lr_period epochs, or falling '
         'along a cosine that begins anew every --lr_period',
         _RATE,
         choices=lambda: ('steps', 'every', 'cosine'),
     )
-    lr_steps: tuple[float, ...] = _option(
+    lr_steps: tuple[float, ...] = option(
         (),
         'epochs, or shares of all epochs where they are below 1',
         _RATE,
@@ -261,14 +223,14 @@ class Options:
         many='*',
         metavar='EPOCH',
     )
-    lr_period: float = _option(
+    lr_period: float = option(
         0, 'the same; 0: all epochs', _RATE, kind=values.epochs, metavar='EPOCHS'
     )
-    lr_min: float = _option(0.0, 'where the cosine ends', _RATE, kind=_NOT_NEGATIVE)
-    warmup: int = _option(
+    lr_min: float = option(0.0, 'where the cosine ends', _RATE, kind=_NOT_NEGATIVE)
+    warmup: int = option(
         0, 'climb from 0, update by update, in so many epochs', _RATE, kind=_WHOLE, metavar='EPOCHS'
     )
-    schedule_epoch: int | None = _option(
+    schedule_epoch: int | None = option(
         None,
         'all epochs that shares are of (default: the first -e of the run)',
         _RATE,
@@ -276,7 +238,7 @@ class Options:
         metavar='EPOCHS',
     )
 
-    load_model: str | None = _option(
+    load_model: str | None = option(
         None,
         'start from the weights in this file: npz, Torch7, PyTorch or safetensors',
         _TRANSFER,
@@ -285,20 +247,20 @@ class Options:
         metavar='FILE',
         path=True,
     )
-    reset_classifier: bool = _option(
+    reset_classifier: bool = option(
         False,
         "give it a new classifier, for the dataset's classes",
         _TRANSFER,
         '--reset-classifier',
     )
-    freeze: tuple[str, ...] = _option(
+    freeze: tuple[str, ...] = option(
         (),
         'leave these layers as they are, batch normalisation too: stem, stage1, stage2/block1, ...',
         _TRANSFER,
         many='+',
         metavar='LAYER',
     )
-    head_lr: float = _option(
+    head_lr: float = option(
         1.0,
         'the classifier learns so many times as fast as the rest',
         _TRANSFER,
@@ -307,7 +269,7 @@ class Options:
         metavar='TIMES',
     )
 
-    load_optimizer: str | None = _option(
+    load_optimizer: str | None = option(
         None,
         "the optimizer's state: a snapshot, or a file of Chainer's save_npz",
         _BY_HAND,
@@ -315,111 +277,27 @@ class Options:
         metavar='FILE',
         path=True,
     )
-    load_log: str | None = _option(
+    load_log: str | None = option(
         None, 'log.json of the epochs before -s', _BY_HAND, '-l', metavar='FILE', path=True
     )
-    start_epoch: int = _option(1, 'first epoch', _BY_HAND, '-s', kind=_WHOLE)
+    start_epoch: int = option(1, 'first epoch', _BY_HAND, '-s', kind=_WHOLE)
 
     def replace(self, **changes) -> 'Options':
         """Return these options with some of them changed."""
         return dataclasses.replace(self, **changes)
 
 
-_SPECS = {field.name: field.metadata['spec'] for field in dataclasses.fields(Options)}
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Options)}
+#: Name -> what is known of the option.
+SPECS = {field.name: field.metadata['spec'] for field in dataclasses.fields(Options)}
+
+#: Name -> its default.
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Options)}
 
 #: Options that say how large a network is.
-SIZES = tuple(name for name, spec in _SPECS.items() if spec.size)
+SIZES = tuple(name for name, spec in SPECS.items() if spec.size)
 
 #: What may differ when a run goes on.
-FREE = frozenset(name for name, spec in _SPECS.items() if spec.free)
+FREE = frozenset(name for name, spec in SPECS.items() if spec.free)
 
 #: Options that name files.
-PATHS = tuple(name for name, spec in _SPECS.items() if spec.path)
-
-
-def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
-    """Add a flag for each option; only those that are given appear in its result.
-
-    Args:
-        parser: Its ``argument_default`` is ``argparse.SUPPRESS``.
-        usual: The values that the help calls defaults.
-    """
-    groups = {_GENERAL: parser}
-    for name, spec in _SPECS.items():
-        if spec.group not in groups:
-            groups[spec.group] = parser.add_argument_group(spec.group)
-        default = getattr(usual, name)
-        text = spec.help
-        if default not in (None, False, (), 0):
-            shown = ' '.join(map(str, default)) if isinstance(default, tuple) else default
-            text += f' (default: {shown})'
-        # The flag that the option is called by in messages comes first.
-        flags = [f for f in spec.flags if f[:2] == '--' and f[2:].replace('-', '_') == name]
-        flags = flags or ['--' + name]
-        flags += [flag for flag in spec.flags if flag not in flags]
-        more = {'action': 'store_true'}
-        if _DEFAULTS[name] is not False:
-            more = {'type': spec.flag_kind or spec.kind, 'nargs': spec.many}
-            more |= {'choices': spec.choices and spec.choices(), 'metavar': spec.metavar}
-        groups[spec.group].add_argument(*flags, dest=name, help=text, **more)
-
-
-def check(name: str, value: object) -> None:
-    """Check an option as its flag would, whether it was given in Python or read from a file.
-
-    Raises:
-        ValueError: There is no such option, or it cannot have the value.
-    """
-    if name not in _SPECS:
-        raise ValueError('there is no such option')
-    spec, default = _SPECS[name], _DEFAULTS[name]
-    if value is None or (type(value) is type(default) and value == default):
-        return
-    if spec.many is None:
-        _check_one(name, spec, value)
-        return
-    if not isinstance(value, (list, tuple)):
-        raise ValueError('not a list')
-    for one in value:
-        _check_one(name, spec, one)
-
-
-def _check_one(name, spec, value):
-    if spec.choices and value not in _choices(name, spec):
-        raise ValueError('there are ' + ', '.join(spec.choices()))
-    if spec.kind is None:
-        kind = bool if isinstance(_DEFAULTS[name], bool) else str
-        if not isinstance(value, kind):
-            raise ValueError(f'not a {kind.__name__}')
-        return
-    try:
-        same = spec.kind(str(value)) == value
-    except argparse.ArgumentTypeError as e:
-        raise ValueError(str(e)) from e
-    except ValueError:
-        same = False
-    if not same:
-        raise ValueError('not a number that it can have')
-
-
-def _choices(name, spec):
-    # What --quick chooses is recorded by its name.
-    return (*spec.choices(), 'quick') if name in ('recipe', 'dataset') else spec.choices()
-
-
-def from_json(held: dict) -> dict:
-    """Return options as JSON holds them with the types that they have in Python.
-
-    Raises:
-        ValueError: One is not an option, or has a value that it cannot have.
-    """
-    for name, value in held.items():
-        try:
-            check(name, value)
-        except ValueError as e:
-            raise ValueError(f'{name:.40} {value!r:.80}: {e}') from e
-    return {
-        name: tuple(value) if _SPECS[name].many and value is not None else value
-        for name, value in held.items()
-    }
+PATHS = tuple(name for name, spec in SPECS.items() if spec.path)

@@ -7,7 +7,7 @@ import time
 import tqdm
 from chainer.training import extension
 
-from trainer.training.extensions import ACCURACY
+from trainer.reports.log import ACCURACY
 
 #: Seconds between two losses.
 _SHOWN = 0.2

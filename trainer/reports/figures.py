@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trainer import files
-from trainer.training.extensions import ACCURACY
+from trainer.reports.log import ACCURACY
 
 #: Seconds between two drawings; a run's last epoch is always drawn.
 INTERVAL = 30

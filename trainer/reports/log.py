@@ -9,6 +9,9 @@ from chainer.training import extensions
 from trainer import files
 from trainer.errors import InputError
 
+#: The observation of the total accuracy in testing, by Chainer's name.
+ACCURACY = 'validation/main/accuracy'
+
 
 class Log(extensions.LogReport):
     """Chainer's LogReport, written as the original's list of dicts with ``_id``.

@@ -9,11 +9,8 @@ from chainer.training import extension
 
 from trainer.errors import InputError
 from trainer.metrics import Tally
+from trainer.reports.log import ACCURACY
 from trainer.training import processes
-
-#: Observations, by Chainer's names.
-ACCURACY = 'validation/main/accuracy'
-
 
 #: Priorities: before all else; and right before the evaluation.
 FIRST = 1000

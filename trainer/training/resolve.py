@@ -6,7 +6,8 @@ from collections.abc import Callable
 from trainer import recipes, run_folder
 from trainer.errors import InputError
 from trainer.networks import table as networks
-from trainer.recipes.options import FREE, PATHS, SIZES, Options, check, from_json
+from trainer.recipes.flags import check, from_json
+from trainer.recipes.options import FREE, PATHS, SIZES, Options
 
 
 def resolve(folder: str, resume: bool, say: Callable, given: dict) -> tuple[Options, dict | None]:

@@ -1,0 +1,93 @@
+"""Options from outside: as flags, as arguments in Python, as JSON; one check for all."""
+
+import argparse
+
+from trainer.recipes.options import DEFAULTS, SPECS, Options
+from trainer.recipes.spec import GENERAL
+
+
+def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
+    """Add a flag for each option; only those that are given appear in its result.
+
+    Args:
+        parser: Its ``argument_default`` is ``argparse.SUPPRESS``.
+        usual: The values that the help calls defaults.
+    """
+    groups = {GENERAL: parser}
+    for name, spec in SPECS.items():
+        if spec.group not in groups:
+            groups[spec.group] = parser.add_argument_group(spec.group)
+        default = getattr(usual, name)
+        text = spec.help
+        if default not in (None, False, (), 0):
+            shown = ' '.join(map(str, default)) if isinstance(default, tuple) else default
+            text += f' (default: {shown})'
+        # The flag that the option is called by in messages comes first.
+        flags = [f for f in spec.flags if f[:2] == '--' and f[2:].replace('-', '_') == name]
+        flags = flags or ['--' + name]
+        flags += [flag for flag in spec.flags if flag not in flags]
+        more = {'action': 'store_true'}
+        if DEFAULTS[name] is not False:
+            more = {'type': spec.flag_kind or spec.kind, 'nargs': spec.many}
+            more |= {'choices': spec.choices and spec.choices(), 'metavar': spec.metavar}
+        groups[spec.group].add_argument(*flags, dest=name, help=text, **more)
+
+
+def check(name: str, value: object) -> None:
+    """Check an option as its flag would, whether it was given in Python or read from a file.
+
+    Raises:
+        ValueError: There is no such option, or it cannot have the value.
+    """
+    if name not in SPECS:
+        raise ValueError('there is no such option')
+    spec, default = SPECS[name], DEFAULTS[name]
+    if value is None or (type(value) is type(default) and value == default):
+        return
+    if spec.many is None:
+        _check_one(name, spec, value)
+        return
+    if not isinstance(value, (list, tuple)):
+        raise ValueError('not a list')
+    for one in value:
+        _check_one(name, spec, one)
+
+
+def _check_one(name, spec, value):
+    if spec.choices and value not in _choices(name, spec):
+        raise ValueError('there are ' + ', '.join(spec.choices()))
+    if spec.kind is None:
+        kind = bool if isinstance(DEFAULTS[name], bool) else str
+        if not isinstance(value, kind):
+            raise ValueError(f'not a {kind.__name__}')
+        return
+    try:
+        same = spec.kind(str(value)) == value
+    except argparse.ArgumentTypeError as e:
+        raise ValueError(str(e)) from e
+    except ValueError:
+        same = False
+    if not same:
+        raise ValueError('not a number that it can have')
+
+
+def _choices(name, spec):
+    # What --quick chooses is recorded by its name.
+    return (*spec.choices(), 'quick') if name in ('recipe', 'dataset') else spec.choices()
+
+
+def from_json(held: dict) -> dict:
+    """Return options as JSON holds them with the types that they have in Python.
+
+    Raises:
+        ValueError: One is not an option, or has a value that it cannot have.
+    """
+    for name, value in held.items():
+        try:
+            check(name, value)
+        except ValueError as e:
+            raise ValueError(f'{name:.40} {value!r:.80}: {e}') from e
+    return {
+        name: tuple(value) if SPECS[name].many and value is not None else value
+        for name, value in held.items()
+    }
