@@ -4,8 +4,9 @@
 
 ResNeXt-50 32x4d at 224x224 and the CIFAR networks, by this project's cuDNN engine
 and by PyTorch, eager and compiled: images/s, median and range over blocks of 20 steps
-after warming up, and peak device memory. Each row runs in a process of its own. Pictures
-of the bare steps are on the device already, for both. Rows 'main.py' are whole epochs as
+after warming up, and peak device memory. Each row runs in a process of its own. Images
+of the bare steps are on the device already, for both alike: NHWC, for inference in float16
+where the network is. Rows 'main.py' are whole epochs as
 a user has them, from the second on: data, augmentation and logging included, and in
 brackets with evaluation and files as well; they need CIFAR-10 (``--data``).
 
@@ -93,6 +94,21 @@ def blocks(step, wait, batch):
     return rates
 
 
+def images(task, precision, batch, side):
+    """Return images on the device as the peer is given them: of NHWC memory, and float16 where
+    a whole network is; where float32 weights are trained, conversion is part of the step."""
+    import cupy
+    import numpy as np
+
+    from trainer.engines.cudnn import arrays
+
+    half = task == 'infer' and precision == 'mixed'
+    x = arrays.empty(cupy, (batch, 3, side, side), np.float16 if half else np.float32)
+    rng = np.random.default_rng(0)
+    x[...] = cupy.asarray(rng.standard_normal(x.shape).astype(x.dtype))
+    return x
+
+
 def ours(task, network, batch, how, data):
     import trainer  # noqa: F401  before Chainer
 
@@ -118,8 +134,7 @@ def ours(task, network, batch, how, data):
         model, side, classes = resnext.PaperResNext(10, C=C, d=64), 32, 10
     model.weight_initialization(0)
     model.check_gpu(0)
-    rng = np.random.default_rng(0)
-    x = cupy.asarray(rng.standard_normal((batch, 3, side, side)).astype(np.float32))
+    x = images(task, precision, batch, side)
     wait = cupy.cuda.Device().synchronize
     if task == 'infer':
         predictor = model.predictor('cudnn', precision)
@@ -130,7 +145,7 @@ def ours(task, network, batch, how, data):
         optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(1e-4))
         if precision == 'mixed':
             optimizer.loss_scaling()
-        t = cupy.asarray(rng.integers(0, classes, batch).astype(np.int32))
+        t = cupy.asarray(np.random.default_rng(0).integers(0, classes, batch).astype(np.int32))
         step = CapturedStep(optimizer, model.device)
         with chainer.using_config('engine', engine), chainer.using_config('precision', precision):
             rates = blocks(lambda: step(x, t), wait, batch)

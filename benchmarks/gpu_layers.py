@@ -4,8 +4,9 @@
 
 For each operation, summed over the network's layers: milliseconds, and how often that is
 what its traffic takes at the rate of a large copy on the same GPU (for convolutions, what
-they read and write; they have arithmetic to do as well). Needs CuPy and
-nvidia-cudnn-frontend.
+they read and write; they have arithmetic to do as well). Each is replayed as a CUDA graph,
+as in a step: what is small would otherwise take as long as Python does to launch it. Needs
+CuPy and nvidia-cudnn-frontend.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from trainer.engines import (
     shapes,  # noqa: E402
 )
 from trainer.engines.cudnn import arrays, graphs, kernels  # noqa: E402
+from trainer.engines.cudnn.timing import milliseconds  # noqa: E402
 
 NETWORKS = {
     'resnext50': (resnext_ilsvrc.resnext50, 224),
@@ -61,23 +63,6 @@ def layers_of(network, batch, side):
         network(shapes.zeros((batch, 3, side, side)))
     shapes.conv_bn = compute
     return found
-
-
-def milliseconds(run):
-    """Return the median of several blocks of runs."""
-    import cupy
-
-    run()
-    times = []
-    for _ in range(5):
-        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-        begin.record()
-        for _ in range(5):
-            run()
-        end.record()
-        end.synchronize()
-        times.append(cupy.cuda.get_elapsed_time(begin, end) / 5)
-    return sorted(times)[2]
 
 
 def operations(layer, dtype, precision):

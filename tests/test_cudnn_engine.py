@@ -4,6 +4,7 @@ import copy
 import re
 import shutil
 import subprocess
+import warnings
 
 import chainer
 import numpy as np
@@ -337,6 +338,17 @@ class TestOnGPU:
             assert relative(golden[0], predictor(x)) < cudnn.TOLERANCES[precision]
             assert relative(golden[1], predictor.features(x)) < cudnn.TOLERANCES[precision]
         assert predictor(x[:1]).shape == (1, 10)
+
+    def test_part_of_a_batch_that_is_not_aligned(self):
+        """cuDNN takes no address that 16 does not divide."""
+        import cupy
+
+        layer = layers.ConvBN(3, 8, 3, 1, 1).to_device('@cupy:0')
+        x = cupy.ones((3, 5, 5, 3), np.float32).transpose(0, 3, 1, 2)[1:]
+        assert x.data.ptr % 16
+        with warnings.catch_warnings(), chainer.using_config('engine', 'cudnn'):
+            warnings.simplefilter('error')
+            assert layer(x).shape == (2, 8, 5, 5)
 
     def test_chosen_by_itself(self):
         assert engines.choose(0, training=True) == ('cudnn', 'mixed', None)

@@ -23,6 +23,19 @@ def lasting():
     return cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc)
 
 
+def empty_like(array):
+    """Return an uninitialised CuPy array of the shape, type and memory layout of an array.
+
+    Args:
+        array (cupy.ndarray or numpy.ndarray): NumPy's is C-contiguous.
+    """
+    import cupy
+
+    if isinstance(array, cupy.ndarray):
+        return cupy.empty_like(array)
+    return cupy.empty(array.shape, array.dtype)
+
+
 def capture(stream, function):
     """Return the CUDA graph of what a function computes, and what the function returns.
 

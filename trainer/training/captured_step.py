@@ -5,6 +5,7 @@ import warnings
 import chainer
 import numpy as np
 
+from trainer import cuda
 from trainer.training.step import Step
 
 
@@ -23,7 +24,7 @@ class _Captured:
     def __init__(self, x, t, table):
         import cupy
 
-        self.x, self.t = cupy.empty(x.shape, x.dtype), cupy.empty(t.shape, t.dtype)
+        self.x, self.t = cuda.empty_like(x), cuda.empty_like(t)
         self.totals = cupy.empty(2, np.float64)
         self.table = table
         self.graphs = self.gradients = None

@@ -149,14 +149,14 @@ class Pixels:
         Args:
             rows (cupy.ndarray): uint8 (batch, row bytes), as
                 :func:`trainer.transforms.ilsvrc.write_row` writes them, aligned to 16 bytes;
-                or pictures, float32, which are returned as they are.
+                or images, float32 or float16, which are returned as they are.
 
         Returns:
             cupy.ndarray: (batch, 3, 224, 224) with NHWC memory, float32; float16 where the
             cuDNN engine computes in 'mixed' precision.
         """
         if rows.dtype != np.uint8:
-            return rows.astype(np.float32, copy=False)
+            return rows if rows.dtype == np.float16 else rows.astype(np.float32, copy=False)
         n, length = rows.shape
         plain = self.preprocessing.row_bytes(training=False)
         kernel, table = ('normalized', self._arrays()) if length == plain else ('coloured', [])

@@ -92,8 +92,15 @@ def _conv_statistics(x, *args, running):
 
 
 def nhwc(array, dtype):
-    """Return ``array`` in a type and in NHWC memory, itself where it is so already."""
-    if array.dtype == dtype and array.transpose(0, 2, 3, 1).flags.c_contiguous:
+    """Return ``array`` in a type and in NHWC memory, itself where it is so already.
+
+    On a GPU it begins at a multiple of 16 bytes, which a part of a batch need not.
+    """
+    if (
+        array.dtype == dtype
+        and array.transpose(0, 2, 3, 1).flags.c_contiguous
+        and (_on_numpy(array) or array.data.ptr % 16 == 0)
+    ):
         return array
     converted = arrays.empty(backend.get_array_module(array), array.shape, dtype)
     converted[...] = array

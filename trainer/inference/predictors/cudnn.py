@@ -4,6 +4,7 @@ input captured as one CUDA graph."""
 import chainer
 import numpy as np
 
+from trainer import cuda
 from trainer.engines import cudnn
 from trainer.engines.cudnn import library, timing
 from trainer.engines.cudnn.captured import Room
@@ -47,12 +48,11 @@ class _Predictor(predictors.Predictor):
             features = self.network.features(chainer.Variable(x))
             return features.array, self.network.classify(features).array
 
-    def _capture(self, shape, dtype):
-        import cupy
-
-        x = cupy.zeros(shape, dtype)
+    def _capture(self, x):
         # The last of many batches is seldom computed.
-        rest = any(len(shape) == len(known) and shape[0] < known[0] for known, _ in self._captured)
+        rest = any(x.ndim == len(shape) and len(x) < shape[0] for shape, *_ in self._captured)
+        x = cuda.empty_like(x)
+        x.fill(0)
         with timing.untimed(rest):
             while True:
                 self._room.run(lambda: self._compute(x))
@@ -70,7 +70,7 @@ class _Predictor(predictors.Predictor):
         with self._room.entered():
             if self._room.lost():
                 self._captured.clear()
-            key = x.shape, x.dtype.char
+            key = x.shape, x.dtype.char, on_device
             if key not in self._seen:
                 self._seen.add(key)
                 there = cupy.asarray(x)
@@ -78,7 +78,7 @@ class _Predictor(predictors.Predictor):
                     outputs = self._room.run(lambda: self._compute(there))
             else:
                 if key not in self._captured:
-                    self._captured[key] = self._capture(x.shape, x.dtype)
+                    self._captured[key] = self._capture(x)
                 graph, captured_x, outputs = self._captured[key]
                 if on_device:
                     captured_x[...] = x
