@@ -19,6 +19,7 @@ from trainer import files, pickled, pickled_arrays
 from trainer.errors import InputError
 from trainer.text import printable
 from trainer.weights import formats, safetensors, state_dict, strided
+from trainer.weights.pytorch_writer import save
 
 # What the first two pickles of the older format hold.
 _LEGACY = [0x1950A86A20F9469CFC6C, 1001]
@@ -361,88 +362,6 @@ def read(path, entry=None):
                 path, type(e).__name__, ': ' + detail if detail else ''
             )
         ) from e
-
-
-# Writing.
-
-_VERSION = b'3\n'
-# PyTorch's storages begin at multiples of this, so that they can be mapped into memory.
-_ALIGNMENT = 64
-
-
-def _pickle_int(n):
-    return b'K' + bytes([n]) if n < 256 else b'J' + struct.pack('<i', n)
-
-
-def _pickle_text(text):
-    return b'X' + struct.pack('<I', len(text.encode())) + text.encode()
-
-
-def _pickle_tuple(items):
-    return b'(' + b''.join(items) + b't'
-
-
-def _pickle(arrays):
-    """Return the pickle (protocol 2) of an OrderedDict of tensors, as torch.save writes it.
-
-    pickle.Pickler cannot: it refers only to what can be imported.
-    """
-    empty = b'ccollections\nOrderedDict\n)R'
-    parts = [b'\x80\x02', empty, b'(']
-    for i, (name, array) in enumerate(arrays.items()):
-        kind = {'float32': b'Float', 'int64': b'Long'}[array.dtype.name]
-        storage = (
-            _pickle_tuple(
-                [
-                    _pickle_text('storage'),
-                    b'ctorch\n' + kind + b'Storage\n',
-                    _pickle_text(str(i)),
-                    _pickle_text('cpu'),
-                    _pickle_int(array.size),
-                ]
-            )
-            + b'Q'
-        )
-        numbers = [
-            _pickle_tuple(map(_pickle_int, n))
-            for n in (array.shape, [stride // array.itemsize for stride in array.strides])
-        ]
-        parts += [
-            _pickle_text(name),
-            b'ctorch._utils\n_rebuild_tensor_v2\n',
-            _pickle_tuple([storage, _pickle_int(0), *numbers, b'\x89', empty]),
-            b'R',
-        ]
-    return b''.join(parts) + b'u.'
-
-
-def save(path, network, naming=None):
-    """Save a network's state dict as torch.save does; torch.load reads it.
-
-    Args:
-        path (str): The file, any name. It appears whole or not at all.
-        network (trainer.networks.base.Network): The network.
-        naming (str): See :func:`state_dict.choose`.
-
-    Raises:
-        trainer.errors.InputError: The naming has no place for the network.
-    """
-    arrays = state_dict.write(network, naming)
-    with files.replacing(path) as unfinished, zipfile.ZipFile(unfinished, 'w') as archive:
-
-        def add(name, data):
-            info = zipfile.ZipInfo('archive/' + name)
-            start = archive.fp.tell() + 30 + len(info.filename) + 4  # two headers
-            padding = -start % _ALIGNMENT
-            info.extra = b'FB' + struct.pack('<H', padding) + b'Z' * padding
-            archive.writestr(info, data)
-
-        add('data.pkl', _pickle(arrays))
-        add('byteorder', b'little')
-        for i, array in enumerate(arrays.values()):
-            array = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
-            add(f'data/{i}', array.reshape(-1).view(np.uint8).data)
-        add('version', _VERSION)
 
 
 def _recognises(head):
