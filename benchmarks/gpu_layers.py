@@ -1,18 +1,26 @@
 """Where a training step's time goes on a GPU: every operation of the cuDNN engine by itself.
 
     python benchmarks/gpu_layers.py [-b 128] [--network resnext50] [--precision mixed]
+    python benchmarks/gpu_layers.py --rate 4000
 
 For each operation, summed over the network's layers: milliseconds, and how often that is
 what its traffic takes at the rate of a large copy on the same GPU (for convolutions, what
 they read and write; they have arithmetic to do as well). Each is replayed as a CUDA graph,
-as in a step: what is small would otherwise take as long as Python does to launch it. Needs
-CuPy and nvidia-cudnn-frontend.
+as in a step: what is small would otherwise take as long as Python does to launch it.
+
+Then the memory traffic of a whole step, from its launches, and the milliseconds that it takes
+at that rate, or at ``--rate``: a floor, by arithmetic. With ``--rate`` nothing is computed or
+timed. Needs CuPy and nvidia-cudnn-frontend; for ``--rate`` the simulated ones do
+(``PYTHONPATH=tests/simulated_gpu``).
 """
 
 import argparse
 import collections
+import contextlib
 import os
 import sys
+import tempfile
+from unittest import mock
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
@@ -24,13 +32,11 @@ import numpy as np  # noqa: E402
 
 import resnext  # noqa: E402
 import resnext_ilsvrc  # noqa: E402
-from trainer import cli, engines, values  # noqa: E402, values
-from trainer.engines import (
-    autograd,
-    shapes,  # noqa: E402
-)
-from trainer.engines.cudnn import arrays, graphs, kernels  # noqa: E402
+from trainer import cli, cuda, engines, values  # noqa: E402
+from trainer.engines import autograd, shapes  # noqa: E402
+from trainer.engines.cudnn import arrays, graphs, kernels, parameters  # noqa: E402
 from trainer.engines.cudnn.timing import milliseconds  # noqa: E402
+from trainer.training.captured_step import CapturedStep  # noqa: E402
 
 NETWORKS = {
     'resnext50': (resnext_ilsvrc.resnext50, 224),
@@ -121,30 +127,130 @@ def operations(layer, dtype, precision):
     )
 
 
+def kernel_bytes(name, args):
+    """Return the bytes of device memory that a kernel of this project reads and writes.
+
+    Each array counts once, and twice where it is read and written. The sums of single blocks,
+    a few hundred kilobytes, stay in the cache and do not count.
+    """
+    if name == 'convert':
+        parts = args[0].get().view(parameters.COPY)
+        return int(parts['count'].sum()) * (4 + 2)
+    if name in ('find_overflow', 'update'):
+        parts = args[0].get().view(parameters.ENTRY)
+        gradient = np.where(parts['half'], 2, 4) * (parts['grad'] != 0)
+        state = 2 * (4 + 4) if name == 'update' else 0
+        return int((parts['count'] * (gradient + state)).sum())
+    if name.startswith(('statistics_h', 'statistics_f', 'backward_sums')):
+        args = args[:-2]
+    elif name.startswith('accumulate'):
+        args = (args[0], *args)
+    return sum(getattr(a, 'nbytes', 0) for a in args if np.ndim(a))
+
+
+@contextlib.contextmanager
+def launches():
+    """Yield a Counter of bytes, name -> read and written, by what would be launched meanwhile:
+    kernels of this project and cuDNN's graphs. Nothing is launched."""
+    found = collections.Counter()
+
+    class Module:
+        def __init__(self, path):
+            pass
+
+        def get_function(self, name):
+            def launch(grid, block, args, shared_mem=0):
+                kernel, _, form = name.rpartition('_')
+                key = kernel if form in ('h8', 'h1', 'f4', 'f1') else name
+                found[key] += kernel_bytes(name, args)
+
+            return launch
+
+    def graph(self, *arrays):
+        # Its key begins with the precision and the name of the operation.
+        found[self.key.split("'")[1]] += sum(array.nbytes for array in arrays)
+
+    with (
+        mock.patch.object(cuda, '_module', Module),
+        mock.patch.object(graphs.Graph, '__call__', graph),
+    ):
+        yield found
+
+
+def _traffic(network, side, precision, batch):
+    network.check_gpu(0)
+    optimizer = chainer.optimizers.MomentumSGD(0.01).setup(network)
+    optimizer.add_hook(chainer.optimizer_hooks.WeightDecay(1e-4))
+    if precision == 'mixed':
+        optimizer.loss_scaling()
+    step = CapturedStep(optimizer, network.device)
+    x, t = np.zeros((batch, 3, side, side), np.float32), np.zeros(batch, np.int32)
+    with (
+        chainer.using_config('engine', 'cudnn'),
+        chainer.using_config('precision', precision),
+        chainer.using_config('plans', 1),
+    ):
+        for _ in range(2):  # at first an operation is computed in each of several ways
+            step.forget()
+            with launches() as found:
+                step(x, t)
+    return found
+
+
+def traffic_of_step(build, side, precision, batch):
+    """Return the memory traffic of a training step in bytes, kernel -> read and written.
+
+    What is read and written by the engine's kernels and by cuDNN's graphs, once each; not
+    what CuPy computes besides (the loss, the conversion of the images), nor what cuDNN has in
+    workspaces or reads more than once. It is a constant and a multiple of the batch; both
+    are found from two small batches.
+
+    Args:
+        build (callable): Makes the network.
+        side (int): Width and height of its images.
+        precision (str): 'float32', 'tf32' or 'mixed'.
+        batch (int): Images.
+    """
+    root = chainer.dataset.get_dataset_root()
+    with tempfile.TemporaryDirectory() as empty:  # of the choices made for such small batches
+        chainer.dataset.set_dataset_root(empty)
+        try:
+            few, more = (_traffic(build(), side, precision, n) for n in (2, 4))
+        finally:
+            chainer.dataset.set_dataset_root(root)
+    return {name: few[name] + (more[name] - few[name]) * (batch - 2) // 2 for name in few}
+
+
+def print_traffic(found, rate):
+    """Print what :func:`traffic_of_step` found; ``rate`` is in bytes per second."""
+    total = sum(found.values())
+    print('{:32s} {:>8s} {:>8s}'.format('memory traffic of a step', 'GB', 'ms'))
+    for name, moved in [*sorted(found.items(), key=lambda item: -item[1]), ('total', total)]:
+        print(f'{name:32s} {moved / 1e9:8.2f} {moved / rate * 1e3:8.2f}')
+
+
 def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('-b', '--batch', type=values.positive(int), default=128)
     p.add_argument('--network', choices=NETWORKS, default='resnext50')
     p.add_argument('--precision', choices=('float32', 'tf32', 'mixed'), default='mixed')
+    p.add_argument(
+        '--rate',
+        type=values.positive(float),
+        metavar='GB/S',
+        help='print the traffic of a step alone, and how long it takes at so many GB/s',
+    )
     return p
 
 
-def main():
-    args = parser().parse_args()
-    engine, precision, why = engines.choose(0, args.precision, True)
-    if why:
-        sys.exit(why)
+def print_times(layers, precision, rate):
+    """Time every operation of some layers; ``rate`` is a large copy's, in bytes per second."""
     import cupy
 
     dtype = np.float16 if precision == 'mixed' else np.float32
-    big = cupy.zeros(1 << 28, np.float32)
-    rate = 2 * big.nbytes / milliseconds(big.copy)
-    print(f'copy: {rate / 1e9:.2f} TB/s')
-    del big
-    build, side = NETWORKS[args.network]
     times, traffic, failed = (collections.Counter() for _ in range(3))
     with cupy.cuda.Stream(non_blocking=True):
-        for layer, count in layers_of(build(), args.batch, side).items():
+        for layer, count in layers.items():
             for name, run, moved in operations(layer, dtype, precision):
                 try:
                     times[name] += count * milliseconds(run)
@@ -157,10 +263,33 @@ def main():
             '{:32s} {:8.2f} {:14.2f}{}'.format(
                 name,
                 times[name],
-                times[name] * rate / traffic[name],
+                times[name] * rate / 1e3 / traffic[name],
                 f'   ({failed[name]} layers have no plan)' if failed[name] else '',
             )
         )
+
+
+def copy_rate():
+    """Return the bytes per second that a large copy reads and writes."""
+    import cupy
+
+    big = cupy.zeros(1 << 28, np.float32)
+    return 2 * big.nbytes / milliseconds(big.copy) * 1e3
+
+
+def main():
+    args = parser().parse_args()
+    build, side = NETWORKS[args.network]
+    _, precision, why = engines.choose(0, args.precision, True)
+    if why:
+        sys.exit(why)
+    if args.rate is None:
+        rate = copy_rate()
+        print(f'copy: {rate / 1e12:.2f} TB/s')
+        print_times(layers_of(build(), args.batch, side), precision, rate)
+    else:
+        rate = args.rate * 1e9
+    print_traffic(traffic_of_step(build, side, precision, args.batch), rate)
 
 
 if __name__ == '__main__':

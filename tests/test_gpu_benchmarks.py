@@ -1,15 +1,19 @@
 """What the benchmarks on a GPU measure, on a GPU or a simulated one."""
 
+import collections
 import importlib.util
+import math
+import re
 
 import chainer
 import numpy as np
 import pytest
 from conftest import ROOT
 
+import resnext
 import resnext_ilsvrc
 from trainer.engines.autograd import ADD_RELU
-from trainer.engines.cudnn import provider, timing
+from trainer.engines.cudnn import graphs, parameters, provider, timing
 from trainer.training.captured_step import CapturedStep
 
 pytestmark = pytest.mark.gpu
@@ -21,6 +25,9 @@ def benchmark(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+layers = benchmark('gpu_layers')
 
 
 @pytest.fixture
@@ -77,7 +84,6 @@ def test_training_changes_the_type_of_images_alone(network, converted, precision
 
 def test_operations_are_replayed():
     """Python launches each but a few times, however often it is timed."""
-    layers = benchmark('gpu_layers')
     layer = layers.Layer((2, 16, 8, 8), (32, 16, 1, 1), 1, 0, 1, ADD_RELU, False)
     names = []
     for name, run, moved in layers.operations(layer, np.float16, 'mixed'):
@@ -91,3 +97,70 @@ def test_operations_are_replayed():
         assert layers.milliseconds(counted) >= 0 and moved > 0
         assert len(calls) == 1 + timing.REPEATED
     assert len(names) == 8 and 'with statistics' in names
+
+
+def small():
+    return resnext.PaperResNext(10, (1, 1, 1), C=2, d=8)
+
+
+def by_hand(batch, itemsize):
+    """Return the bytes of a step's convolutions and normalisations, by the layers' shapes."""
+    found = collections.Counter()
+    for layer, count in layers.layers_of(small(), batch, 32).items():
+        y_shape = graphs.out_shape(layer.x, layer.w, layer.stride, layer.pad)
+        x, w, y = (math.prod(shape) * itemsize for shape in (layer.x, layer.w, y_shape))
+        channels = 4 * y_shape[1]
+        # cuDNN adds up what a 1x1 convolution makes, in float16.
+        sums = 2 * channels if itemsize == 2 and layer.w[2] == 1 else 0
+        added = layer.kind == ADD_RELU
+        mask = y // 16 if added else 0
+        each = collections.Counter(
+            conv_forward=x + w + y + sums,
+            conv_backward_weights=x + y + 4 * w // itemsize,
+            normalize=(2 + added) * y + mask + 4 * channels,
+            # With a residual its gradient is written on the way.
+            backward_sums=(2 + added) * y + mask + 6 * channels,
+            backward_input=3 * y + 6 * channels,
+        )
+        for name, moved in each.items():
+            found[name] += count * moved
+    classes, features = small().fc.W.shape
+    found['conv_backward_weights'] += 4 * (batch * (features + classes) + classes * features)
+    return found
+
+
+@pytest.mark.parametrize('precision, itemsize', [('float32', 4), ('mixed', 2)])
+def test_traffic_of_a_small_network(precision, itemsize):
+    found = layers.traffic_of_step(small, 32, precision, 7)
+    # A straight line through two small batches is exact.
+    assert found == layers._traffic(small(), 32, precision, 7)
+    for name, moved in by_hand(7, itemsize).items():
+        assert found[name] == moved, name
+    weights = sum(p.size for p in small().params())
+    convolutions = sum(p.size for name, p in small().namedparams() if name.endswith('conv/W'))
+    # Gradients, and from those the weights and their momentum.
+    assert found['update'] == weights * (4 + 2 * (4 + 4))
+    if precision == 'mixed':
+        assert found['find_overflow'] == weights * 4
+        assert found['convert'] == convolutions * (4 + 2)
+
+
+@pytest.mark.parametrize('network', layers.NETWORKS)
+def test_documented_traffic(network):
+    """The figures of docs/gpu.md are what the launches say."""
+    row = re.search(rf'`{network}`.*', (ROOT / 'docs' / 'gpu.md').read_text())[0]
+    gigabytes, *milliseconds = map(float, re.findall(r'\d+\.\d+', row))
+    total = sum(layers.traffic_of_step(*layers.NETWORKS[network], 'mixed', 128).values())
+    assert gigabytes == pytest.approx(total / 1e9, abs=0.05)
+    assert milliseconds == pytest.approx([total / 3.35e9, total / 4.8e9], abs=0.05)
+
+
+def test_traffic_of_the_update():
+    """Of parameters without a gradient, with a float32 and with a float16 one."""
+    import cupy
+
+    table = np.zeros(3, parameters.ENTRY)
+    table['count'], table['grad'], table['half'] = 10, (0, 8, 8), (0, 0, 1)
+    there = cupy.asarray(table.view(np.uint8))
+    assert layers.kernel_bytes('find_overflow', [there]) == 10 * (0 + 4 + 2)
+    assert layers.kernel_bytes('update', [there]) == 10 * (3 * 16 + 0 + 4 + 2)

@@ -21,9 +21,9 @@ _THREADS = 256
 #: Values of a parameter that one block has.
 _PART = 1 << 13
 
-# The structures of parameters.cu.
+#: The structures of parameters.cu.
 _OF_PART = [(name, np.int32) for name in ('begin', 'count', 'inner', 'area')]
-_ENTRY = np.dtype(
+ENTRY = np.dtype(
     [
         ('param', np.uintp),
         ('grad', np.uintp),
@@ -33,7 +33,7 @@ _ENTRY = np.dtype(
         ('half', np.int32),
     ]
 )
-_COPY = np.dtype([('from', np.uintp), ('to', np.uintp), *_OF_PART])
+COPY = np.dtype([('from', np.uintp), ('to', np.uintp), *_OF_PART])
 
 
 def _parts(params, dtype):
@@ -54,7 +54,7 @@ class Update(update.Update):
         import cupy
 
         super().__init__(optimizer)
-        self._entries = len(_parts(self.params, _ENTRY)[0])
+        self._entries = len(_parts(self.params, ENTRY)[0])
         self._given = None
         self._rates = cupy.empty(3, np.float32)
         self._overflow = cupy.zeros(1, np.uint32)
@@ -75,7 +75,7 @@ class Update(update.Update):
         """Return the memory for a table, on the device."""
         import cupy
 
-        return cupy.empty(self._entries * _ENTRY.itemsize, np.uint8)
+        return cupy.empty(self._entries * ENTRY.itemsize, np.uint8)
 
     def fill(self, table):
         """Write to a table where everything is now.
@@ -84,7 +84,7 @@ class Update(update.Update):
             NotSupported: A gradient's memory is of another kind.
         """
         head = set() if self.head is None else {id(p) for p in self.head.params}
-        entries, each = _parts(self.params, _ENTRY)
+        entries, each = _parts(self.params, ENTRY)
         for param, own in zip(self.params, each):
             own['param'] = param.array.data.ptr
             if param.grad is not None:  # else nothing depends on it
@@ -170,7 +170,7 @@ class HalfWeights:
         params = [
             link.W for link in network.links() if isinstance(link, chainer.links.Convolution2D)
         ]
-        table, each = _parts(params, _COPY)
+        table, each = _parts(params, COPY)
         self.arrays = {}
         with cuda.lasting():
             for param, own in zip(params, each):
