@@ -457,14 +457,14 @@ class TestNothingLost:
             '.resnext-unfinished-log.json',
         ]
         left = [ours + 'log.json', ours + 'snapshot_iter_7']
-        (tmp_path / 'model').mkdir()
+        resume(tmp_path, cifar, epoch=1)
         for name in theirs + left + ['model/tmp-data.npz', f'model/{ours}ResNext_2.model']:
             (tmp_path / name).write_text('precious')
         for name in ('tmp-data', ours + 'loss.jpg'):
             (tmp_path / name).mkdir()
             (tmp_path / name / 'x').write_text('precious')
         (tmp_path / (ours + 'run.json')).symlink_to(tmp_path / 'tmp-thesis.txt')
-        resume(tmp_path, cifar, epoch=1)
+        resume(tmp_path, cifar, epoch=2)
         kept = theirs + ['tmp-data/x', ours + 'loss.jpg/x', ours + 'run.json', 'model/tmp-data.npz']
         for name in kept:
             assert (tmp_path / name).read_text() == 'precious', name
