@@ -25,24 +25,8 @@ def parser():
         metavar='PICTURE',
         help='a picture, or a folder: all pictures in it and below it',
     )
-    p.add_argument(
-        '--load_model',
-        '-m',
-        metavar='FILE',
-        action='append',
-        required=True,
-        help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
-        'repeated: the posteriors of all are averaged',
-    )
-    p.add_argument(
-        '--gpu',
-        '-g',
-        type=int,
-        default=-1,
-        metavar='N',
-        help='GPU number, -1 for the CPU (default: %(default)s)',
-    )
-    cli.add_inference_flags(p)
+    cli.add_model_flag(p)
+    cli.add_inference_flags(p, batch=16)
     p.add_argument(
         '-k',
         type=natural,
@@ -50,19 +34,7 @@ def parser():
         metavar='N',
         help='classes for each picture (default: %(default)s)',
     )
-    p.add_argument(
-        '--batch',
-        '-b',
-        type=natural,
-        default=16,
-        metavar='N',
-        help='pictures that are computed at a time (default: %(default)s)',
-    )
-    p.add_argument(
-        '--ten-crop',
-        action='store_true',
-        help='average the posteriors of ten crops: corners, centre, and mirrored',
-    )
+    cli.add_ten_crop_flag(p)
     p.add_argument('--json', action='store_true', help='print JSON')
     p.add_argument(
         '--draw', metavar='FILE.png', help='draw each picture with the probabilities of its classes'

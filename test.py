@@ -46,23 +46,7 @@ def parser():
         help='which of its pictures (default: %(default)s)',
     )
     p.add_argument('--save_path', '-p', metavar='DIR', help='write log.json to this folder')
-    p.add_argument(
-        '--batch',
-        '-b',
-        type=natural,
-        default=64,
-        metavar='N',
-        help='pictures in a batch (default: %(default)s)',
-    )
-    p.add_argument(
-        '--gpu',
-        '-g',
-        type=int,
-        default=-1,
-        metavar='N',
-        help='GPU number, -1 for the CPU (default: %(default)s)',
-    )
-    cli.add_inference_flags(p)
+    cli.add_inference_flags(p, batch=64)
     cli.add_evaluation_flags(p)
     return p
 

@@ -20,15 +20,7 @@ def parser():
         formatter_class=argparse.HelpFormatter,
     )
     natural = values.positive(int)
-    p.add_argument(
-        '--load_model',
-        '-m',
-        metavar='FILE',
-        action='append',
-        required=True,
-        help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
-        'repeated: the posteriors of all are averaged',
-    )
+    cli.add_model_flag(p)
     p.add_argument(
         '--load_data',
         '-ld',
@@ -43,23 +35,7 @@ def parser():
         default='./',
         help='folder for log.json (default: %(default)s)',
     )
-    p.add_argument(
-        '--batch',
-        '-b',
-        type=natural,
-        default=64,
-        metavar='N',
-        help='pictures in a batch (default: %(default)s)',
-    )
-    p.add_argument(
-        '--gpu',
-        '-g',
-        type=int,
-        default=-1,
-        metavar='N',
-        help='GPU number, -1 for the CPU (default: %(default)s)',
-    )
-    cli.add_inference_flags(p)
+    cli.add_inference_flags(p, batch=64)
     p.add_argument(
         '--test_batch_divide',
         '-teb',

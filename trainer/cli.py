@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from trainer import values
 from trainer.errors import InputError
 from trainer.inference import predictors
 from trainer.text import printable
@@ -41,8 +42,37 @@ def reason(error):
     return printable(message)
 
 
-def add_inference_flags(p):
-    """Add --engine and --precision, for :meth:`Network.predictor`."""
+def add_model_flag(p):
+    """Add -m: one model, or several whose posteriors are averaged."""
+    p.add_argument(
+        '--load_model',
+        '-m',
+        metavar='FILE',
+        action='append',
+        required=True,
+        help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
+        'repeated: the posteriors of all are averaged',
+    )
+
+
+def add_inference_flags(p, batch):
+    """Add --batch, whose default is ``batch``, --gpu, --engine and --precision."""
+    p.add_argument(
+        '--batch',
+        '-b',
+        type=values.positive(int),
+        default=batch,
+        metavar='N',
+        help='images that are computed at a time (default: %(default)s)',
+    )
+    p.add_argument(
+        '--gpu',
+        '-g',
+        type=int,
+        default=-1,
+        metavar='N',
+        help='GPU number, -1 for the CPU (default: %(default)s)',
+    )
     p.add_argument(
         '--engine',
         choices=predictors.available(),
@@ -58,13 +88,18 @@ def add_inference_flags(p):
     )
 
 
-def add_evaluation_flags(p):
-    """Add --ten-crop and --workers."""
+def add_ten_crop_flag(p):
+    """Add --ten-crop."""
     p.add_argument(
         '--ten-crop',
         action='store_true',
         help='average the posteriors of ten crops: corners, centre, and mirrored',
     )
+
+
+def add_evaluation_flags(p):
+    """Add --ten-crop and --workers."""
+    add_ten_crop_flag(p)
     p.add_argument(
         '--workers',
         type=int,

@@ -82,19 +82,24 @@ def batches(load, plan, size, shape, workers=None, dtype=np.float32, piece=8):
     Raises:
         trainer.errors.InputError: A process was killed from outside.
     """
-    if workers is None:
-        workers = cores()
-    if not workers:
-        x = np.empty((size,) + tuple(shape), dtype)
-        for items in plan:
-            part = x[: len(items)]
-            yield Batch(items, part, load(items, part) if len(items) else {})
-        return
+    workers = cores() if workers is None else workers
+    given = load, plan, size, tuple(shape), dtype
+    return _batches_of_workers(*given, piece, workers) if workers else _batches_of_ours(*given)
+
+
+def _batches_of_ours(load, plan, size, shape, dtype):
+    x = np.empty((size, *shape), dtype)
+    for items in plan:
+        part = x[: len(items)]
+        yield Batch(items, part, load(items, part) if len(items) else {})
+
+
+def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
     # Something to do for everyone.
     piece = max(1, min(piece, size // (2 * workers)))
     ahead = 2 + math.ceil(2 * workers * piece / size)
     ahead = min(ahead, operator.length_hint(plan, ahead))
-    places = (ahead + 1, size) + tuple(shape)
+    places = (ahead + 1, size, *shape)
     shared = sharedctypes.RawArray('B', np.dtype(dtype).itemsize * math.prod(places))
     memory = _as_array(shared, places, dtype)
     executor = concurrent.futures.ProcessPoolExecutor(

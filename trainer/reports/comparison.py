@@ -196,46 +196,59 @@ def draw(compared, path):
         path (str): The picture to write; its suffix is the format.
     """
     check(compared, path)
-    differ = differences(compared)
     figure = Figure(figsize=(12, 4.8), layout='constrained')
-    for axes, title, unit, key in zip(
-        figure.subplots(1, 2), ('Top-1 error', 'Loss'), ('%', 'nats'), ('error', 'loss')
-    ):
-        for run, colour in zip(compared, _COLOURS):
-            _curve(axes, run.epochs, 'train_' + key, colour, ':', 1.4)
-            _curve(axes, run.epochs, 'test_' + key, colour, '-', 1.6)
-            if key == 'error':
-                best = run.best
-                axes.plot(
-                    best['epoch'],
-                    best['test_error'],
-                    'o',
-                    color=colour,
-                    markersize=6,
-                    markeredgecolor='white',
-                    zorder=5,
-                )
-        axes.set_title(title, loc='left', fontweight='bold')
-        axes.set(xlabel='epoch', ylabel=unit)
-        # The first epochs of a run would press its others flat.
-        tops = [
-            min(1.05 * max(values), 3 * float(np.median(values)))
-            for run in compared
-            if (values := [row['test_' + key] for row in run.epochs if 'test_' + key in row])
-        ]
-        axes.set_ylim(0, max(tops, default=0) or 1)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.25)
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.legend(
-            handles=[
-                Line2D([], [], linestyle=style, color='#555555', label=label)
-                for style, label in (('-', 'test'), (':', 'train'))
-            ],
-            frameon=False,
-            loc='upper right',
+    error, loss = figure.subplots(1, 2)
+    _draw_panel(error, compared, 'Top-1 error', '%', 'error')
+    _draw_panel(loss, compared, 'Loss', 'nats', 'loss')
+    for run, colour in zip(compared, _COLOURS):
+        error.plot(
+            run.best['epoch'],
+            run.best['test_error'],
+            'o',
+            color=colour,
+            markersize=6,
+            markeredgecolor='white',
+            zorder=5,
         )
-    labels = []
+    handles = [
+        Line2D([], [], color=colour, linewidth=2.5, marker='o', label=label)
+        for label, colour in zip(_labels(compared), _COLOURS)
+    ]
+    legend = figure.legend(handles=handles, loc='outside lower left', frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figures.save(figure, path)
+
+
+def _draw_panel(axes, compared, title, unit, key):
+    for run, colour in zip(compared, _COLOURS):
+        _curve(axes, run.epochs, 'train_' + key, colour, ':', 1.4)
+        _curve(axes, run.epochs, 'test_' + key, colour, '-', 1.6)
+    axes.set_title(title, loc='left', fontweight='bold')
+    axes.set(xlabel='epoch', ylabel=unit)
+    # The first epochs of a run would press its others flat.
+    tops = [
+        min(1.05 * max(values), 3 * float(np.median(values)))
+        for run in compared
+        if (values := [row['test_' + key] for row in run.epochs if 'test_' + key in row])
+    ]
+    axes.set_ylim(0, max(tops, default=0) or 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.legend(
+        handles=[
+            Line2D([], [], linestyle=style, color='#555555', label=label)
+            for style, label in (('-', 'test'), (':', 'train'))
+        ],
+        frameon=False,
+        loc='upper right',
+    )
+
+
+def _labels(compared):
+    """Return a line on each run: its name, its best epoch, the options that differ."""
+    differ, labels = differences(compared), []
     for i, (run, name) in enumerate(zip(compared, names(compared))):
         told = [f'{option} {_text(values[i])}' for option, values in differ.items()]
         labels.append(
@@ -246,14 +259,7 @@ def draw(compared, path):
                 '  ({})'.format(', '.join(told[:6]) + ', ...' * (len(told) > 6)) if told else '',
             )
         )
-    handles = [
-        Line2D([], [], color=colour, linewidth=2.5, marker='o', label=label)
-        for label, colour in zip(labels, _COLOURS)
-    ]
-    legend = figure.legend(handles=handles, loc='outside lower left', frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    figures.save(figure, path)
+    return labels
 
 
 def _curve(axes, rows, key, colour, style, width):

@@ -79,6 +79,11 @@ def layers(network, picture_size=None):
     return found
 
 
+def _row(name, filters, of):
+    sums = (f'{sum(layer[i] for layer in of):,}' for i in (3, 4))
+    return _ROW.format(name, filters, 'x'.join(map(str, of[-1].output)), *sums)
+
+
 def summary(network, picture_size=None):
     """Return a table of the layers, stage by stage, blocks that are alike once; 80 columns.
 
@@ -95,14 +100,7 @@ def summary(network, picture_size=None):
     ]
 
     def row(name, filters, of):
-        lines.append(
-            _ROW.format(
-                name,
-                filters,
-                'x'.join(map(str, of[-1].output)),
-                *(f'{sum(layer[i] for layer in of):,}' for i in (3, 4)),
-            )
-        )
+        lines.append(_row(name, filters, of))
 
     for top, of_top in itertools.groupby(found, lambda layer: layer.path.split('/')[0]):
         of_top = list(of_top)

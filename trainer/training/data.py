@@ -151,62 +151,80 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
     Raises:
         trainer.errors.InputError: There are not enough pictures for a batch.
     """
-    batch, workers = options.batch, options.workers
     in_memory = hasattr(dataset.train, 'images')
     on_device = options.gpu >= 0 and all(
         device.available(preprocessing, pictures) for pictures in (dataset.train, dataset.test)
     )
-    if workers is None:
-        # On a CPU the network is a thousand times slower than its data; drawing takes nothing.
-        most = 4 if in_memory else parallel.cores()
-        cores = max(1, (os.cpu_count() or 1) // group.local_size)
-        workers = 0 if options.gpu < 0 or in_memory and on_device else min(most, cores)
-    plan = loading.PLANS[options.sampling](len(dataset.train.labels), batch, options.seed)
+    plan = loading.PLANS[options.sampling](len(dataset.train.labels), options.batch, options.seed)
     if not len(plan):
         raise InputError(
-            f'-b {batch}: there are only {len(dataset.train.labels)} pictures to draw a batch from'
+            f'-b {options.batch}: there are only {len(dataset.train.labels)} pictures to draw a '
+            'batch from'
         )
     test_plan = loading.InOrder(
-        len(dataset.test.labels), max(1, batch // options.test_batch_divide)
+        len(dataset.test.labels), max(1, options.batch // options.test_batch_divide)
     )
+    workers = _workers(options, in_memory, on_device, group)
 
-    plan = group.share(plan, group.chunks(options.train_batch_divide))
-    test_plan = group.share(test_plan)
-
-    def iterator(pictures, plan, seed, repeat):
-        given = pictures, preprocessing, seed, dataset.mirror
-        shape, dtype, piece = preprocessing.shape, np.float32, 8
-        if in_memory:
-            load, piece = Load(*given), plan.batch  # many at a time cost less
-            if on_device:
-                load = LoadDrawn(*given, first=0 if repeat else len(dataset.train.labels))
-                shape, dtype = (load.fields,), np.int32
-        elif on_device:
-            load, dtype = parallel.one_by_one(LoadPixels(*given)), np.uint8
-            shape = (preprocessing.row_bytes(training=repeat),)
-        else:
-            load = parallel.one_by_one(LoadFile(*given))
+    def iterator(part, plan, training):
+        seed = options.seed if training else None
+        load, shape, dtype = _loader(
+            dataset,
+            part,
+            preprocessing,
+            seed,
+            on_device,
+            0 if training else len(dataset.train.labels),
+        )
         return parallel.Iterator(
             load,
             plan,
-            pictures.labels,
+            part.labels,
             shape,
             workers,
-            repeat,
-            leave_out=not repeat,
+            repeat=training,
+            leave_out=not training,
             dtype=dtype,
-            piece=piece,
+            piece=plan.batch if in_memory else 8,  # of images in memory, many at a time cost less
         )
 
     finish = None
-    if on_device:
-        finish = (
-            device.Pictures(preprocessing, dataset.train.images, dataset.test.images)
-            if (in_memory)
-            else device.Pixels(preprocessing)
-        )
+    if on_device and in_memory:
+        finish = device.Pictures(preprocessing, dataset.train.images, dataset.test.images)
+    elif on_device:
+        finish = device.Pixels(preprocessing)
     return DataPath(
-        iterator(dataset.train, plan, options.seed, True),
-        iterator(dataset.test, test_plan, None, False),
+        iterator(dataset.train, group.share(plan, group.chunks(options.train_batch_divide)), True),
+        iterator(dataset.test, group.share(test_plan), False),
         finish,
     )
+
+
+def _workers(options, in_memory, on_device, group):
+    """Return how many processes load: as given, or as many as keep up with the device."""
+    if options.workers is not None:
+        return options.workers
+    # On a CPU the network is far slower than its data; drawing takes nothing.
+    if options.gpu < 0 or in_memory and on_device:
+        return 0
+    cores = max(1, (os.cpu_count() or 1) // group.local_size)
+    return min(4 if in_memory else parallel.cores(), cores)
+
+
+def _loader(dataset, part, preprocessing, seed, on_device, first):
+    """Return what loads a part of a dataset, and shape and dtype of what it loads of an image.
+
+    Args:
+        seed (int): The run's, for training; ``None`` for testing.
+        first (int): Number of the part's first image among those on a GPU.
+    """
+    given = part, preprocessing, seed, dataset.mirror
+    if hasattr(part, 'images') and on_device:
+        load = LoadDrawn(*given, first=first)
+        return load, (load.fields,), np.int32
+    if hasattr(part, 'images'):
+        return Load(*given), preprocessing.shape, np.float32
+    if on_device:
+        shape = (preprocessing.row_bytes(training=seed is not None),)
+        return parallel.one_by_one(LoadPixels(*given)), shape, np.uint8
+    return parallel.one_by_one(LoadFile(*given)), preprocessing.shape, np.float32

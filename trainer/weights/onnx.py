@@ -110,29 +110,8 @@ class _Graph:
         return h
 
 
-def build(network, fold=True, features=False):
-    """Return the graph of a network in evaluation mode.
-
-    Input ``x``: float32 (batch, 3, height, width), preprocessed, all but the channels
-    free. Output ``scores``: float32 (batch, classes), before softmax.
-
-    Args:
-        network (trainer.networks.base.Network): The network.
-        fold (bool): Whether batch normalisation goes into the convolutions' weights and
-            biases, or stays as nodes of its own, with its numbers as they are.
-        features (bool): Whether what enters the classifier is an output as well,
-            ``features``: (batch, channels, 1, 1).
-
-    Returns:
-        onnx.ModelProto: With what npz files record of the network in its metadata:
-        ``architecture``, as JSON.
-
-    Raises:
-        trainer.errors.InputError: The package onnx is missing.
-    """
-    onnx = extras.need('onnx', 'ONNX')
-    helper = onnx.helper
-    graph = _Graph(onnx, fold)
+def _add_network(graph, network):
+    """Add the nodes of a network, from 'x' to 'features' and 'scores'."""
     h = graph.conv_bn(network.stem, 'stem', 'x')
     if network.round_up_pooling is not None:
         h = graph.node(
@@ -162,6 +141,32 @@ def build(network, fold=True, features=False):
             'scores',
             transB=1,
         )
+
+
+def build(network, fold=True, features=False):
+    """Return the graph of a network in evaluation mode.
+
+    Input ``x``: float32 (batch, 3, height, width), preprocessed, all but the channels
+    free. Output ``scores``: float32 (batch, classes), before softmax.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        fold (bool): Whether batch normalisation goes into the convolutions' weights and
+            biases, or stays as nodes of its own, with its numbers as they are.
+        features (bool): Whether what enters the classifier is an output as well,
+            ``features``: (batch, channels, 1, 1).
+
+    Returns:
+        onnx.ModelProto: With what npz files record of the network in its metadata:
+        ``architecture``, as JSON.
+
+    Raises:
+        trainer.errors.InputError: The package onnx is missing.
+    """
+    onnx = extras.need('onnx', 'ONNX')
+    helper = onnx.helper
+    graph = _Graph(onnx, fold)
+    _add_network(graph, network)
     floats = onnx.TensorProto.FLOAT
     outputs = [helper.make_tensor_value_info('scores', floats, ['batch', network.category_num])]
     if features:
