@@ -314,10 +314,13 @@ class pygraph:
 
         for operation, inputs, _made, _attributes in self._nodes:
             if operation == 'genstats':
+                if inputs['x']._type is data_type.FLOAT:
+                    raise cudnnGraphNotSupportedError('No valid engine configs: float32 genstats')
                 for n in before(inputs['x']):
-                    if n[0] == 'conv_fprop' and n[1]['w']._dim[1:] != n[1]['x']._dim[1:2] + [1, 1]:
+                    channels = n[1]['w']._dim[1] if n[0] == 'conv_fprop' else 0
+                    if channels % 2 or channels and channels != n[1]['x']._dim[1]:
                         raise cudnnGraphNotSupportedError(
-                            'No valid engine configs: genstats behind a conv that is not 1x1'
+                            'No valid engine configs: genstats behind groups or odd channels'
                         )
 
     def deselect_numeric_notes(self, notes):
