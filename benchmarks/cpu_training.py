@@ -6,7 +6,9 @@ CIFAR's ResNeXt-29 2x64d and ResNeXt-50 32x4d, with images in memory, by each en
 precision that this machine has, by plain Chainer, and by PyTorch: eager in NCHW and in
 channels_last, and compiled. Each runs in a process of its own. In each round each of them
 computes some steps while the others wait, so that whatever else the machine does falls on all;
-ratios are medians over the rounds of one round's times.
+ratios are medians over the rounds of one round's times. Where other work has the cores, threads
+wait for one another and wall-clock time says little: there ``--threads 1`` and the seconds of CPU
+time, which are given as well, still compare.
 
 Needs PyTorch (``--torch`` names another Python that has it). OPENBLAS_CORETYPE is taken out of
 the environment: where it is set it can halve the speed of NumPy's products.
@@ -60,10 +62,12 @@ def ours(case, precision, engine):
     """Return a function that makes a step and returns its loss."""
     import resnext
     import resnext_ilsvrc
+    from trainer import engines
     from trainer.training.step import Step
 
     import chainer  # isort: skip
 
+    engines.choose(-1, precision, engine=engine)
     if case.startswith('cifar'):
         network = resnext.PaperResNext(10, (3, 3, 3), C=2, d=64)
     else:
@@ -82,7 +86,7 @@ def pytorch(case, precision, how):
     import torch
     import torch_networks
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     torch.manual_seed(0)
     if case.startswith('cifar'):
         model = torch_networks.Prlz77(torch_networks.Sizes((3, 3, 3), 2, 128, 256, 64, 10))
@@ -121,19 +125,29 @@ def serve(case, contender):
     step()
     print(json.dumps({'first': first, 'loss': loss}), flush=True)
     for line in sys.stdin:
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             step()
-        seconds = (time.perf_counter() - start) / int(line)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({'seconds': seconds, 'peak': peak}), flush=True)
+        found = {
+            'seconds': (time.perf_counter() - wall) / int(line),
+            'CPU seconds': (time.process_time() - cpu) / int(line),
+            'peak MB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        print(json.dumps(found), flush=True)
 
 
 class Worker:
-    """A contender in a process of its own."""
+    """A contender in a process of its own.
 
-    def __init__(self, case, contender, python):
+    Attributes:
+        found (dict): What its steps took, 'seconds' and 'CPU seconds', a list with a number for
+            each round; 'first step, s' and 'peak MB', numbers.
+    """
+
+    def __init__(self, case, contender, python, threads):
         environment = {k: v for k, v in os.environ.items() if k != 'OPENBLAS_CORETYPE'}
+        for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+            environment[name] = str(threads)
         self._process = subprocess.Popen(
             [python, __file__, '--serve', case, contender],
             stdin=subprocess.PIPE,
@@ -142,7 +156,7 @@ class Worker:
             text=True,
             env=environment,
         )
-        self.seconds = []
+        self.found = {'seconds': [], 'CPU seconds': []}
 
     def _answer(self):
         line = self._process.stdout.readline()
@@ -151,24 +165,25 @@ class Worker:
         return json.loads(line)
 
     def begin(self):
-        self.first = self._answer()['first']
+        self.found['first step, s'] = self._answer()['first']
 
     def steps(self, n):
         print(n, file=self._process.stdin, flush=True)
         answer = self._answer()
-        self.seconds.append(answer['seconds'])
-        self.peak = answer['peak']
+        for what in ('seconds', 'CPU seconds'):
+            self.found[what].append(answer[what])
+        self.found['peak MB'] = answer['peak MB']
 
     def end(self):
         self._process.stdin.close()
         self._process.wait()
 
 
-def measure(case, contenders, rounds, steps, pythons):
+def measure(case, contenders, rounds, steps, threads, pythons):
     """Return of each contender what was found."""
     workers = {}
     for name in contenders:
-        worker = Worker(case, name, pythons[name.startswith('pytorch')])
+        worker = Worker(case, name, pythons[name.startswith('pytorch')], threads)
         try:
             worker.begin()
         except RuntimeError as e:
@@ -180,51 +195,48 @@ def measure(case, contenders, rounds, steps, pythons):
             worker.steps(steps)
     for worker in workers.values():
         worker.end()
-    batch = CASES[case][2]
-    return {
-        name: {
-            'images/s': batch / float(np.median(w.seconds)),
-            'seconds': w.seconds,
-            'first step, s': w.first,
-            'peak MB': w.peak,
-        }
-        for name, w in workers.items()
-    }
+    return {name: worker.found for name, worker in workers.items()}
 
 
-def ratio(mine, other):
+def ratio(mine, other, what):
     """Return how many times as fast, in the median, and the least and most, of the rounds."""
-    ratios = np.divide(other['seconds'], mine['seconds'])
+    ratios = np.divide(other[what], mine[what])
     return [float(f(ratios)) for f in (np.median, np.min, np.max)]
 
 
+def peers(found, precision):
+    """Return the peers of an engine in a precision: name -> what was found."""
+    eager = [
+        found[name]
+        for name in (f'pytorch {how} {precision}' for how in ('NCHW', 'channels_last'))
+        if name in found
+    ]
+    given = {
+        'plain Chainer': found.get('reference float32'),
+        'PyTorch eager': min(eager, key=lambda o: np.median(o['seconds']), default=None),
+        'torch.compile': found.get(f'pytorch compile {precision}'),
+    }
+    return {name: other for name, other in given.items() if other is not None}
+
+
 def report(case, found):
-    print(f'\n{case}: images/s (median), first step, peak memory', flush=True)
+    """Print a table, and add the ratios to what was found."""
+    batch = CASES[case][2]
+    print(f'\n{case}: images/s and CPU seconds of a step (medians), first step, peak memory')
     for name, of in found.items():
+        of['images/s'] = batch / float(np.median(of['seconds']))
         print(
-            f'{name:32s} {of["images/s"]:8.2f} {of["first step, s"]:7.2f} s {of["peak MB"]:7.0f} MB'
+            f'{name:32s} {of["images/s"]:8.2f} {np.median(of["CPU seconds"]):7.2f} s '
+            f'{of["first step, s"]:7.2f} s {of["peak MB"]:7.0f} MB'
         )
     for name, of in found.items():
-        if name.startswith('pytorch') or name.startswith('reference'):
+        if name.startswith(('pytorch', 'reference')):
             continue
-        precision = name.split()[-1]
-        eager = [
-            found[f'pytorch {how} {precision}']
-            for how in ('NCHW', 'channels_last')
-            if f'pytorch {how} {precision}' in found
-        ]
-        peers = {'plain Chainer': found.get('reference float32')}
-        peers['PyTorch eager'] = max(eager, key=lambda o: o['images/s'], default=None)
-        peers['torch.compile'] = found.get(f'pytorch compile {precision}')
-        for peer, other in peers.items():
-            if other is not None:
-                of[f'times {peer}'] = ratio(of, other)
-                print('{:18s} {:.2f} times {} [{:.2f} to {:.2f}]'.format(name, *_front(of, peer)))
-
-
-def _front(of, peer):
-    median, least, most = of[f'times {peer}']
-    return median, peer, least, most
+        for peer, other in peers(found, name.split()[-1]).items():
+            for what in ('seconds', 'CPU seconds'):
+                median, least, most = of[f'{what}, times {peer}'] = ratio(of, other, what)
+                print(f'{name:18s} {median:.2f} times {peer} [{least:.2f} to {most:.2f}], {what}')
+    sys.stdout.flush()
 
 
 def main():
@@ -236,6 +248,7 @@ def main():
     p.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES))
     p.add_argument('--rounds', type=int, default=9)
     p.add_argument('--steps', type=int, default=2, help='of each contender in a round')
+    p.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument('--torch', metavar='PYTHON', default=sys.executable)
     p.add_argument('--serve', nargs=2, help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -247,7 +260,7 @@ def main():
     results = {}
     for case in args.cases:
         results[case] = measure(
-            case, contenders, args.rounds, args.steps, (sys.executable, args.torch)
+            case, contenders, args.rounds, args.steps, args.threads, (sys.executable, args.torch)
         )
         report(case, results[case])
     if args.output:

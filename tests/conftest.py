@@ -11,6 +11,10 @@ import pytest
 
 import trainer  # noqa: F401  before Chainer
 
+# Tests fork, and OpenMP does not compute in a process that was forked when it had threads. They
+# share their cores, too.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
 FIXTURES = ROOT / 'tests' / 'fixtures'

@@ -22,7 +22,7 @@ from conftest import ROOT, has_gpu, write_cifar10
 
 import main
 import resnext
-from trainer import files, recipes, run_folder
+from trainer import engines, files, recipes, run_folder
 from trainer.datasets import loading
 from trainer.errors import InputError
 from trainer.training import data, loop, run, schedules, snapshots
@@ -124,6 +124,32 @@ def test_a_file_and_its_folder_reach_the_disk(tmp_path, monkeypatch):
     )
     files.save_json(path, [1])
     assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+class TestEngines:
+    @pytest.mark.parametrize('engine', ['numpy', 'onednn'])
+    def test_a_run_goes_on_bit_for_bit(self, cifar, tmp_path, engine):
+        if engine == 'onednn' and engines.onednn.unavailable():
+            pytest.skip(engines.onednn.unavailable())
+        options = dict(engine=engine, threads=1)
+        train(tmp_path / 'whole', cifar, epoch=2, **options)
+        train(tmp_path / 'parts', cifar, epoch=1, **options)
+        train(tmp_path / 'parts', cifar, resume=True, epoch=2)
+        assert_same_end(tmp_path / 'parts', tmp_path / 'whole')
+
+    def test_a_run_goes_on_with_another(self, cifar, tmp_path):
+        train(tmp_path, cifar, epoch=1, engine='reference', threads=1)
+        said = []
+        run.train(
+            resume=True,
+            say=said.append,
+            save_path=str(tmp_path),
+            data=cifar,
+            epoch=2,
+            engine='numpy',
+        )
+        assert 'device: CPU, engine numpy, precision float32' in said
+        assert os.path.exists(tmp_path / 'model' / 'ResNext_10_2_2.model')
 
 
 class TestOutputs:

@@ -22,6 +22,10 @@ def _threads(n):
     return concurrent.futures.ThreadPoolExecutor(n)
 
 
+if hasattr(os, 'register_at_fork'):  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
 def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
