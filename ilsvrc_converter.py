@@ -124,13 +124,13 @@ def main():
 
     network, found = formats.read(args.input, args.entry)
     print(
-        '{}: {} layers (blocks {}), {} form for {}x{} pictures'.format(
+        '{}: {} layers (blocks {}), {} form for {}x{} images'.format(
             args.input,
             network.layers,
             '-'.join(map(str, network.block_num)),
             table.of_kind(network.kind).title,
-            found.picture_size,
-            found.picture_size,
+            found.image_size,
+            found.image_size,
         )
     )
     print(

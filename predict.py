@@ -1,4 +1,4 @@
-"""Say what pictures show: ``python predict.py photo.jpg -m model``."""
+"""Say what images show: ``python predict.py photo.jpg -m model``."""
 
 import argparse
 import json
@@ -15,15 +15,15 @@ from trainer.weights import formats
 def parser():
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
-        description='Say what pictures show: the likeliest classes.',
+        description='Say what images show: the likeliest classes.',
         formatter_class=argparse.HelpFormatter,
     )
     natural = values.positive(int)
     p.add_argument(
-        'pictures',
+        'images',
         nargs='+',
-        metavar='PICTURE',
-        help='a picture, or a folder: all pictures in it and below it',
+        metavar='IMAGE',
+        help='an image, or a folder: all images in it and below it',
     )
     cli.add_model_flag(p)
     cli.add_inference_flags(p, batch=16)
@@ -32,12 +32,12 @@ def parser():
         type=natural,
         default=5,
         metavar='N',
-        help='classes for each picture (default: %(default)s)',
+        help='classes for each image (default: %(default)s)',
     )
     cli.add_ten_crop_flag(p)
     p.add_argument('--json', action='store_true', help='print JSON')
     p.add_argument(
-        '--draw', metavar='FILE.png', help='draw each picture with the probabilities of its classes'
+        '--draw', metavar='FILE.png', help='draw each image with the probabilities of its classes'
     )
     return p
 
@@ -45,7 +45,7 @@ def parser():
 def main():
     p = parser()
     args = p.parse_args()
-    sources = folder.expand(args.pictures)
+    sources = folder.expand(args.images)
     if args.draw:
         report.check_drawing(args.draw, len(sources))
     networks = cli.make_predictors([formats.load(path, args.gpu) for path in args.load_model], args)

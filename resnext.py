@@ -130,7 +130,7 @@ class PaperResNext(Model, paper.PaperNetwork):
     """The paper's CIFAR ResNeXt: projection shortcuts, ReLU after the addition, linear head.
 
     Stage i (from 0) has C x d x 2^i channels inside its blocks and 64 x widen_factor x
-    2^i after them. Pictures: (batch, 3, height, width) float32.
+    2^i after them. Images: (batch, 3, height, width) float32.
 
     Args:
         category_num (int): Number of classes.

@@ -24,7 +24,7 @@ class ResNext(Model, paper.PaperNetwork):
     """The paper's ImageNet ResNeXt: 7x7 stem, 3x3 max pooling, stages of bottlenecks.
 
     Stage i (from 0) has C x d x 2^i channels inside its blocks and C x d x 2^i x
-    multiplier after them. Pictures: (batch, 3, height, width) float32, as
+    multiplier after them. Images: (batch, 3, height, width) float32, as
     ``data_augmentation.DataAugmentationNormalizeBigger`` makes them.
 
     Args:
@@ -51,7 +51,7 @@ class ResNext(Model, paper.PaperNetwork):
 
     kind = 'ilsvrc'
     preprocessing = 'DataAugmentationNormalizeBigger'
-    picture_size = 224
+    image_size = 224
 
     def __init__(
         self,

@@ -14,8 +14,8 @@ from trainer.weights import formats
 def parser():
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
-        description='Test a model: loss, top-1 and top-5 error on the test pictures of a dataset. '
-        'A picture that cannot be read is named, and counts as neither right nor '
+        description='Test a model: loss, top-1 and top-5 error on the test images of a dataset. '
+        'An image that cannot be read is named, and counts as neither right nor '
         'wrong. Nothing is written without -p.',
         formatter_class=argparse.HelpFormatter,
     )
@@ -24,7 +24,7 @@ def parser():
         'model',
         metavar='RUN_OR_MODEL',
         help="a run's folder, whose best model is tested on the run's own test "
-        'pictures; or a file of weights, with --dataset',
+        'images; or a file of weights, with --dataset',
     )
     p.add_argument(
         '--epoch',
@@ -43,7 +43,7 @@ def parser():
         '--part',
         choices=['test', 'train'],
         default='test',
-        help='which of its pictures (default: %(default)s)',
+        help='which of its images (default: %(default)s)',
     )
     p.add_argument('--save_path', '-p', metavar='DIR', help='write log.json to this folder')
     cli.add_inference_flags(p, batch=64)
@@ -68,12 +68,12 @@ def main():
     path = args.model if run is None else run_folder.model(run, args.epoch or 'best')
     network = formats.load(path, args.gpu)
     dataset = run_folder.dataset(run, args.dataset, args.data)
-    pictures = run_folder.pictures(dataset, args.part)
+    images = run_folder.images(dataset, args.part)
     predictors = cli.make_predictors([network], args)
-    with report.Progress(len(pictures)) as progress:
+    with report.Progress(len(images)) as progress:
         found = evaluation.evaluate(
             predictors,
-            pictures,
+            images,
             args.batch,
             ten_crop=args.ten_crop,
             workers=args.workers,
@@ -81,9 +81,7 @@ def main():
         )
     print(
         '{:<12s} {}, {}'.format(
-            'dataset',
-            dataset.name,
-            'all pictures' if dataset.test is None else args.part + ' pictures',
+            'dataset', dataset.name, 'all images' if dataset.test is None else args.part + ' images'
         )
     )
     print(report.table(found, [path], network, args.ten_crop))
@@ -91,7 +89,7 @@ def main():
         os.makedirs(args.save_path, exist_ok=True)
         files.save_json(
             os.path.join(args.save_path, 'log.json'),
-            report.log(found, [path], pictures, network, args.ten_crop),
+            report.log(found, [path], images, network, args.ten_crop),
         )
     return 0
 

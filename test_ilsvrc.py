@@ -15,7 +15,7 @@ def parser():
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Measure the top-1 and top-5 error of an ImageNet model, or of several '
-        'together, and write log.json. A picture that cannot be read is named, and '
+        'together, and write log.json. An image that cannot be read is named, and '
         'counts as neither right nor wrong.',
         formatter_class=argparse.HelpFormatter,
     )
@@ -58,8 +58,8 @@ def parser():
     p.add_argument(
         '--features',
         metavar='FILE.npy',
-        help='write what enters the classifier instead, one row for each picture, '
-        'and the list of the pictures to FILE.json',
+        help='write what enters the classifier instead, one row for each image, '
+        'and the list of the images to FILE.json',
     )
     cli.add_evaluation_flags(p)
     return p
@@ -72,7 +72,7 @@ def main():
     cli.check_workers(p, args)
     if args.features and len(models) > 1:
         p.error('--features takes one model')
-    pictures = ilsvrc.find(args.load_data)
+    images = ilsvrc.find(args.load_data)
     networks = []
     for path in models:
         networks.append(formats.load(path, args.gpu))
@@ -85,20 +85,20 @@ def main():
         'workers': args.workers,
     }
     if args.features:
-        with report.Progress(len(pictures)) as progress:
+        with report.Progress(len(images)) as progress:
             unreadable = evaluation.save_features(
-                args.features, predictors[0], pictures, progress=progress, **options
+                args.features, predictors[0], images, progress=progress, **options
             )
-        print(report.features_table(args.features, pictures, unreadable, predictors[0].description))
+        print(report.features_table(args.features, images, unreadable, predictors[0].description))
         return 0
     os.makedirs(args.save_path, exist_ok=True)
     if not os.access(args.save_path, os.W_OK):
         raise InputError(f'-p {args.save_path}: log.json cannot be written there')
-    with report.Progress(len(pictures)) as progress:
-        found = evaluation.evaluate(predictors, pictures, progress=progress, **options)
+    with report.Progress(len(images)) as progress:
+        found = evaluation.evaluate(predictors, images, progress=progress, **options)
     files.save_json(
         os.path.join(args.save_path, 'log.json'),
-        report.log(found, models, pictures, networks[0], args.ten_crop),
+        report.log(found, models, images, networks[0], args.ten_crop),
     )
     print(report.table(found, models, networks[0], args.ten_crop))
     return 0

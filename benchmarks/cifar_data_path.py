@@ -2,10 +2,10 @@
 
     python benchmarks/cifar_data_path.py [--data DIR] [--workers N]
 
-Prints pictures/s of the batch preprocessing in one process, then the seconds of
+Prints images/s of the batch preprocessing in one process, then the seconds of
 whole epochs of the training data path (batch 256): on the CPU, and what it does for a
-GPU, which makes the pictures itself. Without --data the 2,500
-pictures of --quick stand in twenty times each for CIFAR-10's 50,000.
+GPU, which makes the images itself. Without --data the 2,500
+images of --quick stand in twenty times each for CIFAR-10's 50,000.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import PIL
 
 from data_augmentation import DataAugmentationCifar10NormalizeSmall as Preprocess
 from trainer import datasets, recipes
-from trainer.datasets import Pictures
+from trainer.datasets import LabelledImages
 from trainer.training import run
 from trainer.transforms import generator
 
@@ -52,7 +52,7 @@ def main():
     else:
         dataset = datasets.load('quick')
         dataset = dataset._replace(
-            train=Pictures(*(np.repeat(a, 20, axis=0) for a in dataset.train))
+            train=LabelledImages(*(np.repeat(a, 20, axis=0) for a in dataset.train))
         )
     images = dataset.train.images
 
@@ -63,7 +63,7 @@ def main():
             drawn = [Preprocess.draw(generator(0, i + 1, j)) for j in range(start, start + 256)]
             Preprocess.train_batch(images[start : start + 256], drawn)
         rates.append(5120 / (time.perf_counter() - begun))
-    print(f'train_batch, 256 pictures, one process: pictures/s {spread(rates)}')
+    print(f'train_batch, 256 images, one process: images/s {spread(rates)}')
 
     rates = []
     for _ in range(args.runs):
@@ -71,7 +71,7 @@ def main():
         for start in range(0, 5120, 256):
             Preprocess.test_batch(images[start : start + 256])
         rates.append(5120 / (time.perf_counter() - begun))
-    print(f'test_batch, 256 pictures, one process: pictures/s {spread(rates)}')
+    print(f'test_batch, 256 images, one process: images/s {spread(rates)}')
 
     options = recipes.get('original')
     for what, given in (
@@ -88,7 +88,7 @@ def main():
                 iterator.next()
             seconds.append(time.perf_counter() - begun)
         iterator.finalize()
-        print(f'an epoch of {len(images):,} pictures, batch 256, {what}: seconds {spread(seconds)}')
+        print(f'an epoch of {len(images):,} images, batch 256, {what}: seconds {spread(seconds)}')
 
 
 if __name__ == '__main__':

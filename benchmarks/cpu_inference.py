@@ -1,6 +1,6 @@
 """Images/s of ResNeXt-50 32x4d on the CPU, side by side with what users would take instead.
 
-``python benchmarks/cpu_inference.py``: the same weights and pictures go through this
+``python benchmarks/cpu_inference.py``: the same weights and images go through this
 program's engines, PyTorch (eager, channels_last) and ONNX Runtime, as far as they are
 installed. Times are by wall clock. In each round each of them computes each batch once, so
 that whatever else the machine does falls on all; a ratio is of two times of one round.

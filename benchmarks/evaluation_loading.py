@@ -1,4 +1,4 @@
-"""Pictures/s from JPEG files to preprocessed batches, side by side with PyTorch's DataLoader.
+"""Images/s from JPEG files to preprocessed batches, side by side with PyTorch's DataLoader.
 
 ``python benchmarks/evaluation_loading.py [--peer-python PYTHON]``: the same files, the same
 number of processes, the same preprocessing with Pillow, in turns. PYTHON is an interpreter
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BATCH = 64
 
 
-def write_pictures(folder, number):
+def write_images(folder, number):
     """Write JPEG files of 500x375, as most of ImageNet's are; return where they come from."""
     golden = ROOT.parent / 'shared' / 'golden' / 'original' / 'da_ilsvrc_decoded.npz'
     rng = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def peer(folder, passes, workers):
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
-    class Pictures(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):
         def __len__(self):
             return len(paths)
 
@@ -81,7 +81,7 @@ def peer(folder, passes, workers):
     print(torch.__version__, flush=True)
     for _ in sys.stdin:
         begun, first = time.perf_counter(), None
-        for x, _ in torch.utils.data.DataLoader(Pictures(), BATCH, num_workers=workers):
+        for x, _ in torch.utils.data.DataLoader(Images(), BATCH, num_workers=workers):
             first = x if first is None else first
         print(time.perf_counter() - begun, flush=True)
         np.save(os.path.join(folder, 'peer.npy'), first.numpy())
@@ -170,7 +170,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        kind = write_pictures(folder, arguments.files)
+        kind = write_images(folder, arguments.files)
         paths = sorted(map(str, folder.glob('*.JPEG'))) * arguments.passes
         process, version = start_peer(arguments, folder)
         sides = {'this project': ours, "Chainer's MultiprocessIterator": chainers}
@@ -183,7 +183,7 @@ def main():
         print(
             f'{arguments.files} JPEG files of 500x375, '
             f'{sum(map(os.path.getsize, paths)) / len(paths) / 1e3:.0f} KB on average, {kind}; '
-            f'{len(paths)} pictures a block, batches of {BATCH}, {arguments.workers} workers, '
+            f'{len(paths)} images a block, batches of {BATCH}, {arguments.workers} workers, '
             f'load average {os.getloadavg()[0]:.1f}'
         )
         rates, first = {name: [] for name in sides}, {}

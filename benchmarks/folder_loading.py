@@ -1,4 +1,4 @@
-"""Training pictures/s from class folders to batches, side by side with PyTorch's DataLoader.
+"""Training images/s from class folders to batches, side by side with PyTorch's DataLoader.
 
 ``python benchmarks/folder_loading.py [--peer-python PYTHON]``: the same JPEG files, the same
 number of processes, the same transform (random sized crop, bilinear, to 224x224; flip;
@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 import PIL
-from evaluation_loading import BATCH, ROOT, _cpu, write_pictures
+from evaluation_loading import BATCH, ROOT, _cpu, write_images
 from PIL import Image
 
 SIDE = 224
@@ -52,7 +52,7 @@ def peer(folder, workers):
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
-    class Pictures(torch.utils.data.Dataset):
+    class Images(torch.utils.data.Dataset):
         def __len__(self):
             return len(paths)
 
@@ -66,19 +66,19 @@ def peer(folder, workers):
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
             return pixels.to(torch.float32).div(255).sub_(mean).div_(std), 0
 
-    loader = torch.utils.data.DataLoader(Pictures(), BATCH, shuffle=True, num_workers=workers)
+    loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=workers)
     print(torch.__version__, flush=True)
     for _ in sys.stdin:
         begun = clocks()
-        pictures = sum(len(x) for x, _ in loader)
+        images = sum(len(x) for x, _ in loader)
         print(*(clocks() - begun), flush=True)
-        assert pictures == len(paths)
+        assert images == len(paths)
 
 
 def transform(whole):
     """Return this project's transform: the same, as a class of data_augmentation is made."""
     from trainer.transforms import ilsvrc, imagenet
-    from trainer.transforms.pictures import load_rgb, load_shrunk
+    from trainer.transforms.decoding import load_rgb, load_shrunk
 
     class Transform:
         shape = (3, SIDE, SIDE)
@@ -128,7 +128,7 @@ def main():
     parser.add_argument('--workers', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--files', type=int, default=1024)
     parser.add_argument('--size', default='500x375', help='of the files')
-    parser.add_argument('--whole', action='store_true', help='decode all pictures whole')
+    parser.add_argument('--whole', action='store_true', help='decode all images whole')
     parser.add_argument('--epochs', type=int, default=7)
     arguments = parser.parse_args()
     if arguments.peer:
@@ -146,17 +146,17 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         kind = write_class_folders(folder, arguments.files, arguments.size)
-        pictures = folders.class_folders(str(folder))
-        n = len(pictures)
-        load = parallel.one_by_one(Load(pictures.paths, transform(arguments.whole)))
+        images = folders.class_folders(str(folder))
+        n = len(images)
+        load = parallel.one_by_one(Load(images.paths, transform(arguments.whole)))
 
         def ours():
             begun = clocks()
             # One epoch, from starting the processes to ending them, as the DataLoader's is.
             iterator = parallel.Iterator(
                 load,
-                loading.EveryPictureOnce(n, BATCH, int(begun[0])),
-                pictures.labels,
+                loading.EveryImageOnce(n, BATCH, int(begun[0])),
+                images.labels,
                 (3, SIDE, SIDE),
                 arguments.workers,
                 repeat=False,
@@ -194,7 +194,7 @@ def main():
             'average {:.1f}'.format(
                 n,
                 arguments.size,
-                sum(map(os.path.getsize, pictures.paths)) / n / 1e3,
+                sum(map(os.path.getsize, images.paths)) / n / 1e3,
                 kind,
                 BATCH,
                 arguments.workers,
@@ -233,7 +233,7 @@ def write_class_folders(folder, number, size):
     classes = [folder / name for name in 'abcd']
     for path in classes:
         path.mkdir()
-    kind = write_pictures(classes[0], number)
+    kind = write_images(classes[0], number)
     width, height = map(int, size.split('x'))
     for i, path in enumerate(sorted(classes[0].iterdir())):
         if size != '500x375':

@@ -27,7 +27,7 @@ sys.path.insert(0, ROOT)
 
 BLOCKS, STEPS = 5, 20
 
-#: name -> (network, picture size, batch, who, how)
+#: name -> (network, image size, batch, who, how)
 ROWS = {}
 for batch in (128, 256):
     for who, how in (
@@ -184,8 +184,8 @@ def main_py(network, batch, precision, data):
             seed=0,
             say=lambda text: print(text, file=sys.stderr),
         )
-    pictures = 50000 - batch
-    bare = [pictures / (end - begin) for begin, end in zip(times[2::2], times[3::2])]
+    images = 50000 - batch
+    bare = [images / (end - begin) for begin, end in zip(times[2::2], times[3::2])]
     whole = [50000 / (after - before) for before, after in zip(times[1::2], times[3::2])]
     assert len(bare) == EPOCHS - 1
     return bare, cupy.cuda.Device().mem_info[1] - cupy.cuda.Device().mem_info[0], whole

@@ -4,7 +4,7 @@
     mpiexec -n 2 python benchmarks/scaling_model.py --measure [-g 0]
 
 Of what goes in, three are known: a training step of one H200, measured as a bare sequence
-of cuDNN's graphs without data and autograd (28.3 ms at 128 pictures, mixed precision); what
+of cuDNN's graphs without data and autograd (28.3 ms at 128 images, mixed precision); what
 of it was the forward pass (8.0 ms); and the number of weights, whose gradients travel in
 float16. All others are assumptions, each a
 flag: what NVLink (450 GB/s each way on an H200) and Ethernet (12.5 GB/s) give of their
@@ -14,7 +14,7 @@ was measured on several GPUs: --measure times the exchange where there are some,
 
 The exchange is a ring: n GPUs send 2 (n - 1) messages each, one after the other, that add up
 to 2 (n - 1) / n times the gradients, and all wait for the slowest link. NCCL has quicker
-ways for many GPUs, so that far right the model is on the safe side. Loading pictures and
+ways for many GPUs, so that far right the model is on the safe side. Loading images and
 waiting for a slower neighbour are not in it.
 """
 
@@ -38,7 +38,7 @@ from trainer import cli  # noqa: E402
 from trainer.reports import figures  # noqa: E402
 from trainer.training import processes  # noqa: E402
 
-#: Measured on one H200 at 128 pictures: seconds of a step, and of its forward pass.
+#: Measured on one H200 at 128 images: seconds of a step, and of its forward pass.
 STEP, FORWARD, BATCH = 0.0283, 0.0080, 128
 #: Counted: weights of ResNeXt-50 32x4d.
 WEIGHTS = 25028904
@@ -56,17 +56,17 @@ def exchange(n, size, bandwidth, latency):
     return 2 * (n - 1) / n * size / bandwidth + 2 * (n - 1) * latency
 
 
-def images_per_second(n, pictures, link, args):
-    """Return the images/s of n GPUs with so many pictures each.
+def images_per_second(n, images, link, args):
+    """Return the images/s of n GPUs with so many images each.
 
     Args:
         link (tuple): Bandwidth and latency; see :func:`exchange`.
     """
     fixed = args.fixed_ms / 1e3
-    share = (fixed + (STEP - fixed) * pictures / BATCH) / STEP
+    share = (fixed + (STEP - fixed) * images / BATCH) / STEP
     sending = exchange(n, WEIGHTS * args.gradient_bytes, *link)
     hidden = min(args.overlap * sending, (STEP - FORWARD) * share)
-    return n * pictures / (STEP * share + sending - hidden)
+    return n * images / (STEP * share + sending - hidden)
 
 
 def links(args):
@@ -83,18 +83,18 @@ def links(args):
     ]
 
 
-def table(title, pictures_of, args):
+def table(title, images_of, args):
     """Print a table; return its numbers, {name of the link: images/s by :data:`GPUS`}."""
-    alone = images_per_second(1, pictures_of(1), (1.0, 0.0), args)
+    alone = images_per_second(1, images_of(1), (1.0, 0.0), args)
     found = {
-        name: [images_per_second(n, pictures_of(n), link(n), args) for n in GPUS]
+        name: [images_per_second(n, images_of(n), link(n), args) for n in GPUS]
         for name, link in links(args)
     }
     print(f'\n{title}: images/s, and share of n times one GPU')
     print('{:>4s} {:>5s}'.format('GPUs', 'each') + ''.join(f'{n:>26s}' for n in found))
     for i, n in enumerate(GPUS):
         print(
-            f'{n:4d} {pictures_of(n):5.0f}'
+            f'{n:4d} {images_of(n):5.0f}'
             + ''.join(
                 f'{speeds[i]:19,.0f} {100 * speeds[i] / n / alone:4.0f} %'
                 for speeds in found.values()
@@ -186,7 +186,7 @@ def main():
         return measure(args.gpu)
     print(
         f'measured: {1e3 * STEP:.1f} ms a step ({1e3 * FORWARD:.1f} ms forward) at {BATCH} '
-        f'pictures on one H200, {WEIGHTS:,} weights'
+        f'images on one H200, {WEIGHTS:,} weights'
     )
     print(
         f'assumed: NVLink {args.nvlink:g} GB/s and {args.nvlink_us:g} us; Ethernet '
@@ -195,11 +195,11 @@ def main():
         'exchange may run beside the backward pass'
     )
     tables = {}
-    for title, pictures_of in (
-        (f'{BATCH} pictures for each GPU (-b grows)', lambda n: BATCH),
+    for title, images_of in (
+        (f'{BATCH} images for each GPU (-b grows)', lambda n: BATCH),
         (f'-b {args.batch} shared out', lambda n: args.batch / n),
     ):
-        tables[title] = table(title, pictures_of, args)
+        tables[title] = table(title, images_of, args)
     if args.draw:
         draw(args.draw, tables)
 

@@ -167,15 +167,15 @@ def starting_with(arrays, prefix):
 
 
 def write_cifar10(folder, per_file=40):
-    """Write a small dataset in the form of CIFAR-10's binary version, of real pictures."""
+    """Write a small dataset in the form of CIFAR-10's binary version, of real images."""
     from trainer.datasets import quick
 
-    pictures = quick.load()
-    order = np.random.default_rng(0).permutation(len(pictures.train.labels))
+    images = quick.load()
+    order = np.random.default_rng(0).permutation(len(images.train.labels))
     folder.mkdir()
     names = [f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']
     for i, name in enumerate(names):
-        source = pictures.test if name == 'test_batch.bin' else pictures.train
+        source = images.test if name == 'test_batch.bin' else images.train
         chosen = order[i * per_file : (i + 1) * per_file] % len(source.labels)
         records = np.concatenate(
             [

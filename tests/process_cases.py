@@ -150,7 +150,7 @@ def shares(out):
         )
 
 
-#: Sizes of batches and train_batch_divide: uneven; fewer pictures than processes.
+#: Sizes of batches and train_batch_divide: uneven; fewer images than processes.
 SHARES = [([30, 31, 29, 10, 32, 31], 1), ([20, 1, 2], 3), ([25, 26], 5)]
 
 
@@ -187,7 +187,7 @@ def unreadable(group):
 
     def load(item, out):
         if item[1] in broken:
-            raise InputError(f'picture {item[1]}')
+            raise InputError(f'image {item[1]}')
         out[...] = item[1]
 
     iterator = parallel.Iterator(

@@ -59,7 +59,7 @@ def test_whole(pack, form, tmp_path):
 
 
 def test_damage_in_gzip_is_noticed(tmp_path):
-    """Any damage: the same pictures or one line; CIFAR's own reader took other pictures."""
+    """Any damage: the same images or one line; CIFAR's own reader took other images."""
     write_cifar10(tmp_path / 'cifar-10-batches-bin', per_file=1)
     with tarfile.open(tmp_path / 'x.tar', 'w') as archive:
         archive.add(tmp_path / 'cifar-10-batches-bin', arcname='x')

@@ -60,8 +60,8 @@ def run(model, made, step, precision='float32', engine='cudnn', given=None):
     with chainer.using_config('engine', engine), chainer.using_config('precision', precision):
         for lr, (x, t) in zip(RATES, given or batches()):
             made.lr = lr
-            loss, accuracy, pictures = step(x, t)
-            assert pictures == len(t)
+            loss, accuracy, images = step(x, t)
+            assert images == len(t)
             found.append((float(loss), float(accuracy)))
     step.settle()
     return np.array(found)
@@ -336,8 +336,8 @@ def test_processes_exchange_gradients_between_two_graphs():
         losses = []
         with chainer.using_config('engine', 'cudnn'):
             for x, t in batches():
-                loss, accuracy, pictures = step(x, t)
-                assert pictures == group.size * len(t)
+                loss, accuracy, images = step(x, t)
+                assert images == group.size * len(t)
                 losses.append((float(loss), float(accuracy)))
         found.append(losses)
         states.append(state_on_cpu(model))

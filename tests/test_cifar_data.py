@@ -1,4 +1,4 @@
-"""CIFAR's files in every published form, whole and damaged; the pictures of --quick."""
+"""CIFAR's files in every published form, whole and damaged; the images of --quick."""
 
 import os
 import pathlib
@@ -29,7 +29,7 @@ def binary(tmp_path):
 
 @pytest.fixture
 def python(tmp_path, binary):
-    """The same pictures as the Python version has them: pickles of Python 2."""
+    """The same images as the Python version has them: pickles of Python 2."""
     folder = tmp_path / 'py' / 'cifar-10-batches-py'
     folder.mkdir(parents=True)
     for path in binary.iterdir():
@@ -95,7 +95,7 @@ def test_pickles_of_python_3(binary, tmp_path):
             part = (
                 golden.test
                 if name == 'test_batch'
-                else datasets.Pictures(*(a[20 * i : 20 * i + 20] for a in golden.train))
+                else datasets.LabelledImages(*(a[20 * i : 20 * i + 20] for a in golden.train))
             )
             (folder / name).write_bytes(
                 pickle.dumps(
@@ -151,11 +151,11 @@ class TestDamage:
             datasets.load('cifar10', str(folder))
 
     def test_cut_between_records(self, binary, monkeypatch):
-        published = dict.fromkeys(cifar10.SPEC.pictures, 20)
-        monkeypatch.setattr(cifar10, 'SPEC', cifar10.SPEC._replace(pictures=published))
+        published = dict.fromkeys(cifar10.SPEC.images, 20)
+        monkeypatch.setattr(cifar10, 'SPEC', cifar10.SPEC._replace(images=published))
         path = binary / 'test_batch.bin'
         path.write_bytes(path.read_bytes()[: 10 * 3073])
-        with pytest.raises(InputError, match=r'test_batch.bin: 10 pictures .* has 20'):
+        with pytest.raises(InputError, match=r'test_batch.bin: 10 images .* has 20'):
             datasets.load('cifar10', str(binary))
 
     def test_empty_and_missing(self, binary):
@@ -266,7 +266,7 @@ def test_pickled_agrees_with_pickle():
         )
 
 
-def test_quick_pictures():
+def test_quick_images():
     dataset = quick.load()
     assert np.bincount(dataset.train.labels).tolist() == [250] * 10
     assert np.bincount(dataset.test.labels).tolist() == [100] * 10

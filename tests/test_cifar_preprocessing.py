@@ -16,7 +16,7 @@ from trainer.transforms import cifar, generator
 
 
 @pytest.fixture(scope='module')
-def pictures():
+def images():
     return quick.load().train.images[::100]
 
 
@@ -30,51 +30,49 @@ def by_hand(image, interpolation, side, y, x, flip):
     return (normal[:, ::-1] if flip else normal).transpose(2, 0, 1)
 
 
-def test_golden_test_pictures(shared):
+def test_golden_test_images(shared):
     with np.load(shared / 'golden/original/da_cifar.npz') as golden:
         x = golden['input_float32_chw']
         assert (cifar.stretch(x).transpose(0, 2, 3, 1) == golden['stretched_uint8_hwc']).all()
         assert abs(Preprocess.test_batch(x) - golden['test_y']).max() < 1e-5
-        for picture, y in zip(x, golden['test_y']):
-            assert abs(Preprocess.test(picture).x - y).max() < 1e-5
+        for image, y in zip(x, golden['test_y']):
+            assert abs(Preprocess.test(image).x - y).max() < 1e-5
 
 
-def test_golden_training_pictures(shared):
-    # What the original drew for its 24 pictures, found by trying everything it can draw.
+def test_golden_training_images(shared):
+    # What the original drew for its 24 images, found by trying everything it can draw.
     drawn = json.loads((FIXTURES / 'original_cifar_drawn.json').read_text())
     assert len(drawn) == 24
     with np.load(shared / 'golden/original/da_cifar.npz') as golden:
         for i, ((interpolation, *draw), y) in enumerate(zip(drawn, golden['train_y'])):
-            picture = golden['input_float32_chw'][i % 10]
+            image = golden['input_float32_chw'][i % 10]
             draw = cifar.Drawn(Image.Resampling(interpolation), *draw)
-            x = Preprocess.train(picture, drawn=draw).x
+            x = Preprocess.train(image, drawn=draw).x
             assert x.dtype == np.float32 and abs(x - y).max() < 1e-5, i
 
 
-def test_by_hand(pictures):
-    for i, picture in enumerate(pictures):
-        sample = Preprocess.train(picture, np.random.default_rng(i))
+def test_by_hand(images):
+    for i, image in enumerate(images):
+        sample = Preprocess.train(image, np.random.default_rng(i))
         (y, _), (x, _) = sample.info['keypoints']
         interpolation = Image.Resampling[sample.info['interpolation'].upper()]
-        golden = by_hand(
-            picture, interpolation, sample.info['resized'][0], y, x, sample.info['flip']
-        )
+        golden = by_hand(image, interpolation, sample.info['resized'][0], y, x, sample.info['flip'])
         assert abs(sample.x - golden).max() < 1e-5
-        golden = by_hand(picture, Image.Resampling.BILINEAR, 32, 0, 0, False)
-        assert abs(Preprocess.test(picture).x - golden).max() < 1e-5
+        golden = by_hand(image, Image.Resampling.BILINEAR, 32, 0, 0, False)
+        assert abs(Preprocess.test(image).x - golden).max() < 1e-5
 
 
-def test_batch_equals_one_by_one(pictures):
-    drawn = [Preprocess.draw(np.random.default_rng(i)) for i in range(len(pictures))]
-    batch = Preprocess.train_batch(pictures, drawn)
-    for x, picture, d in zip(batch, pictures, drawn):
-        np.testing.assert_array_equal(x, Preprocess.train(picture.astype(np.float32), drawn=d).x)
+def test_batch_equals_one_by_one(images):
+    drawn = [Preprocess.draw(np.random.default_rng(i)) for i in range(len(images))]
+    batch = Preprocess.train_batch(images, drawn)
+    for x, image, d in zip(batch, images, drawn):
+        np.testing.assert_array_equal(x, Preprocess.train(image.astype(np.float32), drawn=d).x)
     np.testing.assert_array_equal(
-        Preprocess.test_batch(pictures), [Preprocess.test(p).x for p in pictures]
+        Preprocess.test_batch(images), [Preprocess.test(p).x for p in images]
     )
 
 
-def test_flat_picture_is_zero():
+def test_flat_image_is_zero():
     flat = np.full((3, 32, 32), 77, np.uint8)
     assert not Preprocess.test(flat).x.any() and not Preprocess.train(flat).x.any()
 
@@ -89,11 +87,11 @@ def test_other_sizes_and_files(tmp_path):
         Preprocess.test(np.zeros((32, 32)))
 
 
-def test_numpy_seed_decides_as_in_the_original(pictures):
+def test_numpy_seed_decides_as_in_the_original(images):
     np.random.seed(5)
-    a = Preprocess.train(pictures[0])
+    a = Preprocess.train(images[0])
     np.random.seed(5)
-    assert Preprocess.train(pictures[0]).info == a.info
+    assert Preprocess.train(images[0]).info == a.info
 
 
 def chi_square(counts, shares):
@@ -129,7 +127,7 @@ def test_twenty_thousand_draws():
     assert chi_square(found, cells) < 4
 
 
-def test_draws_are_a_function_of_seed_epoch_and_picture():
+def test_draws_are_a_function_of_seed_epoch_and_image():
     a = [Preprocess.draw(generator(0, 1, i)) for i in range(50)]
     assert a == [Preprocess.draw(generator(0, 1, i)) for i in range(50)]
     for other in ((1, 1), (0, 2)):

@@ -10,7 +10,7 @@ from PIL import Image
 
 import data_augmentation
 import resnext_ilsvrc
-from trainer.datasets import Dataset, Pictures, folder, quick
+from trainer.datasets import Dataset, LabelledImages, folder, quick
 from trainer.inference import evaluation, prediction, predictors
 from trainer.training import run
 from trainer.training.data import data_path
@@ -30,7 +30,7 @@ SIZES = [(i, side) for i in range(len(INTERPOLATIONS)) for side in range(32, 37)
 
 @pytest.fixture(scope='module')
 def images():
-    """Real pictures, noise of full and of low contrast, and one of a single colour."""
+    """Real images, noise of full and of low contrast, and one of a single colour."""
     rng = np.random.default_rng(0)
     return np.concatenate(
         [
@@ -48,23 +48,23 @@ def in_memory(images):
     return Dataset(
         'some',
         list('abcdefghij'),
-        Pictures(images, labels),
-        Pictures(images[::-1].copy(), labels),
+        LabelledImages(images, labels),
+        LabelledImages(images[::-1].copy(), labels),
         mirror=True,
     )
 
 
 @pytest.fixture(scope='module')
 def in_files(tmp_path_factory):
-    here = tmp_path_factory.mktemp('pictures')
+    here = tmp_path_factory.mktemp('images')
     images, paths = quick.load().train.images, []
     for i, size in enumerate([(300, 260), (240, 500), (640, 480), (96, 64), (700, 90)]):
         paths.append(str(here / f'{i}.jpg'))
         Image.fromarray(images[200 * i].transpose(1, 2, 0)).resize(
             size, Image.Resampling.BICUBIC
         ).save(paths[-1])
-    pictures = folder.PictureFiles(paths, [0, 1, 0, 1, 1], ['a', 'b'])
-    return Dataset('some', ['a', 'b'], pictures, pictures)
+    images = folder.ImageFiles(paths, [0, 1, 0, 1, 1], ['a', 'b'])
+    return Dataset('some', ['a', 'b'], images, images)
 
 
 def path_of(dataset, name, gpu, **given):
@@ -92,29 +92,29 @@ def drawn_of(preprocessing, rows):
 
 def finished(rows):
     """What becomes of rows of bytes, computed with NumPy."""
-    pictures = []
+    images = []
     for row in rows:
         values, colour = np.split(row, [150528])
-        pictures.append(
+        images.append(
             ilsvrc.finish(
                 ilsvrc.Pixels(
                     values.reshape(224, 224, 3), colour.view(np.float32) if len(colour) else None
                 )
             )
         )
-    return np.array(pictures)
+    return np.array(images)
 
 
 # ---- what is sent
 
 
 @pytest.mark.parametrize('seed', [0, 7, 2**32 - 1, 2**32, 2**100 + 3])
-def test_draws_of_many_pictures_are_those_of_each(seed):
+def test_draws_of_many_images_are_those_of_each(seed):
     for epoch in (1, 300, 2**33):
-        pictures = np.array([0, 1, 49999, 2**32 - 1])
-        u = draws.uniforms(seed, epoch, pictures, 6)
-        for i, picture in enumerate(pictures.tolist()):
-            np.testing.assert_array_equal(u[:, i], generator(seed, epoch, picture).random(6))
+        images = np.array([0, 1, 49999, 2**32 - 1])
+        u = draws.uniforms(seed, epoch, images, 6)
+        for i, image in enumerate(images.tolist()):
+            np.testing.assert_array_equal(u[:, i], generator(seed, epoch, image).random(6))
 
 
 @pytest.mark.parametrize('name', IN_MEMORY)
@@ -140,16 +140,16 @@ def test_weights_are_pillows(interpolation, side, images):
         return (total >> cifar.WEIGHT_BITS).clip(0, 255)
 
     found = resized(resized(images).swapaxes(2, 3)).swapaxes(2, 3)
-    for picture, y in zip(images, found):
-        golden = Image.fromarray(picture.transpose(1, 2, 0)).resize((side, side), interpolation)
+    for image, y in zip(images, found):
+        golden = Image.fromarray(image.transpose(1, 2, 0)).resize((side, side), interpolation)
         np.testing.assert_array_equal(y.transpose(1, 2, 0), np.asarray(golden))
 
 
-def test_same_pictures_in_the_same_order_in_memory(in_memory):
+def test_same_images_in_the_same_order_in_memory(in_memory):
     for name in IN_MEMORY:
         preprocessing = getattr(data_augmentation, name)
         cpu, gpu = (path_of(in_memory, name, gpu) for gpu in (-1, 0))
-        assert cpu.finish is None and isinstance(gpu.finish, device.Pictures)
+        assert cpu.finish is None and isinstance(gpu.finish, device.StoredImages)
         n = len(in_memory.train.labels)
         for (x, t), (rows, t2) in zip(batches(cpu.train, 9), batches(gpu.train, 9)):
             np.testing.assert_array_equal(t, t2)
@@ -169,7 +169,7 @@ def test_same_pictures_in_the_same_order_in_memory(in_memory):
             assert (rows[:, 1:] == preprocessing.untouched).all()
 
 
-def test_pictures_that_must_not_be_mirrored(in_memory):
+def test_images_that_must_not_be_mirrored(in_memory):
     for name in IN_MEMORY:
         rows, _ = zip(*batches(path_of(in_memory, name, 0).train, 5))
         kept, _ = zip(*batches(path_of(in_memory._replace(mirror=False), name, 0).train, 5))
@@ -179,10 +179,10 @@ def test_pictures_that_must_not_be_mirrored(in_memory):
 
 
 @pytest.mark.parametrize('name', IN_FILES)
-def test_same_pictures_from_files(name, in_files):
+def test_same_images_from_files(name, in_files):
     preprocessing = getattr(data_augmentation, name)
-    cpu, gpu = (path_of(in_files, name, gpu, sampling='every-picture') for gpu in (-1, 0))
-    assert cpu.finish is None and isinstance(gpu.finish, device.Pixels)
+    cpu, gpu = (path_of(in_files, name, gpu, sampling='every-image') for gpu in (-1, 0))
+    assert cpu.finish is None and isinstance(gpu.finish, device.ImageRows)
     for a, b, training in ((cpu.train, gpu.train, True), (cpu.test, gpu.test, False)):
         for (x, t), (rows, t2) in zip(batches(a, 2), batches(b, 2)):
             np.testing.assert_array_equal(t, t2)
@@ -216,7 +216,7 @@ def test_a_run_goes_on_elsewhere(in_memory, in_files):
                 np.testing.assert_array_equal(value, again[key])
 
 
-def test_what_has_no_kernel_is_sent_as_pictures(in_memory, in_files):
+def test_what_has_no_kernel_is_sent_as_images(in_memory, in_files):
     for dataset, name in ((in_memory, IN_FILES[0]), (in_files, IN_MEMORY[0])):
         path = path_of(dataset, name, 0)
         assert path.finish is None
@@ -235,13 +235,13 @@ class ByRows(predictors.Predictor):
 
     def __init__(self, network):
         super().__init__(network, 'rows', '', device.of(network))
-        self._pictures = network.predictor('reference')
+        self._images = network.predictor('reference')
 
     def __call__(self, x):
-        return self._pictures(finished(x))
+        return self._images(finished(x))
 
     def features(self, x):
-        return self._pictures.features(finished(x))
+        return self._images.features(finished(x))
 
 
 @pytest.fixture(scope='module')
@@ -293,7 +293,7 @@ def made(finish, rows):
 
 
 def check(finish, rows, golden):
-    """Compare pictures in float32, and in float16, with the CPU's."""
+    """Compare images in float32, and in float16, with the CPU's."""
     y = made(finish, rows)
     assert y.dtype == np.float32
     # A grey level is 4e-3 of it.
@@ -309,7 +309,7 @@ def check(finish, rows, golden):
 
 
 @pytest.mark.gpu
-def test_stretched_pictures(images):
+def test_stretched_images(images):
     preprocessing = data_augmentation.DataAugmentationCifar10NormalizeSmall
     rng = np.random.default_rng(1)
     rows, drawn = [], []
@@ -318,16 +318,16 @@ def test_stretched_pictures(images):
         rows.append((i % len(images), interpolation, side - 32, y, x, i % 2))
         drawn.append(cifar.Drawn(INTERPOLATIONS[interpolation], side, y, x, bool(i % 2)))
     rows = np.array(rows, np.int32)
-    finish = device.Pictures(preprocessing, images[:7], images[7:])
+    finish = device.StoredImages(preprocessing, images[:7], images[7:])
     golden = preprocessing.train_batch(images[rows[:, 0]], drawn)
     check(finish, rows, golden)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('name', [name for name in IN_MEMORY if 'Normalize' not in name])
-def test_padded_pictures(name, images):
+def test_padded_images(name, images):
     preprocessing = getattr(data_augmentation, name)
-    finish = device.Pictures(preprocessing, images)
+    finish = device.StoredImages(preprocessing, images)
     drawn = [preprocessing.draw(generator(0, 1, i)) for i in range(len(images))]
     drawn[:2] = [
         preprocessing.draw(generator(0, 1, 0))._replace(y=y, x=8 - y, flip=y > 0) for y in (0, 8)
@@ -341,7 +341,7 @@ def test_padded_pictures(name, images):
 @pytest.mark.gpu
 @pytest.mark.parametrize('name', IN_FILES)
 def test_rows_of_bytes(name, in_files):
-    path = path_of(in_files, name, 0, sampling='every-picture')
+    path = path_of(in_files, name, 0, sampling='every-image')
     for iterator in (path.train, path.test):
         ((rows, _),) = batches(iterator, 1)
         check(path.finish, rows, finished(rows))
@@ -357,7 +357,7 @@ def test_the_same_batches_on_both(in_memory):
 
 
 @pytest.mark.gpu
-def test_no_pictures(in_memory, in_files):
+def test_no_images(in_memory, in_files):
     for dataset, name, row in (
         (in_memory, IN_MEMORY[0], (0, 6)),
         (in_files, IN_FILES[0], (0, 150528)),

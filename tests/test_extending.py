@@ -43,7 +43,7 @@ def test_a_dataset(add, tmp_path):
         'stripes',
         """
 import numpy as np
-from trainer.datasets import Dataset, Pictures
+from trainer.datasets import Dataset, LabelledImages
 
 CLASSES = 2
 
@@ -53,7 +53,7 @@ def load(data=None):
     images = np.zeros((8, 3, 32, 32), np.uint8)
     images[labels == 0, :, ::2] = 255
     images[labels == 1, :, :, ::2] = 255
-    part = Pictures(images, labels)
+    part = LabelledImages(images, labels)
     return Dataset('stripes', ['lying', 'standing'], part, part)
 """,
     )

@@ -22,9 +22,9 @@ from trainer.datasets import folder, loading, mnist, parallel, quick, splits
 from trainer.errors import InputError
 from trainer.training import run
 from trainer.training.data import Load, data_path
-from trainer.transforms import pictures
+from trainer.transforms import decoding
 
-#: Classes of the pictures in trainer/datasets/quick -> what the class folders are called.
+#: Classes of the images in trainer/datasets/quick -> what the class folders are called.
 CLASSES = {3: 'felines', 5: 'canines', 9: 'lorries'}
 
 TINY = dict(
@@ -44,7 +44,7 @@ TINY = dict(
 
 
 def write(root, per_class=10, first=0, classes=CLASSES, suffix='.png'):
-    """Write real pictures of CIFAR-10 into class folders."""
+    """Write real images of CIFAR-10 into class folders."""
     train = quick.load().train
     for label, name in classes.items():
         (root / name).mkdir(parents=True)
@@ -196,10 +196,10 @@ def test_absurd_mnist(tmp_path):
     refused(f'{images}: cannot be read .it has more than')
     (tmp_path / labels).write_bytes(idx(np.zeros(many, 'u1')))
     (tmp_path / images).write_bytes(idx(np.zeros((many, 1, 1), 'u1')))
-    refused(f'{images}: 1,048,576 pictures; at most')
+    refused(f'{images}: 1,048,576 images; at most')
     (tmp_path / labels).write_bytes(whole[labels])
     (tmp_path / images).write_bytes(idx(np.zeros((5, 0, 28), 'u1')))
-    refused(f'{images}: pictures of 0 x 28 pixels')
+    refused(f'{images}: images of 0 x 28 pixels')
     (tmp_path / images).unlink()
     (tmp_path / (images + '.gz')).write_bytes(gzip.compress(bytes(1 << 27), 1))
     refused(f'{images}.gz: cannot be read .it holds more than')
@@ -242,7 +242,7 @@ def test_split(tmp_path):
 
 
 def test_small_classes_are_divided():
-    files = folder.PictureFiles([f'r/{i}' for i in range(4)], [0, 1, 1, 1], 'ab', 'r')
+    files = folder.ImageFiles([f'r/{i}' for i in range(4)], [0, 1, 1, 1], 'ab', 'r')
     assert len(splits.make(files, 0)['test']) == 1
     assert '0' not in splits.make(files, 0)['test']
 
@@ -262,10 +262,10 @@ def test_bad_folders(tmp_path):
     (tmp_path / 'e').mkdir()
     for name, words in [
         ('a', '1 only in .*train .lorries. and 1 only in .*val .horses.'),
-        ('b', 'b.empty: a class folder without pictures'),
+        ('b', 'b.empty: a class folder without images'),
         ('c', 'one class folder only, all'),
-        ('d', 'val.empty: a class folder without pictures'),
-        ('e', 'no pictures in class folders'),
+        ('d', 'val.empty: a class folder without images'),
+        ('e', 'no images in class folders'),
         ('nowhere', 'not a folder'),
     ]:
         with pytest.raises(InputError, match=words):
@@ -282,7 +282,7 @@ def test_bad_folders(tmp_path):
 
 @pytest.fixture(scope='module')
 def some(tmp_path_factory):
-    root = write(tmp_path_factory.mktemp('some') / 'pictures', 14)
+    root = write(tmp_path_factory.mktemp('some') / 'images', 14)
     found = datasets.load('folder', str(root))
     return splits.apply(found, splits.make(found.train, 0))
 
@@ -331,10 +331,8 @@ def test_batches_depend_neither_on_workers_nor_on_interruptions(some):
             assert getattr(plain, name) == pytest.approx(getattr(mine, name)), name
 
 
-def test_unreadable_pictures_while_testing_are_left_out(some):
-    broken = folder.PictureFiles(
-        some.test.paths[:-1] + ['/nowhere'], some.test.labels, some.classes
-    )
+def test_unreadable_images_while_testing_are_left_out(some):
+    broken = folder.ImageFiles(some.test.paths[:-1] + ['/nowhere'], some.test.labels, some.classes)
     for workers in (0, 2):
         _, iterator = iterators(some._replace(test=broken), workers)
         for _ in range(2):
@@ -343,13 +341,13 @@ def test_unreadable_pictures_while_testing_are_left_out(some):
             assert len(iterator.unreadable) == 1 and '/nowhere' in iterator.unreadable[0]
             iterator.reset()
         iterator.finalize()
-    none = folder.PictureFiles(['/nowhere'] * 2, [0, 1], some.classes)
+    none = folder.ImageFiles(['/nowhere'] * 2, [0, 1], some.classes)
     _, iterator = iterators(some._replace(test=none), 0)
-    with pytest.raises(InputError, match='none of the 2 pictures could be read'):
+    with pytest.raises(InputError, match='none of the 2 images could be read'):
         list(iterator)
 
 
-# ---- pictures that are decoded smaller
+# ---- images that are decoded smaller
 
 
 def jpeg(image, **how):
@@ -359,7 +357,7 @@ def jpeg(image, **how):
 
 
 def photographs():
-    """Photographs of the original's numbers; without these, real pictures enlarged."""
+    """Photographs of the original's numbers; without these, real images enlarged."""
     path = SHARED / 'golden' / 'original' / 'da_ilsvrc_decoded.npz'
     if path.exists():
         with np.load(path) as f:
@@ -384,9 +382,9 @@ def test_shrinking_changes_nothing_visible(kind, tmp_path):
         photo = photo.crop((0, 0, photo.width // 4 * 4, photo.height // 4 * 4))
         path.write_bytes(jpeg(photo, quality=92))
         for times in (2, 4):
-            share = 1 / times / pictures.SHRINK_MARGIN
-            shrunk, size = pictures.load_shrunk(path, lambda *size, share=share: share)
-            full = pictures.load(path)
+            share = 1 / times / decoding.SHRINK_MARGIN
+            shrunk, size = decoding.load_shrunk(path, lambda *size, share=share: share)
+            full = decoding.load(path)
             assert size == (full.height, full.width)
             assert shrunk.size == (-(-full.width // times), -(-full.height // times))
             wanted = (int(full.width * share), int(full.height * share))
@@ -411,7 +409,7 @@ def test_only_large_jpegs_are_shrunk(tmp_path):
         ('.png', 0.05, 400),
     ):
         photo.save(tmp_path / ('x' + suffix))
-        image, size = pictures.load_shrunk(
+        image, size = decoding.load_shrunk(
             tmp_path / ('x' + suffix), lambda *size, share=share: share
         )
         assert image.width == width and size == (300, 400) and image.mode == 'RGB'
@@ -456,10 +454,10 @@ def test_training_from_large_files(name, tmp_path):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """A folder of pictures and a run on it that nothing disturbed."""
+    """A folder of images and a run on it that nothing disturbed."""
     root = tmp_path_factory.mktemp('whole')
-    write(root / 'pictures', 14)
-    assert train(root / 'run', root / 'pictures')
+    write(root / 'images', 14)
+    assert train(root / 'run', root / 'images')
     return root
 
 
@@ -467,24 +465,24 @@ def log(path):
     return (path / 'log.json').read_text()
 
 
-def test_a_picture_that_cannot_be_read_in_an_epoch(whole, tmp_path):
-    data = write(tmp_path / 'pictures', 14)
+def test_a_image_that_cannot_be_read_in_an_epoch(whole, tmp_path):
+    data = write(tmp_path / 'images', 14)
     found = splits.apply(
         datasets.load('folder', str(data)), json.loads((whole / 'run' / 'split.json').read_text())
     )
-    order = np.concatenate(loading.EveryPictureOnce(len(found.train), 20, TINY['seed'])(2))
+    order = np.concatenate(loading.EveryImageOnce(len(found.train), 20, TINY['seed'])(2))
     path = found.train.paths[order[-1]]  # of the last batch of an epoch
-    picture = pathlib.Path(path).read_bytes()
+    image = pathlib.Path(path).read_bytes()
     train(tmp_path / 'run', data, epoch=1)
     with open(path, 'wb') as f:
-        f.write(picture[:200])
+        f.write(image[:200])
     with pytest.raises(InputError) as e:
         train(tmp_path / 'run', data, resume=True, epoch=2, workers=1)
     said = str(e.value)
     assert path in said and '\n' not in said and '--resume' in said and said.count(path) == 1
     assert (tmp_path / 'run' / 'snapshot_iter_3').exists()  # all updates before that batch
     with open(path, 'wb') as f:
-        f.write(picture)
+        f.write(image)
     assert train(tmp_path / 'run', data, resume=True, epoch=2)
     assert log(tmp_path / 'run') == log(whole / 'run')
     for name in ('ResNext_3_2_2.model', 'ResNext_3_2_best.model'):
@@ -496,11 +494,11 @@ def test_a_picture_that_cannot_be_read_in_an_epoch(whole, tmp_path):
 def test_class_folders_of_any_name(tmp_path, capsys):
     """Names that are no text, or that Matplotlib would take for formulas."""
     names = ['$\\frac$', os.fsdecode(b'\xff\xfe'), 'a b' * 40, '\u65e5\u672c']
-    write(tmp_path / 'pictures', 3, classes=dict(enumerate(names)))
-    assert train(tmp_path / 'run', tmp_path / 'pictures', say=print, epoch=1)
+    write(tmp_path / 'images', 3, classes=dict(enumerate(names)))
+    assert train(tmp_path / 'run', tmp_path / 'images', say=print, epoch=1)
     model = resnext.load(str(tmp_path / 'run' / 'model' / 'ResNext_4_2_1.model'))
     assert model.classes == sorted(names)
-    assert train(tmp_path / 'run', tmp_path / 'pictures', resume=True, epoch=2)
+    assert train(tmp_path / 'run', tmp_path / 'images', resume=True, epoch=2)
 
 
 def test_kills_at_random_moments(whole, tmp_path):
@@ -508,7 +506,7 @@ def test_kills_at_random_moments(whole, tmp_path):
 
     def go_on(**options):
         begun = (tmp_path / 'run.json').exists()
-        return train(tmp_path, whole / 'pictures', resume=begun, **dict(TINY, **options))
+        return train(tmp_path, whole / 'images', resume=begun, **dict(TINY, **options))
 
     for attempt in range(9):
         process = in_child(go_on, workers=attempt % 3)
@@ -525,23 +523,23 @@ def test_kills_at_random_moments(whole, tmp_path):
         ).read_bytes()
 
 
-def test_other_pictures_are_refused(whole, tmp_path):
-    data = write(tmp_path / 'pictures', 14)
+def test_other_images_are_refused(whole, tmp_path):
+    data = write(tmp_path / 'images', 14)
     train(tmp_path / 'run', data, epoch=1)
     before = sorted(os.listdir(tmp_path / 'run'))
     path = next((data / 'felines').iterdir())
-    picture = path.read_bytes()
+    image = path.read_bytes()
     path.unlink()
-    with pytest.raises(InputError, match='began with 42 pictures for training, now there are 41'):
+    with pytest.raises(InputError, match='began with 42 images for training, now there are 41'):
         train(tmp_path / 'run', data, resume=True, epoch=2)
-    (data / 'felines' / 'other.png').write_bytes(picture)
-    with pytest.raises(InputError, match='began with other pictures'):
+    (data / 'felines' / 'other.png').write_bytes(image)
+    with pytest.raises(InputError, match='began with other images'):
         train(tmp_path / 'run', data, resume=True, epoch=2)
     assert sorted(os.listdir(tmp_path / 'run')) == before
-    # The same pictures elsewhere are the same.
+    # The same images elsewhere are the same.
     os.rename(data / 'felines' / 'other.png', path)
     os.rename(data, tmp_path / 'moved')
-    with pytest.raises(InputError, match='pictures: not a folder'):
+    with pytest.raises(InputError, match='images: not a folder'):
         train(tmp_path / 'run', data, resume=True, epoch=2)
     assert train(tmp_path / 'run', tmp_path / 'moved', resume=True, epoch=2)
     assert log(tmp_path / 'run') == log(whole / 'run')

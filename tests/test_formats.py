@@ -30,7 +30,7 @@ def test_names_do_not_matter(kind, name, tmp_path):
     shutil.copy(FIXTURES / FILES[kind], tmp_path / name)
     assert formats.kind_of(tmp_path / name) == kind
     network, found = formats.read(tmp_path / name)
-    assert found.format == kind and found.picture_size == network.picture_size
+    assert found.format == kind and found.image_size == network.image_size
     assert same(formats.load(tmp_path / name), network)
     assert same(ilsvrc_converter.convert(tmp_path / name), network)
 
@@ -38,7 +38,7 @@ def test_names_do_not_matter(kind, name, tmp_path):
 def test_the_older_pytorch_format_and_safetensors(tmp_path):
     network, found = formats.read(FIXTURES / 'pytorch_prlz77.pth')
     assert found == formats.Contents('pth', "float32, prlz77's names", 32)
-    # The names tell how pictures are prepared as well.
+    # The names tell how images are prepared as well.
     assert network.preprocessing == 'DataAugmentationCifarPrlz77'
     network.save_model(tmp_path / 'x')
     assert resnext.load(tmp_path / 'x').preprocessing == 'DataAugmentationCifarPrlz77'
@@ -149,8 +149,8 @@ def test_bad_input_is_one_line(arguments, message, run_converter, tmp_path):
 def test_predict_takes_any_of_them(tmp_path, monkeypatch, capfd):
     network = small()
     pytorch.save(tmp_path / 'model', network)
-    picture = np.random.default_rng(0).integers(0, 256, (300, 280, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / 'a.png')
+    image = np.random.default_rng(0).integers(0, 256, (300, 280, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / 'a.png')
     monkeypatch.setattr(
         sys,
         'argv',

@@ -1,4 +1,4 @@
-"""Pictures, ImageNet preprocessing, folders of pictures, loading by several processes."""
+"""Images, ImageNet preprocessing, folders of images, loading by several processes."""
 
 import io
 import json
@@ -21,14 +21,14 @@ from data_augmentation import DataAugmentationCifar10NormalizeSmall as Small
 from data_augmentation import DataAugmentationNormalizeBigger as Bigger
 from trainer.datasets import class_names, folder, ilsvrc, loading, parallel
 from trainer.errors import InputError
-from trainer.transforms import generator, pictures
+from trainer.transforms import decoding, generator
 from trainer.transforms.ilsvrc import Drawn, resized_size
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def random_picture(height, width, seed=0):
+def random_image(height, width, seed=0):
     """Smooth, so that JPEG and resizing have something to do: uint8 (height, width, 3)."""
     rng = np.random.default_rng((height, width, seed))
     small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
@@ -65,15 +65,15 @@ def test_preprocessing_equals_the_original_program(shared):
     info = json.loads((golden / 'da_ilsvrc_info.json').read_text())
     assert len(info) == 6
     for name, said in info.items():
-        picture = decoded[name + '__decoded']
-        sample = Bigger.test(picture)
+        image = decoded[name + '__decoded']
+        sample = Bigger.test(image)
         np.testing.assert_allclose(sample.x, test[name + '__test'], rtol=0, atol=1e-6)
         (resizing,) = (step for step in said['test'] if step['step'] == 'resize_image_randomly')
         assert sample.info['resized'] == resizing['resized_size']
         for drawn in said['train']:
             (height, width), ((y, _), (x, _)) = drawn['resized'], drawn['keypoints']
             sample = Bigger.train(
-                picture,
+                image,
                 drawn=Drawn(
                     Image.Resampling[drawn['interpolation'].upper()],
                     min(height, width),
@@ -105,7 +105,7 @@ def test_preprocessing_equals_the_original_program(shared):
     ],
 )
 def test_preprocessing_equals_pillow_and_numpy_written_out(height, width):
-    pixels = random_picture(height, width)
+    pixels = random_image(height, width)
     sample = Bigger.test(pixels)
     assert sample.x.shape == (3, 224, 224) and sample.x.dtype == np.float32
     np.testing.assert_allclose(sample.x, by_hand(pixels, 256, Image.BICUBIC), rtol=0, atol=1e-6)
@@ -118,14 +118,14 @@ def test_preprocessing_equals_pillow_and_numpy_written_out(height, width):
         np.testing.assert_allclose(sample.x, expected, rtol=0, atol=1e-6)
 
 
-def test_square_pictures_whose_truncation_gives_223():
+def test_square_images_whose_truncation_gives_223():
     # Which made the original crash: 224 / n * n is a little less than 224.
     sides = [n for n in range(1, 600) if int(224 / n * n) == 223]
     assert len(sides) > 10
     for n in sides:
         assert resized_size(n, n, 224) == (224, 224)
     drawn = Drawn(Image.Resampling.BICUBIC, 224, 0.99, 0.99, True)
-    sample = Bigger.train(random_picture(sides[0], sides[0]), drawn=drawn)
+    sample = Bigger.train(random_image(sides[0], sides[0]), drawn=drawn)
     assert sample.x.shape == (3, 224, 224)
     assert sample.info['keypoints'] == [[0, 224], [0, 224]]
     # The original's 255 of 256 stays, where it does no harm.
@@ -142,8 +142,8 @@ def test_what_training_draws():
     assert not sides[:224].any() and len(sides) == 289
     assert sides[224:].min() > 140 and sides[224:].max() < 260  # 200 each
     assert abs(np.mean([d.flip for d in drawn]) - 0.5) < 0.02
-    # Of a picture resized to 226 x 300, all 3 x 77 places are taken.
-    pixels = random_picture(226, 300)
+    # Of an image resized to 226 x 300, all 3 x 77 places are taken.
+    pixels = random_image(226, 300)
     places = {
         tuple(
             np.ravel(
@@ -158,8 +158,8 @@ def test_what_training_draws():
     assert places == {(y, x) for y in range(3) for x in (0, 38, 76)}
 
 
-def test_training_is_a_function_of_seed_epoch_and_picture():
-    pixels = random_picture(300, 400)
+def test_training_is_a_function_of_seed_epoch_and_image():
+    pixels = random_image(300, 400)
     a, b, c = (Bigger.train(pixels, generator(0, epoch, 5)) for epoch in (1, 1, 2))
     assert (a.x == b.x).all() and a.info == b.info
     assert a.info != c.info
@@ -167,8 +167,8 @@ def test_training_is_a_function_of_seed_epoch_and_picture():
     assert Bigger.train(pixels).x.shape == (3, 224, 224)
 
 
-def test_batches_equal_single_pictures():
-    images = [random_picture(300, 400), random_picture(250, 230)]
+def test_batches_equal_single_images():
+    images = [random_image(300, 400), random_image(250, 230)]
     drawn = [Bigger.draw(np.random.default_rng(i)) for i in range(2)]
     for batch, single in (
         (Bigger.test_batch(images), [Bigger.test(i) for i in images]),
@@ -182,7 +182,7 @@ def test_batches_equal_single_pictures():
 
 
 def test_ten_crops():
-    pixels = random_picture(300, 400)
+    pixels = random_image(300, 400)
     x, info = Bigger.ten_crop(pixels)
     assert x.shape == (10, 3, 224, 224) and len(info) == 10
     size = (341, 256)
@@ -194,8 +194,8 @@ def test_ten_crops():
     assert (x[4] == Bigger.test(pixels).x).all()
 
 
-def test_paths_pictures_and_arrays_give_the_same(tmp_path):
-    pixels = random_picture(240, 320)
+def test_paths_images_and_arrays_give_the_same(tmp_path):
+    pixels = random_image(240, 320)
     Image.fromarray(pixels).save(tmp_path / 'x.png')
     expected = Bigger.test(pixels).x
     for source in (
@@ -223,12 +223,12 @@ def test_paths_pictures_and_arrays_give_the_same(tmp_path):
 
 
 def test_cifar_preprocessing_writes_to_out():
-    pixels = random_picture(32, 32).transpose(2, 0, 1)
+    pixels = random_image(32, 32).transpose(2, 0, 1)
     out = np.empty((3, 32, 32), np.float32)
     assert Small.test(pixels, out=out).x is out and (out == Small.test(pixels).x).all()
 
 
-# ---- pictures in the wild
+# ---- images in the wild
 
 
 def _png(width, height, colour_type, bits, rows):
@@ -253,7 +253,7 @@ def _saved(image, form, **kwargs):
 
 def _wild():
     """Yield (file name, its bytes, RGB pixels expected, deviation allowed)."""
-    rgb = random_picture(20, 30)
+    rgb = random_image(20, 30)
     image = Image.fromarray(rgb)
     grey = image.convert('L')
     replicated = np.dstack([np.asarray(grey)] * 3)
@@ -322,9 +322,9 @@ def _wild():
         expected,
         0,
     )
-    yield 'two pictures.tif', _saved(image, 'TIFF', save_all=True, append_images=[other]), rgb, 0
+    yield 'two images.tif', _saved(image, 'TIFF', save_all=True, append_images=[other]), rgb, 0
     yield (
-        'two pictures.jpg',
+        'two images.jpg',
         _saved(image, 'MPO', save_all=True, append_images=[other], quality=100, subsampling=0),
         rgb,
         8,
@@ -342,29 +342,29 @@ def _wild():
 @pytest.mark.parametrize(
     'name, data, expected, deviation', [pytest.param(*case, id=case[0]) for case in _wild()]
 )
-def test_pictures_in_the_wild(tmp_path, name, data, expected, deviation, recwarn):
+def test_images_in_the_wild(tmp_path, name, data, expected, deviation, recwarn):
     path = tmp_path / name
     path.write_bytes(data)
-    image = pictures.load(path)
+    image = decoding.load(path)
     assert image.mode == 'RGB'
     np.testing.assert_allclose(np.asarray(image).astype(float), expected, rtol=0, atol=deviation)
     np.testing.assert_allclose(
         Bigger.test(path).x, by_hand(np.asarray(image), 256, Image.BICUBIC), rtol=0, atol=1e-6
     )
-    assert pictures.load_chw(path).shape == (3,) + expected.shape[:2]
+    assert decoding.load_chw(path).shape == (3,) + expected.shape[:2]
     assert not recwarn.list
 
 
 def _refused():
-    photo = _saved(Image.fromarray(random_picture(200, 300)), 'JPEG')
+    photo = _saved(Image.fromarray(random_image(200, 300)), 'JPEG')
     yield 'cut.jpg', photo[: len(photo) // 2], 'truncated'
-    yield 'empty.jpg', b'', 'not a picture'
-    yield 'text.jpg', b'not a picture at all\n' * 50, 'not a picture'
+    yield 'empty.jpg', b'', 'not an image'
+    yield 'text.jpg', b'not an image at all\n' * 50, 'not an image'
     # A program of Ghostscript, which Pillow would start.
     yield (
         'program.jpg',
         (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n'),
-        'not a picture',
+        'not an image',
     )
     rows = np.random.default_rng(0).integers(0, 4, (32, 97), np.uint8)
     rows[:, 0] = 0
@@ -387,11 +387,11 @@ def _refused():
 @pytest.mark.parametrize(
     'name, data, message', [pytest.param(*case, id=case[0]) for case in _refused()]
 )
-def test_pictures_that_are_refused(tmp_path, name, data, message, recwarn):
+def test_images_that_are_refused(tmp_path, name, data, message, recwarn):
     path = tmp_path / name
     path.write_bytes(data)
     begun = time.process_time()
-    for read in (Bigger.test, pictures.load, pictures.load_chw):
+    for read in (Bigger.test, decoding.load, decoding.load_chw):
         with pytest.raises(InputError, match=message) as e:
             read(path)
         assert str(e.value).startswith(f'{path}: ') and '\n' not in str(e.value)
@@ -399,7 +399,7 @@ def test_pictures_that_are_refused(tmp_path, name, data, message, recwarn):
     assert not recwarn.list
 
 
-def test_long_and_narrow_pictures(tmp_path):
+def test_long_and_narrow_images(tmp_path):
     # 256 x 65,536 pixels after resizing are the most.
     assert Bigger.test(np.zeros((1, 256), np.uint8)).x.shape == (3, 224, 224)
     for shape in ((1, 257), (100000, 3)):
@@ -419,7 +419,7 @@ def test_what_is_no_file_is_refused(tmp_path):
         ('none.jpg', 'No such file'),
     ):
         with pytest.raises(InputError, match=message):
-            pictures.load(tmp_path / name)
+            decoding.load(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -435,8 +435,8 @@ def test_what_is_no_file_is_refused(tmp_path):
         ('AVIF', {}),
     ],
 )
-def test_damaged_pictures_end_in_one_line(tmp_path, form, options, capfd):
-    data = _saved(Image.fromarray(random_picture(60, 80)), form, **options)
+def test_damaged_images_end_in_one_line(tmp_path, form, options, capfd):
+    data = _saved(Image.fromarray(random_image(60, 80)), form, **options)
     path = tmp_path / 'x'
     read = refused = 0
     for _, (what, damage) in zip(range(60), damaged(data, np.random.default_rng(0))):
@@ -514,7 +514,7 @@ def test_class_folders(tmp_path):
 
 
 def test_labels_for_a_network():
-    files = folder.PictureFiles(['x', 'y'], [0, 1], ['n01443537', 'n01484850'])
+    files = folder.ImageFiles(['x', 'y'], [0, 1], ['n01443537', 'n01484850'])
     assert files.labels_for(Network(1000)).tolist() == [1, 2]
     assert files.labels_for(Network(2)).tolist() == [0, 1]
     named = Network(3, ['n01484850', 'n01440764', 'n01443537'])
@@ -523,11 +523,11 @@ def test_labels_for_a_network():
         with pytest.raises(InputError, match='of 2 classes .*the network has 3'):
             files.labels_for(network)
     with pytest.raises(InputError, match='the network has 1000'):
-        folder.PictureFiles(['x'], [0], ['cat']).labels_for(Network(1000))
+        folder.ImageFiles(['x'], [0], ['cat']).labels_for(Network(1000))
 
 
 def make_tree(root, synsets, save):
-    """Make the published tree of validation pictures: ``save(i, path)`` writes each."""
+    """Make the published tree of validation images: ``save(i, path)`` writes each."""
     for part in ('ImageSets', 'Annotations', 'Data'):
         (root / part / 'CLS-LOC' / ('' if part == 'ImageSets' else 'val')).mkdir(parents=True)
     names = [f'ILSVRC2012_val_{i + 1:08d}' for i in range(len(synsets))]
@@ -567,7 +567,7 @@ def test_trees_and_folders_that_are_wrong(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     _touch(tmp_path, 'flat', 'x.jpg')
     for name in ('empty', 'flat'):
-        with pytest.raises(InputError, match='no pictures in class folders; wanted is .*n01440764'):
+        with pytest.raises(InputError, match='no images in class folders; wanted is .*n01440764'):
             ilsvrc.find(name)
     _touch(tmp_path, 'half', 'train', 'n01440764', 'x.jpg')
     with pytest.raises(InputError, match='-ld half: half/val is missing'):
@@ -622,7 +622,7 @@ def test_expanding_folders(tmp_path):
     a, b = _touch(tmp_path, 'd', 'a.jpg'), _touch(tmp_path, 'd', 'e', 'b.PNG')
     _touch(tmp_path, 'd', 'c.txt')
     assert folder.expand(['x', str(tmp_path / 'd')]) == ['x', a, b]
-    with pytest.raises(InputError, match='no pictures in this folder'):
+    with pytest.raises(InputError, match='no images in this folder'):
         folder.expand([str((tmp_path / 'none').mkdir() or tmp_path / 'none')])
 
 
@@ -631,7 +631,7 @@ def test_expanding_folders(tmp_path):
 
 def _load(i, out):
     if i % 7 == 3:
-        raise InputError(f'picture {i} is damaged')
+        raise InputError(f'image {i} is damaged')
     out[...] = i
     out[0, 0] = os.getpid() % 1000
 
@@ -645,7 +645,7 @@ def test_batches_are_the_same_by_any_number_of_workers(workers, batch):
     for items, x, errors in parallel.batches(load, plan, batch, (2, 3), workers):
         assert x.dtype == np.float32 and x.shape == (len(items), 2, 3)
         assert errors == {
-            k: f'picture {i} is damaged' for k, i in enumerate(items.tolist()) if i % 7 == 3
+            k: f'image {i} is damaged' for k, i in enumerate(items.tolist()) if i % 7 == 3
         }
         for k, i in enumerate(items):
             if k not in errors:

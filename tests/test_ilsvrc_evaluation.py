@@ -10,7 +10,7 @@ import chainer
 import numpy as np
 import pytest
 from PIL import Image
-from test_ilsvrc_data import make_tree, random_picture
+from test_ilsvrc_data import make_tree, random_image
 
 import resnext
 import resnext_ilsvrc
@@ -30,7 +30,7 @@ N = 20
 
 
 def network(category_num, seed, classes=None):
-    """A small network that answers different pictures differently."""
+    """A small network that answers different images differently."""
     made = resnext_ilsvrc.ResNext(category_num, (1, 1, 1, 1), 2, 2, 2, stem_width=8)
     made.weight_initialization(seed)
     rng = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ def network(category_num, seed, classes=None):
         if isinstance(link, chainer.links.BatchNormalization):
             link.avg_var[...] = rng.uniform(0.5, 1.5, link.avg_var.shape)
             link.avg_mean[...] = rng.normal(0, 0.1, link.avg_mean.shape)
-    x = np.stack([Bigger.test(random_picture(*SIZES[i % len(SIZES)], seed=i)).x for i in range(12)])
+    x = np.stack([Bigger.test(random_image(*SIZES[i % len(SIZES)], seed=i)).x for i in range(12)])
     with chainer.no_backprop_mode():
         y = made(x, train=False).array
     scale = 2 / y.std(axis=0)
@@ -49,7 +49,7 @@ def network(category_num, seed, classes=None):
 
 
 class Tree:
-    """The same pictures in both layouts, their labels, and networks for them."""
+    """The same images in both layouts, their labels, and networks for them."""
 
     def __init__(self, root):
         rng = np.random.default_rng(0)
@@ -83,10 +83,10 @@ class Tree:
 
     @staticmethod
     def _save(i, path):
-        picture = Image.fromarray(random_picture(*SIZES[i % len(SIZES)], seed=i))
+        image = Image.fromarray(random_image(*SIZES[i % len(SIZES)], seed=i))
         if i % 4 == 1:
-            picture = picture.convert('L')
-        picture.save(path, ['JPEG', 'PNG'][i % 5 == 2])
+            image = image.convert('L')
+        image.save(path, ['JPEG', 'PNG'][i % 5 == 2])
 
     def logits(self, model, function=Bigger.test, n=N):
         """Scores of the first n, straight from the network: (n, ..., classes)."""
@@ -108,7 +108,7 @@ def softmax(y):
 
 
 def by_hand(p, labels):
-    """From posteriors: (pictures right, among the best five, sum of the losses)."""
+    """From posteriors: (images right, among the best five, sum of the losses)."""
     top1 = top5 = loss = 0
     for row, label in zip(p, labels):
         better = (row > row[label]).sum()
@@ -186,7 +186,7 @@ def test_errors_equal_those_by_hand(tree, layout, tmp_path, monkeypatch, capsys)
     assert 0 < top1 < top5 < N  # the numbers can tell right from wrong
     assert log['categories']['are'] == SYNSETS
     assert log['model']['model'] == [tree.models[0]]
-    assert log['test_unreadable']['pictures'] == []
+    assert log['test_unreadable']['images'] == []
     errors = [100 * (1 - top / N) for top in (top1, top5)]
     for name, error, top in zip(('top-1', 'top-5'), errors, (top1, top5)):
         assert f'\n{name} error  {error:6.2f} %  ({N - top} wrong)\n' in out
@@ -312,7 +312,7 @@ def test_features(tree, tmp_path, monkeypatch, capsys):
             with chainer.no_backprop_mode(), chainer.using_config('train', False):
                 expected = net.features(x).array[:, :, 0, 0].mean(axis=0)
             np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
-        assert [os.path.basename(path) for path in beside['pictures']] == [
+        assert [os.path.basename(path) for path in beside['images']] == [
             'broken.jpg',
             'c.png',
             'd.jpg',
@@ -322,7 +322,7 @@ def test_features(tree, tmp_path, monkeypatch, capsys):
     assert not os.path.exists('log.json')
 
 
-def test_unreadable_pictures_are_told_and_not_counted(tree, tmp_path, monkeypatch, capsys):
+def test_unreadable_images_are_told_and_not_counted(tree, tmp_path, monkeypatch, capsys):
     root = tmp_path / 'ILSVRC'
     names = make_tree(root, tree.synsets, tree._save)
     data = root / 'Data' / 'CLS-LOC' / 'val'
@@ -335,18 +335,18 @@ def test_unreadable_pictures_are_told_and_not_counted(tree, tmp_path, monkeypatc
     log = logged(tmp_path)
     read = [i for i in range(N) if i not in (4, 5)]
     check(log, softmax(tree.logits(tree.models[0]))[read], tree.labels[read])
-    unreadable = log['test_unreadable']['pictures']
+    unreadable = log['test_unreadable']['images']
     assert [u['path'] for u in unreadable] == [
         './ILSVRC/Data/CLS-LOC/val/' + path.name for path in (cut, gone)
     ]
     assert 'truncated' in unreadable[0]['error'] and 'No such file' in unreadable[1]['error']
     assert '2 more could not be read and are not counted' in out
-    assert cut.name in out and gone.name in out and 'pictures         18' in out
+    assert cut.name in out and gone.name in out and 'images         18' in out
     for path in data.iterdir():
         path.write_text('')
     (tmp_path / 'log.json').write_text('before')
     status, out, err = run(monkeypatch, capsys, '-m', tree.models[0])
-    assert status == 2 and err.count('\n') == 1 and 'none of the 20 pictures' in err
+    assert status == 2 and err.count('\n') == 1 and 'none of the 20 images' in err
     assert (tmp_path / 'log.json').read_text() == 'before'
 
 
@@ -378,15 +378,11 @@ def test_labels_by_the_names_in_the_file(tree, tmp_path, monkeypatch, capsys):
 
 
 def test_the_loss_column_and_the_table_from_python(tree):
-    pictures = ilsvrc.find(str(tree.published))
+    images = ilsvrc.find(str(tree.published))
     net = resnext_ilsvrc.load(tree.models[0])
     seen = []
     found = evaluation.evaluate(
-        [net],
-        pictures,
-        batch=8,
-        workers=0,
-        progress=lambda n, tally: seen.append((n, tally.pictures)),
+        [net], images, batch=8, workers=0, progress=lambda n, tally: seen.append((n, tally.images))
     )
     assert seen == [(8, 8), (8, 16), (4, 20)]
     _, _, loss = by_hand(softmax(tree.logits(tree.models[0])), tree.labels)
@@ -403,7 +399,7 @@ def test_the_loss_column_and_the_table_from_python(tree):
         (('-m', 'M', '-c', '3'), '-c 3'),
         (('-m', 'M', '-l', '50'), '-l 50'),
         (('-m', 'M', '-ld', 'nowhere'), '-ld nowhere: no such folder; wanted is the ILSVRC tree'),
-        (('-m', 'M', '-ld', 'EMPTY'), 'no pictures in class folders; wanted is'),
+        (('-m', 'M', '-ld', 'EMPTY'), 'no images in class folders; wanted is'),
         (('-m', 'M', '-b', '0'), '-b'),
         (('-m', 'M', '--workers', '-1'), '--workers'),
         (('-m', 'M', '-m', 'M', '--features', 'x.npy'), '--features'),
@@ -442,7 +438,7 @@ def test_without_data_the_default_is_told(tree, tmp_path):
 def test_cifar_network_on_class_folders(tree, tmp_path):
     net = resnext.ResNext(6, (1, 1, 1), 2, 4, 2)
     found = evaluation.evaluate([net], folder.class_folders(str(tree.folders / 'val')), workers=0)
-    assert found.tally.pictures == N and not found.unreadable
+    assert found.tally.images == N and not found.unreadable
     with pytest.raises(InputError, match='no preprocessing'):
         net.preprocessing = None
         prediction.preprocessing([net])

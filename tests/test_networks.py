@@ -34,7 +34,7 @@ def randomised(network, seed=0):
     return network
 
 
-def pictures(seed=0, size=16, n=2):
+def images(seed=0, size=16, n=2):
     return np.random.default_rng(seed).normal(size=(n, 3, size, size)).astype(np.float32)
 
 
@@ -134,7 +134,7 @@ def test_forms_a_b_and_c_are_equal(name, shortcut, form, tmp_path):
     with chainer.using_config('dtype', np.float64):
         network = NETWORKS[name](shortcut)
     network.load_model(tmp_path / 'x.npz')
-    x = pictures(size=48 if name == 'ilsvrc' else 16, n=3)
+    x = images(size=48 if name == 'ilsvrc' else 16, n=3)
     t = np.array([0, 4, 2], np.int32)
     y = Branches(arrays, False, network.eps, name == 'ilsvrc', name != 'original')(
         x.astype(np.float64), network.block_num, (1, 2), network.C
@@ -299,7 +299,7 @@ def test_resnet_is_the_case_of_cardinality_1():
     assert [stage.groups for stage in network.stages] == [1, 1, 1]
     assert [stage.width for stage in network.stages] == [5, 10, 20]
     assert network.layers == 20 and network.category_num == 7
-    assert np.isfinite(network(pictures(), train=False).array).all()
+    assert np.isfinite(network(images(), train=False).array).all()
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ class Counter(chainer.FunctionHook):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_sizes_and_multiply_adds_are_those_of_a_real_pass(name, shortcut, size):
     network = NETWORKS[name](shortcut)
-    x = pictures(size=size, n=1)
+    x = images(size=size, n=1)
     counter = Counter()
     with chainer.using_config('train', False), chainer.no_backprop_mode():
         real = {key: h.shape for key, h in network.activations(x)}

@@ -149,8 +149,8 @@ def test_the_script_says_what_computes(flags, said, tmp_path, monkeypatch, capfd
     if said and not engine.available():
         pytest.skip('OpenVINO and onnx are not installed')
     small().save_model(tmp_path / 'm.npz')
-    picture = np.random.default_rng(0).integers(0, 256, (300, 280, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / 'a.png')
+    image = np.random.default_rng(0).integers(0, 256, (300, 280, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / 'a.png')
     monkeypatch.setattr(
         sys,
         'argv',

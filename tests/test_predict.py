@@ -11,7 +11,7 @@ import chainer
 import numpy as np
 import pytest
 from PIL import Image
-from test_ilsvrc_data import random_picture
+from test_ilsvrc_data import random_image
 from test_ilsvrc_evaluation import network, softmax
 
 import predict as script
@@ -30,13 +30,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
-    """Pictures a.jpg, b.png, c/d.jpg, c/e/f.JPEG, and bad.jpg; models."""
+    """Images a.jpg, b.png, c/d.jpg, c/e/f.JPEG, and bad.jpg; models."""
     root = tmp_path_factory.mktemp('predict')
     (root / 'c' / 'e').mkdir(parents=True)
     for i, name in enumerate(('a.jpg', 'b.png', 'c/d.jpg', 'c/e/f.JPEG')):
-        Image.fromarray(random_picture(90 + 20 * i, 120, seed=i)).save(root / name)
+        Image.fromarray(random_image(90 + 20 * i, 120, seed=i)).save(root / name)
     (root / 'bad.jpg').write_text('nothing')
-    (root / 'c' / 'readme.txt').write_text('no picture')
+    (root / 'c' / 'readme.txt').write_text('no image')
     network(1000, 1).save_model(root / 'm.npz')
     network(1000, 2).save_model(root / 'n.npz')
     network(3, 1, ['cat', 'dog', 'n01440764']).save_model(root / 'three.npz')
@@ -54,13 +54,13 @@ def run(monkeypatch, capfd, home, *arguments):
 
 
 def posteriors(model, *paths):
-    """Straight from the network: float64 (pictures, classes)."""
+    """Straight from the network: float64 (images, classes)."""
     x = np.stack([Bigger.test(path).x for path in paths])
     with chainer.no_backprop_mode():
         return softmax(resnext_ilsvrc.load(model)(x, train=False).array.astype(np.float64))
 
 
-def test_the_best_classes_of_a_picture(home, monkeypatch, capfd):
+def test_the_best_classes_of_a_image(home, monkeypatch, capfd):
     status, out, err = run(monkeypatch, capfd, home, 'a.jpg', '-m', 'm.npz')
     assert (status, err) == (0, '')
     p = posteriors('m.npz', 'a.jpg')[0]
@@ -69,7 +69,7 @@ def test_the_best_classes_of_a_picture(home, monkeypatch, capfd):
     assert out == 'a.jpg\n' + ''.join(f'{100 * p[i]:7.2f} %  {names[i]}\n' for i in best)
 
 
-def test_many_pictures_folders_and_models_as_json(home, monkeypatch, capfd):
+def test_many_images_folders_and_models_as_json(home, monkeypatch, capfd):
     status, out, err = run(
         monkeypatch,
         capfd,
@@ -90,7 +90,7 @@ def test_many_pictures_folders_and_models_as_json(home, monkeypatch, capfd):
     assert (status, err) == (0, '')
     said = json.loads(out)
     paths = ['b.png', 'c/d.jpg', 'c/e/f.JPEG', 'a.jpg']
-    assert [s['picture'] for s in said] == paths
+    assert [s['image'] for s in said] == paths
     p = (posteriors('m.npz', *paths) + posteriors('n.npz', *paths)) / 2
     for row, s in zip(p, said):
         assert [c['class'] for c in s['classes']] == np.argsort(-row)[:2].tolist()
@@ -99,7 +99,7 @@ def test_many_pictures_folders_and_models_as_json(home, monkeypatch, capfd):
             assert (c['synset'], c['name']) == list(class_names.imagenet().items())[c['class']]
 
 
-def test_unreadable_pictures_are_named_and_the_others_told(home, monkeypatch, capfd):
+def test_unreadable_images_are_named_and_the_others_told(home, monkeypatch, capfd):
     status, out, err = run(
         monkeypatch, capfd, home, 'bad.jpg', 'a.jpg', 'none.jpg', '-m', 'm.npz', '-k', 1
     )
@@ -107,14 +107,14 @@ def test_unreadable_pictures_are_named_and_the_others_told(home, monkeypatch, ca
     assert out.splitlines()[0] == 'a.jpg' and out.count('\n') == 2
     lines = err.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith('predict.py: error: bad.jpg: not a picture')
+    assert lines[0].startswith('predict.py: error: bad.jpg: not an image')
     assert lines[1] == (
-        'predict.py: error: none.jpg: cannot be read as a picture (No such file or directory)'
+        'predict.py: error: none.jpg: cannot be read as an image (No such file or directory)'
     )
     status, out, err = run(monkeypatch, capfd, home, 'bad.jpg', 'a.jpg', '-m', 'm.npz', '--json')
     assert status == 2 and err.count('\n') == 1
     bad, good = json.loads(out)
-    assert bad['picture'] == 'bad.jpg' and 'not a picture' in bad['error']
+    assert bad['image'] == 'bad.jpg' and 'not an image' in bad['error']
     assert len(good['classes']) == 5
 
 
@@ -138,7 +138,7 @@ def test_ten_crops(home, monkeypatch, capfd):
 
 
 def test_cifar_networks(tmp_path, monkeypatch, capfd):
-    Image.fromarray(random_picture(50, 40)).save(tmp_path / 'a.png')
+    Image.fromarray(random_image(50, 40)).save(tmp_path / 'a.png')
     net = resnext.ResNext(10, (1, 1, 1), 2, 4, 2)
     net.save_model(tmp_path / 'cifar.npz')
     status, out, _ = run(monkeypatch, capfd, tmp_path, 'a.png', '-m', 'cifar.npz', '-k', 10)
@@ -157,9 +157,9 @@ def test_cifar_networks(tmp_path, monkeypatch, capfd):
     ]
 
 
-def test_from_python_pictures_need_no_files(home):
+def test_from_python_images_need_no_files(home):
     net = resnext_ilsvrc.load(str(home / 'm.npz'))
-    pixels = random_picture(90, 120)
+    pixels = random_image(90, 120)
     sources = [pixels, Image.fromarray(pixels), pixels[:, :, :2].astype(float)]
     a, b, c = prediction.predict([net], sources, k=3)
     p = posteriors(str(home / 'm.npz'), pixels)[0]
@@ -181,19 +181,19 @@ def test_from_python_pictures_need_no_files(home):
 
 
 @pytest.mark.parametrize(
-    'pictures, name',
+    'images, name',
     [
         (['a.jpg'], 'one.png'),
         (['a.jpg', 'b.png', 'bad.jpg', 'c'], 'four.jpg'),
         (['a.jpg'] * 5, 'five.PDF'),
     ],
 )
-def test_drawing(home, pictures, name, tmp_path, monkeypatch, capfd):
+def test_drawing(home, images, name, tmp_path, monkeypatch, capfd):
     path = tmp_path / name
     status, out, err = run(
-        monkeypatch, capfd, home, *pictures, '-m', 'm.npz', '--draw', path, '-k', 12
+        monkeypatch, capfd, home, *images, '-m', 'm.npz', '--draw', path, '-k', 12
     )
-    assert status == (2 if 'bad.jpg' in pictures else 0)
+    assert status == (2 if 'bad.jpg' in images else 0)
     assert err.count('\n') == (status == 2)
     if name.endswith('PDF'):
         assert path.read_bytes().startswith(b'%PDF')
@@ -207,7 +207,7 @@ def test_drawing(home, pictures, name, tmp_path, monkeypatch, capfd):
         row = blue.sum(axis=1).argmax()
         share = blue[row].sum() / (blue[row].sum() + grey[row].sum())
         assert share == pytest.approx(posteriors('m.npz', 'a.jpg').max(), abs=0.02)
-    # So is the picture: of the random colours, some are neither the page's nor the bars'.
+    # So is the image: of the random colours, some are neither the page's nor the bars'.
     saturation = pixels.max(axis=2) - pixels.min(axis=2)
     assert ((saturation > 60) & ~blue).sum() > 5000
 
@@ -218,14 +218,12 @@ def test_drawing_names_that_are_hard_to_draw(tmp_path, recwarn, capfd):
         for name in ('$\\frac{', 'x' * 500, '日本', 'a\nb\x07', '')
     ]
     path = str(tmp_path / 'odd.png')
-    pictures = [
-        tmp_path / name for name in ('$x.png', '日本 \n' + 'y' * 100 + '.png', '\udcff.png')
-    ]
-    for picture in pictures:
-        Image.fromarray(random_picture(9, 12)).save(picture)
+    images = [tmp_path / name for name in ('$x.png', '日本 \n' + 'y' * 100 + '.png', '\udcff.png')]
+    for image in images:
+        Image.fromarray(random_image(9, 12)).save(image)
     report.draw(
-        [prediction.Prediction(p, answers, None) for p in pictures]
-        + [prediction.Prediction(random_picture(9, 12), answers, None)],
+        [prediction.Prediction(p, answers, None) for p in images]
+        + [prediction.Prediction(random_image(9, 12), answers, None)],
         path,
     )
     assert [str(w.message) for w in recwarn.list] == [] and capfd.readouterr().err == ''
@@ -233,8 +231,8 @@ def test_drawing_names_that_are_hard_to_draw(tmp_path, recwarn, capfd):
         assert image.size[0] > 800
 
 
-def test_the_users_picture_stays_as_it_is(tmp_path):
-    image = Image.fromarray(random_picture(900, 1200))
+def test_the_users_image_stays_as_it_is(tmp_path):
+    image = Image.fromarray(random_image(900, 1200))
     said = prediction.Prediction(image, [prediction.Answer(0, None, 'x', 1.0)], None)
     report.draw([said], str(tmp_path / 'x.png'))
     assert image.size == (1200, 900)
@@ -252,15 +250,15 @@ def test_lines_fit_a_terminal(monkeypatch):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ((), 'PICTURE'),
+        ((), 'IMAGE'),
         (('a.jpg',), '-m'),
         (('a.jpg', '-m', 'none.npz'), 'none.npz'),
         (('a.jpg', '-m', 'a.jpg'), 'a.jpg'),
         (('a.jpg', '-m', 'm.npz', '-k', '0'), '-k'),
         (('a.jpg', '-m', 'm.npz', '--draw', 'x.txt'), '--draw x.txt: a name that ends in'),
         (('a.jpg', '-m', 'm.npz', '--draw', 'no/x.png'), 'no such folder'),
-        (('a.jpg',) * 61 + ('-m', 'm.npz', '--draw', 'x.png'), '61 pictures do not fit'),
-        (('EMPTY', '-m', 'm.npz'), 'EMPTY: no pictures in this folder'),
+        (('a.jpg',) * 61 + ('-m', 'm.npz', '--draw', 'x.png'), '61 images do not fit'),
+        (('EMPTY', '-m', 'm.npz'), 'EMPTY: no images in this folder'),
         (('none.jpg', '-m', 'm.npz', '--draw', 'x.png'), 'none.jpg'),
         (('a.jpg', '-m', 'm.npz', '-m', 'three.npz'), 'different classes'),
     ],
@@ -298,7 +296,7 @@ def test_the_loading_example_runs_as_written(tmp_path):
     model.fc.b.array[...] = np.arange(1000)
     (tmp_path / 'path/to/converted/chainer').mkdir(parents=True)
     model.save_model(tmp_path / 'path/to/converted/chainer/model')
-    Image.fromarray(random_picture(300, 400)).save(tmp_path / 'path/to/image', 'JPEG')
+    Image.fromarray(random_image(300, 400)).save(tmp_path / 'path/to/image', 'JPEG')
     process = subprocess.run(
         [sys.executable, '-c', EXAMPLE + '\nprint(y.shape, y.array.argmax())'],
         cwd=tmp_path,

@@ -148,7 +148,7 @@ def two(cifar, tmp_path_factory):
 @needs_mpi
 class TestTheSameAsOne:
     def test_weights(self, one, two):
-        """200 pictures in batches of 60, the last of 20, in two chunks or by two processes."""
+        """200 images in batches of 60, the last of 20, in two chunks or by two processes."""
         assert_same_weights(two, one)
 
     def test_files(self, one, two):
@@ -158,7 +158,7 @@ class TestTheSameAsOne:
                 os.listdir(os.path.join(one, name))
             )
 
-    def test_training_is_logged_for_all_pictures(self, one, two):
+    def test_training_is_logged_for_all_images(self, one, two):
         a, b = log_of(one), log_of(two)
         assert [e['_id'] for e in a] == [e['_id'] for e in b]
         for x, y in zip(a, b):
@@ -203,7 +203,7 @@ def three(tmp_path_factory):
 class TestUnevenShares:
     @pytest.mark.parametrize('case', range(len(process_cases.SHARES)))
     def test_weights_and_statistics(self, three, case):
-        """Chunks of different sizes, processes without a picture, several chunks a process."""
+        """Chunks of different sizes, processes without an image, several chunks a process."""
         sizes, divide = process_cases.SHARES[case]
         chunks = -(-divide // 3)
         updater, reports, seen = process_cases.updates(processes.Alone(), sizes, 3 * chunks)
@@ -270,12 +270,12 @@ class TestUnevenShares:
             )
 
     def test_a_file_that_cannot_be_read(self, three):
-        """All stop before its batch, also those whose pictures could be read."""
+        """All stop before its batch, also those whose images could be read."""
         for rank, held in enumerate(three):
             assert str(held['unreadable']) == repr(
                 [
                     [2 * rank, 2 * rank + 1],
-                    'picture 8',
+                    'image 8',
                     [2 * rank + 6, 2 * rank + 7],
                     [[12], [13], []][rank],
                 ]
@@ -283,7 +283,7 @@ class TestUnevenShares:
 
     @pytest.mark.parametrize('n, chunks', [(1, 1), (3, 1), (2, 4), (7, 2)])
     def test_shares_are_all_of_it(self, n, chunks):
-        plan = loading.EveryPictureOnce(101, 24, seed=0)
+        plan = loading.EveryImageOnce(101, 24, seed=0)
         shares = [loading.Share(plan, rank, n, chunks) for rank in range(n)]
         for epoch in (1, 2):
             for i, batch in enumerate(plan(epoch)):

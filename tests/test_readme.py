@@ -62,8 +62,8 @@ def test_a_cifar_model_in_python(tmp_path):
     model.fc.bn.beta.array[:] = np.arange(10)
     model.fc.bn.gamma.array[:] = 0
     model.save_model(tmp_path / 'model' / 'ResNext_10_2_best.model')
-    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / 'photo.png')
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / 'photo.png')
     process = run(code, tmp_path)
     assert (process.stdout, process.stderr) == ('j\n', '')
     assert {'copy.model', 'copy_2017.model'} <= set(os.listdir(tmp_path))

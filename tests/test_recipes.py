@@ -608,9 +608,9 @@ def test_flags_name_every_value_of_a_recipe():
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    """Files of several sizes and shapes, made of real pictures."""
-    here = tmp_path_factory.mktemp('pictures')
+def images(tmp_path_factory):
+    """Files of several sizes and shapes, made of real images."""
+    here = tmp_path_factory.mktemp('images')
     images = quick.load().train.images
     paths = []
     for i, (width, height) in enumerate(
@@ -619,13 +619,13 @@ def pictures(tmp_path_factory):
         image = Image.fromarray(images[200 * i].transpose(1, 2, 0))
         paths.append(str(here / f'{i}.png'))
         image.resize((width, height), Image.Resampling.BICUBIC).save(paths[-1])
-    return folder.PictureFiles(paths, [0, 1, 0, 1, 0, 1], ['a', 'b'])
+    return folder.ImageFiles(paths, [0, 1, 0, 1, 0, 1], ['a', 'b'])
 
 
 @pytest.mark.parametrize('name', sorted(data_augmentation.__all__))
-def test_pictures_from_files_and_from_memory(name, pictures):
+def test_images_from_files_and_from_memory(name, images):
     preprocessing = getattr(data_augmentation, name)
-    dataset = Dataset('some', ['a', 'b'], pictures, pictures)
+    dataset = Dataset('some', ['a', 'b'], images, images)
     batches = []
     for workers in (0, 2):
         given = resolve(preprocessing=name, batch=4, workers=workers)
@@ -638,9 +638,9 @@ def test_pictures_from_files_and_from_memory(name, pictures):
         assert x.dtype == np.float32 and x.shape[1:] == preprocessing.shape
         np.testing.assert_array_equal(x, x2)
         np.testing.assert_array_equal(t, t2)
-    first = EveryPicture(6, 4)(1)[0]
-    for i, picture in enumerate(first):
-        x = preprocessing.train(pictures.paths[picture], rng=generator(0, 1, picture)).x
+    first = EveryImage(6, 4)(1)[0]
+    for i, image in enumerate(first):
+        x = preprocessing.train(images.paths[image], rng=generator(0, 1, image)).x
         np.testing.assert_array_equal(x, batches[0][0][0][i])
     memory = quick.load().train
     x = np.empty((2,) + preprocessing.shape, np.float32)
@@ -651,8 +651,8 @@ def test_pictures_from_files_and_from_memory(name, pictures):
     np.testing.assert_allclose(x[1], again, atol=1e-6)
 
 
-def EveryPicture(size, batch):
-    return loading.EveryPictureOnce(size, batch, 0)
+def EveryImage(size, batch):
+    return loading.EveryImageOnce(size, batch, 0)
 
 
 def test_full_batches_leave_out_the_last():
@@ -724,11 +724,11 @@ def grey(x):
     return 0.299 * x[..., 0] + 0.587 * x[..., 1] + 0.114 * x[..., 2]
 
 
-def test_torch7_imagenet_step_by_step(pictures):
+def test_torch7_imagenet_step_by_step(images):
     preprocessing = data_augmentation.DataAugmentationImagenetTorch7
     fallbacks = 0
     for i in range(60):
-        path = pictures.paths[i % 6]
+        path = images.paths[i % 6]
         image = Image.open(path)
         d = preprocessing.draw(generator(0, 1, i))
         crop = None
@@ -782,11 +782,11 @@ def test_torch7_imagenet_draws():
     assert 0.079 < min(shares) < 0.1 and 0.9 < max(shares) <= 1
 
 
-def test_paper_step_by_step(pictures):
+def test_paper_step_by_step(images):
     preprocessing = data_augmentation.DataAugmentationImagenetPaper
     sides = set()
     for i in range(40):
-        path = pictures.paths[i % 5]
+        path = images.paths[i % 5]
         image = Image.open(path)
         d = preprocessing.draw(generator(0, 1, i))
         sides.add(d.short_side)
@@ -812,8 +812,8 @@ def test_paper_step_by_step(pictures):
         'DataAugmentationImagenetLornatang',
     ],
 )
-def test_imagenet_evaluation(name, pictures):
-    for path in pictures.paths[:4]:
+def test_imagenet_evaluation(name, images):
+    for path in images.paths[:4]:
         image = Image.open(path)
         bilinear = name == 'DataAugmentationImagenetLornatang'
         scale = 256 / min(image.size)
@@ -912,9 +912,9 @@ def test_trivial_augment_has_these_operations():
 
 
 @pytest.mark.parametrize('name', list(TRIVIAL))
-def test_lornatang_step_by_step(name, pictures):
+def test_lornatang_step_by_step(name, images):
     preprocessing = data_augmentation.DataAugmentationImagenetLornatang
-    image = Image.open(pictures.paths[2])
+    image = Image.open(images.paths[2])
     for i, strength in enumerate((0, 7, 15, 30)):
         d = preprocessing.draw(generator(2, 1, i))._replace(
             operation=name,
@@ -979,7 +979,7 @@ def test_lornatang_draws_and_fallback():
     ],
 )
 def test_a_large_jpeg_may_be_decoded_smaller(name, tmp_path):
-    from trainer.transforms import pictures as decoding
+    from trainer.transforms import decoding
 
     preprocessing = getattr(data_augmentation, name)
     image = Image.fromarray(quick.load().train.images[600].transpose(1, 2, 0))
@@ -996,10 +996,10 @@ def test_a_large_jpeg_may_be_decoded_smaller(name, tmp_path):
     assert shrunk >= 3  # otherwise nothing was tested
 
 
-def test_a_file_that_is_no_picture(tmp_path):
-    (tmp_path / 'a.jpg').write_bytes(b'no picture')
+def test_a_file_that_is_no_image(tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(b'no image')
     for name in data_augmentation.__all__:
-        with pytest.raises(InputError, match='a.jpg: not a picture'):
+        with pytest.raises(InputError, match='a.jpg: not an image'):
             getattr(data_augmentation, name).train(
                 str(tmp_path / 'a.jpg'), rng=np.random.default_rng(0)
             )

@@ -41,7 +41,7 @@ def folders(tmp_path_factory):
         run.train(
             say=lambda text: None, save_path=str(root / name), data=data, **dict(CIFAR, **changed)
         )
-    train(root / 'c', write(root / 'pictures'), epoch=1)
+    train(root / 'c', write(root / 'images'), epoch=1)
     return root
 
 
@@ -62,15 +62,15 @@ def entries(path, _id):
 def test_the_record_says_what_shaped_a_run(folders):
     record = run_folder.record(str(folders / 'c'))
     assert record['options']['seed'] == 7 and record['options']['lr'] == 0.05
-    assert record['options']['data'] == str(folders / 'pictures')
+    assert record['options']['data'] == str(folders / 'images')
     assert {'python', 'numpy', 'chainer', 'pillow'} <= set(record['versions'])
     assert record['network']['classes'] == ['canines', 'felines', 'lorries']
-    assert record['pictures']['train'] == 30 and record['pictures']['name'] == 'folder'
+    assert record['images']['train'] == 30 and record['images']['name'] == 'folder'
     assert len(json.loads((folders / 'c' / 'split.json').read_text())['test']) == 6
 
 
-@pytest.mark.parametrize('name, pictures', [('a', 40), ('c', 6)])
-def test_testing_a_run_gives_its_own_numbers(folders, capsys, name, pictures, tmp_path):
+@pytest.mark.parametrize('name, images', [('a', 40), ('c', 6)])
+def test_testing_a_run_gives_its_own_numbers(folders, capsys, name, images, tmp_path):
     before = {
         path: os.stat(folders / name / path).st_mtime_ns for path in os.listdir(folders / name)
     }
@@ -89,10 +89,10 @@ def test_testing_a_run_gives_its_own_numbers(folders, capsys, name, pictures, tm
             tmp_path,
         )
         assert code == 0, err
-        assert '({:,} wrong)'.format(pictures - right['accuracy']) in out
+        assert '({:,} wrong)'.format(images - right['accuracy']) in out
         loss = entries(folders / name, 'test_loss')[epoch - 1]['loss']
         assert entries(tmp_path, 'test_loss')[0]['loss'] == pytest.approx(loss, rel=1e-6)
-        assert entries(tmp_path, 'test_parameter')[0]['parameter'] == pictures
+        assert entries(tmp_path, 'test_parameter')[0]['parameter'] == images
     assert before == {
         path: os.stat(folders / name / path).st_mtime_ns for path in os.listdir(folders / name)
     }
@@ -104,7 +104,7 @@ def test_testing_any_model_on_any_dataset(folders, capsys):
     data = folders / 'cifar-10-batches-bin'
     common = ('--workers', 0, '--engine', 'reference')
     _, out, _ = call(capsys, test_script, model, '--dataset', 'cifar10', '--data', data, *common)
-    assert f'({40 - n} wrong)' in out and 'cifar10, test pictures' in out
+    assert f'({40 - n} wrong)' in out and 'cifar10, test images' in out
     code, out, err = call(
         capsys,
         test_script,
@@ -112,12 +112,12 @@ def test_testing_any_model_on_any_dataset(folders, capsys):
         '--dataset',
         'folder',
         '--data',
-        folders / 'pictures',
+        folders / 'images',
         *common,
     )
-    assert code == 0 and 'folder, all pictures' in out and 'pictures         30' in out, err
+    assert code == 0 and 'folder, all images' in out and 'images           30' in out, err
     _, out, _ = call(capsys, test_script, folders / 'c', '--part', 'train', *common)
-    assert 'pictures         24' in out
+    assert 'images         24' in out
 
 
 def test_a_torch7_file_on_cifar(capsys, tmp_path):
@@ -146,21 +146,21 @@ def test_a_torch7_file_on_cifar(capsys, tmp_path):
     assert f'({1000 - right:,} wrong)' in out
 
 
-def test_a_network_for_large_pictures_on_small_ones(tmp_path):
-    """Pictures in memory go through any preprocessing, as files of them would."""
+def test_a_network_for_large_images_on_small_ones(tmp_path):
+    """Images in memory go through any preprocessing, as files of them would."""
     from data_augmentation import DataAugmentationNormalizeBigger as preprocess
     from trainer.datasets import quick
 
-    pictures = run_folder.pictures(quick.load())
-    assert len(pictures) == 1000 and pictures.categories[3] == 'cat'
+    images = run_folder.images(quick.load())
+    assert len(images) == 1000 and images.categories[3] == 'cat'
     Image.fromarray(quick.load().test.images[5].transpose(1, 2, 0)).save(tmp_path / 'x.png')
     np.testing.assert_array_equal(
-        preprocess.test(pictures.paths[5]).x, preprocess.test(tmp_path / 'x.png').x
+        preprocess.test(images.paths[5]).x, preprocess.test(tmp_path / 'x.png').x
     )
 
 
 def test_labels_of_other_classes_are_refused():
-    files = folder.PictureFiles(['x', 'y'], [0, 1], ['cat', 'dog'])
+    files = folder.ImageFiles(['x', 'y'], [0, 1], ['cat', 'dog'])
 
     class Network:
         category_num = 2
@@ -181,8 +181,8 @@ def test_what_cannot_be_tested(folders, capsys, tmp_path):
         ((folders / 'a', '-p', folders / 'b'), 'that of a run'),
         ((tmp_path / 'none', '--dataset', 'quick'), 'none: '),
         (
-            (folders / 'a', '--dataset', 'folder', '--data', folders / 'pictures'),
-            'the pictures are of 3 classes',
+            (folders / 'a', '--dataset', 'folder', '--data', folders / 'images'),
+            'the images are of 3 classes',
         ),
         ((folders / 'a', '--workers', -1), '--workers'),
     ]:

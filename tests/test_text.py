@@ -52,7 +52,7 @@ def test_predictions(tmp_path):
     network.save_model(tmp_path / 'x.npz')
     name = tmp_path / '\x1b[2J.png'
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(name)
-    (tmp_path / '\x1b[31m.jpg').write_bytes(b'no picture')
+    (tmp_path / '\x1b[31m.jpg').write_bytes(b'no image')
     result = subprocess.run(
         [sys.executable, 'predict.py', '-m', tmp_path / 'x.npz', tmp_path],
         cwd=ROOT,
@@ -61,7 +61,7 @@ def test_predictions(tmp_path):
     )
     said = (result.stdout + result.stderr).decode()
     assert all(line.isprintable() and len(line) <= 500 for line in said.splitlines()), said
-    assert result.returncode == 2 and r'\x1b[31m.jpg: not a picture' in said
+    assert result.returncode == 2 and r'\x1b[31m.jpg: not an image' in said
     assert r'\x1b[2J.png' in said and r'\x9b31m\x00' in said and 'bbb ...' in said
 
 

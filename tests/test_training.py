@@ -30,7 +30,7 @@ from trainer.training.resolve import resolve
 from trainer.weights import npz
 
 FORK = multiprocessing.get_context('fork')
-#: A network that trains in moments; 200 pictures, four batches an epoch.
+#: A network that trains in moments; 200 images, four batches an epoch.
 TINY = dict(
     C=2,
     d=2,
@@ -721,18 +721,18 @@ def test_workers_change_nothing(cifar):
 
 
 class TestPlans:
-    def test_every_picture_once(self):
-        plan = loading.EveryPictureOnce(103, 10, seed=1)
+    def test_every_image_once(self):
+        plan = loading.EveryImageOnce(103, 10, seed=1)
         for epoch in (1, 2):
             batches = plan(epoch)
             assert len(batches) == len(plan) == 11 and len(batches[-1]) == 3
             assert sorted(np.concatenate(batches)) == list(range(103))
         assert (np.concatenate(plan(1)) != np.concatenate(plan(2))).any()
         np.testing.assert_array_equal(
-            np.concatenate(plan(1)), np.concatenate(loading.EveryPictureOnce(103, 10, 1)(1))
+            np.concatenate(plan(1)), np.concatenate(loading.EveryImageOnce(103, 10, 1)(1))
         )
         assert (
-            np.concatenate(plan(1)) != np.concatenate(loading.EveryPictureOnce(103, 10, 2)(1))
+            np.concatenate(plan(1)) != np.concatenate(loading.EveryImageOnce(103, 10, 2)(1))
         ).any()
 
     def test_original_sampling(self):

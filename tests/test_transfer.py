@@ -182,8 +182,8 @@ def command(*arguments):
 
 
 def test_fine_tuning_from_the_command_line(converted, tmp_path):
-    """A converted fixture, real pictures of other classes; and it resumes."""
-    data, begun = write(tmp_path / 'pictures', 20), time.perf_counter()
+    """A converted fixture, real images of other classes; and it resumes."""
+    data, begun = write(tmp_path / 'images', 20), time.perf_counter()
     flags = [
         'main.py',
         '--retrain',
@@ -256,14 +256,14 @@ def test_fine_tuning_from_the_command_line(converted, tmp_path):
     entries = json.loads(log(tmp_path / 'a'))
     right = max(e['accuracy'] for e in entries if e['_id'] == 'test_accuracy')
     assert f'({12 - right:,} wrong)' in done.stdout
-    picture = next((data / 'lorries').iterdir())
-    (said,) = prediction.predict([new], [str(picture)], k=3)
+    image = next((data / 'lorries').iterdir())
+    (said,) = prediction.predict([new], [str(image)], k=3)
     assert sorted(a.name for a in said.answers) == new.classes
     assert sum(a.probability for a in said.answers) == pytest.approx(1)
 
 
 def test_wrong_flags(converted, tmp_path, capsys):
-    data = str(write(tmp_path / 'pictures', 4))
+    data = str(write(tmp_path / 'images', 4))
     cifar = str(write_cifar10(tmp_path / 'cifar-10-batches-bin'))
     ours = resnext.ResNext(10, (1, 1, 1), 2, 2, 2)
     ours.classes = list('0123456789')
@@ -314,6 +314,6 @@ def test_summary_is_of_the_new_classifier(converted, tmp_path):
             if line.startswith('total')
         )
 
-    data = str(write(tmp_path / 'pictures', 4))
+    data = str(write(tmp_path / 'images', 4))
     new = total(reset_classifier=True, dataset='folder', data=data)
     assert total() - new == 7 * (128 + 1)  # three classes of ten, of 128 features

@@ -210,7 +210,7 @@ def randomise(network, seed=0):
 
 
 def compute(network, x):
-    """Return the scores of float32 pictures, as PyTorch computes them."""
+    """Return the scores of float32 images, as PyTorch computes them."""
     with torch.no_grad():
         return network(torch.from_numpy(x)).numpy()
 

@@ -104,7 +104,7 @@ def add_evaluation_flags(p):
         '--workers',
         type=int,
         metavar='N',
-        help='processes that load pictures; 0 loads in the main one (default: one for each core)',
+        help='processes that load images; 0 loads in the main one (default: one for each core)',
     )
 
 

@@ -90,7 +90,7 @@ def read_bounded(path, most):
 
 
 def read_lines(path):
-    """Return the lines of a list in UTF-8; ILSVRC's of 50,000 pictures has 2 MB.
+    """Return the lines of a list in UTF-8; ILSVRC's of 50,000 images has 2 MB.
 
     Raises:
         OSError: It cannot be read, or has more than 8 MB.

@@ -25,9 +25,9 @@ class Tally:
         category_num (int): Number of classes.
 
     Attributes:
-        pictures (int): Pictures counted.
+        images (int): Images counted.
         confusion (numpy.ndarray): int64 (classes, classes): [label, answer].
-        top5 (numpy.ndarray): int64 (classes,): pictures whose label is among the five best.
+        top5 (numpy.ndarray): int64 (classes,): images whose label is among the five best.
     """
 
     def __init__(self, category_num):
@@ -52,26 +52,26 @@ class Tally:
         return best
 
     @property
-    def pictures(self):
+    def images(self):
         return int(self.confusion.sum())
 
     @property
     def loss(self):
         """Mean softmax cross entropy, in nats."""
-        return self.loss_sum / self.pictures
+        return self.loss_sum / self.images
 
     @property
     def accuracy(self):
         """Top-1 accuracy, 0..1."""
-        return float(self.confusion.trace() / self.pictures)
+        return float(self.confusion.trace() / self.images)
 
     @property
     def top5_accuracy(self):
-        """Share of pictures whose label is among the five best, 0..1."""
-        return float(self.top5.sum() / self.pictures)
+        """Share of images whose label is among the five best, 0..1."""
+        return float(self.top5.sum() / self.images)
 
     @property
     def class_accuracy(self):
-        """Accuracy of each class, float64 (classes,); nan where it has no pictures."""
+        """Accuracy of each class, float64 (classes,); nan where it has no images."""
         with np.errstate(invalid='ignore'):
             return self.confusion.diagonal() / self.confusion.sum(axis=1)

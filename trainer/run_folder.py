@@ -15,7 +15,7 @@ from PIL import Image
 
 from trainer import datasets, earlier, files
 from trainer.datasets import splits
-from trainer.datasets.folder import PictureFiles
+from trainer.datasets.folder import ImageFiles
 from trainer.errors import InputError
 from trainer.recipes.flags import from_json
 from trainer.weights import description
@@ -58,7 +58,7 @@ def read_record(folder):
     """Read what a run's folder says of its run.
 
     Returns:
-        dict: options, pictures, network, versions; see :func:`write_record`.
+        dict: options, images, network, versions; see :func:`write_record`.
 
     Raises:
         trainer.errors.InputError: There is no run, or its record is damaged or gone.
@@ -66,11 +66,13 @@ def read_record(folder):
     path = os.path.join(folder, RECORD)
     try:
         record = files.read_json(path)
+        if 'pictures' in record:  # as version 1.0 called them
+            record.setdefault('images', record.pop('pictures'))
         for part in ('options', 'network'):
             if not isinstance(record[part], dict):
                 raise ValueError(f'no {part}')
-        if not isinstance(record.get('pictures', {}), dict):
-            raise ValueError('no pictures')
+        if not isinstance(record.get('images', {}), dict):
+            raise ValueError('no images')
         record['options'] = from_json(record['options'])
         return record
     except FileNotFoundError:
@@ -89,10 +91,10 @@ def read_record(folder):
 
 
 def describe(dataset):
-    """Return which pictures a run is trained on, for :func:`check_images`.
+    """Return which images a run is trained on, for :func:`check_images`.
 
     Returns:
-        dict: name; train and test, numbers of pictures; digest, of names and labels.
+        dict: name; train and test, numbers of images; digest, of names and labels.
     """
 
     def digest(part):
@@ -112,7 +114,7 @@ def describe(dataset):
 
 
 def check_images(folder, images):
-    """Refuse to go on with other pictures than a run began with.
+    """Refuse to go on with other images than a run began with.
 
     Args:
         folder (str): The run's folder.
@@ -121,18 +123,18 @@ def check_images(folder, images):
     Raises:
         trainer.errors.InputError: They are others.
     """
-    began = read_record(folder).get('pictures', images)
+    began = read_record(folder).get('images', images)
     for name in ('train', 'test'):
         if images.get(name) != began.get(name):
             raise InputError(
-                '{}: the run began with {} pictures for {}, now there are {}; give it '
+                '{}: the run began with {} images for {}, now there are {}; give it '
                 'those back, or start another run (-m takes its model over)'.format(
                     folder, began.get(name, 'no'), name + 'ing', images.get(name, 'none')
                 )
             )
     if images != began:
         raise InputError(
-            f'{folder}: the run began with other pictures (as many, but other names or '
+            f'{folder}: the run began with other images (as many, but other names or '
             'classes); give it those back, or start another run (-m takes its model '
             'over)'
         )
@@ -149,7 +151,7 @@ def write_record(folder, used, network, images):
     """
     record = {
         'options': dataclasses.asdict(used),
-        'pictures': images,
+        'images': images,
         'network': description.of(network),
         'versions': {
             'python': platform.python_version(),
@@ -267,21 +269,21 @@ def dataset(folder=None, name=None, data=None):
     return loaded
 
 
-def pictures(dataset, part='test'):
-    """Return pictures as :func:`trainer.inference.evaluation.evaluate` takes them.
+def images(dataset, part='test'):
+    """Return images as :func:`trainer.inference.evaluation.evaluate` takes them.
 
     Args:
         dataset (trainer.datasets.Dataset): In memory or in files.
-        part (str): 'test' or 'train'; all pictures where nothing divides them.
+        part (str): 'test' or 'train'; all images where nothing divides them.
 
     Returns:
-        trainer.datasets.folder.PictureFiles: For pictures in memory, its paths are the
-        pictures themselves (PIL.Image.Image).
+        trainer.datasets.folder.ImageFiles: For images in memory, its paths are the
+        images themselves (PIL.Image.Image).
     """
     chosen = dataset.train if dataset.test is None else getattr(dataset, part)
     if hasattr(chosen, 'paths'):
         return chosen
-    return PictureFiles(
+    return ImageFiles(
         [
             Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
             for image in chosen.images

@@ -1,4 +1,4 @@
-"""Where pictures come from, one module a dataset; and how batches of them are made.
+"""Where images come from, one module a dataset; and how batches of them are made.
 
 A dataset's module has ``load(data)``, which returns a :class:`Dataset`; ``data`` is
 what ``--data`` gives, or ``None``; and where their number is fixed, its ``CLASSES``.
@@ -8,13 +8,13 @@ import collections
 import importlib
 import pkgutil
 
-#: Pictures in memory: images, uint8 (pictures, 3, height, width), RGB; labels, int32 (pictures,).
-Pictures = collections.namedtuple('Pictures', 'images labels')
+#: Images in memory: images, uint8 (images, 3, height, width), RGB; labels, int32 (images,).
+LabelledImages = collections.namedtuple('LabelledImages', 'images labels')
 
-#: name (str); classes (list of str); train and test: Pictures, or files
-#: (:class:`trainer.datasets.folder.PictureFiles`), test ``None`` where there is no split
-#: yet (:mod:`trainer.datasets.splits`); mirror (bool): whether a mirrored picture shows
-#: the same class; notes (sequence of str): what a user should know about the pictures.
+#: name (str); classes (list of str); train and test: LabelledImages, or files
+#: (:class:`trainer.datasets.folder.ImageFiles`), test ``None`` where there is no split
+#: yet (:mod:`trainer.datasets.splits`); mirror (bool): whether a mirrored image shows
+#: the same class; notes (sequence of str): what a user should know about the images.
 Dataset = collections.namedtuple(
     'Dataset', 'name classes train test mirror notes', defaults=(True, ())
 )

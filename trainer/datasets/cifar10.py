@@ -1,4 +1,4 @@
-"""CIFAR-10: 50,000 training and 10,000 test pictures, 32x32, ten classes."""
+"""CIFAR-10: 50,000 training and 10,000 test images, 32x32, ten classes."""
 
 from trainer.datasets import cifar_files
 
@@ -30,7 +30,7 @@ SPEC = cifar_files.Spec(
     ),
     train=_TRAIN,
     test=('test_batch',),
-    pictures=dict.fromkeys(_TRAIN + ('test_batch',), 10000),
+    images=dict.fromkeys(_TRAIN + ('test_batch',), 10000),
     label_bytes=1,
     labels='labels',
 )

@@ -1,4 +1,4 @@
-"""CIFAR-100: 50,000 training and 10,000 test pictures, 32x32, a hundred classes."""
+"""CIFAR-100: 50,000 training and 10,000 test images, 32x32, a hundred classes."""
 
 from trainer.datasets import cifar_files
 
@@ -30,7 +30,7 @@ SPEC = cifar_files.Spec(
     ),
     train=('train',),
     test=('test',),
-    pictures={'train': 50000, 'test': 10000},
+    images={'train': 50000, 'test': 10000},
     label_bytes=2,
     labels='fine_labels',
 )

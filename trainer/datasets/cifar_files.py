@@ -11,7 +11,7 @@ import os
 import numpy as np
 
 from trainer import files, pickled, pickled_arrays
-from trainer.datasets import Dataset, Pictures, archives, download
+from trainer.datasets import Dataset, LabelledImages, archives, download
 from trainer.errors import InputError
 
 #: One of the published archives: size in bytes, MD5 digest.
@@ -19,10 +19,10 @@ Archive = collections.namedtuple('Archive', 'name size md5')
 
 #: One of the two datasets. url: of the binary archive; folders and archives:
 #: (binary, Python); train and test: names of the files, the binary ones with '.bin';
-#: pictures: name -> pictures in the published file; label_bytes: in a binary record,
+#: images: name -> images in the published file; label_bytes: in a binary record,
 #: the last one counts; labels: key in the pickles.
 Spec = collections.namedtuple(
-    'Spec', 'name classes url folders archives train test pictures label_bytes labels'
+    'Spec', 'name classes url folders archives train test images label_bytes labels'
 )
 
 _PIXELS = 3 * 32 * 32
@@ -91,18 +91,18 @@ def read(spec, data):
         for name in spec.train + spec.test
     }
     counts = {name: len(part.labels) for name, part in parts.items()}
-    whole = [counts[name] == spec.pictures[name] for name in counts]
+    whole = [counts[name] == spec.images[name] for name in counts]
     # A smaller dataset of the same form is welcome; a whole one of which a part is
     # missing has been cut.
     if any(whole) and not all(whole):
-        name = next(n for n in counts if counts[n] != spec.pictures[n])
+        name = next(n for n in counts if counts[n] != spec.images[n])
         raise InputError(
-            f'{source.where(name + suffix)}: {counts[name]} pictures where the published file has '
-            f'{spec.pictures[name]}; it is cut short or changed: fetch it again'
+            f'{source.where(name + suffix)}: {counts[name]} images where the published file has '
+            f'{spec.images[name]}; it is cut short or changed: fetch it again'
         )
 
     def join(names):
-        return Pictures(
+        return LabelledImages(
             np.concatenate([parts[n].images for n in names]),
             np.concatenate([parts[n].labels for n in names]),
         )
@@ -151,7 +151,7 @@ def _read_binary(spec, raw, where):
             'short: fetch it again'
         )
     records = np.frombuffer(raw, np.uint8).reshape(-1, record)
-    return _pictures(spec, records[:, spec.label_bytes :], records[:, spec.label_bytes - 1], where)
+    return _images(spec, records[:, spec.label_bytes :], records[:, spec.label_bytes - 1], where)
 
 
 def _read_pickle(spec, raw, where):
@@ -166,19 +166,21 @@ def _read_pickle(spec, raw, where):
         if not isinstance(labels, list) or any(type(label) is not int for label in labels):
             raise ValueError(f'{spec.labels} is no list of integers')
         if len(labels) != len(pixels):
-            raise ValueError(f'{len(labels)} labels for {len(pixels)} pictures')
+            raise ValueError(f'{len(labels)} labels for {len(pixels)} images')
         labels = np.array(labels, np.int64)
     except (KeyError, ValueError, OverflowError) as e:
         raise InputError(
             f'{where}: not a whole file of the Python version ({e}); fetch it again'
         ) from e
-    return _pictures(spec, pixels, labels, where)
+    return _images(spec, pixels, labels, where)
 
 
-def _pictures(spec, pixels, labels, where):
+def _images(spec, pixels, labels, where):
     if labels.size and not 0 <= labels.min() <= labels.max() < len(spec.classes):
         raise InputError(
             f'{where}: labels {labels.min()} to {labels.max()}, but {spec.name} has '
             f'{len(spec.classes)} classes'
         )
-    return Pictures(np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32), labels.astype(np.int32))
+    return LabelledImages(
+        np.ascontiguousarray(pixels).reshape(-1, 3, 32, 32), labels.astype(np.int32)
+    )

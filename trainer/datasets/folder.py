@@ -1,5 +1,5 @@
-"""Folders of pictures, and folders of class folders, which are a dataset of their own:
-Tiny-ImageNet, MiniImageNet, Caltech-101 and -256, or anybody's pictures."""
+"""Folders of images, and folders of class folders, which are a dataset of their own:
+Tiny-ImageNet, MiniImageNet, Caltech-101 and -256, or anybody's images."""
 
 import hashlib
 import os
@@ -9,21 +9,19 @@ import numpy as np
 from trainer import files
 from trainer.datasets import Dataset, class_names
 from trainer.errors import InputError
-from trainer.transforms.pictures import SUFFIXES
+from trainer.transforms.decoding import SUFFIXES
 
 #: Folders beside ``train`` that are for testing; the first that is there is taken.
 TEST_FOLDERS = ('val', 'valid', 'validation', 'test')
 
-#: Folders of Caltech-101 and Caltech-256 with pictures of anything: no class.
+#: Folders of Caltech-101 and Caltech-256 with images of anything: no class.
 NO_CLASSES = ('BACKGROUND_Google', '257.clutter')
 
-_LAYOUT = (
-    'wanted is DIR/train/<class>/<picture> and DIR/val/<class>/<picture>, or DIR/<class>/<picture>'
-)
+_LAYOUT = 'wanted is DIR/train/<class>/<image> and DIR/val/<class>/<image>, or DIR/<class>/<image>'
 
 
-class PictureFiles:
-    """Picture files and what they show.
+class ImageFiles:
+    """Image files and what they show.
 
     Args:
         paths (list of str): The files.
@@ -33,7 +31,7 @@ class PictureFiles:
 
     Attributes:
         paths (list of str): As given. categories (list of str): As given.
-        labels (numpy.ndarray): int32 (pictures,).
+        labels (numpy.ndarray): int32 (images,).
     """
 
     def __init__(self, paths, labels, categories, root=''):
@@ -46,8 +44,8 @@ class PictureFiles:
         return len(self.paths)
 
     def take(self, indices):
-        """Return some of the pictures, with the same categories."""
-        return PictureFiles(
+        """Return some of the images, with the same categories."""
+        return ImageFiles(
             [self.paths[i] for i in indices], self.labels[indices], self.categories, self.root
         )
 
@@ -57,7 +55,7 @@ class PictureFiles:
         return [path[skip:].replace(os.sep, '/') for path in self.paths]
 
     def digest(self):
-        """Return a digest of names and labels, hexadecimal: which pictures, not their contents."""
+        """Return a digest of names and labels, hexadecimal: which images, not their contents."""
         lines = '\n'.join(map('{}\t{}'.format, self.names(), self.labels.tolist()))
         return hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()
 
@@ -70,7 +68,7 @@ class PictureFiles:
         more must be known to the network where it knows names.
 
         Returns:
-            numpy.ndarray: int32 (pictures,).
+            numpy.ndarray: int32 (images,).
 
         Raises:
             trainer.errors.InputError: They do not match.
@@ -86,7 +84,7 @@ class PictureFiles:
         }
         if strange or len(self.categories) != network.category_num:
             raise InputError(
-                'the pictures are of {} classes ({}), the network has {}{}'.format(
+                'the images are of {} classes ({}), the network has {}{}'.format(
                     len(self.categories),
                     _some(self.categories),
                     network.category_num,
@@ -110,8 +108,8 @@ def _fail(error):
     raise error
 
 
-def pictures_below(folder):
-    """Return the picture files in a folder and below it, sorted, known by their suffixes.
+def images_below(folder):
+    """Return the image files in a folder and below it, sorted, known by their suffixes.
 
     Args:
         folder (str): The folder. Hidden files and folders are left out.
@@ -126,33 +124,33 @@ def pictures_below(folder):
 
 
 def class_folders(root):
-    """Find pictures sorted into class folders: ``root/n01440764/anything.JPEG``.
+    """Find images sorted into class folders: ``root/n01440764/anything.JPEG``.
 
     Args:
         root (str): A folder. Its subfolders are the classes, in the order of their
             names; an empty one counts.
 
     Returns:
-        PictureFiles
+        ImageFiles
 
     Raises:
-        trainer.errors.InputError: There are no pictures in subfolders.
+        trainer.errors.InputError: There are no images in subfolders.
     """
     categories = [
         name for name in _visible(os.listdir(root)) if os.path.isdir(os.path.join(root, name))
     ]
     paths, labels = [], []
     for label, category in enumerate(categories):
-        found = pictures_below(os.path.join(root, category))
+        found = images_below(os.path.join(root, category))
         paths += found
         labels += [label] * len(found)
     if not paths:
         raise InputError(
-            '{}: no pictures in class folders; wanted is {} (or another suffix of {})'.format(
+            '{}: no images in class folders; wanted is {} (or another suffix of {})'.format(
                 root, os.path.join(root, 'n01440764', 'anything.JPEG'), ', '.join(SUFFIXES)
             )
         )
-    return PictureFiles(paths, labels, categories, root)
+    return ImageFiles(paths, labels, categories, root)
 
 
 def load(data=None):
@@ -161,15 +159,15 @@ def load(data=None):
     Args:
         data (str): A folder with ``train/<class>/`` and ``val/<class>/`` (or another of
             :data:`TEST_FOLDERS`; or, as Tiny-ImageNet has it, ``val/images/`` and
-            ``val/val_annotations.txt``), or with ``<class>/``; pictures may lie
+            ``val/val_annotations.txt``), or with ``<class>/``; images may lie
             deeper. Folders of :data:`NO_CLASSES` are left out.
 
     Returns:
         trainer.datasets.Dataset: Of files; ``test`` is ``None`` where there are no
-        pictures for testing. The classes are the folders' names, sorted.
+        images for testing. The classes are the folders' names, sorted.
 
     Raises:
-        trainer.errors.InputError: There are no class folders, one has no pictures, or
+        trainer.errors.InputError: There are no class folders, one has no images, or
             training and testing have different ones.
     """
     if data is None:
@@ -177,7 +175,7 @@ def load(data=None):
     if not os.path.isdir(data):
         raise InputError(f'--data {data}: not a folder; {_LAYOUT}')
     root, test = data, None
-    # A class may be called so as well: its folder holds pictures, not folders.
+    # A class may be called so as well: its folder holds images, not folders.
     if _subfolders(os.path.join(data, 'train')):
         root = os.path.join(data, 'train')
         test = next(
@@ -192,7 +190,7 @@ def load(data=None):
         train,
         test,
         [
-            f'left out {os.path.join(root, name)}: pictures of anything are no class; another '
+            f'left out {os.path.join(root, name)}: images of anything are no class; another '
             'name of the folder keeps them'
             for name in left_out
         ],
@@ -204,8 +202,8 @@ def dataset(name, train, test, notes=()):
 
     Args:
         name (str): What it is called.
-        train (PictureFiles): For training.
-        test (PictureFiles): For testing, or ``None``.
+        train (ImageFiles): For training.
+        test (ImageFiles): For testing, or ``None``.
         notes (sequence of str): What a user should know about them.
 
     Raises:
@@ -224,7 +222,7 @@ def dataset(name, train, test, notes=()):
         if len(empty):
             raise InputError(
                 f'{os.path.join(part.root, part.categories[empty[0]])}: a class folder without '
-                'pictures; put some there, or remove it'
+                'images; put some there, or remove it'
             )
     if test is not None and test.categories != train.categories:
         parts = []
@@ -238,7 +236,7 @@ def dataset(name, train, test, notes=()):
                 )
         raise InputError(
             'training and testing have different classes: {}; where classes, not '
-            'pictures, are divided, put all of them into one folder'.format(' and '.join(parts))
+            'images, are divided, put all of them into one folder'.format(' and '.join(parts))
         )
     return Dataset(name, train.categories, train, test, notes=tuple(notes))
 
@@ -255,22 +253,22 @@ def _subfolders(folder):
     )
 
 
-def _classes_of(pictures):
+def _classes_of(images):
     """Leave out the folders of :data:`NO_CLASSES`."""
-    kept = [c for c in pictures.categories if c not in NO_CLASSES]
-    if len(kept) == len(pictures.categories):
-        return pictures
-    number = [kept.index(c) if c in kept else -1 for c in pictures.categories]
-    labels = np.array(number, np.int32)[pictures.labels]
-    some = pictures.take(np.flatnonzero(labels >= 0))
-    return PictureFiles(some.paths, labels[labels >= 0], kept, pictures.root)
+    kept = [c for c in images.categories if c not in NO_CLASSES]
+    if len(kept) == len(images.categories):
+        return images
+    number = [kept.index(c) if c in kept else -1 for c in images.categories]
+    labels = np.array(number, np.int32)[images.labels]
+    some = images.take(np.flatnonzero(labels >= 0))
+    return ImageFiles(some.paths, labels[labels >= 0], kept, images.root)
 
 
 def _annotated(folder):
-    """Find pictures that a list sorts: ``images/*`` and ``val_annotations.txt`` (Tiny-ImageNet).
+    """Find images that a list sorts: ``images/*`` and ``val_annotations.txt`` (Tiny-ImageNet).
 
     Returns:
-        PictureFiles: ``None`` where there is no such list.
+        ImageFiles: ``None`` where there is no such list.
     """
     listing = os.path.join(folder, 'val_annotations.txt')
     if not os.path.isfile(listing):
@@ -281,20 +279,18 @@ def _annotated(folder):
     except OSError as e:
         raise InputError(f'{listing}: cannot be read ({e.strerror})') from e
     except ValueError as e:  # or no UTF-8
-        raise InputError(
-            f'{listing}: not a list of pictures and their classes, tabs between'
-        ) from e
+        raise InputError(f'{listing}: not a list of images and their classes, tabs between') from e
     paths = [os.path.join(folder, 'images', name) for name in names]
     missing = next((path for path in paths if not os.path.isfile(path)), None)
     if missing is not None:
         raise InputError(f'{missing}: missing, but {listing} names it')
     known = sorted({c.strip() for c in categories})
     number = {c: i for i, c in enumerate(known)}
-    return PictureFiles(paths, [number[c.strip()] for c in categories], known, folder)
+    return ImageFiles(paths, [number[c.strip()] for c in categories], known, folder)
 
 
 def expand(paths):
-    """Replace each folder by the picture files in it and below it.
+    """Replace each folder by the image files in it and below it.
 
     Args:
         paths (sequence of str): Files and folders.
@@ -303,14 +299,14 @@ def expand(paths):
         list of str: Files; those that were given, as they are.
 
     Raises:
-        trainer.errors.InputError: There is no picture in a folder.
+        trainer.errors.InputError: There is no image in a folder.
     """
     expanded = []
     for path in paths:
-        found = pictures_below(path) if os.path.isdir(path) else [path]
+        found = images_below(path) if os.path.isdir(path) else [path]
         if not found:
             raise InputError(
-                '{}: no pictures in this folder; they are known by their suffixes, {}'.format(
+                '{}: no images in this folder; they are known by their suffixes, {}'.format(
                     path, ', '.join(SUFFIXES)
                 )
             )

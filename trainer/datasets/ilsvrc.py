@@ -5,7 +5,7 @@ from xml.parsers import expat
 
 from trainer import files
 from trainer.datasets import folder
-from trainer.datasets.folder import PictureFiles
+from trainer.datasets.folder import ImageFiles
 from trainer.errors import InputError
 
 #: Where it is looked for.
@@ -19,7 +19,7 @@ CLASSES = 1000
 
 
 def find(path=None, split='val', flag='-ld'):
-    """Find the pictures of ILSVRC.
+    """Find the images of ILSVRC.
 
     Args:
         path (str): Either the published tree (``ImageSets/CLS-LOC/val.txt``,
@@ -31,7 +31,7 @@ def find(path=None, split='val', flag='-ld'):
         flag (str): What gave the path, for messages.
 
     Returns:
-        trainer.datasets.folder.PictureFiles: Its categories are the synsets, sorted.
+        trainer.datasets.folder.ImageFiles: Its categories are the synsets, sorted.
 
     Raises:
         trainer.errors.InputError: They are not there.
@@ -66,7 +66,7 @@ def load(data=None):
         trainer.datasets.Dataset: Of files; its classes are the synsets, sorted.
 
     Raises:
-        trainer.errors.InputError: It is not there, a class has no pictures, or training
+        trainer.errors.InputError: It is not there, a class has no images, or training
             and testing have different classes.
     """
     return folder.dataset('ilsvrc', *(find(data, split, '--data') for split in ('train', 'val')))
@@ -79,7 +79,7 @@ def _wanted(path, root, flag):
 
 
 def _published_val(root, flag):
-    pictures, annotations = (
+    images, annotations = (
         _wanted(os.path.join(root, part, 'CLS-LOC', 'val'), root, flag)
         for part in ('Data', 'Annotations')
     )
@@ -87,19 +87,19 @@ def _published_val(root, flag):
     try:
         names = [line.split()[0] for line in files.read_lines(listing) if line.strip()]
     except UnicodeDecodeError as e:
-        raise InputError(f'{listing}: not a list of pictures') from e
+        raise InputError(f'{listing}: not a list of images') from e
     except OSError as e:
         raise InputError(f'{listing}: cannot be read ({e.strerror})') from e
     if not names:
-        raise InputError(f'{listing}: an empty list of pictures')
+        raise InputError(f'{listing}: an empty list of images')
     synsets = [_synset(os.path.join(annotations, name + '.xml')) for name in names]
     categories = sorted(set(synsets))
     number = {synset: i for i, synset in enumerate(categories)}
-    return PictureFiles(
-        [os.path.join(pictures, name + '.JPEG') for name in names],
+    return ImageFiles(
+        [os.path.join(images, name + '.JPEG') for name in names],
         [number[synset] for synset in synsets],
         categories,
-        pictures,
+        images,
     )
 
 

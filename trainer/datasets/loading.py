@@ -1,4 +1,4 @@
-"""Plans: which pictures make up each batch of an epoch, as a function of (seed, epoch).
+"""Plans: which images make up each batch of an epoch, as a function of (seed, epoch).
 
 :mod:`trainer.datasets.parallel` loads them.
 """
@@ -10,11 +10,11 @@ _ORDER = 1 << 32
 
 
 class InOrder:
-    """Every picture once, in order.
+    """Every image once, in order.
 
     Args:
-        size (int): Number of pictures.
-        batch (int): Pictures in a batch; the last may be smaller.
+        size (int): Number of images.
+        batch (int): Images in a batch; the last may be smaller.
     """
 
     def __init__(self, size, batch):
@@ -30,8 +30,8 @@ class InOrder:
         return np.split(np.arange(self.size), range(self.batch, self.size, self.batch))
 
 
-class EveryPictureOnce(InOrder):
-    """Every picture once, in an order that is a function of (seed, epoch)."""
+class EveryImageOnce(InOrder):
+    """Every image once, in an order that is a function of (seed, epoch)."""
 
     def __init__(self, size, batch, seed):
         super().__init__(size, batch)
@@ -42,10 +42,10 @@ class EveryPictureOnce(InOrder):
         return np.split(order, range(self.batch, self.size, self.batch))
 
 
-class OriginalSampling(EveryPictureOnce):
+class OriginalSampling(EveryImageOnce):
     """The 2017 program's sampling: floor(size / batch) batches, each drawn anew.
 
-    Within a batch no picture comes twice; an epoch visits about 63 % of them.
+    Within a batch no image comes twice; an epoch visits about 63 % of them.
     """
 
     def __len__(self):
@@ -56,8 +56,8 @@ class OriginalSampling(EveryPictureOnce):
         return [rng.choice(self.size, self.batch, replace=False) for _ in range(len(self))]
 
 
-class FullBatches(EveryPictureOnce):
-    """As :class:`EveryPictureOnce`, without a last, smaller batch."""
+class FullBatches(EveryImageOnce):
+    """As :class:`EveryImageOnce`, without a last, smaller batch."""
 
     def __len__(self):
         return self.size // self.batch
@@ -67,11 +67,7 @@ class FullBatches(EveryPictureOnce):
 
 
 #: What ``sampling`` calls the plans of training -> the plan.
-PLANS = {
-    'every-picture': EveryPictureOnce,
-    'full-batches': FullBatches,
-    'original': OriginalSampling,
-}
+PLANS = {'every-image': EveryImageOnce, 'full-batches': FullBatches, 'original': OriginalSampling}
 
 
 class Share:

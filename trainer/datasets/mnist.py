@@ -1,6 +1,6 @@
-"""MNIST: 60,000 training and 10,000 test pictures of handwritten digits.
+"""MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
-The four IDX files (http://yann.lecun.com/exdb/mnist/) hold grey pictures of 28x28. Here
+The four IDX files (http://yann.lecun.com/exdb/mnist/) hold grey images of 28x28. Here
 they are 32x32, two black pixels wider on each side, as LeCun et al. (1998) gave them to
 their networks, and grey is replicated to RGB.
 """
@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 
 from trainer import files
-from trainer.datasets import Dataset, Pictures, archives, download
+from trainer.datasets import Dataset, LabelledImages, archives, download
 from trainer.errors import InputError
 
 #: PyTorch's copy: the first site asks not to be used by programs.
@@ -29,9 +29,9 @@ FILES = {
 }
 _TRAIN, _TEST = list(FILES)[:2], list(FILES)[2:]
 
-# The largest published file has 47 MB, and 60,000 pictures.
+# The largest published file has 47 MB, and 60,000 images.
 _MOST = 1 << 26
-_MOST_PICTURES = 1 << 18
+_MOST_IMAGES = 1 << 18
 
 #: Number of classes.
 CLASSES = 10
@@ -58,26 +58,26 @@ def load(data=None):
             )
         )
     return Dataset(
-        'mnist', list('0123456789'), _pictures(*_TRAIN, data), _pictures(*_TEST, data), mirror=False
+        'mnist', list('0123456789'), _images(*_TRAIN, data), _images(*_TEST, data), mirror=False
     )
 
 
-def _pictures(images, labels, data):
+def _images(images, labels, data):
     images, labels = (_find(name, data) for name in (images, labels))
     x, t = _read(images, 3), _read(labels, 1)
     if len(x) != len(t) or not len(x):
         raise InputError(
-            f'{labels}: {len(t)} labels for the {len(x)} pictures of {images}; fetch both again'
+            f'{labels}: {len(t)} labels for the {len(x)} images of {images}; fetch both again'
         )
     if t.max() > 9:
         raise InputError(f'{labels}: a label {t.max()}, but there are ten digits; fetch it again')
-    if len(x) > _MOST_PICTURES:
-        raise InputError(f'{images}: {len(x):,} pictures; at most {_MOST_PICTURES:,} are read')
+    if len(x) > _MOST_IMAGES:
+        raise InputError(f'{images}: {len(x):,} images; at most {_MOST_IMAGES:,} are read')
     if not 0 < min(x.shape[1:]) <= max(x.shape[1:]) <= 32:
-        raise InputError('{}: pictures of {} x {} pixels, not 1 to 32'.format(images, *x.shape[1:]))
+        raise InputError('{}: images of {} x {} pixels, not 1 to 32'.format(images, *x.shape[1:]))
     missing = [32 - n for n in x.shape[1:]]
     x = np.pad(x, [(0, 0)] + [(n // 2, n - n // 2) for n in missing])
-    return Pictures(np.repeat(x[:, None], 3, axis=1), t.astype(np.int32))
+    return LabelledImages(np.repeat(x[:, None], 3, axis=1), t.astype(np.int32))
 
 
 def _find(name, data):

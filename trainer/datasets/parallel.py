@@ -1,8 +1,8 @@
-"""From pictures to batches, by several processes that never wait for each other.
+"""From images to batches, by several processes that never wait for each other.
 
 Chainer's MultiprocessIterator begins a batch when the one before is done, copies it
 twice, and waits for ever for a process that was killed. Here several batches are under
-way at a time, each process writes its pictures where the batch is, and all end in an
+way at a time, each process writes its images where the batch is, and all end in an
 error when one is killed.
 """
 
@@ -25,12 +25,12 @@ import numpy as np
 from trainer.errors import InputError
 
 #: A batch. items: what it was made from; x: (items, ...); errors: a dict,
-#: place in the batch -> what was wrong with a picture there, whose x is undefined.
+#: place in the batch -> what was wrong with an image there, whose x is undefined.
 Batch = collections.namedtuple('Batch', 'items x errors')
 
 
 class Unreadable(InputError):
-    """A picture cannot be read in the middle of a run."""
+    """An image cannot be read in the middle of a run."""
 
 
 def cores():
@@ -41,10 +41,10 @@ def cores():
 
 
 def one_by_one(load):
-    """Return what :func:`batches` takes, of what loads one picture.
+    """Return what :func:`batches` takes, of what loads one image.
 
     Args:
-        load (callable): ``load(item, out)`` writes one preprocessed picture to ``out``,
+        load (callable): ``load(item, out)`` writes one preprocessed image to ``out``,
             or raises :class:`~trainer.errors.InputError`; picklable.
     """
     return functools.partial(_load_each, load)
@@ -64,16 +64,16 @@ def batches(load, plan, size, shape, workers=None, dtype=np.float32, piece=8):
     """Load batches ahead of their use, in order.
 
     Args:
-        load (callable): ``load(items, out)`` writes the preprocessed pictures of some items
+        load (callable): ``load(items, out)`` writes the preprocessed images of some items
             of a batch to ``out``, an array of (items,) + ``shape`` and ``dtype``, and
             returns what was wrong with those that cannot be read, as :class:`Batch` has
             it; picklable.
         plan (iterable): The batches, each a sequence of items. Only those that are
             under way are drawn from it.
         size (int): Items in the largest batch.
-        shape (tuple of int): Shape of one preprocessed picture.
+        shape (tuple of int): Shape of one preprocessed image.
         workers (int): Processes; ``None``: as many as there are cores; 0: this one loads.
-        dtype: Of the pictures.
+        dtype: Of the images.
         piece (int): Most items that a process loads at a time.
 
     Yields:
@@ -132,7 +132,7 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
             free.append(place)
     except concurrent.futures.process.BrokenProcessPool as e:
         raise InputError(
-            'a process that loads pictures was killed, perhaps for want of memory; '
+            'a process that loads images was killed, perhaps for want of memory; '
             'fewer --workers or a smaller batch (-b) need less'
         ) from e
     finally:
@@ -142,30 +142,30 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
 class Iterator(chainer.dataset.Iterator):
     """A Chainer iterator over the batches of a plan, several of them under way.
 
-    A batch is (x, t), arrays of pictures and labels; its x is overwritten after the next
+    A batch is (x, t), arrays of images and labels; its x is overwritten after the next
     has been asked for. What it gives and what it saves depend neither on the number of
     workers nor on where a run was interrupted.
 
     Args:
-        load (callable): As :func:`batches` takes it; items are (epoch, picture). Epochs
+        load (callable): As :func:`batches` takes it; items are (epoch, image). Epochs
             count from 1.
         plan: One of the plans of :mod:`trainer.datasets.loading`.
-        labels (numpy.ndarray): int32 (pictures,).
-        shape (tuple of int): Shape of one preprocessed picture.
+        labels (numpy.ndarray): int32 (images,).
+        shape (tuple of int): Shape of one preprocessed image.
         workers (int): Processes that load; 0: this one.
         repeat (bool): Whether to go on after an epoch.
-        leave_out (bool): ``True`` leaves out pictures that cannot be read, and keeps
+        leave_out (bool): ``True`` leaves out images that cannot be read, and keeps
             ``unreadable``, what was wrong with each in this epoch. ``False``: they raise
             :class:`Unreadable`; the iterator is then as if that batch had not been asked
             for.
-        dtype: Of the pictures.
+        dtype: Of the images.
         piece (int): See :func:`batches`.
 
     Attributes:
         plan: As given.
 
     Raises:
-        trainer.errors.InputError: See ``leave_out``; or no picture could be read at all.
+        trainer.errors.InputError: See ``leave_out``; or no image could be read at all.
     """
 
     def __init__(
@@ -236,7 +236,7 @@ class Iterator(chainer.dataset.Iterator):
                 self._piece,
             )
         batch = next(self._ahead)
-        t = self._labels[[picture for _, picture in batch.items]]
+        t = self._labels[[image for _, image in batch.items]]
         x = batch.x
         if batch.errors:
             if not self._leave_out:
@@ -245,7 +245,7 @@ class Iterator(chainer.dataset.Iterator):
             read = [i for i in range(len(t)) if i not in batch.errors]
             x, t = x[read], t[read]
         self._count(batch)
-        # A share of a batch may have no pictures; then there is nothing that could not be read.
+        # A share of a batch may have no images; then there is nothing that could not be read.
         return (x, t) if len(t) or not batch.items else next(self)
 
     def step_back(self):
@@ -272,7 +272,7 @@ class Iterator(chainer.dataset.Iterator):
             self.epoch += 1
             if len(self.unreadable) == self.plan.size:
                 raise InputError(
-                    f'none of the {len(self.unreadable)} pictures could be read; the first: '
+                    f'none of the {len(self.unreadable)} images could be read; the first: '
                     f'{self.unreadable[0]}'
                 )
 

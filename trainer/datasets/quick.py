@@ -1,8 +1,8 @@
-"""3,500 real pictures of CIFAR-10 that are part of the project, for ``--quick``.
+"""3,500 real images of CIFAR-10 that are part of the project, for ``--quick``.
 
-Training: of each class the first 250 pictures of ``data_batch_1``, in the file's
+Training: of each class the first 250 images of ``data_batch_1``, in the file's
 order. Test: of each class the first 100 of ``test_batch``. They are kept without
-loss in ``quick/``, one sheet a class, rows of 25 pictures: ten rows for training,
+loss in ``quick/``, one sheet a class, rows of 25 images: ten rows for training,
 then four for testing. ``python -m trainer.datasets.quick DIR`` makes the sheets
 again from CIFAR-10's binary folder.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from trainer import files
-from trainer.datasets import Dataset, Pictures, cifar10
+from trainer.datasets import Dataset, LabelledImages, cifar10
 from trainer.errors import InputError
 
 _FOLDER = os.path.join(os.path.dirname(__file__), 'quick')
@@ -25,27 +25,27 @@ CLASSES = 10
 
 
 def load(data=None):
-    """Load the pictures, class by class.
+    """Load the images, class by class.
 
     Args:
-        data (str): Must be ``None``: the pictures are here.
+        data (str): Must be ``None``: the images are here.
 
     Returns:
-        trainer.datasets.Dataset: 2,500 training and 1,000 test pictures.
+        trainer.datasets.Dataset: 2,500 training and 1,000 test images.
 
     Raises:
         trainer.errors.InputError: A sheet is missing or damaged.
     """
     if data is not None:
         raise InputError(
-            f'--data {data}: the pictures of --quick are part of the project; leave one '
+            f'--data {data}: the images of --quick are part of the project; leave one '
             'of the two out'
         )
     sheets = [_read(os.path.join(_FOLDER, name + '.webp')) for name in cifar10.SPEC.classes]
 
-    def take(pictures):
-        images = np.concatenate([sheet[pictures] for sheet in sheets])
-        return Pictures(
+    def take(chosen):
+        images = np.concatenate([sheet[chosen] for sheet in sheets])
+        return LabelledImages(
             images, np.repeat(np.arange(len(sheets), dtype=np.int32), len(images) // len(sheets))
         )
 

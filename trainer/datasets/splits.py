@@ -1,8 +1,8 @@
-"""A split of pictures for testing where a dataset has none, and its record.
+"""A split of images for testing where a dataset has none, and its record.
 
 The split is stratified: of each class the same share. It is a function of the seed and
-of the pictures' names, and is recorded with these in the run's folder, so that going on
-and testing use the same one, wherever the pictures are.
+of the images' names, and is recorded with these in the run's folder, so that going on
+and testing use the same one, wherever the images are.
 """
 
 import numpy as np
@@ -13,18 +13,18 @@ from trainer.errors import InputError
 #: The file in a run's folder.
 RECORD = 'split.json'
 
-#: Of each class's pictures, this share is for testing; at least one where there are two.
+#: Of each class's images, this share is for testing; at least one where there are two.
 SHARE = 0.2
 
 # Keeps it apart from what else is drawn from a seed (trainer.transforms).
 _SPLIT = 1 << 33
 
 
-def make(pictures, seed):
-    """Choose pictures for testing.
+def make(images, seed):
+    """Choose images for testing.
 
     Args:
-        pictures (trainer.datasets.folder.PictureFiles): All pictures.
+        images (trainer.datasets.folder.ImageFiles): All images.
         seed (int): The run's.
 
     Returns:
@@ -32,11 +32,11 @@ def make(pictures, seed):
         chosen, sorted.
     """
     chosen = []
-    for label in range(len(pictures.categories)):
-        own = np.flatnonzero(pictures.labels == label)
+    for label in range(len(images.categories)):
+        own = np.flatnonzero(images.labels == label)
         n = min(max(1, round(SHARE * len(own))), len(own) - 1)
         chosen += np.random.default_rng((seed, label, _SPLIT)).permutation(own)[:n].tolist()
-    names = pictures.names()
+    names = images.names()
     return {'seed': seed, 'share': SHARE, 'test': sorted(names[i] for i in chosen)}
 
 
@@ -44,23 +44,23 @@ def apply(dataset, split):
     """Return a dataset that is divided as a record says.
 
     Args:
-        dataset (trainer.datasets.Dataset): All its pictures are in ``train``.
+        dataset (trainer.datasets.Dataset): All its images are in ``train``.
         split (dict): From :func:`make` or :func:`read`.
 
     Raises:
-        trainer.errors.InputError: A picture of the record is not there.
+        trainer.errors.InputError: An image of the record is not there.
     """
-    pictures = dataset.train
-    chosen, names = set(split['test']), pictures.names()
+    images = dataset.train
+    chosen, names = set(split['test']), images.names()
     missing = chosen - set(names)
     if missing:
         raise InputError(
-            f'{pictures.root}: {len(missing)} of the pictures that {RECORD} keeps for testing are '
+            f'{images.root}: {len(missing)} of the images that {RECORD} keeps for testing are '
             f'not there; the first: {min(missing)}'
         )
     test = np.array([name in chosen for name in names])
     return dataset._replace(
-        train=pictures.take(np.flatnonzero(~test)), test=pictures.take(np.flatnonzero(test))
+        train=images.take(np.flatnonzero(~test)), test=images.take(np.flatnonzero(test))
     )
 
 
@@ -78,7 +78,7 @@ def read(path):
         return split
     except OSError as e:
         raise InputError(
-            f'{path}: cannot be read ({e.strerror}); it says which pictures are for testing'
+            f'{path}: cannot be read ({e.strerror}); it says which images are for testing'
         ) from e
     except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f'{path}: damaged ({e}); it said which pictures are for testing') from e
+        raise InputError(f'{path}: damaged ({e}); it said which images are for testing') from e

@@ -1,4 +1,4 @@
-"""Computes the sizes of feature maps and nothing else: what a network makes of a picture.
+"""Computes the sizes of feature maps and nothing else: what a network makes of an image.
 
 Its feature maps are zeros that take no memory.
 """

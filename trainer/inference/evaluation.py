@@ -1,4 +1,4 @@
-"""How well scores fit labels, and how well networks recognise the pictures in files."""
+"""How well scores fit labels, and how well networks recognise the images in files."""
 
 import collections
 import os
@@ -11,38 +11,38 @@ from trainer.errors import InputError
 from trainer.inference import prediction
 from trainer.metrics import Tally
 
-#: What :func:`evaluate` finds. tally (Tally): of the pictures that could be read;
+#: What :func:`evaluate` finds. tally (Tally): of the images that could be read;
 #: unreadable: list of (path, what is wrong with it); seconds (float): what it took;
 #: computed_by (str): the engine and its precision.
 Evaluation = collections.namedtuple('Evaluation', 'tally unreadable seconds computed_by')
 
 
-def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=None, progress=None):
-    """Count how many pictures networks recognise.
+def evaluate(networks, images, batch=64, divide=1, ten_crop=False, workers=None, progress=None):
+    """Count how many images networks recognise.
 
-    A picture that cannot be read is neither right nor wrong: it is not counted, but named.
+    An image that cannot be read is neither right nor wrong: it is not counted, but named.
 
     Args:
         networks (sequence): One, or several whose posteriors are averaged; see
             :func:`trainer.inference.prediction.predictors`.
-        pictures (trainer.datasets.folder.PictureFiles): The pictures.
-        batch (int): Pictures, or crops, in a batch.
+        images (trainer.datasets.folder.ImageFiles): The images.
+        batch (int): Images, or crops, in a batch.
         divide (int): Each batch is computed in so many chunks.
-        ten_crop (bool): Whether to average over ten crops of each picture.
+        ten_crop (bool): Whether to average over ten crops of each image.
         workers (int): Processes that load; ``None``: one for each core; 0: this one.
-        progress (callable): Called with (number of pictures, Tally) after each batch.
+        progress (callable): Called with (number of images, Tally) after each batch.
 
     Returns:
         Evaluation
 
     Raises:
         trainer.errors.InputError: The networks cannot be used together, the labels do
-            not fit them, or no picture could be read.
+            not fit them, or no image could be read.
     """
     computing = prediction.predictors(networks)
     networks = [predictor.network for predictor in computing]
     prediction.check_classes(networks)
-    labels = pictures.labels_for(networks[0])
+    labels = images.labels_for(networks[0])
     tally = Tally(networks[0].category_num)
 
     def count(x, read, items):
@@ -52,7 +52,7 @@ def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=Non
     begun = time.perf_counter()
     unreadable = _each_batch(
         computing,
-        pictures,
+        images,
         batch,
         ten_crop,
         workers,
@@ -63,23 +63,23 @@ def evaluate(networks, pictures, batch=64, divide=1, ten_crop=False, workers=Non
 
 
 def features(
-    network, pictures, write, batch=64, divide=1, ten_crop=False, workers=None, progress=None
+    network, images, write, batch=64, divide=1, ten_crop=False, workers=None, progress=None
 ):
     """Compute what enters the classifier; averaged where there are ten crops.
 
     Args:
         network (trainer.networks.base.Network or trainer.inference.predictors.Predictor):
             The network.
-        write (callable): Called with float32 (pictures of a batch, channels), in the
-            order of ``pictures``; rows of those that could not be read are nan.
-        progress (callable): Called with (number of pictures) after each batch.
-        pictures, batch, divide, ten_crop, workers: See :func:`evaluate`.
+        write (callable): Called with float32 (images of a batch, channels), in the
+            order of ``images``; rows of those that could not be read are nan.
+        progress (callable): Called with (number of images) after each batch.
+        images, batch, divide, ten_crop, workers: See :func:`evaluate`.
 
     Returns:
-        list: (path, what is wrong with it) of the pictures that could not be read.
+        list: (path, what is wrong with it) of the images that could not be read.
 
     Raises:
-        trainer.errors.InputError: No picture could be read.
+        trainer.errors.InputError: No image could be read.
     """
     (predictor,) = prediction.predictors([network])
 
@@ -90,25 +90,25 @@ def features(
             rows[read] = (h.mean(axis=1) if ten_crop else h)[..., 0, 0]
         write(rows)
 
-    return _each_batch([predictor], pictures, batch, ten_crop, workers, keep, progress)
+    return _each_batch([predictor], images, batch, ten_crop, workers, keep, progress)
 
 
-def save_features(path, network, pictures, **kwargs):
-    """Write :func:`features` as an npy file, float32 (pictures, channels).
+def save_features(path, network, images, **kwargs):
+    """Write :func:`features` as an npy file, float32 (images, channels).
 
-    Beside it, ``.json`` for ``.npy``, a file tells what the rows are: ``pictures``
+    Beside it, ``.json`` for ``.npy``, a file tells what the rows are: ``images``
     (paths), ``labels`` and ``categories``, and ``unreadable`` (path and error of each).
     Both appear whole or not at all.
 
     Args:
         path (str): The npy file.
-        network, pictures, kwargs: See :func:`features`.
+        network, images, kwargs: See :func:`features`.
 
     Returns:
         list: As :func:`features`.
 
     Raises:
-        trainer.errors.InputError: The name does not end in ``.npy``, or no picture
+        trainer.errors.InputError: The name does not end in ``.npy``, or no image
             could be read.
     """
     name, suffix = os.path.splitext(path)
@@ -121,19 +121,19 @@ def save_features(path, network, pictures, **kwargs):
             {
                 'descr': '<f4',
                 'fortran_order': False,
-                'shape': (len(pictures), predictor.network.stages[-1].out_channels),
+                'shape': (len(images), predictor.network.stages[-1].out_channels),
             },
         )
         unreadable = features(
-            predictor, pictures, lambda rows: f.write(rows.astype('<f4').data), **kwargs
+            predictor, images, lambda rows: f.write(rows.astype('<f4').data), **kwargs
         )
         f.flush()
         files.save_json(
             name + '.json',
             {
-                'pictures': pictures.paths,
-                'labels': pictures.labels.tolist(),
-                'categories': pictures.categories,
+                'images': images.paths,
+                'labels': images.labels.tolist(),
+                'categories': images.categories,
                 'unreadable': [{'path': path, 'error': error} for path, error in unreadable],
             },
         )
@@ -144,29 +144,29 @@ def _chunk(batch, divide):
     return max(1, batch // divide)
 
 
-def _each_batch(predictors, pictures, batch, ten_crop, workers, use, progress):
+def _each_batch(predictors, images, batch, ten_crop, workers, use, progress):
     """Call ``use(x of what could be read, its places in the batch, indices of the batch)``.
 
     Returns:
-        list: (path, what is wrong with it) of the pictures that could not be read.
+        list: (path, what is wrong with it) of the images that could not be read.
     """
     load = prediction.Load(
         prediction.preprocessing([predictor.network for predictor in predictors]),
-        pictures.paths,
+        images.paths,
         ten_crop,
         prediction.take_rows(predictors),
     )
     unreadable = []
     for items, x, errors in load.batches(batch, workers):
-        unreadable += [(pictures.paths[items[i]], errors[i]) for i in sorted(errors)]
+        unreadable += [(images.paths[items[i]], errors[i]) for i in sorted(errors)]
         read = np.array([i for i in range(len(items)) if i not in errors], int)
         use(x[read] if errors else x, read, items)
         if progress is not None:
             progress(len(items))
-    if len(unreadable) == len(pictures):
+    if len(unreadable) == len(images):
         raise InputError(
-            'none of the {} pictures could be read; the first: {}: {}'.format(
-                len(pictures), *unreadable[0]
+            'none of the {} images could be read; the first: {}: {}'.format(
+                len(images), *unreadable[0]
             )
         )
     return unreadable

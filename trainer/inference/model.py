@@ -48,15 +48,15 @@ class Model:
             t (chainer.Variable): Labels (batch,).
 
         Returns:
-            tuple of dict: label -> pictures recognised, and
-            (label, answer) -> pictures mistaken.
+            tuple of dict: label -> images recognised, and
+            (label, answer) -> images mistaken.
         """
         right, _, wrong = cls.accuracy_n(y, t, xp, 1)
         return right, wrong
 
     @staticmethod
     def accuracy_n(y, t, xp=np, n=5):
-        """As :meth:`accuracy`, with label -> pictures whose label is among the ``n`` best
+        """As :meth:`accuracy`, with label -> images whose label is among the ``n`` best
         as the second of three."""
         y = chainer.backends.cuda.to_cpu(getattr(y, 'array', y))
         t = chainer.backends.cuda.to_cpu(getattr(t, 'array', t))
@@ -121,7 +121,7 @@ class Model:
 
         Args:
             X (array-like): A batch, for example a list of (3, height, width) arrays.
-            dtype (numpy.dtype): Its type: float32 for pictures, int32 for labels.
+            dtype (numpy.dtype): Its type: float32 for images, int32 for labels.
             volatile (bool): Accepted for the sake of code of Chainer v1; ``True``
                 means that no gradient of ``X`` itself is wanted.
             xp (module): numpy or cupy, where not the network's own.

@@ -1,4 +1,4 @@
-"""What networks say about pictures."""
+"""What networks say about images."""
 
 import collections
 
@@ -15,9 +15,9 @@ from trainer.transforms import device, table
 #: or ``None``; name (str); probability (float): 0..1.
 Answer = collections.namedtuple('Answer', 'number synset name probability')
 
-#: What :func:`predict` says about one picture. source: the picture as it was given;
+#: What :func:`predict` says about one image. source: the image as it was given;
 #: answers (list of Answer): the likeliest first, or none where error (str, or ``None``)
-#: says why the picture could not be read.
+#: says why the image could not be read.
 Prediction = collections.namedtuple('Prediction', 'source answers error')
 
 
@@ -33,27 +33,27 @@ def preprocessing(networks):
     names = sorted({str(network.preprocessing) for network in networks})
     if names[1:]:
         raise InputError(
-            '-m: the models want pictures preprocessed differently: {}'.format(', '.join(names))
+            '-m: the models want images preprocessed differently: {}'.format(', '.join(names))
         )
     if names[0] not in table.CLASSES:
         raise InputError(
-            '-m: no preprocessing of pictures belongs to this network; from Python, '
+            '-m: no preprocessing of images belongs to this network; from Python, '
             'call it with arrays'
         )
     return table.CLASSES[names[0]]
 
 
 class Load:
-    """Loads pictures for evaluation, as :func:`trainer.datasets.parallel.one_by_one` wants it.
+    """Loads images for evaluation, as :func:`trainer.datasets.parallel.one_by_one` wants it.
 
     Args:
         transform (type): A class of ``data_augmentation``.
         sources (list): Paths, or whatever the class takes; items are indices into it.
         ten_crop (bool): Whether to take ten crops of each.
-        rows (bool): Whether predictors make pictures of rows of bytes (:func:`take_rows`).
+        rows (bool): Whether predictors make images of rows of bytes (:func:`take_rows`).
 
     Attributes:
-        crops (int): Crops of each picture: 1 or 10.
+        crops (int): Crops of each image: 1 or 10.
         shape (tuple of int): (3, height, width), or (10, 3, height, width); of rows,
             (row bytes,) or (10, row bytes).
         dtype: float32, or uint8.
@@ -75,10 +75,10 @@ class Load:
         self.shape = (10,) * ten_crop + self.shape
 
     def batches(self, batch, workers):
-        """Load all pictures in order; see :func:`trainer.datasets.parallel.batches`.
+        """Load all images in order; see :func:`trainer.datasets.parallel.batches`.
 
         Args:
-            batch (int): Pictures in a batch; of several crops, so many fewer.
+            batch (int): Images in a batch; of several crops, so many fewer.
             workers (int): Processes.
         """
         size = max(1, min(batch // self.crops, len(self.sources)))
@@ -91,7 +91,7 @@ class Load:
         try:
             self._transform(source, out=out)
         except InputError as e:
-            # Whoever asked knows which picture it is.
+            # Whoever asked knows which image it is.
             raise InputError(str(e).removeprefix(printable(f'{source}:') + ' ')) from None
 
 
@@ -106,13 +106,13 @@ def predictors(networks):
 
 
 def take_rows(predictors):
-    """Return whether predictors make pictures of rows of bytes on their GPU
-    (:class:`trainer.transforms.device.Pixels`)."""
-    return all(isinstance(predictor.finish, device.Pixels) for predictor in predictors)
+    """Return whether predictors make images of rows of bytes on their GPU
+    (:class:`trainer.transforms.device.ImageRows`)."""
+    return all(isinstance(predictor.finish, device.ImageRows) for predictor in predictors)
 
 
 def _item(x):
-    """Return the shape of one picture, or row."""
+    """Return the shape of one image, or row."""
     return x.shape[-1:] if x.dtype == np.uint8 else x.shape[-3:]
 
 
@@ -121,13 +121,13 @@ def compute(function, x, chunk=None):
 
     Args:
         function (callable): A :class:`trainer.inference.predictors.Predictor`, or its ``features``.
-        x (numpy.ndarray): float32 (pictures, 3, height, width), or with crops of each,
-            (pictures, crops, 3, height, width); or rows, uint8 (pictures, row bytes) or
-            (pictures, crops, row bytes), where :func:`take_rows` says so.
-        chunk (int): Pictures or crops that are computed at a time; ``None``: all.
+        x (numpy.ndarray): float32 (images, 3, height, width), or with crops of each,
+            (images, crops, 3, height, width); or rows, uint8 (images, row bytes) or
+            (images, crops, row bytes), where :func:`take_rows` says so.
+        chunk (int): Images or crops that are computed at a time; ``None``: all.
 
     Returns:
-        numpy.ndarray: (pictures, ...), or (pictures, crops, ...).
+        numpy.ndarray: (images, ...), or (images, crops, ...).
 
     Raises:
         trainer.errors.InputError: It is not finite.
@@ -144,16 +144,16 @@ def compute(function, x, chunk=None):
 
 
 def scores(networks, x, chunk=None):
-    """Compute the scores of pictures, by one network or several together.
+    """Compute the scores of images, by one network or several together.
 
-    The posteriors (softmax) of all networks for all crops of a picture are averaged.
+    The posteriors (softmax) of all networks for all crops of an image are averaged.
 
     Args:
         networks (sequence): Of the same classes; see :func:`predictors`.
         x, chunk: See :func:`compute`.
 
     Returns:
-        numpy.ndarray: (pictures, classes): the scores before softmax of one network for
+        numpy.ndarray: (images, classes): the scores before softmax of one network for
         one crop, otherwise the logarithms of the averaged posteriors, float64.
     """
     computed = [compute(predictor, x, chunk) for predictor in predictors(networks)]
@@ -182,15 +182,15 @@ def check_classes(networks):
 
 
 def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
-    """Say what pictures show.
+    """Say what images show.
 
     Args:
         networks (sequence): One, or several whose posteriors are averaged; see
             :func:`predictors`.
-        sources (sequence): Paths, or pictures as the network's preprocessing takes
+        sources (sequence): Paths, or images as the network's preprocessing takes
             them (:mod:`data_augmentation`).
         k (int): Classes for each.
-        batch (int): Pictures, or crops, that are computed at a time.
+        batch (int): Images, or crops, that are computed at a time.
         workers (int): Processes that load; 0: this one loads; ``None``: it does where
             there is but one batch, otherwise one process for each core.
         ten_crop (bool): Whether to average over ten crops.
@@ -199,7 +199,7 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
         Prediction: In the order of ``sources``.
 
     Raises:
-        trainer.errors.InputError: The networks cannot be used together, or with pictures.
+        trainer.errors.InputError: The networks cannot be used together, or with images.
     """
     computing = predictors(networks)
     networks = [predictor.network for predictor in computing]

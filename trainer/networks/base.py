@@ -30,8 +30,8 @@ class Network(chainer.Chain):
     kind = None
     #: The class of ``data_augmentation`` that belongs to the network.
     preprocessing = None
-    #: Height and width of the pictures that it is made for; it takes others.
-    picture_size = 32
+    #: Height and width of the images that it is made for; it takes others.
+    image_size = 32
     #: Whether the 3x3/2 max pooling after the stem rounds sizes up; ``None``: no pooling.
     round_up_pooling = None
 

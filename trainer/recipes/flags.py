@@ -22,10 +22,9 @@ def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
         if default not in (None, False, (), 0):
             shown = ' '.join(map(str, default)) if isinstance(default, tuple) else default
             text += f' (default: {shown})'
-        # The flag that the option is called by in messages comes first.
-        flags = [f for f in spec.flags if f[:2] == '--' and f[2:].replace('-', '_') == name]
-        flags = flags or ['--' + name]
-        flags += [flag for flag in spec.flags if flag not in flags]
+        # The flag that messages call the option by comes first.
+        named = [f for f in spec.flags if f[:2] == '--' and f[2:].replace('-', '_') == name]
+        flags = list(dict.fromkeys([*named, '--' + name, *spec.flags]))
         more = {'action': 'store_true'}
         if DEFAULTS[name] is not False:
             more = {'type': spec.flag_kind or spec.kind, 'nargs': spec.many}
@@ -82,6 +81,8 @@ def from_json(held: dict) -> dict:
     Raises:
         ValueError: One is not an option, or has a value that it cannot have.
     """
+    if held.get('sampling') == 'every-picture':  # as version 1.0 called it
+        held = held | {'sampling': 'every-image'}
     for name, value in held.items():
         try:
             check(name, value)

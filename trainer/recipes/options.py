@@ -160,8 +160,8 @@ class Options:
         metavar='CLASS',
     )
     sampling: str = option(
-        'every-picture',
-        "which images make an epoch: 'every-picture' once; 'original' draws each batch anew and "
+        'every-image',
+        "which images make an epoch: 'every-image' once; 'original' draws each batch anew and "
         "visits 63 %% of them; 'full-batches' leaves out the last, smaller batch",
         _DATA,
         choices=lambda: tuple(datasets.loading.PLANS),

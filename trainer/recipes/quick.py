@@ -1,4 +1,4 @@
-"""``--quick``: a small network on few pictures, to see everything work in two minutes."""
+"""``--quick``: a small network on few images, to see everything work in two minutes."""
 
 from trainer.recipes import original
 

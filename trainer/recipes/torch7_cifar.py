@@ -2,7 +2,7 @@
 
 The network and the weight decay are those of its README's command for CIFAR-10; its
 README also halves the learning rate with the batch. On that command's 8 GPUs, batch
-normalisation saw 16 pictures at a time, as it does with ``-trb 8``.
+normalisation saw 16 images at a time, as it does with ``-trb 8``.
 """
 
 from trainer.recipes.options import Options

@@ -1,7 +1,7 @@
 """facebookresearch/ResNeXt on ImageNet: ``opts.lua``, ``train.lua``, ``datasets/imagenet.lua``.
 
 The network and the batch are those of its README's command. On its 8 GPUs, batch
-normalisation saw 32 pictures at a time, as it does with ``-trb 8``.
+normalisation saw 32 images at a time, as it does with ``-trb 8``.
 """
 
 from trainer.recipes.options import Options

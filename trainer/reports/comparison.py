@@ -76,7 +76,7 @@ def _epochs(entries):
     kinds = {}
     for entry in entries:
         kinds.setdefault(entry['_id'], []).append(entry)
-    pictures = {
+    images = {
         part: kinds[part + '_parameter'][0]['parameter']
         for part in ('train', 'test')
         if part + '_parameter' in kinds
@@ -91,7 +91,7 @@ def _epochs(entries):
     ):
         for i, entry in enumerate(kinds.get(_id, ()), 1):
             epoch = int(entry.get('epoch', i))
-            value = entry[name] / pictures[_id.split('_')[0]]
+            value = entry[name] / images[_id.split('_')[0]]
             if not math.isfinite(value):
                 raise ValueError(f'{_id} of epoch {epoch} is not finite')
             rows.setdefault(epoch, {'epoch': epoch})[key] = (
@@ -193,7 +193,7 @@ def draw(compared, path):
 
     Args:
         compared (sequence of Run): Up to :data:`MOST`.
-        path (str): The picture to write; its suffix is the format.
+        path (str): The image to write; its suffix is the format.
     """
     check(compared, path)
     figure = Figure(figsize=(12, 4.8), layout='constrained')

@@ -12,7 +12,7 @@ from trainer.text import printable
 
 _BAR = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left{postfix}]'
 
-# Unreadable pictures and hard classes that the table names.
+# Unreadable images and hard classes that the table names.
 _NAMED = 5
 
 
@@ -20,7 +20,7 @@ class Progress:
     """Tell how far an evaluation is: a bar on a terminal, otherwise a line now and then.
 
     Args:
-        total (int): Pictures in all.
+        total (int): Images in all.
     """
 
     #: Seconds after which there is a line even if less than a tenth has been done.
@@ -46,15 +46,15 @@ class Progress:
     def __exit__(self, *exception):
         self._bar.close()
 
-    def __call__(self, pictures, tally=None):
-        """Count pictures; tell the errors of ``tally``."""
-        self._done += pictures
+    def __call__(self, images, tally=None):
+        """Count images; tell the errors of ``tally``."""
+        self._done += images
         errors = ''
-        if tally is not None and tally.pictures:
+        if tally is not None and tally.images:
             errors = 'error {:.2f}% (top-5 {:.2f}%)'.format(*errors_of(tally))
         if not self._bar.disable:
             self._bar.set_postfix_str(errors, refresh=False)
-            self._bar.update(pictures)
+            self._bar.update(images)
             return
         now = time.perf_counter()
         if self._done >= self._due or now - self._told > self.interval:
@@ -90,15 +90,15 @@ def table(evaluation, models, network, ten_crop=False):
         evaluation (trainer.inference.evaluation.Evaluation): What it found.
         models (list of str): What the networks are called.
         network (trainer.networks.base.Network): Gives the names of the classes.
-        ten_crop (bool): Whether there were ten crops of each picture.
+        ten_crop (bool): Whether there were ten crops of each image.
     """
     tally, unreadable, seconds, computed_by = evaluation
-    n = tally.pictures
+    n = tally.images
     top1, top5 = errors_of(tally)
     rows = [('model' if i == 0 else '', printable(model)) for i, model in enumerate(models)]
     if len(models) > 1:
         rows.append(('', 'their posteriors averaged'))
-    rows.append(('pictures', '{:6,}{}'.format(n, ', ten crops of each' * ten_crop)))
+    rows.append(('images', '{:6,}{}'.format(n, ', ten crops of each' * ten_crop)))
     if unreadable:
         rows.append(('', f'{len(unreadable):6,} more could not be read and are not counted'))
     rows += [
@@ -120,10 +120,10 @@ def table(evaluation, models, network, ten_crop=False):
     return '\n'.join(lines + _unreadable_lines(unreadable, 'log.json'))
 
 
-def features_table(path, pictures, unreadable, computed_by):
+def features_table(path, images, unreadable, computed_by):
     """Return what was written by :func:`trainer.inference.evaluation.save_features`, as lines."""
     rows = [
-        f'{printable(path)}: {len(pictures):,} rows, {len(unreadable):,} of them nan',
+        f'{printable(path)}: {len(images):,} rows, {len(unreadable):,} of them nan',
         f'computed by {computed_by}',
     ]
     return '\n'.join(rows + _unreadable_lines(unreadable, os.path.splitext(path)[0] + '.json'))
@@ -140,33 +140,33 @@ def _unreadable_lines(unreadable, where):
     return lines
 
 
-def log(evaluation, models, pictures, network, ten_crop=False):
+def log(evaluation, models, images, network, ten_crop=False):
     """Return what ``log.json`` says of an evaluation: a list of dicts with ``_id``.
 
     As in the original: ``categories`` (are), ``test_parameter`` and
-    ``test_parameter_<label>`` (parameter: pictures), ``test_loss`` (loss: mean times
-    pictures), ``test_accuracy``, ``test_accuracy_<label>``, ``test_5_accuracy`` and
-    ``test_5_accuracy_<label>`` (accuracy: pictures that are right), and, where there
-    are any, ``test_accuracy_<label>_<answer>`` (accuracy: pictures mistaken).
+    ``test_parameter_<label>`` (parameter: images), ``test_loss`` (loss: mean times
+    images), ``test_accuracy``, ``test_accuracy_<label>``, ``test_5_accuracy`` and
+    ``test_5_accuracy_<label>`` (accuracy: images that are right), and, where there
+    are any, ``test_accuracy_<label>_<answer>`` (accuracy: images mistaken).
     ``test_parameter`` counts what could be read. New: ``test_error`` (top1, top5:
-    percent), ``test_unreadable`` (pictures: path and error of each), ``model``
+    percent), ``test_unreadable`` (images: path and error of each), ``model``
     (paths, and what they hold) and ``crops``.
 
     Args:
-        pictures (trainer.datasets.folder.PictureFiles): What was evaluated.
+        images (trainer.datasets.folder.ImageFiles): What was evaluated.
         evaluation, models, network, ten_crop: See :func:`table`.
     """
     tally, unreadable = evaluation[:2]
     top1, top5 = errors_of(tally)
-    categories = class_names.synsets(network) or network.classes or pictures.categories
+    categories = class_names.synsets(network) or network.classes or images.categories
     entries = [
         {'_id': 'categories', 'are': categories},
         {'_id': 'model', 'model': models, 'network': network.architecture()},
         {'_id': 'crops', 'crops': 10 if ten_crop else 1},
-        {'_id': 'test_parameter', 'parameter': tally.pictures},
+        {'_id': 'test_parameter', 'parameter': tally.images},
         {
             '_id': 'test_unreadable',
-            'pictures': [{'path': path, 'error': error} for path, error in unreadable],
+            'images': [{'path': path, 'error': error} for path, error in unreadable],
         },
         {'_id': 'test_loss', 'loss': tally.loss_sum},
         {'_id': 'test_error', 'top1': top1, 'top5': top5},

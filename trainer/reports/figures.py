@@ -100,7 +100,7 @@ def loss(log, path):
 
     Args:
         log (list of dict): Epochs, as Chainer's LogReport keeps them.
-        path (str): The picture to write.
+        path (str): The image to write.
     """
     _curves(
         log,
@@ -131,12 +131,12 @@ def accuracy(log, path):
 
 
 def confusion(matrix, classes, path):
-    """Draw a confusion matrix as shares of each label's pictures.
+    """Draw a confusion matrix as shares of each label's images.
 
     Args:
         matrix (numpy.ndarray): Counts (classes, classes): [label, answer].
         classes (list of str): Their names.
-        path (str): The picture to write.
+        path (str): The image to write.
     """
     n = len(classes)
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)

@@ -17,12 +17,12 @@ class Log(extensions.LogReport):
     """Chainer's LogReport, written as the original's list of dicts with ``_id``.
 
     First come ``categories`` (are), ``train_parameter``, ``test_parameter`` and
-    ``test_parameter_<label>`` (parameter: number of pictures); then, for each
-    epoch, ``train_loss`` and ``test_loss`` (loss: mean times number of pictures),
+    ``test_parameter_<label>`` (parameter: number of images); then, for each
+    epoch, ``train_loss`` and ``test_loss`` (loss: mean times number of images),
     ``test_accuracy``, ``test_accuracy_<label>`` and ``test_5_accuracy`` (accuracy:
-    number of pictures), and, new here, ``train_accuracy`` and ``lr``. Each has its
+    number of images), and, new here, ``train_accuracy`` and ``lr``. Each has its
     ``epoch``. Nothing in it depends on the clock: the same run gives the same file.
-    Test pictures that cannot be read count as if they were like the others.
+    Test images that cannot be read count as if they were like the others.
 
     Args:
         dataset (trainer.datasets.Dataset): What is trained on.

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from trainer.errors import InputError
 from trainer.reports import figures
 from trainer.text import printable
-from trainer.transforms import pictures
+from trainer.transforms import decoding
 
-#: Pictures that one drawing holds, and classes for each.
+#: Images that one drawing holds, and classes for each.
 MOST = 60
 MOST_CLASSES = 10
 
@@ -20,7 +20,7 @@ _BAR, _BEST, _INK, _FAINT = '#9ecae1', '#2171b5', '#222222', '#eeeeee'
 
 
 def text(prediction):
-    """Return a prediction as lines: the picture's name, then a class in each.
+    """Return a prediction as lines: the image's name, then a class in each.
 
     On a terminal, names are cut to its width.
     """
@@ -36,10 +36,10 @@ def as_json(prediction):
     """Return a prediction as JSON can hold it.
 
     Returns:
-        dict: ``picture``, and either ``error`` or ``classes``, a list of dicts:
+        dict: ``image``, and either ``error`` or ``classes``, a list of dicts:
         ``class`` (number), ``synset`` (or ``None``), ``name``, ``probability`` (0..1).
     """
-    said = {'picture': str(prediction.source)}
+    said = {'image': str(prediction.source)}
     if prediction.error is not None:
         return dict(said, error=prediction.error)
     return dict(
@@ -52,7 +52,7 @@ def as_json(prediction):
 
 
 def check_drawing(path, number):
-    """Check that :func:`draw` can write ``path`` with so many pictures.
+    """Check that :func:`draw` can write ``path`` with so many images.
 
     Raises:
         trainer.errors.InputError: It cannot.
@@ -66,19 +66,19 @@ def check_drawing(path, number):
         )
     if number > MOST:
         raise InputError(
-            f'--draw {path}: {number} pictures do not fit one drawing, at most {MOST} do'
+            f'--draw {path}: {number} images do not fit one drawing, at most {MOST} do'
         )
     if not os.path.isdir(os.path.dirname(path) or '.'):
         raise InputError(f'--draw {path}: there is no such folder')
 
 
 def draw(predictions, path):
-    """Draw pictures with bars for the probabilities of their classes.
+    """Draw images with bars for the probabilities of their classes.
 
     Args:
         predictions (sequence of trainer.inference.prediction.Prediction): Up to :data:`MOST`,
             without errors.
-        path (str): The picture to write; its suffix is the format.
+        path (str): The image to write; its suffix is the format.
     """
     check_drawing(path, len(predictions))
     columns = 1 + (len(predictions) > 3) + (len(predictions) > 16)
@@ -95,13 +95,13 @@ def draw(predictions, path):
     figures.save(figure, path)
 
 
-def _draw_one(prediction, classes, picture, bars):
-    image = pictures.load_rgb(prediction.source).copy()
+def _draw_one(prediction, classes, axes, bars):
+    image = decoding.load_rgb(prediction.source).copy()
     image.thumbnail((640, 640))
-    picture.imshow(image)
+    axes.imshow(image)
     source = prediction.source
     if isinstance(source, (str, os.PathLike)):
-        picture.set_title(
+        axes.set_title(
             figures.plain(os.path.basename(os.fspath(source)), 40),
             fontsize=9,
             color=_INK,

@@ -13,7 +13,7 @@ _ROW = '{:13s} {:25s} {:>12s} {:>11s} {:>14s}'
 
 
 class Layer(collections.namedtuple('Layer', 'path filters output parameters multiply_adds')):
-    """A layer and what it makes of one picture.
+    """A layer and what it makes of one image.
 
     Attributes:
         path (str): As npz files have it: 'stem', 'stage1/block1/reduce', ..., 'fc'.
@@ -39,20 +39,20 @@ class _Outputs(chainer.LinkHook):
             self.of[id(args.link)] = args.out.shape[1:]
 
 
-def layers(network, picture_size=None):
-    """List the layers of a network and what each makes of one picture.
+def layers(network, image_size=None):
+    """List the layers of a network and what each makes of one image.
 
     Nothing is computed but sizes, which the network's own ``forward`` propagates.
 
     Args:
         network (trainer.networks.base.Network): The network.
-        picture_size (int): Height and width of the picture, pixels; ``None``: what the
+        image_size (int): Height and width of the image, pixels; ``None``: what the
             network is made for.
 
     Returns:
         list of Layer: In the order in which it computes them, the shortcut last in a block.
     """
-    size = picture_size or network.picture_size
+    size = image_size or network.image_size
     outputs = _Outputs()
     with chainer.using_config('engine', 'shapes'), outputs:
         x = shapes.zeros((1, 3, size, size))
@@ -84,17 +84,17 @@ def _row(name, filters, of):
     return _ROW.format(name, filters, 'x'.join(map(str, of[-1].output)), *sums)
 
 
-def summary(network, picture_size=None):
+def summary(network, image_size=None):
     """Return a table of the layers, stage by stage, blocks that are alike once; 80 columns.
 
     Args:
-        network, picture_size: See :func:`layers`.
+        network, image_size: See :func:`layers`.
     """
-    found = layers(network, picture_size)
-    size = picture_size or network.picture_size
+    found = layers(network, image_size)
+    size = image_size or network.image_size
     lines = [
         f'{npz.describe(network)}: {network.layers} layers',
-        f'for pictures of {size} x {size}; multiply-adds of convolutions and classifier',
+        f'for images of {size} x {size}; multiply-adds of convolutions and classifier',
         '',
         _ROW.format('layer', 'filters', 'output', 'parameters', 'multiply-adds'),
     ]

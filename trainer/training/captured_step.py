@@ -14,7 +14,7 @@ class _Captured:
 
     Attributes:
         x, t (cupy.ndarray): The batch.
-        totals (cupy.ndarray): float64 (2,): sum of the losses, pictures recognised.
+        totals (cupy.ndarray): float64 (2,): sum of the losses, images recognised.
         table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.Update`.
         graphs (list): One graph, or two between which processes exchange gradients;
             ``None`` before it is captured.
@@ -65,7 +65,7 @@ class CapturedStep(Step):
                 return self._replay(x, t)
             except NotSupported as e:
                 self._give_up(str(e))
-        # One of several processes may have no picture of a batch.
+        # One of several processes may have no image of a batch.
         self.settle()
         self.forget()
         return super().__call__(x, t)
@@ -106,8 +106,8 @@ class CapturedStep(Step):
             self._begin()
         if self._room.lost():
             self._captured.clear()
-        pictures = round(*self.group.sum(len(t)))
-        key = x.shape, x.dtype.char, pictures
+        images = round(*self.group.sum(len(t)))
+        key = x.shape, x.dtype.char, images
         first = key not in self._captured
         with self._room.entered():
             self._update.prepare()
@@ -117,20 +117,20 @@ class CapturedStep(Step):
             self._upload((x, t), (captured.x, captured.t), self._room.stream)
         reason = None
         if not first and captured.graphs is None:
-            reason = self._capture(captured, pictures)
+            reason = self._capture(captured, images)
         if captured.graphs is None:
-            self._compute(captured, pictures)
+            self._compute(captured, images)
         else:
             self._launch(captured)
         with self._room.entered():
-            totals = captured.totals / pictures
+            totals = captured.totals / images
         if reason is not None:
             self._give_up(reason)
         if self.group.size > 1:
             totals = self.group.sum(*totals.get())
-        return totals[0], totals[1], pictures
+        return totals[0], totals[1], images
 
-    def _gradients(self, captured, pictures):
+    def _gradients(self, captured, images):
         self.network.cleargrads()
         captured.totals.fill(0)
         converted = None
@@ -138,7 +138,7 @@ class CapturedStep(Step):
             self._half()
             converted = self._half.arrays
         with chainer.using_config('converted', converted):
-            for loss, y, t, share in self._chunks(captured.x, captured.t, pictures):
+            for loss, y, t, share in self._chunks(captured.x, captured.t, images):
                 loss.grad = (self._update.scale * share).astype(loss.dtype)
                 loss.backward()
                 captured.totals[0] += loss.array * len(t)
@@ -149,25 +149,25 @@ class CapturedStep(Step):
                 if param.grad is not None:
                     param.grad = param.grad.astype(param.dtype, copy=False)
 
-    def _compute(self, captured, pictures):
+    def _compute(self, captured, images):
         """Make the update as it comes."""
         from trainer.engines.cudnn.timing import untimed
 
         # The last batch of an epoch is seldom computed.
         rest = any(len(captured.x) < len(other.x) for other in self._captured.values())
         with self._room.entered(), untimed(rest):
-            self._room.run(lambda: self._gradients(captured, pictures))
+            self._room.run(lambda: self._gradients(captured, images))
         self.group.mean_gradients(self.network)
         with self._room.entered():
             self._update.fill(captured.table)
             self._update(captured.table)
         self.network.cleargrads()  # they are in memory that graphs write
 
-    def _capture(self, captured, pictures):
+    def _capture(self, captured, images):
         """Capture the update; return why that cannot be, or ``None``."""
 
         def gradients():
-            self._gradients(captured, pictures)
+            self._gradients(captured, images)
 
         def update():
             self._update(captured.table)

@@ -1,7 +1,7 @@
-"""The data of a run: batches of pictures, preprocessed, for training and for testing.
+"""The data of a run: batches of images, preprocessed, for training and for testing.
 
 On a GPU most preprocessing ends there (:mod:`trainer.transforms.device`): what is loaded
-are rows of numbers, from which ``finish`` makes the pictures.
+are rows of numbers, from which ``finish`` makes the images.
 """
 
 import collections
@@ -15,32 +15,32 @@ from trainer.errors import InputError
 from trainer.training import processes
 from trainer.transforms import device, generator, ilsvrc
 
-#: train, test (trainer.datasets.parallel.Iterator). finish (callable): makes pictures,
-#: (batch, 3, height, width), of an x that was sent to the GPU; ``None`` where x are pictures
+#: train, test (trainer.datasets.parallel.Iterator). finish (callable): makes images,
+#: (batch, 3, height, width), of an x that was sent to the GPU; ``None`` where x are images
 #: already, float32.
 DataPath = collections.namedtuple('DataPath', 'train test finish')
 
 
 class Load:
-    """Load pictures in memory, preprocessed (for :class:`trainer.datasets.parallel.Iterator`).
+    """Load images in memory, preprocessed (for :class:`trainer.datasets.parallel.Iterator`).
 
     Args:
-        pictures (trainer.datasets.Pictures): The pictures.
+        part (trainer.datasets.LabelledImages): The images.
         preprocessing (type): A class of :mod:`data_augmentation`.
         seed (int): The run's, for training; ``None`` for testing.
-        mirror (bool): Whether pictures may be flipped.
+        mirror (bool): Whether images may be flipped.
     """
 
-    def __init__(self, pictures, preprocessing, seed=None, mirror=True):
-        self.pictures = pictures
+    def __init__(self, part, preprocessing, seed=None, mirror=True):
+        self.part = part
         self.preprocessing = preprocessing
         self.seed = seed
         self.mirror = mirror
 
     def __call__(self, items, out):
-        """Write the pictures of ``items``, each (epoch, index), to ``out``, float32
+        """Write the images of ``items``, each (epoch, index), to ``out``, float32
         (items, 3, height, width)."""
-        images = self.pictures.images[[i for _, i in items]]
+        images = self.part.images[[i for _, i in items]]
         if not getattr(self.preprocessing, 'arrays', False):
             images = [
                 Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))) for image in images
@@ -64,16 +64,16 @@ class Load:
 
 
 class LoadFile(Load):
-    """Load one picture from a file, preprocessed (for
+    """Load one image from a file, preprocessed (for
     :func:`trainer.datasets.parallel.one_by_one`).
 
     Args:
-        pictures (trainer.datasets.folder.PictureFiles): The files.
+        part (trainer.datasets.folder.ImageFiles): The files.
         preprocessing, seed, mirror: See :class:`Load`.
     """
 
     def __call__(self, item, out):
-        """Write the picture of ``item``, (epoch, index), to ``out``, float32 (3, height, width).
+        """Write the image of ``item``, (epoch, index), to ``out``, float32 (3, height, width).
 
         Raises:
             trainer.errors.InputError: It cannot be read.
@@ -82,22 +82,22 @@ class LoadFile(Load):
 
     def _preprocessed(self, item, train, test):
         epoch, i = item
-        path = self.pictures.paths[i]
+        path = self.part.paths[i]
         sample = test(path) if self.seed is None else train(path, drawn=self._draw(epoch, i))
         return sample.x
 
 
 class LoadDrawn(Load):
-    """Load what is drawn for pictures that lie on a GPU: rows for
-    :class:`trainer.transforms.device.Pictures`.
+    """Load what is drawn for images that lie on a GPU: rows for
+    :class:`trainer.transforms.device.StoredImages`.
 
     Args:
-        pictures, preprocessing, seed, mirror: See :class:`Load`.
-        first (int): Number of the first of the pictures among those on the GPU.
+        part, preprocessing, seed, mirror: See :class:`Load`.
+        first (int): Number of the first of the images among those on the GPU.
     """
 
-    def __init__(self, pictures, preprocessing, seed=None, mirror=True, first=0):
-        super().__init__(pictures, preprocessing, seed, mirror)
+    def __init__(self, part, preprocessing, seed=None, mirror=True, first=0):
+        super().__init__(part, preprocessing, seed, mirror)
         self.first = first
         self.fields = 1 + len(preprocessing.untouched)
 
@@ -108,9 +108,9 @@ class LoadDrawn(Load):
         out[:, 1:] = (
             self.preprocessing.untouched
             if self.seed is None
-            else device.drawn(
-                self.preprocessing, self.seed, items[0][0], len(self.pictures.labels)
-            )[indices]
+            else device.drawn(self.preprocessing, self.seed, items[0][0], len(self.part.labels))[
+                indices
+            ]
         )
         if not self.mirror:
             out[:, -1] = False
@@ -118,11 +118,11 @@ class LoadDrawn(Load):
 
 
 class LoadPixels(LoadFile):
-    """Load one picture from a file as a row for :class:`trainer.transforms.device.Pixels`;
+    """Load one image from a file as a row for :class:`trainer.transforms.device.ImageRows`;
     arguments are those of :class:`LoadFile`."""
 
     def __call__(self, item, out):
-        """Write the picture of ``item``, (epoch, index), to ``out``, uint8 (row bytes,).
+        """Write the image of ``item``, (epoch, index), to ``out``, uint8 (row bytes,).
 
         Raises:
             trainer.errors.InputError: It cannot be read.
@@ -139,7 +139,7 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
     """Return what gives a run's training and test batches.
 
     Args:
-        dataset (trainer.datasets.Dataset): The pictures, in memory or in files.
+        dataset (trainer.datasets.Dataset): The images, in memory or in files.
         options (trainer.recipes.options.Options): The run's.
         preprocessing (type): A class of :mod:`data_augmentation`.
         group (trainer.training.processes.Alone): The processes; each loads its share.
@@ -149,16 +149,16 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
         (:class:`trainer.datasets.parallel.Iterator`).
 
     Raises:
-        trainer.errors.InputError: There are not enough pictures for a batch.
+        trainer.errors.InputError: There are not enough images for a batch.
     """
     in_memory = hasattr(dataset.train, 'images')
     on_device = options.gpu >= 0 and all(
-        device.available(preprocessing, pictures) for pictures in (dataset.train, dataset.test)
+        device.available(preprocessing, part) for part in (dataset.train, dataset.test)
     )
     plan = loading.PLANS[options.sampling](len(dataset.train.labels), options.batch, options.seed)
     if not len(plan):
         raise InputError(
-            f'-b {options.batch}: there are only {len(dataset.train.labels)} pictures to draw a '
+            f'-b {options.batch}: there are only {len(dataset.train.labels)} images to draw a '
             'batch from'
         )
     test_plan = loading.InOrder(
@@ -190,9 +190,9 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
 
     finish = None
     if on_device and in_memory:
-        finish = device.Pictures(preprocessing, dataset.train.images, dataset.test.images)
+        finish = device.StoredImages(preprocessing, dataset.train.images, dataset.test.images)
     elif on_device:
-        finish = device.Pixels(preprocessing)
+        finish = device.ImageRows(preprocessing)
     return DataPath(
         iterator(dataset.train, group.share(plan, group.chunks(options.train_batch_divide)), True),
         iterator(dataset.test, group.share(test_plan), False),

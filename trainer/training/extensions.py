@@ -127,7 +127,7 @@ class Evaluator(chainer.training.extensions.Evaluator):
     """Chainer's evaluator with the original's numbers.
 
     Reports loss, accuracy and top5_accuracy, and accuracy/<label> of each class;
-    keeps the :class:`~trainer.metrics.Tally` as ``tally``. Pictures that cannot be
+    keeps the :class:`~trainer.metrics.Tally` as ``tally``. Images that cannot be
     read are named, and neither right nor wrong. Of several processes each evaluates its
     share, and has the numbers of all.
 
@@ -158,11 +158,9 @@ class Evaluator(chainer.training.extensions.Evaluator):
         self._group.sum_tally(self.tally)
         unreadable = self._group.collect(iterator.unreadable)
         if unreadable:
-            self._say(
-                f'{len(unreadable)} pictures for testing left out; the first: {unreadable[0]}'
-            )
-        if not self.tally.pictures:
-            raise InputError('none of the pictures for testing could be read')
+            self._say(f'{len(unreadable)} images for testing left out; the first: {unreadable[0]}')
+        if not self.tally.images:
+            raise InputError('none of the images for testing could be read')
         observation = {}
         with chainer.reporter.report_scope(observation):
             chainer.report(

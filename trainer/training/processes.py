@@ -15,7 +15,7 @@ the processes, so that with one chunk a process they are
 
 each update, whenever that mean is taken: it commutes with the updates. One process that
 computes the same chunks one after the other forgets faster, by decay at each chunk. A
-process without a picture of a batch (there may be fewer than processes) keeps its own.
+process without an image of a batch (there may be fewer than processes) keeps its own.
 
 What a user could not tell apart from one process is the same: options, files, snapshots.
 Without mpiexec nothing of MPI is imported.
@@ -319,7 +319,7 @@ class Processes(Alone):
         for param in network.params():
             if param.update_rule is None or not param.update_rule.enabled:
                 param.cleargrad()
-            elif param.grad is None:  # no picture of this batch was for this process
+            elif param.grad is None:  # no image of this batch was for this process
                 param.grad = param.device.xp.zeros_like(param.array)
         self._communicator.multi_node_mean_grad(network)
 

@@ -92,7 +92,7 @@ def _dataset(folder, options, resumed, group):
     dataset = group.in_turn(lambda: datasets.load(name, options.data))
     images = run_folder.describe(dataset)
     if any(other != images for other in group.collect([images])):
-        raise InputError(f'--data {options.data}: the processes find different pictures there')
+        raise InputError(f'--data {options.data}: the processes find different images there')
     if resumed:
         group.first(lambda: run_folder.check_images(folder, images))
     if dataset.test is not None:
@@ -110,7 +110,7 @@ def introduce(setup: Setup, say: Callable, processes: int) -> None:
     options, network, dataset = setup.options, setup.network, setup.dataset
     say(f'{network.name}: {npz.describe(network)}, {network.count_parameters():,} weights')
     say(
-        f'data: {dataset.name}, {len(dataset.train.labels)} pictures for training, '
+        f'data: {dataset.name}, {len(dataset.train.labels)} images for training, '
         f'{len(dataset.test.labels)} for testing; {options.preprocessing}'
     )
     for note in dataset.notes:

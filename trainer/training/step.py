@@ -41,12 +41,12 @@ class Step:
 
         Returns:
             tuple: Mean loss and accuracy over the whole batch (numbers, or arrays of no
-            dimension on the device), and its pictures.
+            dimension on the device), and its images.
         """
         self.network.cleargrads()
-        pictures = round(*self.group.sum(len(t)))
+        images = round(*self.group.sum(len(t)))
         loss_sum = correct = 0
-        for loss, y, t_chunk, share in self._chunks(x, t, pictures):
+        for loss, y, t_chunk, share in self._chunks(x, t, images):
             (loss * share).backward(loss_scale=self.optimizer._loss_scale)
             loss_sum += float(loss.array) * len(t_chunk)
             correct += int((y.array.argmax(axis=1) == t_chunk).sum())
@@ -57,9 +57,9 @@ class Step:
         else:
             self.optimizer.update()
         loss_sum, correct = self.group.sum(loss_sum, correct)
-        return loss_sum / pictures, correct / pictures, pictures
+        return loss_sum / images, correct / images, images
 
-    def _chunks(self, x, t, pictures):
+    def _chunks(self, x, t, images):
         """Yield of each chunk the loss, the scores, the labels, and by what its loss
         contributes to the gradients."""
         chunks = min(self.divide, len(t))
@@ -71,7 +71,7 @@ class Step:
                 x_chunk = self._finish(x_chunk)
             y = self.network(chainer.Variable(x_chunk, requires_grad=False))
             # Times the processes: their gradients are averaged.
-            share = len(t_chunk) / pictures * self.group.size
+            share = len(t_chunk) / images * self.group.size
             yield self._loss(y, t_chunk), y, t_chunk, share
 
     def settle(self):

@@ -45,11 +45,11 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
         """Update from a batch (:meth:`trainer.training.step.Step.__call__`).
 
         Reports ``main/loss``, the mean loss over the whole batch, and ``main/accuracy``,
-        weighted by the number of pictures.
+        weighted by the number of images.
         """
-        loss, accuracy, pictures = self.step(x, t)
+        loss, accuracy, images = self.step(x, t)
         chainer.report(
-            {'loss': (loss, pictures), 'accuracy': (accuracy, pictures)},
+            {'loss': (loss, images), 'accuracy': (accuracy, images)},
             self.get_optimizer('main').target,
         )
 

@@ -1,8 +1,8 @@
 """Preprocessing, one module a dataset family; ``data_augmentation.py`` names the classes.
 
-A class has ``train(img)`` and ``test(img)`` for one picture, ``train_batch`` and
+A class has ``train(img)`` and ``test(img)`` for one image, ``train_batch`` and
 ``test_batch`` for arrays of them, and ``draw(rng)``, which draws everything random
-that ``train`` does to one picture. Training draws from :func:`generator`. Where it runs on
+that ``train`` does to one image. Training draws from :func:`generator`. Where it runs on
 a GPU, :mod:`trainer.transforms.device` has what is computed there.
 """
 
@@ -11,7 +11,7 @@ import collections
 import numpy as np
 from PIL import Image
 
-#: A preprocessed picture and what was done to it (a dict), as the original returned them.
+#: A preprocessed image and what was done to it (a dict), as the original returned them.
 Sample = collections.namedtuple('Sample', 'x info')
 
 #: The original chooses one of these with equal chances: bicubic has two.
@@ -23,8 +23,8 @@ INTERPOLATIONS = (
 )
 
 
-def generator(seed, epoch, picture):
-    """Return the source of all that is random about one picture in one epoch.
+def generator(seed, epoch, image):
+    """Return the source of all that is random about one image in one epoch.
 
     It is a function of these three numbers alone, so that augmentation depends
     neither on the number of workers nor on where a run was interrupted.
@@ -32,12 +32,12 @@ def generator(seed, epoch, picture):
     Args:
         seed (int): The run's seed, 0 or more.
         epoch (int): Epoch, from 1.
-        picture (int): Index of the picture in its dataset.
+        image (int): Index of the image in its dataset.
 
     Returns:
         numpy.random.Generator
     """
-    return np.random.default_rng((seed, epoch, picture))
+    return np.random.default_rng((seed, epoch, image))
 
 
 def uniform_int(u, low, high):

@@ -7,24 +7,24 @@ import numpy as np
 from PIL import Image
 
 from trainer.transforms import INTERPOLATIONS, Sample, uniform_int
-from trainer.transforms.pictures import load_chw
+from trainer.transforms.decoding import load_chw
 
 _SIDE = 32
 _MOST = 36
 
-#: What was drawn for one picture: interpolation (PIL.Image.Resampling), side of the
+#: What was drawn for one image: interpolation (PIL.Image.Resampling), side of the
 #: square it is resized to, offset of the crop, whether it is flipped.
 Drawn = collections.namedtuple('Drawn', 'interpolation side y x flip')
 
 
 def stretch(images):
-    """Stretch the contrast of each picture: its least value to 0, its greatest to 255.
+    """Stretch the contrast of each image: its least value to 0, its greatest to 255.
 
     Args:
         images (numpy.ndarray): (batch, 3, height, width), uint8 or float.
 
     Returns:
-        numpy.ndarray: uint8 of the same shape, rounded half up. A picture of one
+        numpy.ndarray: uint8 of the same shape, rounded half up. An image of one
         value becomes 0.
     """
     n = len(images)
@@ -41,7 +41,7 @@ def stretch(images):
 
 
 def normalize(images):
-    """(x - mean) / sqrt(variance + 10), mean and variance over each whole picture.
+    """(x - mean) / sqrt(variance + 10), mean and variance over each whole image.
 
     Args:
         images (numpy.ndarray): uint8 (batch, ...).
@@ -74,7 +74,7 @@ def _bicubic(x, a=-0.5):
 #: Interpolation -> (function, how far it reaches). Pillow's.
 _FILTERS = {Image.Resampling.BILINEAR: (_bilinear, 1), Image.Resampling.BICUBIC: (_bicubic, 2)}
 
-#: Pillow resizes pictures of 8 bits with weights of so many bits after the point.
+#: Pillow resizes images of 8 bits with weights of so many bits after the point.
 WEIGHT_BITS = 22
 
 
@@ -123,25 +123,25 @@ def _hwc(images):
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
 
 
-class OnePicture:
-    """``train`` and ``test`` of one picture, by a class's ``draw``, ``train_batch`` and
+class OneImage:
+    """``train`` and ``test`` of one image, by a class's ``draw``, ``train_batch`` and
     ``test_batch``.
 
-    For :class:`trainer.transforms.device.Pictures` a class has as well ``uniforms``, how many
-    numbers of [0, 1) are drawn for a picture; ``choose(u)``, the integers that so many numbers
+    For :class:`trainer.transforms.device.StoredImages` a class has as well ``uniforms``, how many
+    numbers of [0, 1) are drawn for an image; ``choose(u)``, the integers that so many numbers
     choose, or arrays of them, the last of which says whether to flip; ``untouched``, those of
-    a test picture; ``kernel``, the name of what makes a picture of them on a GPU, and
+    a test image; ``kernel``, the name of what makes an image of them on a GPU, and
     ``constants()``, the array that it takes.
     """
 
     @staticmethod
     def _told(drawn):
-        """Return what ``info`` says of what was drawn; of a test picture, ``None``."""
+        """Return what ``info`` says of what was drawn; of a test image, ``None``."""
         raise NotImplementedError
 
     @classmethod
     def train(cls, img, rng=np.random, drawn=None):
-        """Preprocess one picture for training.
+        """Preprocess one image for training.
 
         Args:
             img: See the class.
@@ -156,7 +156,7 @@ class OnePicture:
 
     @classmethod
     def test(cls, img, out=None):
-        """Preprocess one picture for evaluation.
+        """Preprocess one image for evaluation.
 
         Args:
             img: See the class.
@@ -172,10 +172,10 @@ class OnePicture:
         return Sample(x, cls._told(None))
 
 
-class DataAugmentationCifar10NormalizeSmall(OnePicture):
-    """Contrast stretching, resizing, cropping, normalisation of each picture, flipping.
+class DataAugmentationCifar10NormalizeSmall(OneImage):
+    """Contrast stretching, resizing, cropping, normalisation of each image, flipping.
 
-    Pictures are RGB, (3, height, width), values 0..255, uint8 or float; a path or a
+    Images are RGB, (3, height, width), values 0..255, uint8 or float; a path or a
     ``PIL.Image`` does as well. They become float32 (3, 32, 32).
     """
 
@@ -190,7 +190,7 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
     @staticmethod
     def choose(u):
         """Return place in :data:`INTERPOLATIONS`, pixels that the side gets longer, y, x, flip;
-        see :class:`OnePicture`."""
+        see :class:`OneImage`."""
         more = uniform_int(u[1], 0, _MOST - _SIDE)
         return (
             uniform_int(u[0], 0, len(INTERPOLATIONS) - 1),
@@ -211,7 +211,7 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
 
     @classmethod
     def draw(cls, rng):
-        """Draw what happens to one picture in training.
+        """Draw what happens to one image in training.
 
         Args:
             rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
@@ -225,7 +225,7 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
 
     @staticmethod
     def train_batch(images, drawn):
-        """Preprocess pictures for training.
+        """Preprocess images for training.
 
         Args:
             images (numpy.ndarray): (batch, 3, height, width), uint8 or float, 0..255.
@@ -243,7 +243,7 @@ class DataAugmentationCifar10NormalizeSmall(OnePicture):
 
     @staticmethod
     def test_batch(images):
-        """Preprocess pictures for evaluation: stretch, resize to 32x32, normalise.
+        """Preprocess images for evaluation: stretch, resize to 32x32, normalise.
 
         Args:
             images (numpy.ndarray): (batch, 3, height, width), uint8 or float, 0..255.

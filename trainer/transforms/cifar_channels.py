@@ -6,24 +6,24 @@ import numpy as np
 from PIL import Image
 
 from trainer.transforms import uniform_int
-from trainer.transforms.cifar import OnePicture
+from trainer.transforms.cifar import OneImage
 
 _SIDE = 32
 _PAD = 4
 
-#: What was drawn for one picture: offset of the crop in the padded picture, 0..8, and
+#: What was drawn for one image: offset of the crop in the padded image, 0..8, and
 #: whether it is flipped.
 Drawn = collections.namedtuple('Drawn', 'y x flip')
 
 
-class DataAugmentationCifarTorch7(OnePicture):
+class DataAugmentationCifarTorch7(OneImage):
     """facebookresearch/ResNeXt's preprocessing of CIFAR-10 (``datasets/cifar10.lua``).
 
     Each channel is normalised by CIFAR-10's mean and standard deviation; in training the
-    picture is flipped with probability 0.5, surrounded by 4 pixels of zeros (the mean
+    image is flipped with probability 0.5, surrounded by 4 pixels of zeros (the mean
     colour), and 32x32 are cut out anywhere.
 
-    Pictures are RGB, (3, height, width), values 0..255, uint8 or float; a path or a
+    Images are RGB, (3, height, width), values 0..255, uint8 or float; a path or a
     ``PIL.Image`` does as well. They become float32 (3, 32, 32); others than 32x32 are
     resized first, bilinearly.
     """
@@ -43,7 +43,7 @@ class DataAugmentationCifarTorch7(OnePicture):
 
     @staticmethod
     def choose(u):
-        """Return (y, x, flip); see :class:`~trainer.transforms.cifar.OnePicture`."""
+        """Return (y, x, flip); see :class:`~trainer.transforms.cifar.OneImage`."""
         return uniform_int(u[0], 0, 2 * _PAD), uniform_int(u[1], 0, 2 * _PAD), u[2] < 0.5
 
     @classmethod
@@ -54,7 +54,7 @@ class DataAugmentationCifarTorch7(OnePicture):
 
     @classmethod
     def draw(cls, rng):
-        """Draw what happens to one picture in training.
+        """Draw what happens to one image in training.
 
         Args:
             rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
@@ -78,7 +78,7 @@ class DataAugmentationCifarTorch7(OnePicture):
 
     @classmethod
     def train_batch(cls, images, drawn):
-        """Preprocess pictures for training.
+        """Preprocess images for training.
 
         Args:
             images (numpy.ndarray): (batch, 3, height, width), uint8 or float, 0..255.
@@ -92,14 +92,14 @@ class DataAugmentationCifarTorch7(OnePicture):
         wide[...] = cls._padding()
         wide[:, :, _PAD:-_PAD, _PAD:-_PAD] = x
         for out, padded, d in zip(x, wide, drawn):
-            # Flipping the padded picture pads the flipped one: the padding is symmetric.
+            # Flipping the padded image pads the flipped one: the padding is symmetric.
             padded = padded[:, :, ::-1] if d.flip else padded
             out[...] = padded[:, d.y : d.y + _SIDE, d.x : d.x + _SIDE]
         return x
 
     @classmethod
     def test_batch(cls, images):
-        """Preprocess pictures for evaluation: normalise; arguments as :meth:`train_batch`."""
+        """Preprocess images for evaluation: normalise; arguments as :meth:`train_batch`."""
         if images.shape[2:] != (_SIDE, _SIDE):
             images = np.stack(
                 [

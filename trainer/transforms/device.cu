@@ -1,8 +1,8 @@
-// Pictures made on the GPU of what device.py sends there; each kernel computes what the NumPy
+// Images made on the GPU of what device.py sends there; each kernel computes what the NumPy
 // code that it names computes, with the same roundings.
 //
 // y is (batch, height, width, 3), float32 or float16. All are launched with THREADS threads,
-// which move 16 bytes each: a picture of CIFAR, or a 49th of one of 224x224. It is a multiple
+// which move 16 bytes each: an image of CIFAR, or a 49th of one of 224x224. It is a multiple
 // of 3 and of 32, so that a thread that goes on by THREADS keeps its channel and its column.
 
 typedef unsigned char byte;
@@ -30,9 +30,9 @@ __device__ inline int clip(int x) {
     return x < 0 ? 0 : x > 255 ? 255 : x;
 }
 
-// cifar.DataAugmentationCifar10NormalizeSmall: a block is a picture.
+// cifar.DataAugmentationCifar10NormalizeSmall: a block is an image.
 //
-// images: uint8 (pictures, 3, 32, 32). rows: int (batch, 6): picture, interpolation, side
+// images: uint8 (images, 3, 32, 32). rows: int (batch, 6): image, interpolation, side
 // less 32, y, x, flip. weights: int (interpolations, sides, 36, 5), as cifar.weights has them.
 template <typename T>
 __device__ inline void stretched(const byte *images, const int *rows, const int *weights, T *y) {
@@ -41,7 +41,7 @@ __device__ inline void stretched(const byte *images, const int *rows, const int 
     __shared__ byte columns[VALUES], table[256];
     __shared__ unsigned least, greatest, sum, squares;
     __shared__ float mean, scale;
-    byte *picture = reinterpret_cast<byte *>(whole);
+    byte *image = reinterpret_cast<byte *>(whole);
     const int t = threadIdx.x;
     const int *row = rows + 6 * blockIdx.x;
     const int flip = row[5];
@@ -53,7 +53,7 @@ __device__ inline void stretched(const byte *images, const int *rows, const int 
     }
     whole[t] = reinterpret_cast<const uint4 *>(images + (long long)row[0] * VALUES)[t];
     __syncthreads();
-    byte *own = picture + 16 * t;
+    byte *own = image + 16 * t;
     unsigned low = 255, high = 0;
     for (int i = 0; i < 16; i++) {
         low = own[i] < low ? own[i] : low;
@@ -87,7 +87,7 @@ __device__ inline void stretched(const byte *images, const int *rows, const int 
     const int *w = weights + (row[4] + column) * 5;
     const int first = w[0], a = w[1], b = w[2], c = w[3], d = w[4];
     for (int i = t; i < VALUES; i += THREADS) {
-        const byte *p = picture + i - column + first;
+        const byte *p = image + i - column + first;
         columns[i] = clip((1 << 21) + p[0] * a + p[1] * b + p[2] * c + p[3] * d >> 22);
     }
     __syncthreads();
@@ -97,7 +97,7 @@ __device__ inline void stretched(const byte *images, const int *rows, const int 
         const byte *p = columns + i / AREA * AREA + w[0] * SIDE + column;
         const unsigned x = clip((1 << 21) + p[0] * w[1] + p[SIDE] * w[2] + p[2 * SIDE] * w[3]
                                 + p[3 * SIDE] * w[4] >> 22);
-        picture[i - column + (flip ? SIDE - 1 - column : column)] = x;
+        image[i - column + (flip ? SIDE - 1 - column : column)] = x;
         own_sum += x;
         own_squares += x * x;
     }
@@ -117,19 +117,19 @@ __device__ inline void stretched(const byte *images, const int *rows, const int 
     }
     __syncthreads();
     write(y + (long long)blockIdx.x * VALUES, [&](int i) {
-        return ((float)picture[i % 3 * AREA + i / 3] - mean) * scale;
+        return ((float)image[i % 3 * AREA + i / 3] - mean) * scale;
     });
 }
 
-// cifar_channels.DataAugmentationCifarTorch7 and those like it: a block is a picture.
+// cifar_channels.DataAugmentationCifarTorch7 and those like it: a block is an image.
 //
-// images: uint8 (pictures, 3, 32, 32). rows: int (batch, 4): picture, y, x, flip. table:
+// images: uint8 (images, 3, 32, 32). rows: int (batch, 4): image, y, x, flip. table:
 // (3, 257), each channel's normalised values, and its padding.
 template <typename T>
 __device__ inline void channels(const byte *images, const int *rows, const float *table, T *y) {
     constexpr int PAD = 4;
     __shared__ uint4 whole[THREADS];
-    const byte *picture = reinterpret_cast<const byte *>(whole);
+    const byte *image = reinterpret_cast<const byte *>(whole);
     const int *row = rows + 4 * blockIdx.x;
     const int top = row[1] - PAD, left = row[2] - PAD, flip = row[3];
     whole[threadIdx.x] = reinterpret_cast<const uint4 *>(
@@ -140,11 +140,11 @@ __device__ inline void channels(const byte *images, const int *rows, const float
         int u = i / 3 % SIDE + left;
         u = flip ? SIDE - 1 - u : u;
         const bool inside = 0 <= u && u < SIDE && 0 <= v && v < SIDE;
-        return table[channel * 257 + (inside ? picture[channel * AREA + v * SIDE + u] : 256)];
+        return table[channel * 257 + (inside ? image[channel * AREA + v * SIDE + u] : 256)];
     });
 }
 
-// ilsvrc.normalize: a block is gridDim.x-th part of a picture, of parts of VALUES values.
+// ilsvrc.normalize: a block is gridDim.x-th part of an image, of parts of VALUES values.
 //
 // rows: uint8 (batch, row_bytes), values (height, width, 3). table: (3, 256).
 template <typename T>

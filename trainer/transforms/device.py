@@ -1,9 +1,9 @@
 """Preprocessing that ends on a GPU.
 
-What is sent there is small: for pictures in memory, which one and what was drawn; for
-pictures in files, the bytes of the crop. Kernels (``device.cu``) make of it what
+What is sent there is small: for images in memory, which one and what was drawn; for
+images in files, the bytes of the crop. Kernels (``device.cu``) make of it what
 ``train_batch`` and ``test_batch`` make on the CPU. The draws are the same, and so are the
-roundings: pictures of CIFAR, and others without a change of colours, become the same
+roundings: images of CIFAR, and others without a change of colours, become the same
 numbers; those with one the same to 1e-6 of their range.
 """
 
@@ -19,36 +19,36 @@ _launch = cuda.kernels(__file__, 'device.cu')
 
 _THREADS = 192
 
-#: Parts of a picture of 224x224 that are computed side by side, of 49.
+#: Parts of an image of 224x224 that are computed side by side, of 49.
 _PARTS = 7
 
 
-def available(preprocessing, pictures):
-    """Return whether these pictures can be made on a GPU.
+def available(preprocessing, part):
+    """Return whether these images can be made on a GPU.
 
     Args:
         preprocessing (type): A class of :mod:`data_augmentation`.
-        pictures (trainer.datasets.Pictures or trainer.datasets.folder.PictureFiles): They.
+        part (trainer.datasets.LabelledImages or trainer.datasets.folder.ImageFiles): They.
     """
-    if hasattr(pictures, 'paths'):
+    if hasattr(part, 'paths'):
         return hasattr(preprocessing, 'train_pixels')
-    return hasattr(preprocessing, 'kernel') and pictures.images.shape[1:] == preprocessing.shape
+    return hasattr(preprocessing, 'kernel') and part.images.shape[1:] == preprocessing.shape
 
 
 @functools.lru_cache(maxsize=2)
-def drawn(preprocessing, seed, epoch, pictures):
-    """Return what is drawn for all pictures of a dataset in one epoch.
+def drawn(preprocessing, seed, epoch, images):
+    """Return what is drawn for all images of a dataset in one epoch.
 
     Args:
-        preprocessing (type): A class of :class:`trainer.transforms.cifar.OnePicture`.
+        preprocessing (type): A class of :class:`trainer.transforms.cifar.OneImage`.
         seed (int): The run's seed.
         epoch (int): Epoch, from 1.
-        pictures (int): How many there are.
+        images (int): How many there are.
 
     Returns:
-        numpy.ndarray: int32 (pictures, fields), by ``choose`` of the class.
+        numpy.ndarray: int32 (images, fields), by ``choose`` of the class.
     """
-    u = draws.uniforms(seed, epoch, np.arange(pictures), preprocessing.uniforms)
+    u = draws.uniforms(seed, epoch, np.arange(images), preprocessing.uniforms)
     return np.stack(preprocessing.choose(u), axis=1).astype(np.int32)
 
 
@@ -57,7 +57,7 @@ def _compute(kernel, grid, shape, *args):
     which the engine computes."""
     import cupy
 
-    # Neither is there where nothing but the pictures is wanted.
+    # Neither is there where nothing but the images is wanted.
     half = (
         getattr(chainer.config, 'engine', None),
         getattr(chainer.config, 'precision', None),
@@ -87,12 +87,12 @@ class _OnDevice:
         return self._there
 
 
-class Pictures:
-    """Makes pictures of CIFAR on the GPU, where all of them are.
+class StoredImages:
+    """Makes images of CIFAR on the GPU, where all of them are.
 
     Args:
-        preprocessing (type): A class of :class:`trainer.transforms.cifar.OnePicture`.
-        images (sequence of numpy.ndarray): uint8 (pictures, 3, 32, 32) each. They are one
+        preprocessing (type): A class of :class:`trainer.transforms.cifar.OneImage`.
+        images (sequence of numpy.ndarray): uint8 (images, 3, 32, 32) each. They are one
             after the other in what rows count.
     """
 
@@ -101,10 +101,10 @@ class Pictures:
         self._arrays = _OnDevice(lambda: (np.concatenate(images), preprocessing.constants()))
 
     def __call__(self, rows):
-        """Return the pictures of rows, on the current stream.
+        """Return the images of rows, on the current stream.
 
         Args:
-            rows (cupy.ndarray): int32 (batch, 1 + fields): picture, and what ``choose`` of
+            rows (cupy.ndarray): int32 (batch, 1 + fields): image, and what ``choose`` of
                 the class chose. Zeros are valid.
 
         Returns:
@@ -119,20 +119,20 @@ class Pictures:
 
 
 def of(network):
-    """Return :class:`Pixels` for the pictures of a network on a GPU.
+    """Return :class:`ImageRows` for the images of a network on a GPU.
 
     Args:
         network (trainer.networks.base.Network): The network.
 
     Returns:
-        Pixels: ``None`` where its preprocessing is of another kind.
+        ImageRows: ``None`` where its preprocessing is of another kind.
     """
     preprocessing = table.CLASSES.get(network.preprocessing)
-    return Pixels(preprocessing) if hasattr(preprocessing, 'test_row') else None
+    return ImageRows(preprocessing) if hasattr(preprocessing, 'test_row') else None
 
 
-class Pixels:
-    """Normalises pictures of 224x224 on the GPU, or changes their colours there.
+class ImageRows:
+    """Normalises images of 224x224 on the GPU, or changes their colours there.
 
     Args:
         preprocessing (type): One with
@@ -144,7 +144,7 @@ class Pixels:
         self._arrays = _OnDevice(lambda: (ilsvrc.TABLE,))
 
     def __call__(self, rows):
-        """Return the pictures of rows, on the current stream.
+        """Return the images of rows, on the current stream.
 
         Args:
             rows (cupy.ndarray): uint8 (batch, row bytes), as

@@ -1,8 +1,8 @@
-"""What :func:`trainer.transforms.generator` gives for many pictures, computed at once.
+"""What :func:`trainer.transforms.generator` gives for many images, computed at once.
 
 NumPy makes a generator in about ten microseconds, a good part of what a GPU takes to train
-on a picture of CIFAR. Its SeedSequence and PCG64 (O'Neill 2014, HMC-CS-2014-0905) are fixed
-algorithms; here they are computed for arrays, a picture in a fraction of a microsecond.
+on an image of CIFAR. Its SeedSequence and PCG64 (O'Neill 2014, HMC-CS-2014-0905) are fixed
+algorithms; here they are computed for arrays, an image in a fraction of a microsecond.
 """
 
 import numpy as np
@@ -12,21 +12,21 @@ _LOW = np.uint64(0xFFFFFFFF)
 _MULTIPLIER = 0x2360ED051FC65DA4, 0x4385DF649FCCF645
 
 
-def uniforms(seed, epoch, pictures, n):
-    """Return ``generator(seed, epoch, picture).random(n)`` of each picture.
+def uniforms(seed, epoch, images, n):
+    """Return ``generator(seed, epoch, image).random(n)`` of each image.
 
     Args:
         seed (int): The run's seed, 0 or more.
         epoch (int): Epoch, from 1.
-        pictures (numpy.ndarray): int (pictures,), indices of pictures, below 2^32.
+        images (numpy.ndarray): int (images,), indices of images, below 2^32.
         n (int): Numbers for each.
 
     Returns:
-        numpy.ndarray: float64 (n, pictures), in [0, 1).
+        numpy.ndarray: float64 (n, images), in [0, 1).
     """
-    words = _seed_words(_words(seed) + _words(epoch) + [np.asarray(pictures, np.uint32)])
+    words = _seed_words(_words(seed) + _words(epoch) + [np.asarray(images, np.uint32)])
     state, increment = _pcg64(words)
-    u = np.empty((n, len(pictures)))
+    u = np.empty((n, len(images)))
     for row in u:
         state = _step(state, increment)
         high, low = state

@@ -9,15 +9,15 @@ from PIL import Image
 
 from trainer.errors import InputError
 from trainer.transforms import INTERPOLATIONS, Sample, uniform_int
-from trainer.transforms.pictures import load_rgb, load_shrunk
+from trainer.transforms.decoding import load_rgb, load_shrunk
 
 _SIDE = 224
 _TEST_SHORT_SIDE = 256
 
-#: Longer and narrower pictures are refused: resizing would make a small file huge.
+#: Longer and narrower images are refused: resizing would make a small file huge.
 MAX_LONG_SIDE = 1 << 16
 
-#: Of the three channels of ImageNet's pictures, in 0..1.
+#: Of the three channels of ImageNet's images, in 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -28,12 +28,12 @@ TABLE = (
     / np.float32(STD)
 ).T.copy()
 
-#: What was drawn for one picture: interpolation (PIL.Image.Resampling); length of the
+#: What was drawn for one image: interpolation (PIL.Image.Resampling); length of the
 #: short side it is resized to; where the crop is, 0 <= y, x < 1, of what the resized
-#: picture allows; whether it is flipped.
+#: image allows; whether it is flipped.
 Drawn = collections.namedtuple('Drawn', 'interpolation short_side y x flip')
 
-#: A picture before normalisation. values: uint8 (224, 224, 3), flipped where it is to be;
+#: An image before normalisation. values: uint8 (224, 224, 3), flipped where it is to be;
 #: colour: ``None``, or a linear change of colour that includes the normalisation: float32
 #: (12,), a matrix (3, 3) and an offset (3,).
 Pixels = collections.namedtuple('Pixels', 'values colour', defaults=(None,))
@@ -42,7 +42,7 @@ Pixels = collections.namedtuple('Pixels', 'values colour', defaults=(None,))
 def resized_size(height, width, short_side):
     """Return (height, width) after resizing: the aspect ratio is kept, the long side truncated.
 
-    Rounding makes it one pixel less than the short one for some square pictures, as in
+    Rounding makes it one pixel less than the short one for some square images, as in
     the original; where it would then be less than a crop of 224, it is 224.
 
     Raises:
@@ -58,14 +58,14 @@ def resized_size(height, width, short_side):
         else (long_side(width, height), short_side)
     )
     if max(size) > MAX_LONG_SIDE:
-        raise InputError(f'a picture of {width} x {height} pixels is too long and narrow')
+        raise InputError(f'an image of {width} x {height} pixels is too long and narrow')
     return size
 
 
 def _load(source, short_side, shrink=False):
-    """Return a picture in RGB and the (height, width) that it is to have.
+    """Return an image in RGB and the (height, width) that it is to have.
 
-    With ``shrink`` it may be decoded smaller (:func:`trainer.transforms.pictures.load_shrunk`).
+    With ``shrink`` it may be decoded smaller (:func:`trainer.transforms.decoding.load_shrunk`).
     """
     if shrink:
         image, size = load_shrunk(source, lambda *size: short_side / min(size))
@@ -121,7 +121,7 @@ def finish(pixels, out=None):
     """Normalise :data:`Pixels`, or apply their change of colour.
 
     Args:
-        pixels (Pixels): The picture.
+        pixels (Pixels): The image.
         out (numpy.ndarray): float32 (3, 224, 224) to write to.
 
     Returns:
@@ -140,10 +140,10 @@ def finish(pixels, out=None):
 
 
 def write_row(pixels, out):
-    """Write :data:`Pixels` to a row of bytes, for :class:`trainer.transforms.device.Pixels`.
+    """Write :data:`Pixels` to a row of bytes, for :class:`trainer.transforms.device.ImageRows`.
 
     Args:
-        pixels (Pixels): The picture.
+        pixels (Pixels): The image.
         out (numpy.ndarray): uint8 (row bytes,): the values, then the change of colour where
             there is one; see :meth:`DataAugmentationNormalizeBigger.row_bytes`.
     """
@@ -165,7 +165,7 @@ def _info(interpolation, size, y, x, flip):
 class DataAugmentationNormalizeBigger:
     """Resizing that keeps the aspect ratio, a 224x224 crop, ImageNet's mean and deviation.
 
-    Pictures are given as :func:`trainer.transforms.pictures.load_rgb` takes them: a
+    Images are given as :func:`trainer.transforms.decoding.load_rgb` takes them: a
     path, a ``PIL.Image`` or an array (height, width, channels). They become float32
     (3, 224, 224), RGB.
     """
@@ -177,7 +177,7 @@ class DataAugmentationNormalizeBigger:
 
     @staticmethod
     def draw(rng):
-        """Draw what happens to one picture in training.
+        """Draw what happens to one image in training.
 
         Args:
             rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
@@ -204,7 +204,7 @@ class DataAugmentationNormalizeBigger:
     def train_pixels(cls, img, rng=np.random, drawn=None):
         """As :meth:`train`, all but the normalisation: ``x`` is :data:`Pixels`."""
         d = cls.draw(rng) if drawn is None else drawn
-        # The nearest pixel of a smaller picture is another one.
+        # The nearest pixel of a smaller image is another one.
         image, size = _load(img, d.short_side, d.interpolation != Image.Resampling.NEAREST)
         y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
         pixels = _resize_and_crop(image, size, d.interpolation, y, x)
@@ -223,7 +223,7 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def train(cls, img, rng=np.random, drawn=None, out=None):
-        """Preprocess one picture for training.
+        """Preprocess one image for training.
 
         Args:
             img: See the class.
@@ -235,14 +235,14 @@ class DataAugmentationNormalizeBigger:
             Sample: ``x``, float32 (3, 224, 224), and ``info``, what was drawn.
 
         Raises:
-            trainer.errors.InputError: The picture cannot be read.
+            trainer.errors.InputError: The image cannot be read.
         """
         pixels, info = cls.train_pixels(img, rng, drawn)
         return Sample(finish(pixels, out), info)
 
     @classmethod
     def test(cls, img, out=None):
-        """Preprocess one picture for evaluation: short side 256, bicubic unless the class says
+        """Preprocess one image for evaluation: short side 256, bicubic unless the class says
         otherwise, centre crop.
 
         Arguments, result and errors are those of :meth:`train`.
@@ -252,9 +252,9 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def ten_crop(cls, img, out=None):
-        """Preprocess one picture for ten-crop evaluation.
+        """Preprocess one image for ten-crop evaluation.
 
-        The picture is resized as for :meth:`test`; its four corners and its centre are
+        The image is resized as for :meth:`test`; its four corners and its centre are
         cut out (Krizhevsky et al. 2012): upper left, upper right, lower left, lower
         right, centre, then the same five mirrored.
 
@@ -266,7 +266,7 @@ class DataAugmentationNormalizeBigger:
             Sample: ``x``, float32 (10, 3, 224, 224), and ``info``, a list of ten.
 
         Raises:
-            trainer.errors.InputError: The picture cannot be read.
+            trainer.errors.InputError: The image cannot be read.
         """
         crops, info = cls._five_crops(img)
         if out is None:
@@ -295,7 +295,7 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def test_row(cls, img, out):
-        """As :meth:`test`, but write the picture as :func:`write_row` does."""
+        """As :meth:`test`, but write the image as :func:`write_row` does."""
         write_row(cls.test_pixels(img).x, out)
 
     @classmethod
@@ -307,10 +307,10 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def train_batch(cls, images, drawn):
-        """Preprocess pictures for training.
+        """Preprocess images for training.
 
         Args:
-            images (sequence): Pictures; see the class.
+            images (sequence): Images; see the class.
             drawn (sequence of Drawn): What to do to each.
 
         Returns:
@@ -323,7 +323,7 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def test_batch(cls, images):
-        """Preprocess pictures for evaluation; returns as :meth:`train_batch`."""
+        """Preprocess images for evaluation; returns as :meth:`train_batch`."""
         x = np.empty((len(images),) + cls.shape, np.float32)
         for out, img in zip(x, images):
             cls.test(img, out=out)

@@ -1,6 +1,6 @@
 """ImageNet as its sources preprocess it for training: Torch7, the paper, Lornatang.
 
-Pictures are given as :func:`trainer.transforms.pictures.load_rgb` takes them: a path, a
+Images are given as :func:`trainer.transforms.decoding.load_rgb` takes them: a path, a
 ``PIL.Image`` or an array (height, width, channels). They become float32 (3, 224, 224),
 RGB, normalised by ImageNet's mean and deviation.
 """
@@ -14,16 +14,16 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from trainer.errors import InputError
 from trainer.transforms import Sample, ilsvrc, uniform_int
+from trainer.transforms.decoding import load_shrunk
 from trainer.transforms.ilsvrc import MEAN, STD
-from trainer.transforms.pictures import load_shrunk
 
 _SIDE = 224
 _ATTEMPTS = 10
 
-#: Share of each channel in the grey of a picture (ITU-R BT.601).
+#: Share of each channel in the grey of an image (ITU-R BT.601).
 _GREY = np.array([0.299, 0.587, 0.114])
 
-#: Principal components of the colours of ImageNet's pictures in 0..1 (columns), and
+#: Principal components of the colours of ImageNet's images in 0..1 (columns), and
 #: their standard deviations; of ``datasets/imagenet.lua``.
 PCA_VECTORS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
@@ -34,7 +34,7 @@ PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
 class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
     """What the classes share; evaluation is as the 2017 program and Torch7 do it.
 
-    A class has :meth:`draw`, ``_share(height, width, drawn)``, the share of a picture's
+    A class has :meth:`draw`, ``_share(height, width, drawn)``, the share of an image's
     sides that is left of them, and ``_train(image, full size, drawn)``, which returns
     :data:`trainer.transforms.ilsvrc.Pixels`.
     """
@@ -55,9 +55,9 @@ class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
 
 
 def _resized_crop(image, size, box, interpolation):
-    """Cut ``box`` (y, x, height, width) out of a picture and resize it to 224x224.
+    """Cut ``box`` (y, x, height, width) out of an image and resize it to 224x224.
 
-    The box is of the picture's full ``size`` (height, width); it may be there smaller.
+    The box is of the image's full ``size`` (height, width); it may be there smaller.
     """
     y, x, h, w = box
     if (image.height, image.width) == size:
@@ -69,7 +69,7 @@ def _resized_crop(image, size, box, interpolation):
 
 
 def lighting(normals):
-    """Return what is added to the channels, float64 (3,), of a picture in 0..1.
+    """Return what is added to the channels, float64 (3,), of an image in 0..1.
 
     AlexNet's colour shift: along each principal component by its deviation times what
     was drawn from a normal distribution.
@@ -85,10 +85,10 @@ class _Colour:
 
     def __init__(self, mean):
         self.matrix, self.offset = np.eye(3), np.zeros(3)
-        self._mean = np.asarray(mean)  # of the unchanged picture's channels
+        self._mean = np.asarray(mean)  # of the unchanged image's channels
 
     def blend(self, alpha, grey):
-        """Take alpha of the picture and 1 - alpha of ``grey``: 'none', 'own' or 'mean'."""
+        """Take alpha of the image and 1 - alpha of ``grey``: 'none', 'own' or 'mean'."""
         rows = np.tile(_GREY, (3, 1))
         matrix, offset = alpha * self.matrix, alpha * self.offset
         if grey == 'own':
@@ -117,9 +117,9 @@ def _round(x):
     return math.floor(x + 0.5)
 
 
-#: What was drawn for one picture: attempts, float64 (10, 5), u in [0, 1): area, aspect
+#: What was drawn for one image: attempts, float64 (10, 5), u in [0, 1): area, aspect
 #: ratio, whether sides are exchanged, place (y, x); order, the permutation of brightness,
-#: contrast, saturation; alphas, what each takes of the picture; lighting (3,), normal
+#: contrast, saturation; alphas, what each takes of the image; lighting (3,), normal
 #: with deviation 0.1; flip.
 Torch7Drawn = collections.namedtuple('Torch7Drawn', 'attempts order alphas lighting flip')
 
@@ -128,7 +128,7 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
     """facebookresearch/ResNeXt's preprocessing of ImageNet (``datasets/imagenet.lua``).
 
     In training: a crop of 8 to 100 % of the area and of aspect ratio 3/4 to 4/3 anywhere,
-    resized to 224x224 (bicubic; where none of ten fits, the centre of the picture with its
+    resized to 224x224 (bicubic; where none of ten fits, the centre of the image with its
     short side at 224); brightness, contrast and saturation times 0.6 to 1.4 in any
     order; a shift of colour; normalisation; flipping with probability 0.5. In evaluation:
     short side 256, the centre 224x224.
@@ -140,7 +140,7 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
 
     @staticmethod
     def draw(rng):
-        """Draw what happens to one picture in training: a :data:`Torch7Drawn`.
+        """Draw what happens to one image in training: a :data:`Torch7Drawn`.
 
         Args:
             rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
@@ -185,8 +185,8 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
         return colour.pixels(pixels[:, ::-1] if d.flip else pixels)
 
 
-#: What was drawn for one picture: length of the short side; where the crop is, 0 <= y,
-#: x < 1, of what the resized picture allows; lighting (3,), normal with deviation 0.1; flip.
+#: What was drawn for one image: length of the short side; where the crop is, 0 <= y,
+#: x < 1, of what the resized image allows; lighting (3,), normal with deviation 0.1; flip.
 PaperDrawn = collections.namedtuple('PaperDrawn', 'short_side y x lighting flip')
 
 
@@ -204,7 +204,7 @@ class DataAugmentationImagenetPaper(_Preprocessing):
 
     @staticmethod
     def draw(rng):
-        """Draw what happens to one picture in training: a :data:`PaperDrawn`.
+        """Draw what happens to one image in training: a :data:`PaperDrawn`.
 
         Args:
             rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
@@ -232,7 +232,7 @@ class DataAugmentationImagenetPaper(_Preprocessing):
         return colour.pixels(pixels[:, ::-1] if d.flip else pixels)
 
 
-#: What was drawn for one picture: attempts, float64 (10, 4), u in [0, 1): area, aspect
+#: What was drawn for one image: attempts, float64 (10, 4), u in [0, 1): area, aspect
 #: ratio, place (y, x); operation, one of :data:`OPERATIONS`; its strength, 0..30; whether
 #: it is negated; angle in degrees, 0..270; whether it is flipped left to right, and top
 #: to bottom.
@@ -246,7 +246,7 @@ def _affine(image, *matrix):
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
 
 
-#: Operations of TrivialAugment's wide set (arXiv 2103.10158) -> (change of a picture by m,
+#: Operations of TrivialAugment's wide set (arXiv 2103.10158) -> (change of an image by m,
 #: largest m, whether m may be negated). m is strength / 30 of the largest.
 OPERATIONS = {
     'identity': (lambda image, m: image, 0, False),
@@ -278,7 +278,7 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
 
     @staticmethod
     def draw(rng):
-        """Draw what happens to one picture in training: a :data:`LornatangDrawn`.
+        """Draw what happens to one image in training: a :data:`LornatangDrawn`.
 
         Args:
             rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.

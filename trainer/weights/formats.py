@@ -47,12 +47,12 @@ class Contents:
     Attributes:
         format: The name of its format.
         details: Types of its numbers, and the like.
-        picture_size: Height and width of the images it was made for, in pixels.
+        image_size: Height and width of the images it was made for, in pixels.
     """
 
     format: str
     details: str
-    picture_size: int
+    image_size: int
 
 
 @functools.cache
@@ -118,8 +118,8 @@ def read(path: str, entry: str | None = None) -> tuple:
             f'--entry {entry}: only PyTorch files have state dicts to choose from; '
             f'{path} is {fmt.name}'
         )
-    network, details, picture_size = fmt.read(path, entry)
-    return network, Contents(fmt.name, details, picture_size or network.picture_size)
+    network, details, image_size = fmt.read(path, entry)
+    return network, Contents(fmt.name, details, image_size or network.image_size)
 
 
 def load(path, gpu=-1):

@@ -15,12 +15,12 @@ from trainer.errors import InputError
 from trainer.weights import description, formats, safetensors, t7, torch7_modules
 
 
-class Torch7File(collections.namedtuple('Torch7File', 'tensors picture_size shortcut')):
+class Torch7File(collections.namedtuple('Torch7File', 'tensors image_size shortcut')):
     """What a file says beside the network.
 
     Attributes:
         tensors (str): Torch7's type of its numbers, such as 'torch.FloatTensor'.
-        picture_size (int): Height and width of the pictures it was made for, in pixels.
+        image_size (int): Height and width of the images it was made for, in pixels.
         shortcut (str): Type of its shortcuts: 'A', 'B' or 'C'.
     """
 
@@ -143,7 +143,7 @@ def _build(f, path):
     numbers.check_distinct()
     return network, Torch7File(
         ', '.join(kind for kind, _ in numbers.kinds.most_common()),
-        held.picture_size,
+        held.image_size,
         network.shortcut,
     )
 
@@ -187,7 +187,7 @@ def _recognises(head):
 
 def _read(path, entry):
     network, found = read(path)
-    return network, found.tensors, found.picture_size
+    return network, found.tensors, found.image_size
 
 
 FORMAT = formats.Format('t7', ('.t7',), recognises=_recognises, read=_read)

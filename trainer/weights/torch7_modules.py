@@ -177,7 +177,7 @@ class _Block(collections.namedtuple('_Block', 'width groups out stride projectio
 
 
 def _joins_channels(m):
-    # A second number says how many dimensions a single picture has.
+    # A second number says how many dimensions a single image has.
     return (m.number('dimension'), m.number('nInputDims', 0)) in ((2, 0), (1, 3))
 
 
@@ -298,7 +298,7 @@ def _stages(blocks):
         )
 
 
-class Layout(collections.namedtuple('Layout', 'stem rounds_up stages fc classes picture_size')):
+class Layout(collections.namedtuple('Layout', 'stem rounds_up stages fc classes image_size')):
     """What the modules say. rounds_up: of the max pooling, None where there is none."""
 
 

@@ -422,7 +422,7 @@ __device__ void max_pool_backward(const T *gy, const unsigned char *place, int b
     store<T, V>(gx, i, out);
 }
 
-// Mean over the pixels of each picture, to float32 (batch, channels).
+// Mean over the pixels of each image, to float32 (batch, channels).
 template <typename T, int V>
 __device__ void mean_pool(const T *x, int batch, int area, int channels, float *y) {
     unsigned packs = channels / V, i = thread();

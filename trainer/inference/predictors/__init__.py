@@ -69,7 +69,7 @@ def predictor(
         precision (str): One that the engine has.
         finish (callable): Makes the images, on the device, of what the predictor is given
             (:class:`trainer.training.data.DataPath`). ``None``: on a GPU, with a network for
-            images of 224x224, :class:`trainer.transforms.device.Pixels`, which takes images
+            images of 224x224, :class:`trainer.transforms.device.ImageRows`, which takes images
             as well.
 
     Raises:

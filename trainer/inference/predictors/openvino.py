@@ -38,7 +38,7 @@ class _Predictor(Predictor):
             raise InputError(
                 'precision bfloat16: this CPU has no instructions for it; leave the precision out'
             )
-        # Any batch and picture size: graphs compiled for one are no faster.
+        # Any batch and image size: graphs compiled for one are no faster.
         model = core.read_model(onnx.build(network, features=True).SerializeToString())
         self._request = core.compile_model(
             model,
@@ -72,7 +72,7 @@ def predictor(network, precision='float32', finish=None):
         finish: Of no use on a CPU.
 
     Returns:
-        trainer.inference.predictors.Predictor: For pictures of any size, in batches of any size.
+        trainer.inference.predictors.Predictor: For images of any size, in batches of any size.
 
     Raises:
         trainer.errors.InputError: OpenVINO is missing, or the CPU has not the precision.

@@ -1,4 +1,4 @@
-"""Pictures as they come: decoding to RGB."""
+"""Images as they come: decoding to RGB."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ SUFFIXES = (
     '.pnm',
 )
 
-#: Pictures of more pixels are refused: a small file may claim any size. One of these takes
+#: Images of more pixels are refused: a small file may claim any size. One of these takes
 #: up to 5 s, 0.5 GB, as WebP 1 GB.
 MAX_PIXELS = 1 << 26
 
@@ -42,12 +42,12 @@ MAX_PIXELS = 1 << 26
 #: on photographs, 0.5 with 2, 1.1 with 1.25.
 SHRINK_MARGIN = 1.5
 
-# A progressive JPEG goes over the picture once a scan; usual are ten.
+# A progressive JPEG goes over the image once a scan; usual are ten.
 _MAX_SCANNED = 1 << 30
 
 
 def load_chw(source):
-    """Return a picture as an array (3, height, width), values 0..255.
+    """Return an image as an array (3, height, width), values 0..255.
 
     Args:
         source: An array of that form (returned as it is), a ``PIL.Image`` or a path.
@@ -60,16 +60,16 @@ def load_chw(source):
     array = np.asarray(source)
     if array.ndim != 3 or array.shape[0] != 3 or not array.size:
         raise InputError(
-            f'a picture of shape {array.shape}; (3, height, width), RGB, 0..255 is wanted'
+            f'an image of shape {array.shape}; (3, height, width), RGB, 0..255 is wanted'
         )
     return array
 
 
 def load_rgb(source):
-    """Return a picture of any size and kind in RGB.
+    """Return an image of any size and kind in RGB.
 
     Grey is replicated, alpha dropped, 16 bits are cut to the upper 8, of an animation
-    the first picture is taken. The orientation in EXIF is ignored, as the original
+    the first image is taken. The orientation in EXIF is ignored, as the original
     and Torch7 ignored it.
 
     Args:
@@ -80,7 +80,7 @@ def load_rgb(source):
         PIL.Image.Image: Mode RGB.
 
     Raises:
-        trainer.errors.InputError: The file is missing, damaged or no picture, or the
+        trainer.errors.InputError: The file is missing, damaged or no image, or the
             array has another form.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -97,7 +97,7 @@ def load_rgb(source):
         or (array.dtype not in (np.uint8, np.uint16))
     ):
         raise InputError(
-            f'a picture of {array.dtype} {np.shape(source)}; uint8 or uint16 (height, width, '
+            f'an image of {array.dtype} {np.shape(source)}; uint8 or uint16 (height, width, '
             'channels) is wanted, or (height, width)'
         )
     if array.dtype == np.uint16:
@@ -111,16 +111,16 @@ def load_shrunk(source, share):
     decoded to 1/2, 1/4 or 1/8 of its size, which takes half the time or less.
 
     Nothing visible changes (:data:`SHRINK_MARGIN`). Where its sides are no multiples of 2,
-    4 or 8, the last row and column reach over the edge of the picture, by less than one
+    4 or 8, the last row and column reach over the edge of the image, by less than one
     of its own pixels.
 
     Args:
         source: See :func:`load_rgb`.
         share (callable): ``share(height, width)`` says what share of its full sides the
-            picture will have, 0.25 for example.
+            image will have, 0.25 for example.
 
     Returns:
-        tuple: The picture (PIL.Image.Image, mode RGB), and its full (height, width).
+        tuple: The image (PIL.Image.Image, mode RGB), and its full (height, width).
 
     Raises:
         trainer.errors.InputError: As :func:`load_rgb`.
@@ -132,13 +132,13 @@ def load_shrunk(source, share):
 
 
 def load(path):
-    """Decode a picture file to RGB; see :func:`load_rgb`.
+    """Decode an image file to RGB; see :func:`load_rgb`.
 
     Returns:
         PIL.Image.Image: Mode RGB.
 
     Raises:
-        trainer.errors.InputError: The file is missing, damaged, no picture of
+        trainer.errors.InputError: The file is missing, damaged, no image of
             :data:`FORMATS`, or has more than :data:`MAX_PIXELS` pixels.
     """
     return _load(path)[0]
@@ -160,16 +160,16 @@ def _load(path, share=None):
         raise InputError(f'{path}: {e}') from None
     except UnidentifiedImageError:
         raise InputError(
-            '{}: not a picture, or none that can be read ({})'.format(path, ', '.join(FORMATS))
+            '{}: not an image, or none that can be read ({})'.format(path, ', '.join(FORMATS))
         ) from None
     except OSError as e:
         raise InputError(
-            f'{path}: cannot be read as a picture ({(e.strerror or str(e)).strip()})'
+            f'{path}: cannot be read as an image ({(e.strerror or str(e)).strip()})'
         ) from e
     # Decoders raise nearly anything over damaged files.
     except Exception as e:
         raise InputError(
-            '{}: cannot be read as a picture ({}: {})'.format(
+            '{}: cannot be read as an image ({}: {})'.format(
                 path, type(e).__name__, ' '.join(str(e).split())[:100]
             )
         ) from e
@@ -233,10 +233,10 @@ def _rgb(image):
     if image.mode.startswith('I'):  # 16 bits, of which Pillow would keep those below 256
         array = np.asarray(image)
         if array.min() < 0 or array.max() > 0xFFFF:
-            raise InputError('a picture of 32 bits a channel; save it with 8 or 16')
+            raise InputError('an image of 32 bits a channel; save it with 8 or 16')
         return Image.fromarray(_upper_byte(array)).convert('RGB')
     if image.mode == 'F':
-        raise InputError('a picture of floating-point numbers; save it with 8 or 16 bits a channel')
+        raise InputError('an image of floating-point numbers; save it with 8 or 16 bits a channel')
     return image.convert('RGB')
 
 
