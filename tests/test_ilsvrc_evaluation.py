@@ -341,7 +341,7 @@ def test_unreadable_images_are_told_and_not_counted(tree, tmp_path, monkeypatch,
     ]
     assert 'truncated' in unreadable[0]['error'] and 'No such file' in unreadable[1]['error']
     assert '2 more could not be read and are not counted' in out
-    assert cut.name in out and gone.name in out and 'images         18' in out
+    assert cut.name in out and gone.name in out and 'images           18' in out
     for path in data.iterdir():
         path.write_text('')
     (tmp_path / 'log.json').write_text('before')

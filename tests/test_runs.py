@@ -117,7 +117,7 @@ def test_testing_any_model_on_any_dataset(folders, capsys):
     )
     assert code == 0 and 'folder, all images' in out and 'images           30' in out, err
     _, out, _ = call(capsys, test_script, folders / 'c', '--part', 'train', *common)
-    assert 'images         24' in out
+    assert 'images           24' in out
 
 
 def test_a_torch7_file_on_cifar(capsys, tmp_path):
