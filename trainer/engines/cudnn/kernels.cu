@@ -1,24 +1,10 @@
-// What surrounds the convolutions: batch normalisation, pooling, sums. Feature maps are
-// NHWC, `rows` pixels of `channels` channels, float16 or float32; sums and statistics are
-// float32. Threads read and write 16 bytes at a time (8 or 4 channels) where the channels
-// allow it, else one value: kernels are called name_h8, name_h1, name_f4, name_f1.
+// Batch normalisation and what comes behind it. Feature maps are NHWC, `rows` pixels of
+// `channels` channels, float16 or float32; sums and statistics are float32. Threads read and
+// write 16 bytes at a time (8 or 4 channels) where the channels allow it, else one value:
+// kernels are called name_h8, name_h1, name_f4, name_f1.
 //
 // Sums over pixels are in an order that depends on the launch alone, so that the same
 // step gives the same bits.
-
-// Neighbouring channels of one pixel, moved in one access.
-template <typename T, int V> struct alignas(sizeof(T) * V) Pack {
-    T lane[V];
-};
-
-template <typename T, int V> __device__ inline Pack<T, V> load(const T *p, long long i) {
-    return reinterpret_cast<const Pack<T, V> *>(p)[i];
-}
-
-template <typename T, int V>
-__device__ inline void store(T *p, long long i, const Pack<T, V> &v) {
-    reinterpret_cast<Pack<T, V> *>(p)[i] = v;
-}
 
 // A block's threads: `across` packs of channels, and as many pixels as there is room for.
 //
@@ -348,117 +334,6 @@ __device__ void backward_input(const T *gy, const T *x, const unsigned char *mas
     });
 }
 
-// One pack of one pixel a thread: batch, height, width and packs of its map.
-struct Pixel {
-    int n, y, x, pack;
-
-    // In 32 bits: a 64-bit division costs more than the memory access it is for.
-    __device__ Pixel(unsigned i, unsigned packs, unsigned height, unsigned width) {
-        pack = i % packs;
-        i /= packs;
-        x = i % width;
-        i /= width;
-        y = i % height;
-        n = i / height;
-    }
-};
-
-__device__ inline unsigned thread() { return blockIdx.x * blockDim.x + threadIdx.x; }
-
-// Max pooling; `place` gets where in its window each maximum is, the first of equal ones.
-template <typename T, int V>
-__device__ void max_pool(const T *x, int batch, int height, int width, int channels,
-                         int out_height, int out_width, int size, int stride, int pad, T *y,
-                         unsigned char *place) {
-    unsigned packs = channels / V, i = thread();
-    if (i >= (unsigned)batch * out_height * out_width * packs) return;
-    Pixel to(i, packs, out_height, out_width);
-    float most[V];
-    Pack<unsigned char, V> where;
-    Pack<T, V> out;
-    bool any = false;
-    for (int ky = 0; ky < size; ++ky)
-        for (int kx = 0; kx < size; ++kx) {
-            int iy = to.y * stride - pad + ky, ix = to.x * stride - pad + kx;
-            if (iy < 0 || iy >= height || ix < 0 || ix >= width) continue;
-            Pack<T, V> p = load<T, V>(x, (((long long)to.n * height + iy) * width + ix) * packs
-                                             + to.pack);
-            for (int v = 0; v < V; ++v) {
-                float h = widen(p.lane[v]);
-                if (!any || h > most[v]) {
-                    most[v] = h;
-                    where.lane[v] = ky * size + kx;
-                }
-            }
-            any = true;
-        }
-    for (int v = 0; v < V; ++v) narrow(most[v], out.lane[v]);
-    store<T, V>(y, i, out);
-    store<unsigned char, V>(place, i, where);
-}
-
-template <typename T, int V>
-__device__ void max_pool_backward(const T *gy, const unsigned char *place, int batch, int height,
-                                  int width, int channels, int out_height, int out_width,
-                                  int size, int stride, int pad, T *gx) {
-    unsigned packs = channels / V, i = thread();
-    if (i >= (unsigned)batch * height * width * packs) return;
-    Pixel to(i, packs, height, width);
-    float g[V] = {};
-    // The windows that this pixel lies in.
-    int top = max(0, (to.y + pad - size + stride) / stride);
-    int left = max(0, (to.x + pad - size + stride) / stride);
-    for (int oy = top; oy < out_height && oy * stride - pad <= to.y; ++oy)
-        for (int ox = left; ox < out_width && ox * stride - pad <= to.x; ++ox) {
-            int mine = (to.y - oy * stride + pad) * size + to.x - ox * stride + pad;
-            long long j = (((long long)to.n * out_height + oy) * out_width + ox) * packs + to.pack;
-            Pack<T, V> p = load<T, V>(gy, j);
-            Pack<unsigned char, V> where = load<unsigned char, V>(place, j);
-            for (int v = 0; v < V; ++v)
-                if (where.lane[v] == mine) g[v] += widen(p.lane[v]);
-        }
-    Pack<T, V> out;
-    for (int v = 0; v < V; ++v) narrow(g[v], out.lane[v]);
-    store<T, V>(gx, i, out);
-}
-
-// Mean over the pixels of each image, to float32 (batch, channels).
-template <typename T, int V>
-__device__ void mean_pool(const T *x, int batch, int area, int channels, float *y) {
-    unsigned packs = channels / V, i = thread();
-    if (i >= batch * packs) return;
-    unsigned n = i / packs, pack = i % packs;
-    float sum[V] = {};
-#pragma unroll 4
-    for (int r = 0; r < area; ++r) {
-        Pack<T, V> p = load<T, V>(x, ((long long)n * area + r) * packs + pack);
-        for (int v = 0; v < V; ++v) sum[v] += widen(p.lane[v]);
-    }
-    for (int v = 0; v < V; ++v) y[(long long)i * V + v] = sum[v] / area;
-}
-
-template <typename T, int V>
-__device__ void mean_pool_backward(const float *gy, int batch, int area, int channels, T *gx) {
-    unsigned packs = channels / V, i = thread();
-    if (i >= (unsigned)batch * area * packs) return;
-    const float *from = gy + (i / packs / area * packs + i % packs) * V;
-    Pack<T, V> out;
-    for (int v = 0; v < V; ++v) narrow(from[v] / area, out.lane[v]);
-    store<T, V>(gx, i, out);
-}
-
-// x += y
-template <typename T, int V> __device__ void accumulate(T *x, const T *y, unsigned packs) {
-    unsigned i = thread();
-    if (i >= packs) return;
-    Pack<T, V> p = load<T, V>(x, i), q = load<T, V>(y, i);
-    for (int v = 0; v < V; ++v) narrow(widen(p.lane[v]) + widen(q.lane[v]), p.lane[v]);
-    store<T, V>(x, i, p);
-}
-
-// Nothing that a kernel reads through one of these pointers is written through another.
-#define IN(T) const T *__restrict__
-#define OUT(T) T *__restrict__
 #define MASK IN(unsigned char)
 
 #define KERNELS(suffix, T, V)                                                                   \
@@ -489,30 +364,6 @@ template <typename T, int V> __device__ void accumulate(T *x, const T *y, unsign
         int across, OUT(T) gx) {                                                                \
         backward_input<T, V>(gy, x, mask, mean, inv_std, gamma, beta, ggamma, gbeta, kind,      \
             rows, channels, across, gx);                                                        \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) max_pool_##suffix(                        \
-        IN(T) x, int batch, int height, int width, int channels, int out_height,                \
-        int out_width, int size, int stride, int pad, OUT(T) y, OUT(unsigned char) place) {     \
-        max_pool<T, V>(x, batch, height, width, channels, out_height, out_width, size,          \
-            stride, pad, y, place);                                                             \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) max_pool_backward_##suffix(               \
-        IN(T) gy, IN(unsigned char) place, int batch, int height, int width, int channels,      \
-        int out_height, int out_width, int size, int stride, int pad, OUT(T) gx) {              \
-        max_pool_backward<T, V>(gy, place, batch, height, width, channels, out_height,          \
-            out_width, size, stride, pad, gx);                                                  \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) mean_pool_##suffix(                       \
-        IN(T) x, int batch, int area, int channels, OUT(float) y) {                             \
-        mean_pool<T, V>(x, batch, area, channels, y);                                           \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) mean_pool_backward_##suffix(              \
-        IN(float) gy, int batch, int area, int channels, OUT(T) gx) {                           \
-        mean_pool_backward<T, V>(gy, batch, area, channels, gx);                                \
-    }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) accumulate_##suffix(                      \
-        OUT(T) x, IN(T) y, unsigned int packs) {                                                \
-        accumulate<T, V>(x, y, packs);                                                          \
     }
 
 // The same from sums that a convolution made on the way.

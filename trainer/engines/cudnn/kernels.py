@@ -1,4 +1,4 @@
-"""What surrounds the convolutions, by kernels of this project (``kernels.cu``).
+"""What surrounds the convolutions, by kernels of this project (``kernels.cu``, ``pooling.cu``).
 
 cuDNN computes batch normalisation as well, but keeps a byte for each value behind a ReLU
 where these need none or a bit. Functions take and return what those of their names in
@@ -15,6 +15,7 @@ from trainer.engines.cudnn import arrays
 from trainer.engines.cudnn.arrays import ADD_RELU
 
 _launch = cuda.kernels(__file__, 'kernels.cu')
+_launch_pooling = cuda.kernels(__file__, 'pooling.cu')
 
 _THREADS = 256
 
@@ -194,7 +195,7 @@ def _each(kernel, like, values, *args):
     threads = values // pack
     if threads >= 1 << 31:
         raise ValueError(f'{values} values at once')  # kernels count in 32 bits
-    _launch(f'{kernel}_{letter}{pack}', -(-threads // _THREADS), _THREADS, *args)
+    _launch_pooling(f'{kernel}_{letter}{pack}', -(-threads // _THREADS), _THREADS, *args)
 
 
 def _window(x_shape, y_shape, size, stride, pad):
