@@ -87,7 +87,8 @@ class Graph:
         return tensor
 
     def _not_supported(self, reason):
-        return NotSupported(f'{self.key} ({textwrap.shorten(reason, 200)})')
+        first = reason.partition('\n')[0]  # what each of cuDNN's engines says follows
+        return NotSupported(f'{self.key} ({textwrap.shorten(first, 200)})')
 
     def finish(self):
         """Have cuDNN check the graph and find plans.
