@@ -6,7 +6,7 @@ import chainer
 import numpy as np
 import pytest
 from conftest import relative
-from test_cudnn_engine import build, cifar, ilsvrc, paper_cifar, step
+from helpers.networks import build, cifar, ilsvrc, paper_cifar, step
 
 from trainer import engines
 from trainer.engines import arrays

@@ -9,10 +9,9 @@ import warnings
 import chainer
 import numpy as np
 import pytest
-from conftest import ROOT, has_gpu, images_of_step, relative, simulated, state_on_cpu
+from conftest import ROOT, has_gpu, images_of_step, relative, simulated
+from helpers.networks import build, cifar, ilsvrc, paper_cifar, step
 
-import resnext
-import resnext_ilsvrc
 from trainer import cuda, engines
 from trainer.engines import cudnn
 from trainer.engines.cudnn import kernels
@@ -23,43 +22,6 @@ from trainer.training.extensions import LossScale
 from trainer.training.step import Step
 from trainer.training.updater import ChunkedUpdater
 from trainer.weights import npz
-
-
-def cifar():
-    return resnext.ResNext(10, (1, 1, 1), C=2, d=4, multiplier=2), (4, 3, 32, 32)
-
-
-def paper_cifar():
-    return resnext.PaperResNext(10, (1, 1, 1), C=2, d=8), (4, 3, 32, 32)
-
-
-def ilsvrc():
-    return resnext_ilsvrc.ResNext(10, (1, 2, 1, 1), C=4, d=4, multiplier=2), (2, 3, 65, 57)
-
-
-def build(make, dtype=np.float32, seed=0):
-    with chainer.using_config('dtype', dtype):
-        network, shape = make()
-    network.weight_initialization(0)
-    x = np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-    return network, x, np.arange(len(x), dtype=np.int32)
-
-
-def step(network, x, t, engine, precision='float32', gpu=-1):
-    """One forward and backward pass: (scores, gradients, state)."""
-    network = copy.deepcopy(network)
-    network.check_gpu(gpu)
-    send, get = network.device.send, chainer.get_device('@numpy').send
-    with (
-        chainer.using_config('engine', engine),
-        chainer.using_config('precision', precision),
-        chainer.using_config('train', True),
-    ):
-        network.cleargrads()
-        y = network(chainer.Variable(send(x)))
-        network.calc_loss(y, send(t)).backward()
-    gradients = {name: get(p.grad) for name, p in network.namedparams()}
-    return get(y.array), gradients, state_on_cpu(network)
 
 
 class TestWiring:

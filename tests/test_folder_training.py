@@ -12,58 +12,16 @@ import chainer
 import numpy as np
 import pytest
 from conftest import SHARED
+from helpers.runs import TINY, in_child, log, train, write
 from PIL import Image
-from test_training import in_child
 
 import resnext
 from data_augmentation import DataAugmentationImagenetTorch7, DataAugmentationNormalizeBigger
 from trainer import datasets
 from trainer.datasets import folder, loading, mnist, parallel, quick, splits
 from trainer.errors import InputError
-from trainer.training import run
 from trainer.training.data import Load, data_path
 from trainer.transforms import decoding
-
-#: Classes of the images in trainer/datasets/quick -> what the class folders are called.
-CLASSES = {3: 'felines', 5: 'canines', 9: 'lorries'}
-
-TINY = dict(
-    network='original',
-    C=2,
-    d=2,
-    multi=2,
-    block_num=(1, 1, 1),
-    batch=20,
-    train_batch_divide=1,
-    epoch=2,
-    lr=0.05,
-    lr_steps=(),
-    seed=7,
-    dataset='folder',
-)
-
-
-def write(root, per_class=10, first=0, classes=CLASSES, suffix='.png'):
-    """Write real images of CIFAR-10 into class folders."""
-    train = quick.load().train
-    for label, name in classes.items():
-        (root / name).mkdir(parents=True)
-        for i in np.flatnonzero(train.labels == label)[first : first + per_class]:
-            Image.fromarray(train.images[i].transpose(1, 2, 0)).save(
-                root / name / f'{i:04d}{suffix}'
-            )
-    return root
-
-
-def train(save_path, data, resume=False, say=lambda text: None, **options):
-    return run.train(
-        resume=resume,
-        say=say,
-        save_path=str(save_path),
-        data=str(data),
-        **dict({} if resume else TINY, **options),
-    )
-
 
 # ---- what is found
 
@@ -459,10 +417,6 @@ def whole(tmp_path_factory):
     write(root / 'images', 14)
     assert train(root / 'run', root / 'images')
     return root
-
-
-def log(path):
-    return (path / 'log.json').read_text()
 
 
 def test_a_image_that_cannot_be_read_in_an_epoch(whole, tmp_path):

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from helpers.networks import same, small
 from PIL import Image
-from test_pytorch_files import same, small
 
 import ilsvrc_converter
 import predict

@@ -14,6 +14,7 @@ import zlib
 import numpy as np
 import pytest
 from damage import damaged
+from helpers.images import make_tree, random_image
 from PIL import Image
 
 import trainer  # noqa: F401
@@ -26,18 +27,6 @@ from trainer.transforms.ilsvrc import Drawn, resized_size
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def random_image(height, width, seed=0):
-    """Smooth, so that JPEG and resizing have something to do: uint8 (height, width, 3)."""
-    rng = np.random.default_rng((height, width, seed))
-    small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-    noise = rng.integers(-20, 21, (height, width, 3))
-    return (
-        (np.asarray(small.resize((width, height), Image.BICUBIC)) + noise)
-        .clip(0, 255)
-        .astype(np.uint8)
-    )
 
 
 def by_hand(pixels, short_side, interpolation, y=None, x=None, flip=False):
@@ -524,24 +513,6 @@ def test_labels_for_a_network():
             files.labels_for(network)
     with pytest.raises(InputError, match='the network has 1000'):
         folder.ImageFiles(['x'], [0], ['cat']).labels_for(Network(1000))
-
-
-def make_tree(root, synsets, save):
-    """Make the published tree of validation images: ``save(i, path)`` writes each."""
-    for part in ('ImageSets', 'Annotations', 'Data'):
-        (root / part / 'CLS-LOC' / ('' if part == 'ImageSets' else 'val')).mkdir(parents=True)
-    names = [f'ILSVRC2012_val_{i + 1:08d}' for i in range(len(synsets))]
-    (root / 'ImageSets' / 'CLS-LOC' / 'val.txt').write_text(
-        ''.join(f'{name} {i + 1}\n' for i, name in enumerate(names))
-    )
-    for i, (name, synset) in enumerate(zip(names, synsets)):
-        (root / 'Annotations' / 'CLS-LOC' / 'val' / (name + '.xml')).write_text(
-            f'<annotation>\n\t<folder>val</folder>\n\t<filename>{name}</filename>\n\t<object>\n'
-            f'\t\t<name>{synset}</name>\n\t\t<bndbox><xmin>1</xmin></bndbox>\n\t</object>\n'
-            '\t<object>\n\t\t<name>n15075141</name>\n\t</object>\n</annotation>\n'
-        )
-        save(i, root / 'Data' / 'CLS-LOC' / 'val' / (name + '.JPEG'))
-    return names
 
 
 def test_published_tree(tmp_path, monkeypatch):

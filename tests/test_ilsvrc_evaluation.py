@@ -9,8 +9,9 @@ import sys
 import chainer
 import numpy as np
 import pytest
+from helpers.images import SIZES, make_tree, random_image
+from helpers.networks import network, softmax
 from PIL import Image
-from test_ilsvrc_data import make_tree, random_image
 
 import resnext
 import resnext_ilsvrc
@@ -25,27 +26,7 @@ from trainer.reports import evaluation as report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SYNSETS = ['n01440764', 'n01443537', 'n02123045', 'n03000684', 'n04146614', 'n15075141']
-SIZES = [(60, 90), (90, 60), (70, 70), (1, 1), (230, 240), (64, 300)]
 N = 20
-
-
-def network(category_num, seed, classes=None):
-    """A small network that answers different images differently."""
-    made = resnext_ilsvrc.ResNext(category_num, (1, 1, 1, 1), 2, 2, 2, stem_width=8)
-    made.weight_initialization(seed)
-    rng = np.random.default_rng(seed)
-    for link in made.links():
-        if isinstance(link, chainer.links.BatchNormalization):
-            link.avg_var[...] = rng.uniform(0.5, 1.5, link.avg_var.shape)
-            link.avg_mean[...] = rng.normal(0, 0.1, link.avg_mean.shape)
-    x = np.stack([Bigger.test(random_image(*SIZES[i % len(SIZES)], seed=i)).x for i in range(12)])
-    with chainer.no_backprop_mode():
-        y = made(x, train=False).array
-    scale = 2 / y.std(axis=0)
-    made.fc.W.array *= scale[:, None]
-    made.fc.b.array[...] = -y.mean(axis=0) * scale
-    made.classes = classes
-    return made
 
 
 class Tree:
@@ -100,11 +81,6 @@ class Tree:
 @pytest.fixture(scope='module')
 def tree(tmp_path_factory):
     return Tree(tmp_path_factory.mktemp('tree'))
-
-
-def softmax(y):
-    e = np.exp(y - y.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def by_hand(p, labels):

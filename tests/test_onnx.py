@@ -7,6 +7,7 @@ import chainer
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from helpers.networks import batches, randomise, relative
 
 import resnext
 import resnext_ilsvrc
@@ -41,25 +42,6 @@ def computed(onnx, tmp_path):
 def outputs(network, x):
     with chainer.no_backprop_mode(), chainer.using_config('train', False):
         return network(x).array
-
-
-def relative(a, b):
-    return abs(a.astype(np.float64) - b).max() / abs(b).max()
-
-
-def randomise(network, seed=0):
-    rng = np.random.default_rng(seed)
-    for name, array in npz.state(network).items():
-        if name.endswith(('bn/gamma', 'bn/avg_var')):
-            array[...] = rng.uniform(0.5, 1.5, array.shape)
-        elif name.endswith(('bn/beta', 'bn/avg_mean', 'fc/b')):
-            array[...] = rng.normal(0, 0.5, array.shape)
-    return network
-
-
-def batches(size, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.normal(size=(batch, 3) + size).astype(np.float32) for batch in (1, 3, 8)]
 
 
 def check(network, xs, computed):

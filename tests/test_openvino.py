@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from helpers.networks import batches, randomise, relative
 from PIL import Image
-from test_onnx import batches, randomise, relative
 
 import predict
 import resnext

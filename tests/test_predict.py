@@ -10,9 +10,9 @@ import types
 import chainer
 import numpy as np
 import pytest
+from helpers.images import random_image
+from helpers.networks import network, softmax
 from PIL import Image
-from test_ilsvrc_data import random_image
-from test_ilsvrc_evaluation import network, softmax
 
 import predict as script
 import resnext

@@ -20,12 +20,12 @@ import pth_files
 import pytest
 import torchfile
 from conftest import FIXTURES, ROOT
+from helpers.networks import same, small
 from pth_files import Call, Persistent, Ref
 
 import resnext
-import resnext_ilsvrc
 from trainer.errors import InputError
-from trainer.weights import npz, pytorch, safetensors, state_dict, torch7
+from trainer.weights import pytorch, safetensors, state_dict, torch7
 
 WRITE = {'zip': pth_files.write_zip, 'legacy': pth_files.write_legacy}
 
@@ -37,29 +37,6 @@ def outputs(network, x):
 
 def relative(a, b):
     return abs(a.astype(np.float64) - b).max() / abs(b).max()
-
-
-def small(kind='ilsvrc', **arguments):
-    """A network with weights and running statistics at random."""
-    cls = resnext_ilsvrc.ResNext if kind == 'ilsvrc' else resnext.PaperResNext
-    arguments = dict(
-        {'stem_width': 4, 'stages': [[2, 4, 2, 8, 1, 'first'], [1, 8, 2, 16, 2, 'first']]},
-        **arguments,
-    )
-    network = cls(3, **arguments)
-    rng = np.random.default_rng(0)
-    for array in npz.state(network).values():
-        if np.ndim(array):
-            array[...] = rng.uniform(0.5, 1.5, array.shape)
-    return network
-
-
-def same(a, b):
-    """Tell whether two networks are equal, bit for bit."""
-    a, b = npz.state(a), npz.state(b)
-    return list(a) == list(b) and all(
-        np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes() for name in a
-    )
 
 
 def tensors(path, entry=None):

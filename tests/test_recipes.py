@@ -10,8 +10,8 @@ import chainer
 import numpy as np
 import pytest
 from conftest import write_cifar10
+from helpers.runs import assert_same_end, in_child
 from PIL import Image
-from test_training import assert_same_end, in_child
 
 import data_augmentation
 import main

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import FIXTURES, ROOT, write_cifar10
-from test_folder_training import write
+from helpers.runs import write
 
 from trainer import recipes, run_folder
 from trainer.datasets import splits

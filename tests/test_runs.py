@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 from conftest import FIXTURES, write_cifar10
+from helpers.runs import train, write
 from PIL import Image
-from test_folder_training import train, write
 
 import compare
 import resnext

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import pathlib
 import random
@@ -11,14 +10,13 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 
 import chainer
 import numpy as np
 import pytest
-import tqdm
 from conftest import ROOT, has_gpu, write_cifar10
+from helpers.runs import assert_same_end, in_child
 
 import main
 import resnext
@@ -29,7 +27,6 @@ from trainer.training import data, loop, run, schedules, snapshots
 from trainer.training.resolve import resolve
 from trainer.weights import npz
 
-FORK = multiprocessing.get_context('fork')
 #: A network that trains in moments; 200 images, four batches an epoch.
 TINY = dict(
     C=2,
@@ -77,44 +74,6 @@ def resume(folder, data, **options):
         data=data,
         **dict(TINY, **options),
     )
-
-
-def in_child(function, *args, **kwargs):
-    """Start ``function`` in a process that may be killed."""
-
-    def child():
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        # tqdm's lock is shared with processes forked from here: killed, they would keep it.
-        tqdm.tqdm.set_lock(threading.RLock())
-        function(*args, **kwargs)
-
-    process = FORK.Process(target=child)
-    process.start()
-    return process
-
-
-def final_state(folder):
-    """Everything that a run leaves behind, but for the clock."""
-    newest = run_folder.snapshots(folder)[0]
-    arrays = npz.read_arrays(newest)
-    arrays.pop('_snapshot_elapsed_time')
-    state = {name: (a.dtype.str, a.shape, a.tobytes()) for name, a in arrays.items()}
-    state['snapshot'] = os.path.basename(newest)
-    state['log'] = pathlib.Path(folder, 'log.json').read_text()
-    models = os.path.join(folder, 'model')
-    for name in sorted(os.listdir(models)):
-        state[name] = pathlib.Path(models, name).read_bytes()
-    state['names'] = sorted(set(os.listdir(folder)) - {'earlier'})
-    return state
-
-
-def assert_same_end(folder, golden):
-    a, b = final_state(folder), final_state(golden)
-    assert sorted(a) == sorted(b)
-    for name in a:
-        assert a[name] == b[name], name
 
 
 def test_a_file_and_its_folder_reach_the_disk(tmp_path, monkeypatch):

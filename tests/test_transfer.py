@@ -10,7 +10,7 @@ import chainer
 import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT, write_cifar10
-from test_folder_training import log, write
+from helpers.runs import log, write
 
 import main
 import resnext
@@ -294,7 +294,7 @@ def test_wrong_flags(converted, tmp_path, capsys):
             ),
             '--freeze stage9: there is no such layer',
         ),
-        (('--head_lr', '0', *p), 'argument --head_lr'),
+        (('--head_lr', '0', *p), 'argument --head-lr/--head_lr'),
     ]:
         with pytest.MonkeyPatch.context() as m:
             m.setattr(sys, 'argv', ['main.py', *argv])
