@@ -7,9 +7,9 @@ import shutil
 import subprocess
 import sys
 
-import ask_cudnn
 import pytest
 from conftest import ROOT
+from helpers import ask_cudnn
 
 FIND = """
 import json
@@ -59,7 +59,7 @@ def test_headers_and_libraries_are_in_the_environment(installed):
 )
 def test_every_graph_has_a_plan_or_another_way(installed, network, precision, tmp_path):
     run = subprocess.run(
-        [sys.executable, ROOT / 'tests' / 'ask_cudnn.py', network, precision],
+        [sys.executable, ROOT / 'tests' / 'helpers' / 'ask_cudnn.py', network, precision],
         env=ask_cudnn.environment(tmp_path),
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """Ask cuDNN, on a machine without a GPU, which graphs of a network have a plan on an H200.
 
-    python tests/ask_cudnn.py NETWORK PRECISION
+    python tests/helpers/ask_cudnn.py NETWORK PRECISION
 
 Prints JSON: for each kind of graph the shapes (images, weights, stride) that have a plan and
 those that have none; and whether a plan that is compiled at run time could be built. cuDNN
@@ -14,7 +14,7 @@ import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 H200 = {
     'deviceName': 'NVIDIA H200',
