@@ -42,6 +42,27 @@ def test_concatenation_with_padding():
     assert y.tolist() == [[[1, 1, 1], [5, 5, 5]], [[1, 5, 5], [1, 5, 5]]]
 
 
+@pytest.mark.filterwarnings('error')
+def test_fix():
+    x = np.array([-1.5, 0.25, 2.75], np.float16)
+    for y in (F.fix(x), F.fix(chainer.Variable(x))):
+        assert y.dtype == np.float16
+        assert y.array.tolist() == [-1, 0, 2]
+
+
+@pytest.mark.filterwarnings('error')
+def test_maxout_with_functions_as_initializers():
+    def fill(array):
+        array[...] = np.arange(array.size).reshape(array.shape[::-1]).T
+
+    link = chainer.links.Maxout(2, 3, 4, initialW=fill, initial_bias=fill)
+    W, b = np.empty((3, 4, 2), np.float32), np.empty((3, 4), np.float32)
+    fill(W)
+    fill(b)
+    np.testing.assert_array_equal(link.linear.W.array, W.reshape(12, 2))
+    np.testing.assert_array_equal(link.linear.b.array, b.reshape(12))
+
+
 def test_debug_print_names_the_device():
     assert '- device: CPU\n' in chainer.Variable(np.zeros(3)).debug_print()
 

@@ -13,16 +13,19 @@ import numpy
 from chainer.dataset import convert
 from chainer.distributions import Categorical
 from chainer.functions.array import pad_sequence, resize_images
+from chainer.functions.math import fix
 from chainer.iterators import multiprocess_iterator
+from chainer.links import Maxout
+from packaging.version import Version
 
 from trainer.chainer_compat.items import Items
 
 ITEMS = Items()
 
 
-def numpy_2():
-    """Return whether this is NumPy 2 or later."""
-    return numpy.lib.NumpyVersion(numpy.__version__) >= '2.0.0b1'
+def numpy_since(version):
+    """Return a function that returns whether this is NumPy ``version`` or later."""
+    return lambda: Version(numpy.__version__) >= Version(version)
 
 
 def with_names(function, **names):
@@ -52,7 +55,7 @@ def _resize_images():
 @ITEMS.add(
     'chainer.functions.pad_sequence',
     'a negative number does not wrap around in an unsigned array since NumPy 2.0',
-    missing=numpy_2,
+    missing=numpy_since('2.0'),
 )
 def _pad_sequence():
     forward = pad_sequence.PadSequence.forward
@@ -67,7 +70,7 @@ def _pad_sequence():
 @ITEMS.add(
     'chainer.distributions.Categorical.log_prob',
     'numpy.meshgrid returns a tuple, to which it adds a list, since NumPy 2.0',
-    missing=numpy_2,
+    missing=numpy_since('2.0'),
 )
 def _categorical():
     Categorical.log_prob = with_names(
@@ -82,7 +85,7 @@ def _categorical():
 @ITEMS.add(
     'chainer.dataset.concat_examples',
     'with padding, it gives numpy.maximum the output as third argument: deprecated since NumPy 2.4',
-    missing=numpy_2,
+    missing=numpy_since('2.4'),
 )
 def _concat_examples():
     convert._concat_arrays_with_padding = with_names(
@@ -94,6 +97,57 @@ def _concat_examples():
             maximum=lambda a, b, out: numpy.maximum(a, b, out=out),
         ),
     )
+
+
+@ITEMS.add(
+    'chainer.functions.fix', 'numpy.fix is deprecated since NumPy 2.5', missing=numpy_since('2.5')
+)
+def _fix():
+    @functools.wraps(fix.fix)
+    def truncate(x):
+        array = x.array if isinstance(x, chainer.Variable) else x
+        xp = chainer.backend.get_array_module(array)
+        return chainer.as_variable(chainer.utils.force_array(xp.trunc(array), array.dtype))
+
+    chainer.functions.fix = fix.fix = truncate
+
+
+class _Shaped(chainer.Initializer):
+    """Initializer of an array that a function sees in another shape."""
+
+    def __init__(self, fill, shape):
+        super().__init__()
+        self.fill = fill
+        self.shape = shape
+
+    def __call__(self, array):
+        self.fill(array.reshape(self.shape))
+
+
+@ITEMS.add(
+    'chainer.links.Maxout',
+    'with functions as initializers, it sets the shape of arrays: deprecated since NumPy 2.5',
+    missing=numpy_since('2.5'),
+)
+def _maxout():
+    init = Maxout.__init__
+
+    def with_shapes(self, in_size, out_size, pool_size, initialW=None, initial_bias=0):
+        def shaped(initial, shape):
+            function = callable(initial) and not isinstance(initial, chainer.Initializer)
+            return _Shaped(initial, shape) if function else initial
+
+        initialW = shaped(initialW, (out_size, pool_size, in_size))
+        init(
+            self,
+            in_size,
+            out_size,
+            pool_size,
+            initialW,
+            shaped(initial_bias, (out_size, pool_size)),
+        )
+
+    Maxout.__init__ = with_shapes
 
 
 @ITEMS.add(

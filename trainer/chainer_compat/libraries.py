@@ -15,7 +15,7 @@ from chainer.functions.math import sparse_matmul
 from chainer.serializers import hdf5
 from packaging.requirements import Requirement
 
-from trainer.chainer_compat.functions import numpy_2, with_names
+from trainer.chainer_compat.functions import numpy_since, with_names
 from trainer.chainer_compat.items import Items
 
 ITEMS = Items()
@@ -144,7 +144,7 @@ def _fill_onnx_mapping(module):
 @ITEMS.add(
     'chainermn.iterators.create_multi_node_iterator',
     'an array of one element, which it takes for a number, is none since NumPy 2.4',
-    missing=numpy_2,
+    missing=numpy_since('2.4'),
 )
 def _multi_node_iterator():
     sys.meta_path.insert(0, Mended('chainermn.iterators.multi_node_iterator', _mend_slave))
