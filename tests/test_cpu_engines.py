@@ -138,6 +138,7 @@ def test_inference(engine, precision, tolerance):
 
 
 class TestChoice:
+    @onednn
     def test_the_fastest_that_is_installed(self, monkeypatch):
         monkeypatch.setattr(library, 'unavailable', lambda: None)
         assert engines.choose(-1) == ('onednn', 'float32', None)

@@ -394,8 +394,18 @@ def test_mpiexec_of_another_mpi(tmp_path):
 
 
 class TestWithoutMPI:
-    def test_it_is_not_imported(self, one):
-        assert not {'mpi4py', 'chainermn'} & set(sys.modules)
+    def test_it_is_not_imported(self, cifar, tmp_path):
+        # In a process of its own: other tests import it.
+        code = (
+            'import sys\nfrom trainer.training import run\n'
+            f'run.train(data={cifar!r}, save_path={str(tmp_path)!r}, C=1, d=2, multi=2, epoch=1, '
+            'block_num=(1, 1, 1), batch=100)\n'
+            'print(sorted({"mpi4py", "chainermn"} & set(sys.modules)))'
+        )
+        said = subprocess.run(
+            [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert said.stdout.splitlines()[-1] == '[]', said.stderr
 
     @pytest.mark.parametrize('manager', ['PMI_{}', 'OMPI_COMM_WORLD_{}', 'MV2_COMM_WORLD_{}'])
     def test_mpi4py_is_missing(self, monkeypatch, manager, tmp_path):
