@@ -71,17 +71,9 @@ class ResNext(Model, Network):
         if initialize:
             self.weight_initialization()
 
-    @classmethod
-    def of_sizes(cls, category_num, sizes):
-        return cls(
-            category_num,
-            tuple(sizes['block_num']),
-            sizes['C'],
-            sizes['d'],
-            sizes['multi'],
-            shortcut=sizes['shortcut'],
-            initialize=False,
-        )
+    @staticmethod
+    def expansion(sizes):
+        return sizes['multi']
 
     def classify(self, h):
         return self.fc(h).reshape((len(h), self.category_num))
@@ -170,17 +162,9 @@ class PaperResNext(Model, paper.PaperNetwork):
                 stages = (stages[0]._replace(projections='none'),) + stages[1:]
         super().__init__(category_num, stages, (3, 1, 1), stem_width, eps, initialize)
 
-    @classmethod
-    def of_sizes(cls, category_num, sizes):
-        return cls(
-            category_num,
-            tuple(sizes['block_num']),
-            sizes['C'],
-            sizes['d'],
-            sizes['widen_factor'],
-            shortcut=sizes['shortcut'],
-            initialize=False,
-        )
+    @staticmethod
+    def expansion(sizes):
+        return sizes['widen_factor']
 
 
 def resnet(depth, category_num=10, d=64, **arguments):

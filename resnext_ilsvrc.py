@@ -73,18 +73,9 @@ class ResNext(Model, paper.PaperNetwork):
         self.round_up_pooling = bool(round_up_pooling)
         super().__init__(category_num, stages, (7, 2, 3), stem_width, eps, initialize)
 
-    @classmethod
-    def of_sizes(cls, category_num, sizes):
-        C, d = sizes['C'], sizes['d']
-        return cls(
-            category_num,
-            tuple(sizes['block_num']),
-            C,
-            d,
-            sizes['multi'] or 256 / (C * d),
-            shortcut=sizes['shortcut'],
-            initialize=False,
-        )
+    @staticmethod
+    def expansion(sizes):
+        return sizes['multi'] or 256 / (sizes['C'] * sizes['d'])
 
     @staticmethod
     def blocks_of_depth(depth):

@@ -77,6 +77,19 @@ class Network(chainer.Chain):
             sizes (mapping): 'block_num', 'C', 'd', 'shortcut', and what else the network
                 has of 'multi' and 'widen_factor'.
         """
+        return cls(
+            category_num,
+            tuple(sizes['block_num']),
+            sizes['C'],
+            sizes['d'],
+            cls.expansion(sizes),
+            shortcut=sizes['shortcut'],
+            initialize=False,
+        )
+
+    @staticmethod
+    def expansion(sizes):
+        """Return what says how wide a block's output is, of the sizes for :meth:`of_sizes`."""
         raise NotImplementedError
 
     @staticmethod
