@@ -328,6 +328,16 @@ class TestStreams:
         copy(cupy, x, host, stream)
         return stream, host, x, stream.end_capture()
 
+    def test_page_locked_memory_that_is_freed_before_anybody_waits(self, cupy):
+        import cupyx
+
+        stream, x = cupy.cuda.Stream(non_blocking=True), cupy.empty(3, np.float32)
+        for value in range(20):
+            host = cupyx.zeros_pinned(3, np.float32)
+            host[...] = value
+            x.set(host, stream=stream)
+        assert x.get(stream).tolist() == [19] * 3
+
     def test_transfers_that_are_waited_for(self, cupy):
         import cupyx
 

@@ -315,6 +315,8 @@ def alloc_pinned_memory(size):
             return size
 
         def __del__(self):
+            # Freeing waits for the copies from and to it: its address may be used again.
+            _finish(lambda stream, clock, host: self.ptr <= host < self.ptr + length)
             _pinned.pop(self.ptr, None)
 
     buffer = PinnedMemoryPointer()
@@ -354,13 +356,15 @@ _transfers = []  # from and to page-locked memory, which nobody has waited for y
 def _wait(seen):
     """The host learns what is done."""
     _merge(_host_seen, seen)
-    waiting = []
-    for stream, clock, finish in _transfers:
-        if _host_seen.get(stream, 0) < clock:
-            waiting.append((stream, clock, finish))
-        else:
-            finish()
-    _transfers[:] = waiting
+    _finish(lambda stream, clock, host: _host_seen.get(stream, 0) >= clock)
+
+
+def _finish(done):
+    """Finish the copies of which ``done(stream, clock, host address)`` is true."""
+    finished = [copy for copy in _transfers if done(*copy[:3])]
+    _transfers[:] = [copy for copy in _transfers if copy not in finished]
+    for *_, finish in finished:
+        finish()
 
 
 _pid = None
@@ -658,12 +662,14 @@ class _Transfer:
             ctypes.memmove(self.dst, sent, self.size)
         elif self.kind == 1:
             ctypes.memmove(self.dst, sent, self.size)
-            _transfers.append((stream.ptr, stream._clock, lambda: self._unchanged(sent)))
+            _transfers.append((stream.ptr, stream._clock, host, lambda: self._unchanged(sent)))
         else:
             ctypes.memset(self.dst, POISON, self.size)
-            _transfers.append(
-                (stream.ptr, stream._clock, lambda: ctypes.memmove(self.dst, sent, self.size))
-            )
+            _transfers.append((stream.ptr, stream._clock, host, lambda: self._arrive(sent)))
+
+    def _arrive(self, sent):
+        if is_pinned(self.dst, self.size):
+            ctypes.memmove(self.dst, sent, self.size)
 
     def _unchanged(self, sent):
         if is_pinned(self.src, self.size) and ctypes.string_at(self.src, self.size) != sent:
