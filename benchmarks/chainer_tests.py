@@ -12,6 +12,7 @@ The exit status is 1 where more than ``--allow`` tests fail.
 
 import argparse
 import collections
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -46,6 +47,7 @@ WARNINGS = (
 REASONS = {
     'ChainerX is not available': 'needs ChainerX, a compiled part of Chainer',
     "module 'chainerx' has no attribute": 'needs ChainerX, a compiled part of Chainer',
+    'numpy.fix is deprecated': 'the test calls numpy.fix, deprecated since NumPy 2.5',
     "exceptions must be derived from Warning, not <class 'NoneType'>": (
         'the test calls pytest.warns(None), gone since pytest 8'
     ),
@@ -133,7 +135,7 @@ def run(tests, parts, marks=MARKS, keyword='', put_right=PUT_RIGHT):
     """Run Chainer's tests in this process.
 
     Args:
-        tests (pathlib.Path): Folder ``tests`` of Chainer's source.
+        tests (pathlib.Path): Folder ``tests`` of Chainer's source, absolute.
         parts (list of str): Folders or files in it.
         marks (str): As pytest's ``-m``.
         keyword (str): As pytest's ``-k``.
@@ -142,7 +144,7 @@ def run(tests, parts, marks=MARKS, keyword='', put_right=PUT_RIGHT):
     Returns:
         Record: The outcomes.
     """
-    root = tests.resolve().parent
+    root = tests.parent
     record = Record(put_right)
     arguments = [*(str(root / 'tests' / part) for part in parts), '-m', marks, '-k', keyword]
     arguments += ['-c', str(root / 'setup.cfg'), '--rootdir', str(root), '-o', 'addopts=']
@@ -213,10 +215,12 @@ def main():
             'setup.cfg beside them'
         )
     put_right = {} if args.as_published else PUT_RIGHT
-    with tempfile.TemporaryDirectory() as datasets:
-        make_datasets(pathlib.Path(datasets))
-        chainer.dataset.set_dataset_root(datasets)
-        record = run(args.tests, args.parts, args.m, args.k, put_right)
+    tests = args.tests.resolve()
+    # onnx_chainer's tests write into the current folder.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        make_datasets(pathlib.Path(scratch))
+        chainer.dataset.set_dataset_root(scratch)
+        record = run(tests, args.parts, args.m, args.k, put_right)
     if processes.launched()[0] == 0:
         page = table(record)
         print(page)

@@ -61,6 +61,7 @@ NAMES = {
     'string_': 'numpy.bytes_',
     'unicode_': 'numpy.str_',
     # Removed after 2.0, or about to be.
+    'fix': 'numpy.trunc',
     'in1d': 'lambda a, b, **options: numpy.isin(numpy.ravel(a), b, **options)',
     'row_stack': 'numpy.vstack',
     'trapz': 'numpy.trapezoid',
