@@ -232,7 +232,7 @@ def test_networks_too_large_for_a_record(d, blocks, done, tmp_path):
 
 def readers(folder):
     """Yield (name of a file, what reads it)."""
-    yield 'run.json', lambda: run_folder.record(str(folder))
+    yield 'run.json', lambda: run_folder.read_record(str(folder))
     yield 'split.json', lambda: splits.read(str(folder / 'split.json'))
     yield 'log.json', lambda: comparison.Run(str(folder))
 

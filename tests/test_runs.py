@@ -60,7 +60,7 @@ def entries(path, _id):
 
 
 def test_the_record_says_what_shaped_a_run(folders):
-    record = run_folder.record(str(folders / 'c'))
+    record = run_folder.read_record(str(folders / 'c'))
     assert record['options']['seed'] == 7 and record['options']['lr'] == 0.05
     assert record['options']['data'] == str(folders / 'images')
     assert {'python', 'numpy', 'chainer', 'pillow'} <= set(record['versions'])

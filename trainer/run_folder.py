@@ -213,10 +213,6 @@ def begin(folder, used, network, images, split=None):
     write_record(folder, used, network, images)
 
 
-#: What a folder says of its run.
-record = read_record
-
-
 def model(folder, which='best'):
     """Return the file of a run's model.
 
@@ -227,7 +223,7 @@ def model(folder, which='best'):
     Raises:
         trainer.errors.InputError: There is none.
     """
-    record(folder)
+    read_record(folder)
     models = os.path.join(folder, 'model')
     names = os.listdir(models) if os.path.isdir(models) else []
     name = next((n for n in names if n.endswith(f'_{which}.model')), None)
@@ -259,7 +255,7 @@ def dataset(folder=None, name=None, data=None):
     Raises:
         trainer.errors.InputError: It cannot be had.
     """
-    used = record(folder)['options'] if folder is not None else {}
+    used = read_record(folder)['options'] if folder is not None else {}
     own = 'quick' if used.get('quick') else used.get('dataset')
     if name in (None, own):
         name, data = own, data or used.get('data')

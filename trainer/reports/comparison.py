@@ -43,7 +43,7 @@ class Run:
         self.folder = folder
         self.options = {}
         if os.path.exists(os.path.join(folder, run_folder.RECORD)):
-            self.options = run_folder.record(folder)['options']
+            self.options = run_folder.read_record(folder)['options']
         path = os.path.join(folder, 'log.json')
         try:
             self.epochs = _epochs(files.read_json(path))
