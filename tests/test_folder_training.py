@@ -200,9 +200,23 @@ def test_split(tmp_path):
 
 
 def test_small_classes_are_divided():
-    files = folder.ImageFiles([f'r/{i}' for i in range(4)], [0, 1, 1, 1], 'ab', 'r')
-    assert len(splits.make(files, 0)['test']) == 1
-    assert '0' not in splits.make(files, 0)['test']
+    files = folder.ImageFiles([f'r/{i}' for i in range(5)], [0, 0, 1, 1, 1], 'ab', 'r')
+    chosen = splits.make(files, 0)['test']
+    assert len(chosen) == 2 and len(set(chosen) & {'0', '1'}) == 1
+
+
+def test_classes_too_small_to_be_divided_are_named_before_training(tmp_path):
+    write(tmp_path / 'all', 1, classes={3: 'cat', 5: 'dog'})
+    write(tmp_path / 'some', 3, classes={3: 'cat', 5: 'dog'})
+    write(tmp_path / 'some', 1, classes={7: 'horse'})
+    for name, words in [
+        ('all', f'--data {tmp_path}/all: 2 of 2 classes have one image only.*: cat, dog; '),
+        ('some', '1 of 3 classes has one image only.*: horse; .*DIR/val'),
+    ]:
+        said = []
+        with pytest.raises(InputError, match=words):
+            train(tmp_path / 'run', tmp_path / name, say=said.append)
+        assert not said and os.listdir(tmp_path / 'run') == ['.lock']
 
 
 # ---- what is wrong with folders

@@ -13,7 +13,7 @@ from trainer.errors import InputError
 #: The file in a run's folder.
 RECORD = 'split.json'
 
-#: Of each class's images, this share is for testing; at least one where there are two.
+#: Of each class's images, this share is for testing, at least one.
 SHARE = 0.2
 
 # Keeps it apart from what else is drawn from a seed (trainer.transforms).
@@ -30,7 +30,23 @@ def make(images, seed):
     Returns:
         dict: As the record holds it: ``seed``, ``share`` and ``test``, the names of the
         chosen, sorted.
+
+    Raises:
+        trainer.errors.InputError: A class has fewer than two images.
     """
+    counts = np.bincount(images.labels, minlength=len(images.categories))
+    small = [images.categories[i] for i in np.flatnonzero(counts < 2)]
+    if small:
+        raise InputError(
+            '--data {}: {} of {} classes {} one image only, which leaves none for testing: {}; '
+            'add images, remove these folders, or divide the images into DIR/train and DIR/val'.format(
+                images.root,
+                len(small),
+                len(counts),
+                'has' if len(small) == 1 else 'have',
+                ', '.join(small[:5]) + ', ...' * (len(small) > 5),
+            )
+        )
     chosen = []
     for label in range(len(images.categories)):
         own = np.flatnonzero(images.labels == label)
