@@ -16,7 +16,8 @@ def parser():
     p = cli.ArgumentParser(
         description='Test a model: loss, top-1 and top-5 error on the test images of a dataset. '
         'An image that cannot be read is named, and counts as neither right nor '
-        'wrong. Nothing is written without -p.',
+        'wrong. Images of class folders are turned upright as their EXIF orientation says, '
+        'those of ILSVRC are not. Nothing is written without -p.',
         formatter_class=argparse.HelpFormatter,
     )
     natural = values.positive(int)

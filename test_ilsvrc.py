@@ -16,7 +16,7 @@ def parser():
     p = cli.ArgumentParser(
         description='Measure the top-1 and top-5 error of an ImageNet model, or of several '
         'together, and write log.json. An image that cannot be read is named, and '
-        'counts as neither right nor wrong.',
+        'counts as neither right nor wrong. EXIF orientation is ignored, as Torch7 did.',
         formatter_class=argparse.HelpFormatter,
     )
     natural = values.positive(int)

@@ -28,26 +28,27 @@ class ImageFiles:
         labels (sequence of int): For each, the index of its category.
         categories (list of str): Synsets, or names of class folders.
         root (str): The folder that they are all in.
+        upright (bool): Whether they are turned as their EXIF orientation says.
 
     Attributes:
         paths (list of str): As given. categories (list of str): As given.
         labels (numpy.ndarray): int32 (images,).
     """
 
-    def __init__(self, paths, labels, categories, root=''):
+    def __init__(self, paths, labels, categories, root='', upright=False):
         self.paths = list(paths)
         self.labels = np.asarray(labels, np.int32)
         self.categories = list(categories)
         self.root = root
+        self.upright = upright
 
     def __len__(self):
         return len(self.paths)
 
     def take(self, indices):
         """Return some of the images, with the same categories."""
-        return ImageFiles(
-            [self.paths[i] for i in indices], self.labels[indices], self.categories, self.root
-        )
+        paths = [self.paths[i] for i in indices]
+        return ImageFiles(paths, self.labels[indices], self.categories, self.root, self.upright)
 
     def names(self):
         """Return the paths below ``root``, the same wherever the folder is."""
@@ -163,8 +164,9 @@ def load(data=None):
             deeper. Folders of :data:`NO_CLASSES` are left out.
 
     Returns:
-        trainer.datasets.Dataset: Of files; ``test`` is ``None`` where there are no
-        images for testing. The classes are the folders' names, sorted.
+        trainer.datasets.Dataset: Of files, whose images are turned upright; ``test`` is
+        ``None`` where there are no images for testing. The classes are the folders' names,
+        sorted.
 
     Raises:
         trainer.errors.InputError: There are no class folders, one has no images, or
@@ -184,6 +186,9 @@ def load(data=None):
     train = _classes_of(class_folders(root))
     if test is not None:
         test = _classes_of(_annotated(test) or class_folders(test))
+    for part in (train, test):
+        if part is not None:
+            part.upright = True
     left_out = sorted({c for c in _subfolders(root) if c in NO_CLASSES})
     return dataset(
         'folder',
@@ -261,7 +266,7 @@ def _classes_of(images):
     number = [kept.index(c) if c in kept else -1 for c in images.categories]
     labels = np.array(number, np.int32)[images.labels]
     some = images.take(np.flatnonzero(labels >= 0))
-    return ImageFiles(some.paths, labels[labels >= 0], kept, images.root)
+    return ImageFiles(some.paths, labels[labels >= 0], kept, images.root, images.upright)
 
 
 def _annotated(folder):

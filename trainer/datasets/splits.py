@@ -39,7 +39,7 @@ def make(images, seed):
     if small:
         raise InputError(
             '--data {}: {} of {} classes {} one image only, which leaves none for testing: {}; '
-            'add images, remove these folders, or divide the images into DIR/train and DIR/val'.format(
+            'add images, remove these folders, or divide all into DIR/train and DIR/val'.format(
                 images.root,
                 len(small),
                 len(counts),

@@ -155,6 +155,7 @@ def _each_batch(predictors, images, batch, ten_crop, workers, use, progress):
         images.paths,
         ten_crop,
         prediction.take_rows(predictors),
+        images.upright,
     )
     unreadable = []
     for items, x, errors in load.batches(batch, workers):

@@ -9,7 +9,7 @@ from trainer.errors import InputError
 from trainer.inference.predictors import Predictor
 from trainer.metrics import log_softmax, top_k
 from trainer.text import printable
-from trainer.transforms import device, table
+from trainer.transforms import decoding, device, table
 
 #: One of the likeliest classes. number: index of the class; synset (str): of ImageNet,
 #: or ``None``; name (str); probability (float): 0..1.
@@ -51,6 +51,7 @@ class Load:
         sources (list): Paths, or whatever the class takes; items are indices into it.
         ten_crop (bool): Whether to take ten crops of each.
         rows (bool): Whether predictors make images of rows of bytes (:func:`take_rows`).
+        upright (bool): Whether images are turned as their EXIF orientation says.
 
     Attributes:
         crops (int): Crops of each image: 1 or 10.
@@ -62,10 +63,11 @@ class Load:
         trainer.errors.InputError: The class makes no ten crops.
     """
 
-    def __init__(self, transform, sources, ten_crop=False, rows=False):
+    def __init__(self, transform, sources, ten_crop=False, rows=False, upright=False):
         if ten_crop and not hasattr(transform, 'ten_crop'):
             raise InputError(f'--ten-crop: there is none in {transform.__name__}')
         self.sources = sources
+        self.upright = upright
         self.crops = 10 if ten_crop else 1
         self.shape, self.dtype = transform.shape, np.float32
         self._transform = transform.ten_crop if ten_crop else transform.test
@@ -89,7 +91,7 @@ class Load:
     def __call__(self, i, out):
         source = self.sources[i]
         try:
-            self._transform(source, out=out)
+            self._transform(decoding.upright(source) if self.upright else source, out=out)
         except InputError as e:
             # Whoever asked knows which image it is.
             raise InputError(str(e).removeprefix(printable(f'{source}:') + ' ')) from None
@@ -181,7 +183,7 @@ def check_classes(networks):
             )
 
 
-def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
+def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False, upright=True):
     """Say what images show.
 
     Args:
@@ -194,6 +196,8 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
         workers (int): Processes that load; 0: this one loads; ``None``: it does where
             there is but one batch, otherwise one process for each core.
         ten_crop (bool): Whether to average over ten crops.
+        upright (bool): Whether images are turned as their EXIF orientation says; the
+            evaluation on ImageNet does not, as Torch7 did not.
 
     Yields:
         Prediction: In the order of ``sources``.
@@ -204,7 +208,7 @@ def predict(networks, sources, k=5, batch=16, workers=None, ten_crop=False):
     computing = predictors(networks)
     networks = [predictor.network for predictor in computing]
     check_classes(networks)
-    load = Load(preprocessing(networks), sources, ten_crop, take_rows(computing))
+    load = Load(preprocessing(networks), sources, ten_crop, take_rows(computing), upright)
     names, synsets = class_names.of(networks[0]), class_names.synsets(networks[0])
     if workers is None and len(sources) <= batch:
         workers = 0

@@ -96,7 +96,7 @@ def draw(predictions, path):
 
 
 def _draw_one(prediction, classes, axes, bars):
-    image = decoding.load_rgb(prediction.source).copy()
+    image = decoding.load_rgb(decoding.upright(prediction.source)).copy()
     image.thumbnail((640, 640))
     axes.imshow(image)
     source = prediction.source

@@ -13,7 +13,7 @@ from PIL import Image
 from trainer.datasets import loading, parallel
 from trainer.errors import InputError
 from trainer.training import processes
-from trainer.transforms import device, generator, ilsvrc
+from trainer.transforms import decoding, device, generator, ilsvrc
 
 #: train, test (trainer.datasets.parallel.Iterator). finish (callable): makes images,
 #: (batch, 3, height, width), of an x that was sent to the GPU; ``None`` where x are images
@@ -82,8 +82,10 @@ class LoadFile(Load):
 
     def _preprocessed(self, item, train, test):
         epoch, i = item
-        path = self.part.paths[i]
-        sample = test(path) if self.seed is None else train(path, drawn=self._draw(epoch, i))
+        source = self.part.paths[i]
+        if self.part.upright:
+            source = decoding.upright(source)
+        sample = test(source) if self.seed is None else train(source, drawn=self._draw(epoch, i))
         return sample.x
 
 

@@ -5,7 +5,7 @@ import os
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from trainer import files
 from trainer.errors import InputError
@@ -46,6 +46,60 @@ SHRINK_MARGIN = 1.5
 _MAX_SCANNED = 1 << 30
 
 
+class Upright(os.PathLike):
+    """A path whose image is turned as its EXIF orientation says; taken wherever a path is.
+
+    Args:
+        path (str or os.PathLike): The file.
+    """
+
+    def __init__(self, path):
+        self._path = path
+
+    def __fspath__(self):
+        return os.fspath(self._path)
+
+    def __str__(self):
+        return str(self._path)
+
+
+#: EXIF orientation -> what turns the stored pixels upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# Those that swap height and width.
+_SWAPPING = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+
+
+def upright(source):
+    """Return what is loaded upright, as a photograph's EXIF orientation says.
+
+    Args:
+        source: A path (which becomes :class:`Upright`), a ``PIL.Image`` (which is turned),
+            or anything else, which stays as it is.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return Upright(source)
+    turn = _turn(source) if isinstance(source, Image.Image) else None
+    return source if turn is None else source.transpose(turn)
+
+
+def _turn(image):
+    """Return what turns an image upright, or ``None``."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # of metadata that is damaged; the image need not be
+        return None
+
+
 def load_chw(source):
     """Return an image as an array (3, height, width), values 0..255.
 
@@ -70,7 +124,7 @@ def load_rgb(source):
 
     Grey is replicated, alpha dropped, 16 bits are cut to the upper 8, of an animation
     the first image is taken. The orientation in EXIF is ignored, as the original
-    and Torch7 ignored it.
+    and Torch7 ignored it, but for :class:`Upright` paths (and TIFF, which Pillow turns).
 
     Args:
         source: A path, a ``PIL.Image``, or an array, uint8 or uint16, (height, width)
@@ -152,10 +206,16 @@ def _load(path, share=None):
             with _open(f) as image:
                 _check_size(image, f)
                 size = image.height, image.width
+                turn = None
+                if isinstance(path, Upright) and image.format != 'TIFF':  # Pillow turns those
+                    turn = _turn(image)
+                if turn in _SWAPPING:
+                    size = size[::-1]
                 if share is not None and image.format == 'JPEG':
                     _shrink(image, share(*size))
                 with _quiet_libtiff() if image.format == 'TIFF' else contextlib.nullcontext():
-                    return _rgb(image), size
+                    image = _rgb(image)
+                return image if turn is None else image.transpose(turn), size
     except InputError as e:
         raise InputError(f'{path}: {e}') from None
     except UnidentifiedImageError:
