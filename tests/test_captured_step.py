@@ -25,6 +25,15 @@ pytestmark = pytest.mark.gpu
 RATES = (0.004, 0.004, 0.004, 0.002, 0.002, 0.002, 0.001, 0.002, 0.003)
 
 
+def limit(key, tolerance):
+    """Return how far a parameter or statistic may be off after a run.
+
+    A beta is still close to 0 then, the sum of gradients that cancel: on a GPU, whose sums
+    are in another order, each ReLU that flips shows there.
+    """
+    return tolerance if simulated() or not key.endswith('beta') else 10 * tolerance
+
+
 def network(seed=0):
     built = resnext.PaperResNext(10, (1, 1, 1), C=2, d=4, widen_factor=0.25)
     built.weight_initialization(seed)
@@ -92,7 +101,7 @@ def test_float32_follows_chainer(name, divide):
     (found, arrays, made, step), (expected, golden, other, _) = compare(divide=divide, name=name)
     assert relative(expected, found) < 1e-3
     for key, array in golden.items():
-        assert relative(array, arrays[key]) < 2e-3, key
+        assert relative(array, arrays[key]) < limit(key, 2e-3), key
     assert made.t == other.t == len(RATES)
     assert all(p.update_rule.t == len(RATES) for p in step.network.params())
     # Both shapes of batches were replayed, each as one graph.
@@ -115,7 +124,7 @@ def test_head_rate_and_frozen_layers():
     before = state_on_cpu(network())
     assert relative(expected, found) < 1e-3
     for key, array in golden.items():
-        assert relative(array, arrays[key]) < 2e-3, key
+        assert relative(array, arrays[key]) < limit(key, 2e-3), key
         if key.startswith(('stem', 'stage1')):
             assert (arrays[key] == before[key]).all(), key
 
@@ -308,7 +317,7 @@ def test_going_on_is_as_if_never_stopped():
     assert made._loss_scale == 2.0 ** len(RATES)
     # Some of cuDNN's plans add up in any order; simulated, nothing but the state can differ.
     for key, array in state_on_cpu(model).items():
-        assert relative(golden[key], array) <= (0 if simulated() else 2e-2), key
+        assert relative(golden[key], array) <= (0 if simulated() else limit(key, 2e-2)), key
 
 
 class Twice(processes.Alone):

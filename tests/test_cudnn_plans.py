@@ -182,6 +182,11 @@ class Plans:
 
 
 class TestTiming:
+    @pytest.fixture(autouse=True)
+    def timed(self):
+        with chainer.using_config('plans', 6):
+            yield
+
     def test_few_plans_are_compiled(self):
         g = graph()
         g.graph = Plans(12, compiled=(0, 1, 2, 3, 4, 6), fails=(1,))

@@ -134,14 +134,20 @@ def test_traffic_of_a_small_network(precision, itemsize):
     found = layers.traffic_of_step(small, 32, precision, 7)
     # A straight line through two small batches is exact.
     assert found == layers._traffic(small(), 32, precision, 7)
-    for name, moved in by_hand(7, itemsize).items():
+    expected = by_hand(7, itemsize)
+    # A GPU may have no plan for the stem's weight gradient from float16 to float32.
+    half = 2 * small().stem.conv.W.size if precision == 'mixed' else 0
+    saved = expected['conv_backward_weights'] - found['conv_backward_weights']
+    assert saved in (0, half)
+    expected['conv_backward_weights'] -= saved
+    for name, moved in expected.items():
         assert found[name] == moved, name
     weights = sum(p.size for p in small().params())
     convolutions = sum(p.size for name, p in small().namedparams() if name.endswith('conv/W'))
     # Gradients, and from those the weights and their momentum.
-    assert found['update'] == weights * (4 + 2 * (4 + 4))
+    assert found['update'] == weights * (4 + 2 * (4 + 4)) - saved
     if precision == 'mixed':
-        assert found['find_overflow'] == weights * 4
+        assert found['find_overflow'] == weights * 4 - saved
         assert found['convert'] == convolutions * (4 + 2)
 
 
