@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from trainer import cli
+from trainer import cli, files
 from trainer.errors import InputError
 from trainer.networks import table
 from trainer.weights import formats, forms, namings
@@ -87,6 +87,18 @@ def parser():
     return p
 
 
+def _check_suffix(output):
+    """Refuse a suffix of no format that is written; without one, a file is npz."""
+    suffix = os.path.splitext(output)[1]
+    if os.path.isdir(output) or not suffix or formats.kind_for(output, None):
+        return
+    known = [s for fmt in formats.writable().values() for s in fmt.suffixes]
+    raise InputError(
+        f'-o {output}: no format that is written has the suffix {suffix}; there are '
+        f'{", ".join(known)}, and --to says the format of a file of any name'
+    )
+
+
 def _output(args):
     """Return (path, format) to write."""
     output = args.output or ''
@@ -107,6 +119,10 @@ def _output(args):
         and os.path.samefile(output, args.input)
     ):
         raise InputError(f'-o {output}: is the file to convert itself; give another name')
+    if args.output and args.to is None:
+        _check_suffix(args.output)
+    if files.is_read_only(output):
+        raise InputError(f'-o {output}: is there and read-only; give another name')
     return output, kind
 
 
@@ -138,13 +154,18 @@ def main():
         f'shortcut type {network.shortcut}, {network.category_num} classes'
     )
     print(f'{network.count_params():,} parameters, {found.details}')
+    for note in found.notes:
+        print(f'note: {note}')
     formats.write(output, network, kind, **options)
     if args.layout == 'original' and network.round_up_pooling is not None:
         print(
             "note: the 2017 program rounds the max pooling's size up, which Torch7 does not: "
             'it will compute other numbers from this file, and err more'
         )
-    print(f'wrote {output}')
+    if network.classes is not None and not formats.writable()[kind].holds_classes(**options):
+        print(f'note: {kind} files hold no names of classes; npz and safetensors do')
+    how = ''.join(f', {name} {given[name]}' for name in ('layout', 'naming') if given[name])
+    print(f'wrote {output} ({kind}{how})')
 
 
 def command():

@@ -9,7 +9,6 @@ from trainer.datasets import folder
 from trainer.inference import prediction
 from trainer.reports import prediction as report
 from trainer.text import printable
-from trainer.weights import formats
 
 
 def parser():
@@ -48,7 +47,7 @@ def main():
     sources = folder.expand(args.images)
     if args.draw:
         report.check_drawing(args.draw, len(sources))
-    networks = cli.make_predictors([formats.load(path, args.gpu) for path in args.load_model], args)
+    networks = cli.make_predictors([cli.load_network(path, args) for path in args.load_model], args)
     sys.stdout.reconfigure(errors='backslashreplace')  # names of classes may be no text
     found = []
     for said in prediction.predict(networks, sources, args.k, args.batch, ten_crop=args.ten_crop):

@@ -8,7 +8,6 @@ from trainer import cli, datasets, files, run_folder, values
 from trainer.errors import InputError
 from trainer.inference import evaluation
 from trainer.reports import evaluation as report
-from trainer.weights import formats
 
 
 def parser():
@@ -67,7 +66,7 @@ def main():
             f'-p {args.save_path}: the log.json there is that of a run; choose another folder'
         )
     path = args.model if run is None else run_folder.model(run, args.epoch or 'best')
-    network = formats.load(path, args.gpu)
+    network = cli.load_network(path, args)
     dataset = run_folder.dataset(run, args.dataset, args.data)
     images = run_folder.images(dataset, args.part)
     predictors = cli.make_predictors([network], args)

@@ -8,7 +8,7 @@ from trainer.datasets import ilsvrc
 from trainer.errors import InputError
 from trainer.inference import evaluation
 from trainer.reports import evaluation as report
-from trainer.weights import description, formats
+from trainer.weights import description
 
 
 def parser():
@@ -75,7 +75,7 @@ def main():
     images = ilsvrc.find(args.load_data)
     networks = []
     for path in models:
-        networks.append(formats.load(path, args.gpu))
+        networks.append(cli.load_network(path, args))
         description.check_flags(networks[-1], path, args.C, args.d, args.layers)
     predictors = cli.make_predictors(networks, args)
     options = {

@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import numpy as np
+import pth_files
 import pytest
 from conftest import FIXTURES
 from helpers.networks import same, small
@@ -15,7 +16,8 @@ import resnext
 import resnext_ilsvrc
 from trainer import cli
 from trainer.errors import InputError
-from trainer.weights import formats, pytorch
+from trainer.training import run, transfer
+from trainer.weights import formats, npz, pytorch, state_dict
 
 FILES = {
     't7': 'torch7_cifar10_tiny_d20_4x2d.t7',
@@ -92,7 +94,12 @@ def test_the_script_goes_to_pytorch_and_back(written, run_converter, tmp_path):
 def test_the_script_names_what_it_writes(run_converter, tmp_path):
     shutil.copy(FIXTURES / 'pytorch_lornatang.pth', tmp_path / 'best.pth.tar')
     status, told, _ = run_converter('-i', 'best.pth.tar')
-    assert status == 0 and 'wrote best.npz' in told and 'its state_dict' in told
+    assert status == 0 and 'wrote best.npz (npz)' in told and 'its state_dict' in told
+    note = 'note: best.pth.tar holds ema_state_dict too; state_dict was taken'
+    assert note in told
+    said = []
+    formats.load(tmp_path / 'best.pth.tar', say=said.append)
+    assert len(said) == 1 and 'holds ema_state_dict too; state_dict was taken' in said[0]
     assert not same(
         resnext_ilsvrc.load(tmp_path / 'best.npz'),
         pytorch.read(tmp_path / 'best.pth.tar', 'ema_state_dict')[0],
@@ -100,7 +107,8 @@ def test_the_script_names_what_it_writes(run_converter, tmp_path):
     status, told, _ = run_converter(
         '-i', 'best.pth.tar', '--to', 'pth', '--entry', 'ema_state_dict'
     )
-    assert status == 0 and 'wrote best.pth\n' in told and 'its ema_state_dict' in told
+    assert status == 0 and 'wrote best.pth (pth)\n' in told and 'its ema_state_dict' in told
+    assert 'note:' not in told
     assert same(
         resnext_ilsvrc.load(tmp_path / 'best.pth'),
         pytorch.read(tmp_path / 'best.pth.tar', 'ema_state_dict')[0],
@@ -133,17 +141,83 @@ def test_the_script_writes_onnx(flags, run_converter, tmp_path):
         (('x.pth', '--entry', 'model'), 'there is no state dict model; there are: '),
         ((FIXTURES / FILES['npz'], '--entry', 'model'), '--entry model: only PyTorch files'),
         (('none.pth',), 'none.pth: cannot be read'),
+        (('none.t7',), 'published at https://github.com/facebookresearch/ResNeXt'),
+        (('x.pth', '-o', 'y.h5'), '-o y.h5: no format that is written has the suffix .h5; there'),
+        (('x.pth', '-o', 'y.t7'), '-o y.t7: no format that is written has the suffix .t7; there'),
+        (('x.pth', '-o', 'mine.npz'), '-o mine.npz: is there and read-only'),
         (('text.pth',), 'text.pth: not a file of weights'),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, run_converter, tmp_path):
     shutil.copy(FIXTURES / FILES['pth'], tmp_path / 'x.pth')
     (tmp_path / 'text.pth').write_text('weights')
+    (tmp_path / 'mine.npz').write_text('mine')
+    (tmp_path / 'mine.npz').chmod(0o444)
     before = sorted(path.name for path in tmp_path.iterdir())
     status, told, errors = run_converter('-i', *arguments)
     assert status == 2 and errors.count('\n') == 1 and message in errors
     assert 'Traceback' not in errors and 'wrote' not in told
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / 'mine.npz').read_text() == 'mine'
+
+
+def test_a_read_only_file_is_not_replaced(tmp_path):
+    (tmp_path / 'x.npz').write_text('mine')
+    (tmp_path / 'x.npz').chmod(0o444)
+    with pytest.raises(OSError, match='it is read-only'):
+        small().save_model(tmp_path / 'x.npz')
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
+
+
+def test_what_a_format_does_not_hold_is_told(run_converter, tmp_path):
+    network = small()
+    network.classes = [f'kind {i}' for i in range(network.category_num)]
+    network.save_model(tmp_path / 'x.npz')
+    told = {name: run_converter('-i', 'x.npz', '-o', name)[1] for name in ('y.pth', 'y.model')}
+    assert 'note: pth files hold no names of classes; npz' in told['y.pth']
+    assert 'wrote y.pth (pth)' in told['y.pth'] and 'wrote y.model (npz)' in told['y.model']
+    assert 'note' not in told['y.model']
+    assert resnext_ilsvrc.load(tmp_path / 'y.model').classes == network.classes
+
+
+def test_load_model_takes_every_format(tmp_path):
+    path = FIXTURES / FILES['pth']
+    wanted = pytorch.read(path)[0]
+    network = formats.load(path)
+    network.weight_initialization(3)
+    assert not same(network, wanted)
+    network.load_model(path)
+    assert same(network, wanted)
+    with pytest.raises(InputError, match='does not fit'):
+        network.load_model(FIXTURES / FILES['t7'])
+    assert same(network, wanted)
+
+
+@pytest.mark.parametrize('prefix', ['model.', 'backbone.', 'module.net.0.'])
+def test_state_dicts_with_one_prefix(prefix, tmp_path):
+    network = small()
+    named = {prefix + name: a for name, a in state_dict.write(network).items()}
+    pth_files.write_zip(tmp_path / 'x.pth', *pth_files.contents(named))
+    assert same(resnext_ilsvrc.load(tmp_path / 'x.pth'), network)
+
+
+def test_a_state_dict_without_classifier_gets_a_new_one(tmp_path):
+    network = small()
+    named = {name: a for name, a in state_dict.write(network).items() if not name.startswith('fc.')}
+    path = str(tmp_path / 'x.pth')
+    pth_files.write_zip(path, *pth_files.contents(named))
+    with pytest.raises(InputError, match='x.pth: holds a network without its classifier; .*reset'):
+        resnext_ilsvrc.load(path)
+    held, _ = formats.read(path, headless=True)
+    new = transfer.reset_classifier(held, ['a', 'b', 'c'], 0)
+    assert new.has_classifier and new.category_num == 3
+    arrays = npz.state(new)
+    for name, array in npz.state(network).items():
+        if not name.startswith('fc/'):
+            np.testing.assert_array_equal(arrays[name], array)
+    assert 'fully connected' in run.summary(
+        load_model=path, reset_classifier=True, dataset='cifar10'
+    )
 
 
 def test_predict_takes_any_of_them(tmp_path, monkeypatch, capfd):

@@ -507,6 +507,12 @@ def test_other_files_are_told_apart(tmp_path):
     refused(pytorch.read, path, 'not one of torch.save')
     pth_files.write_zip(path, arrays, storages, more=[('x/constants.pkl', b'')])
     refused(pytorch.read, path, 'TorchScript')
+    with zipfile.ZipFile(path, 'w') as archive:  # as torch.jit.save does
+        archive.writestr('x/data.pkl', b'')
+        code = zipfile.ZipInfo('x/code/__torch__.py')
+        archive.writestr(code, 'class Net(Module):' * 99, zipfile.ZIP_DEFLATED)
+        archive.writestr('x/constants.pkl', b'')
+    refused(pytorch.read, path, 'TorchScript program; save its state_dict')
     pth_files.write_zip(path, [1], {})
     refused(pytorch.read, path, 'holds no dict')
     pth_files.write_zip(path, {'lr': 0.1, 'optimizer': {'lr': 0.1}}, {})

@@ -8,6 +8,7 @@ from trainer import values
 from trainer.errors import InputError
 from trainer.inference import predictors
 from trainer.text import printable
+from trainer.weights import formats
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -112,6 +113,11 @@ def check_workers(p, args):
     """End with a line where --workers is below 0."""
     if (args.workers or 0) < 0:
         p.error('--workers takes 0 or more')
+
+
+def load_network(path, args):
+    """Load a network from a file to where :func:`add_inference_flags` says; tell its notes."""
+    return formats.load(path, args.gpu, lambda note: print(f'{prog()}: {note}', file=sys.stderr))
 
 
 def make_predictors(networks, args):

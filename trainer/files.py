@@ -29,8 +29,14 @@ def replacing(path):
 
     Args:
         path (str): The file to create or replace. Its folder must exist.
+
+    Raises:
+        OSError: It cannot be written, or is there and read-only.
     """
     folder, name = os.path.split(os.fspath(path))
+    # Renaming would replace it all the same.
+    if is_read_only(path):
+        raise PermissionError(errno.EACCES, 'it is read-only', os.fspath(path))
     # The suffix stays: Pillow and Matplotlib read the format from it. Of a long name only
     # the end does: file systems allow 255 bytes.
     unfinished = os.path.join(
@@ -48,6 +54,11 @@ def replacing(path):
         if isinstance(e, OSError):
             e.filename = os.fspath(path)  # a full disk has none, others the unfinished file's
         raise
+
+
+def is_read_only(path):
+    """Return whether there is a file that its owner made read-only."""
+    return os.path.isfile(path) and not os.stat(path).st_mode & 0o222
 
 
 def _sync_folder(folder):

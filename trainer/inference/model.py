@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer import devices, metrics
 from trainer.inference import predictors
-from trainer.weights import npz
+from trainer.weights import formats, npz
 
 
 class Model:
@@ -68,18 +68,23 @@ class Model:
         return right, right_n, wrong
 
     def load_model(self, path):
-        """Load weights from an npz file of this project or of the original program.
+        """Load weights from a file of any format that is read.
 
         Args:
-            path (str): The file, in any layout of :meth:`save_model`. Branches become
-                groups, and the original's convolution biases go into the running
+            path (str): The file: npz of this project or of the original program, in any
+                layout of :meth:`save_model`, Torch7, PyTorch or safetensors. Branches
+                become groups, and the original's convolution biases go into the running
                 means, exactly.
 
         Raises:
             trainer.errors.InputError: The file is damaged or holds another network;
                 the network is then as it was.
         """
-        npz.load_into(path, self)
+        if formats.kind_of(path) == 'npz':
+            npz.load_into(path, self)
+            return
+        loaded, _ = formats.read(path)
+        npz.fill(self, npz.state(loaded), path, loaded.architecture())
 
     def save_model(self, path, gpu=None, layout=None):
         """Save the weights as npz, float32; the file appears whole or not at all.

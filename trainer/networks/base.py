@@ -32,6 +32,8 @@ class Network(chainer.Chain):
     preprocessing = None
     #: Height and width of the images that it is made for; it takes others.
     image_size = 32
+    #: ``False``: its classifier has no weights, as its file held none.
+    has_classifier = True
     #: Whether the 3x3/2 max pooling after the stem rounds sizes up; ``None``: no pooling.
     round_up_pooling = None
 

@@ -17,7 +17,7 @@ from trainer.weights import description, formats, npz
 WEIGHT_LIMIT = 1 << 30
 
 
-def network(options, given, architecture, dataset, going_on):
+def network(options, given, architecture, dataset, going_on, say=None):
     """Build the network: from the run's record, from ``-m``, or new.
 
     Args:
@@ -26,6 +26,7 @@ def network(options, given, architecture, dataset, going_on):
         architecture (dict): What the record says of the network; ``None`` in a new run.
         dataset (trainer.datasets.Dataset): Whose classes it is to tell apart.
         going_on (bool): Whether a snapshot brings the weights.
+        say (callable): Told what a user should know about the file of ``-m``.
 
     Returns:
         tuple: The network, and the options with the sizes of one from a file.
@@ -36,7 +37,7 @@ def network(options, given, architecture, dataset, going_on):
     model, classes = options.load_model, dataset.classes
     if not going_on and model is not None:
         architecture = None  # the file has the weights, too
-    built, options = of_options(options, given, architecture, len(classes))
+    built, options = of_options(options, given, architecture, len(classes), say)
     if not going_on and model is None:
         initialization.fill(built, options.initialization, options.seed)
     elif not going_on and options.reset_classifier:
@@ -63,7 +64,7 @@ def _check_classes(built, dataset, where):
         )
 
 
-def of_options(options, given, architecture, category_num):
+def of_options(options, given, architecture, category_num, say=None):
     """As :func:`network`, of however many classes; a new one has ``category_num``, and no
     weights yet."""
     if architecture is not None:
@@ -71,7 +72,9 @@ def of_options(options, given, architecture, category_num):
     if options.load_model is None:
         sizes = {size: getattr(options, size) for size in SIZES}
         return table.get(options.network).cls.of_sizes(category_num, sizes), options
-    built, _ = formats.read(options.load_model)
+    built, found = formats.read(options.load_model, headless=options.reset_classifier)
+    for note in found.notes if say else ():
+        say(f'note: {note}')
     return built, options.replace(**_sizes_held(given, built, options.load_model))
 
 

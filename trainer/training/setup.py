@@ -68,7 +68,7 @@ def set_up(folder: str, resume: bool, say: Callable, given: dict, group) -> Setu
     dataset, images, split = _dataset(folder, options, resumed, group)
     if resumed:
         given = dataclasses.asdict(options)  # nothing is chosen anew
-    network, options = build.network(options, given, architecture, dataset, going_on)
+    network, options = build.network(options, given, architecture, dataset, going_on, say)
     options = options.replace(preprocessing=build.preprocessing(options, given, network))
     return Setup(
         folder,

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from trainer import files
 from trainer.errors import InputError
 
+#: Where the paper's Torch7 files are.
+PUBLISHED = 'https://github.com/facebookresearch/ResNeXt'
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:
@@ -23,12 +26,13 @@ class Format:
         recognises: (the first 512 bytes of a file) -> whether the file has the format;
             ``None`` where it is not read.
         read: (path, which of several state dicts or ``None``) -> network on the CPU,
-            what numbers it has and the like, and the height and width of the images that
-            it was made for or ``None``.
+            what numbers it has and the like, the height and width of the images that it was
+            made for or ``None``, and notes for the user, if any, each a str.
         write: (path, network, ``**options``); ``None`` where it is not written. The file
             appears whole or not at all.
         write_options: The names of those options.
         has_entries: Whether a file may hold several state dicts.
+        holds_classes: (``**write_options``) -> whether the names of classes are written.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Format:
     write: Callable | None = None
     write_options: tuple[str, ...] = ()
     has_entries: bool = False
+    holds_classes: Callable = lambda **options: False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +53,13 @@ class Contents:
         format: The name of its format.
         details: Types of its numbers, and the like.
         image_size: Height and width of the images it was made for, in pixels.
+        notes: What a user should know, a line each.
     """
 
     format: str
     details: str
     image_size: int
+    notes: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -84,7 +91,10 @@ def kind_of(path: str) -> str:
         with files.open_regular(path) as f:
             head = f.read(512)
     except OSError as e:
-        raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
+        mend = ''
+        if isinstance(e, FileNotFoundError) and str(path).endswith('.t7'):
+            mend = f"; the paper's are published at {PUBLISHED}"
+        raise InputError(f'{path}: cannot be read ({e.strerror or e}){mend}') from e
     for fmt in available().values():
         if fmt.recognises is not None and fmt.recognises(head):
             return fmt.name
@@ -99,12 +109,14 @@ def kind_of(path: str) -> str:
     )
 
 
-def read(path: str, entry: str | None = None) -> tuple:
+def read(path: str, entry: str | None = None, headless: bool = False) -> tuple:
     """Build the network that a file holds, whatever its format and name.
 
     Args:
         path: The file.
         entry: Which state dict, of a PyTorch file with several.
+        headless: Whether a state dict without a classifier will do; the network's has then
+            one class and no weights.
 
     Returns:
         tuple: The network on the CPU, and :class:`Contents`.
@@ -118,11 +130,16 @@ def read(path: str, entry: str | None = None) -> tuple:
             f'--entry {entry}: only PyTorch files have state dicts to choose from; '
             f'{path} is {fmt.name}'
         )
-    network, details, image_size = fmt.read(path, entry)
-    return network, Contents(fmt.name, details, image_size or network.image_size)
+    network, details, image_size, *notes = fmt.read(path, entry)
+    if not network.has_classifier and not headless:
+        raise InputError(
+            f'{path}: holds a network without its classifier; main.py --retrain with '
+            '--reset-classifier trains a new one'
+        )
+    return network, Contents(fmt.name, details, image_size or network.image_size, tuple(notes))
 
 
-def load(path, gpu=-1):
+def load(path, gpu=-1, say=None):
     """Load a network from a file of weights, which says what network it holds.
 
     Args:
@@ -131,6 +148,8 @@ def load(path, gpu=-1):
             pooling, which their weights were trained with: set ``round_up_pooling`` to
             ``True`` for what that program computes.
         gpu (int): Where to put it; below 0 is the CPU.
+        say (callable): Told what a user should know, such as which of several state dicts
+            was taken.
 
     Returns:
         trainer.networks.base.Network: The network with its weights.
@@ -138,17 +157,19 @@ def load(path, gpu=-1):
     Raises:
         trainer.errors.InputError: The file is damaged or not such a file.
     """
-    network, _ = read(path)
+    network, found = read(path)
+    for note in found.notes if say else ():
+        say(f'note: {note}')
     network.check_gpu(gpu)
     return network
 
 
-def kind_for(path: str) -> str:
-    """Return the format that the name of a file to write suggests: 'npz' where it does not."""
+def kind_for(path: str, otherwise: str | None = 'npz') -> str | None:
+    """Return the format that the name of a file to write suggests, else ``otherwise``."""
     for name, fmt in writable().items():
         if path.lower().endswith(fmt.suffixes):
             return name
-    return 'npz'
+    return otherwise
 
 
 def write(path: str, network, kind: str, **options) -> None:

@@ -143,8 +143,18 @@ def state(network):
     return dict(sorted(arrays.items()))  # Chainer's order changes from run to run
 
 
-def _fill(network, arrays, path, architecture):
-    """Copy arrays, of any layout, into a network after checking all of them."""
+def fill(network, arrays, path, architecture):
+    """Copy arrays, of any layout, into a network after checking all of them.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        arrays (dict of str to numpy.ndarray): As a file holds them.
+        path (str): The file, for messages.
+        architecture (dict): What the file says of its network, or ``None``.
+
+    Raises:
+        trainer.errors.InputError: They do not fit; the network is then as it was.
+    """
     for name, array in arrays.items():
         if array.dtype.kind not in ('iu' if name.endswith('/N') else 'iuf'):
             raise InputError(f'{path}: {name} holds {array.dtype}, not numbers')
@@ -207,7 +217,7 @@ def load_into(path, network):
     """
     arrays = read_arrays(path)
     architecture = _architecture(arrays, path)
-    _fill(network, arrays, path, architecture)
+    fill(network, arrays, path, architecture)
 
 
 def load(path):
@@ -227,7 +237,7 @@ def load(path):
         )
     weights = sum(array.size for array in arrays.values())
     network = description.build(architecture, path, weight_limit=weights)
-    return _fill(network, arrays, path, architecture)
+    return fill(network, arrays, path, architecture)
 
 
 def save(path, network, layout=None):
@@ -258,10 +268,11 @@ def save(path, network, layout=None):
 
 FORMAT = formats.Format(
     'npz',
-    ('.npz',),
+    ('.npz', '.model'),
     # The first member of the archive is an array, here named with its length.
     recognises=lambda head: files.first_zip_member(head).endswith(b'.npy'),
     read=lambda path, entry: (load(path), 'float32', None),
     write=save,
     write_options=('layout',),
+    holds_classes=lambda layout=None: layout != 'original',
 )

@@ -99,7 +99,10 @@ class _Zip:
         members = self._archive.infolist()
         self._members = {info.filename: info for info in members}
         size = os.fstat(f.fileno()).st_size
-        # PyTorch compresses nothing: no member can be larger than the file.
+        # Such a program's code is compressed.
+        if any(name.endswith('/constants.pkl') or '/code/' in name for name in self._members):
+            raise _Refused('it holds a TorchScript program; save its state_dict() instead')
+        # PyTorch compresses nothing else: no member can be larger than the file.
         if (
             len(self._members) != len(members)
             or sum(i.file_size for i in members) > size
@@ -110,8 +113,6 @@ class _Zip:
         if len(names) != 1:
             raise _Refused('it is a zip archive, but not one of torch.save')
         self._folder = names[0].removesuffix('data.pkl')
-        if self._folder + 'constants.pkl' in self._members:
-            raise _Refused('it holds a TorchScript program; save its state_dict() instead')
         if self._folder + 'byteorder' in self._members:
             self.swapped = self._read('byteorder') == b'big'
         if self._members[names[0]].file_size > _MAX_PICKLE:
@@ -292,8 +293,8 @@ def _entries(root):
 
 
 def _choose(archive, entry):
-    """Return (name, tensors, names of the others) of the state dict to read."""
-    entries = _entries(archive.root)
+    """Return (name, tensors, names of the others of networks) of the state dict to read."""
+    entries, networks = _entries(archive.root), []
     if entry is not None:
         if entry not in entries:
             raise _Refused(
@@ -323,10 +324,15 @@ def _choose(archive, entry):
                     ', '.join(sorted(networks))
                 )
             )
-    return name, _tensors(archive, entries[name]), sorted(set(entries) - {name})
+    return name, _tensors(archive, entries[name]), sorted(set(networks) - {name})
 
 
 def read(path, entry=None):
+    """As :func:`read_and_tell`, without the last."""
+    return read_and_tell(path, entry)[:3]
+
+
+def read_and_tell(path, entry=None):
     """Build the network whose state dict a file holds.
 
     The file may hold the state dict itself, or a training state with one in it.
@@ -337,8 +343,8 @@ def read(path, entry=None):
             ``None``: 'state_dict', or the only one of a network.
 
     Returns:
-        tuple: The network on the CPU, :class:`state_dict.StateDict`, and which state dict
-        it was (str, '' for the file itself).
+        tuple: The network on the CPU, :class:`state_dict.StateDict`, which state dict it was
+        (str, '' for the file itself), and which others could have been meant (list of str).
 
     Raises:
         trainer.errors.InputError: The file is missing or damaged, refers to anything
@@ -348,9 +354,9 @@ def read(path, entry=None):
         with files.open_regular(path) as f:
             legacy = f.read(1) == PICKLE
             f.seek(0)
-            name, tensors, _ = _choose(_Legacy(f) if legacy else _Zip(f), entry)
+            name, tensors, others = _choose(_Legacy(f) if legacy else _Zip(f), entry)
             network, found = state_dict.read(tensors, path)
-            return network, found, name
+            return network, found, name, others
     except OSError as e:
         raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
     except _Refused as e:
@@ -371,8 +377,13 @@ def _recognises(head):
 
 
 def _read(path, entry):
-    network, found, entry = read(path, entry)
-    return network, found.details + (entry and f', its {printable(entry)}'), None
+    network, found, entry, others = read_and_tell(path, entry)
+    notes = [
+        f"{path} holds {printable(', '.join(others))} too; {entry} was taken; the converter's "
+        '--entry takes another'
+    ]
+    details = found.details + (entry and f', its {printable(entry)}')
+    return network, details, None, *(notes if others else ())
 
 
 FORMAT = formats.Format(

@@ -129,4 +129,5 @@ FORMAT = formats.Format(
     read=_read,
     write=save,
     write_options=('naming',),
+    holds_classes=lambda naming=None: True,
 )

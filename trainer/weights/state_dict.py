@@ -11,8 +11,6 @@ from trainer.weights import description, namings, npz
 #: Of PyTorch's batch normalisation, and of every naming here; state dicts do not tell it.
 EPS = 1e-5
 
-# Wrappers (DataParallel, AveragedModel, torch.compile) put these before every name.
-_PREFIXES = ('module.', '_orig_mod.')
 # AveragedModel's counter.
 _NO_WEIGHTS = {'n_averaged'}
 
@@ -57,11 +55,18 @@ def from_bfloat16(bits):
 
 
 def strip(tensors):
-    """Take what wrappers of the network added off a state dict's names."""
+    """Take what wrappers of the network added off a state dict's names.
+
+    DataParallel, AveragedModel, torch.compile and many programs put 'module.', '_orig_mod.',
+    'model.' or 'backbone.' before every name.
+    """
     tensors = {name: t for name, t in tensors.items() if name not in _NO_WEIGHTS}
-    for prefix in _PREFIXES * 2:  # in whatever order the network was wrapped
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name[len(prefix) :]: t for name, t in tensors.items()}
+    while recognise(tensors) is None:
+        first = next(iter(tensors), '')
+        prefix = first[: first.find('.') + 1]
+        if not prefix or not all(name.startswith(prefix) for name in tensors):
+            break
+        tensors = {name[len(prefix) :]: t for name, t in tensors.items()}
     return tensors
 
 
@@ -93,6 +98,10 @@ def _names(naming, network):
         names[conv + '.weight'] = path + '/conv/W'
         names.update({bn + '.' + a: path + '/bn/' + b for a, b in _BN})
     return names
+
+
+def _there(layer, tensors):
+    return any(name.startswith(layer + '.') for name in tensors)
 
 
 def _architecture(naming, tensors, path):
@@ -130,12 +139,13 @@ def _architecture(naming, tensors, path):
             shape(naming.block(i, 0)['shortcut'][0], 4)
         stages.append([blocks, width, max(1, width // per_group), out, stride, projections])
         channels = out
+    classifier = naming.classifier(len(stages))
     return {
         'network': naming.kind,
         'stages': stages,
         'stem_width': stem,
         'eps': EPS,
-        'category_num': shape(naming.classifier(len(stages)), 2)[0],
+        'category_num': shape(classifier, 2)[0] if _there(classifier, tensors) else 1,
     }
 
 
@@ -172,7 +182,8 @@ def read(tensors, path):
 
     Returns:
         tuple: The network (:class:`resnext_ilsvrc.ResNext` or
-        :class:`resnext.PaperResNext`) on the CPU, and :class:`StateDict`.
+        :class:`resnext.PaperResNext`) on the CPU, and :class:`StateDict`. Where there is no
+        classifier, the network's has one class, and its ``has_classifier`` is ``False``.
 
     Raises:
         trainer.errors.InputError: It is not a ResNeXt of those namings.
@@ -189,6 +200,9 @@ def read(tensors, path):
     network = description.build(_architecture(naming, tensors, path), path, weight_limit=size)
     names = _names(naming, network)
     held = npz.state(network)
+    network.has_classifier = _there(naming.classifier(len(network.stages)), tensors)
+    if not network.has_classifier:
+        names = {name: ours for name, ours in names.items() if not ours.startswith('fc/')}
     missing = [name for name in names if name not in tensors and not name.endswith(_COUNTER)]
     extra = [name for name in tensors if name not in names]
     if missing or extra:
@@ -214,7 +228,7 @@ def read(tensors, path):
         else:
             arrays[ours] = _load(tensors[name], name, path)
             dtypes[tensors[name].dtype] += arrays[ours].size
-    chainer.serializers.NpzDeserializer(arrays).load(network)
+    chainer.serializers.NpzDeserializer(held | arrays).load(network)
     if naming.preprocessing is not None:
         network.preprocessing = naming.preprocessing
     return network, StateDict(naming, ', '.join(dtype for dtype, _ in dtypes.most_common()))
