@@ -3,8 +3,8 @@
 import argparse
 import os
 
-from trainer import cli, files
-from trainer.errors import InputError
+from trainer import cli, files, run_folder
+from trainer.errors import InputError, together
 from trainer.networks import table
 from trainer.weights import formats, forms, namings
 
@@ -40,14 +40,14 @@ def parser():
         dest='input',
         required=True,
         metavar='FILE',
-        help='the file to convert, of whatever format and name',
+        help="the file to convert, of whatever format and name, or a run's folder (its best model)",
     )
     p.add_argument(
         '-o',
         '--output',
         metavar='FILE',
         default=None,
-        help='where to write; by default the name of the file to convert with the '
+        help='where to write; by default the name of what is converted with the '
         "new format's suffix, in the current folder",
     )
     p.add_argument(
@@ -104,7 +104,7 @@ def _output(args):
     output = args.output or ''
     kind = args.to or formats.kind_for(output)
     if not output or os.path.isdir(output):
-        name = os.path.basename(args.input)
+        name = os.path.basename(os.path.abspath(args.input))
         suffixes = [s for fmt in formats.writable().values() for s in fmt.suffixes]
         for suffix in sorted([*suffixes, os.path.splitext(name)[1]], key=len, reverse=True):
             if suffix and name.lower().endswith(suffix.lower()):
@@ -126,10 +126,17 @@ def _output(args):
     return output, kind
 
 
+def _input(given):
+    """Return the file to convert; check that it has one of the formats that are read."""
+    path = run_folder.weights(given)
+    formats.kind_of(path)
+    return path
+
+
 def main():
     p = parser()
     args = p.parse_args()
-    output, kind = _output(args)
+    (output, kind), path = together(lambda: _output(args), lambda: _input(args.input))
     given = {'layout': args.layout, 'naming': args.naming, 'fold': False if args.keep_bn else None}
     options = {name: value for name, value in given.items() if value is not None}
     for name in options:
@@ -138,10 +145,10 @@ def main():
             flag = {'fold': '--keep-bn'}.get(name, f'--{name}')
             p.error(f'{flag} is of {" and ".join(formats_with)}, and what is written is {kind}')
 
-    network, found = formats.read(args.input, args.entry)
+    network, found = formats.read(path, args.entry)
     print(
         '{}: {} layers (blocks {}), {} form for {}x{} images'.format(
-            args.input,
+            path,
             network.layers,
             '-'.join(map(str, network.block_num)),
             table.of_kind(network.kind).title,

@@ -6,6 +6,7 @@ import sys
 
 from trainer import cli, values
 from trainer.datasets import folder
+from trainer.errors import together
 from trainer.inference import prediction
 from trainer.reports import prediction as report
 from trainer.text import printable
@@ -41,13 +42,21 @@ def parser():
     return p
 
 
+def _sources(given, drawing):
+    """Return the images that are given; check that they fit a drawing."""
+    sources = folder.expand(given)
+    if drawing:
+        report.check_drawing(drawing, len(sources))
+    return sources
+
+
 def main():
     p = parser()
     args = p.parse_args()
-    sources = folder.expand(args.images)
-    if args.draw:
-        report.check_drawing(args.draw, len(sources))
-    networks = cli.make_predictors([cli.load_network(path, args) for path in args.load_model], args)
+    paths, sources = together(
+        lambda: cli.check_models(args.load_model, args), lambda: _sources(args.images, args.draw)
+    )
+    networks = cli.make_predictors([cli.load_network(path, args) for path in paths], args)
     sys.stdout.reconfigure(errors='backslashreplace')  # names of classes may be no text
     found = []
     for said in prediction.predict(networks, sources, args.k, args.batch, ten_crop=args.ten_crop):

@@ -4,8 +4,8 @@ import argparse
 import os
 import sys
 
-from trainer import cli, datasets, files, run_folder, values
-from trainer.errors import InputError
+from trainer import cli, datasets, devices, files, run_folder, values
+from trainer.errors import InputError, together
 from trainer.inference import evaluation
 from trainer.reports import evaluation as report
 
@@ -51,23 +51,32 @@ def parser():
     return p
 
 
+def _check_output(folder):
+    if folder and os.path.exists(os.path.join(folder, run_folder.RECORD)):
+        raise InputError(f'-p {folder}: the log.json there is that of a run; choose another folder')
+
+
 def main():
     p = parser()
     args = p.parse_args()
     sys.stdout.reconfigure(errors='backslashreplace')  # names of classes may be no text
     cli.check_workers(p, args)
+    if not os.path.lexists(args.model):
+        p.error(f"{args.model}: there is no such file of weights, and no such run's folder")
     run = args.model if os.path.isdir(args.model) else None
     if run is None and args.dataset is None:
         p.error('--dataset says what the model is to be tested on; a run knows it')
     if run is None and args.epoch is not None:
         p.error(f'--epoch chooses among the models of a run; {args.model} is none')
-    if args.save_path and os.path.exists(os.path.join(args.save_path, run_folder.RECORD)):
-        raise InputError(
-            f'-p {args.save_path}: the log.json there is that of a run; choose another folder'
-        )
-    path = args.model if run is None else run_folder.model(run, args.epoch or 'best')
-    network = cli.load_network(path, args)
-    dataset = run_folder.dataset(run, args.dataset, args.data)
+    path, _, _ = together(
+        lambda: run_folder.weights(args.model, args.epoch or 'best'),
+        lambda: devices.get(args.gpu),
+        lambda: _check_output(args.save_path),
+    )
+    network, dataset = together(
+        lambda: cli.load_network(path, args),
+        lambda: run_folder.dataset(run, args.dataset, args.data),
+    )
     images = run_folder.images(dataset, args.part)
     predictors = cli.make_predictors([network], args)
     with report.Progress(len(images)) as progress:

@@ -5,7 +5,7 @@ import os
 
 from trainer import cli, files, values
 from trainer.datasets import ilsvrc
-from trainer.errors import InputError
+from trainer.errors import InputError, together
 from trainer.inference import evaluation
 from trainer.reports import evaluation as report
 from trainer.weights import description
@@ -65,14 +65,29 @@ def parser():
     return p
 
 
+def _check_output(args):
+    """Check, before the images are computed, that the numbers can be written."""
+    if args.features:
+        evaluation.check_features(args.features)
+        return
+    path = os.path.abspath(args.save_path)
+    while not os.path.lexists(path):  # it will be made
+        path = os.path.dirname(path)
+    if not os.path.isdir(path) or not os.access(path, os.W_OK):
+        raise InputError(f'-p {args.save_path}: log.json cannot be written there')
+
+
 def main():
     p = parser()
     args = p.parse_args()
-    models = args.load_model
     cli.check_workers(p, args)
-    if args.features and len(models) > 1:
+    if args.features and len(args.load_model) > 1:
         p.error('--features takes one model')
-    images = ilsvrc.find(args.load_data)
+    models, images, _ = together(
+        lambda: cli.check_models(args.load_model, args),
+        lambda: ilsvrc.find(args.load_data),
+        lambda: _check_output(args),
+    )
     networks = []
     for path in models:
         networks.append(cli.load_network(path, args))
@@ -92,8 +107,6 @@ def main():
         print(report.features_table(args.features, images, unreadable, predictors[0].description))
         return 0
     os.makedirs(args.save_path, exist_ok=True)
-    if not os.access(args.save_path, os.W_OK):
-        raise InputError(f'-p {args.save_path}: log.json cannot be written there')
     with report.Progress(len(images)) as progress:
         found = evaluation.evaluate(predictors, images, progress=progress, **options)
     files.save_json(

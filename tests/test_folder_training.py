@@ -38,6 +38,14 @@ def test_train_and_val(tmp_path):
             assert pathlib.Path(path).parent == tmp_path / name / found.classes[label]
 
 
+def test_a_folder_train_alone_tells_of_the_one_for_testing(tmp_path):
+    write(tmp_path / 'train')
+    assert not datasets.load('folder', str(tmp_path / 'train')).notes
+    write(tmp_path / 'val', 3, first=50)
+    (note,) = datasets.load('folder', str(tmp_path / 'train')).notes
+    assert note == f'{tmp_path}/val is not used; --data {tmp_path} takes it for testing'
+
+
 def test_tiny_imagenets_layout(tmp_path):
     for wnid in ('n01443537', 'n01629819'):
         write(tmp_path / 'train' / wnid, 2, classes={3: 'images'}, suffix='.JPEG')
@@ -227,7 +235,8 @@ def test_bad_folders(tmp_path):
     write(tmp_path / 'a' / 'val', classes={3: 'felines', 5: 'canines', 7: 'horses'})
     write(tmp_path / 'b')
     (tmp_path / 'b' / 'empty').mkdir()
-    write(tmp_path / 'c' / 'all')
+    write(tmp_path / 'c' / 'all' / 'of')
+    write(tmp_path / 'c1' / 'one', classes={3: 'cat'})
     write(tmp_path / 'd' / 'train')
     write(tmp_path / 'd' / 'val')
     (tmp_path / 'd' / 'val' / 'empty').mkdir()
@@ -235,7 +244,9 @@ def test_bad_folders(tmp_path):
     for name, words in [
         ('a', '1 only in .*train .lorries. and 1 only in .*val .horses.'),
         ('b', 'b.empty: a class folder without images'),
-        ('c', 'one class folder only, all'),
+        ('c/all', 'one level too high: its only folder is of, .* 3 folders; .*c/all/of may'),
+        ('c1/one', 'one class folder only, cat'),
+        ('c1/one/cat', 'one level too deep: it holds images, .* above, .*c1/one, may be meant'),
         ('d', 'val.empty: a class folder without images'),
         ('e', 'no images in class folders'),
         ('nowhere', 'not a folder'),
@@ -498,7 +509,7 @@ def test_other_images_are_refused(whole, tmp_path):
     path = next((data / 'felines').iterdir())
     image = path.read_bytes()
     path.unlink()
-    with pytest.raises(InputError, match='began with 42 images for training, now there are 41'):
+    with pytest.raises(InputError, match='began with 42 images in all, now there are 41'):
         train(tmp_path / 'run', data, resume=True, epoch=2)
     (data / 'felines' / 'other.png').write_bytes(image)
     with pytest.raises(InputError, match='began with other images'):

@@ -181,6 +181,18 @@ def test_warm_up_climbs_update_by_update(cifar, tmp_path, monkeypatch):
     np.testing.assert_allclose(seen, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8] + [0.08] * 4)
 
 
+def test_steps_behind_the_last_epoch_are_told():
+    def said(epochs, steps):
+        return schedules.describe(Options(epoch=epochs, schedule_epoch=300, lr=0.1, lr_steps=steps))
+
+    assert said(300, (150, 225)) == 'divided by 10 after 150, 225 of 300 epochs'
+    assert said(200, (150, 225)) == (
+        'divided by 10 after 150 of 200 epochs; the steps after 225 epochs are not reached'
+    )
+    assert said(10, (140, 0.5)) == 'constant; the steps after 140, 150 epochs are not reached'
+    assert said(10, ()) == 'constant'
+
+
 def test_shares_are_of_the_epochs_that_a_run_began_with(cifar, tmp_path):
     given = small('torch7_cifar', batch=50)
     train(tmp_path, cifar, epoch=4, **given)

@@ -6,18 +6,23 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, write_cifar10
+from conftest import FIXTURES, has_gpu, write_cifar10
 from helpers.runs import train, write
 from PIL import Image
 
 import compare
+import ilsvrc_converter
+import main
+import predict
 import resnext
 import test as test_script
+import test_ilsvrc
 from trainer import cli, run_folder
 from trainer.datasets import folder
 from trainer.errors import InputError
 from trainer.reports import comparison
 from trainer.training import run
+from trainer.weights import description, formats, npz
 
 CIFAR = dict(
     C=2,
@@ -176,10 +181,14 @@ def test_what_cannot_be_tested(folders, capsys, tmp_path):
     for argv, words in [
         ((model,), '--dataset says what'),
         ((model, '-e', 1, '--dataset', 'quick'), '--epoch chooses'),
-        ((tmp_path / 'empty',), 'no run: there is no run.json'),
+        ((tmp_path / 'empty',), 'neither a file of weights nor a run'),
         ((folders / 'a', '-e', 9), 'no model 9 there'),
         ((folders / 'a', '-p', folders / 'b'), 'that of a run'),
-        ((tmp_path / 'none', '--dataset', 'quick'), 'none: '),
+        (
+            (tmp_path / 'none', '--dataset', 'quick'),
+            'none: there is no such file of weights, and no',
+        ),
+        ((tmp_path / 'none',), "no such run's folder"),
         (
             (folders / 'a', '--dataset', 'folder', '--data', folders / 'images'),
             'the images are of 3 classes',
@@ -188,6 +197,67 @@ def test_what_cannot_be_tested(folders, capsys, tmp_path):
     ]:
         code, out, err = call(capsys, test_script, *argv)
         assert code == 2 and err.count('\n') == 1 and words in err, err
+
+
+def test_a_run_stands_for_its_best_model(folders, capsys, tmp_path):
+    run_c = folders / 'c'
+    image = next((folders / 'images' / 'felines').iterdir())
+    code, out, err = call(capsys, predict, image, '-m', run_c, '--engine', 'reference')
+    assert code == 0 and 'felines' in out, err
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(tmp_path)
+        code, out, err = call(capsys, ilsvrc_converter, '-i', run_c)
+    assert code in (0, None) and 'wrote c.npz (npz)' in out, err
+    best = run_folder.model(str(run_c))
+    ours, theirs = npz.read_arrays(str(tmp_path / 'c.npz')), npz.read_arrays(best)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert train(tmp_path / 'd', folders / 'images', load_model=str(run_c), epoch=1)
+    code, out, err = call(capsys, predict, image, '-m', tmp_path)
+    assert code == 2 and err.count('\n') == 1 and "nor a run's folder" in err
+
+
+def test_all_faults_are_told_at_once(folders, capsys, tmp_path):
+    gpu, no_gpu = ((), ()) if has_gpu() else (('-g', 0), ('-g 0:',))
+    model = run_folder.model(str(folders / 'a'))
+    for script, argv, words in [
+        (
+            test_ilsvrc,
+            (*gpu, '-c', 32, '-d', 4, '-l', 50, '-m', tmp_path / 'model', '-ld', 'none'),
+            (*no_gpu, 'model: cannot be read', '-ld none: no such folder'),
+        ),
+        (
+            predict,
+            ('x.jpg', *gpu, '-m', tmp_path / 'none', '--draw', 'x.none'),
+            (*no_gpu, 'none: cannot be read', '--draw x.none'),
+        ),
+        (
+            main,
+            (
+                '--dataset',
+                'folder',
+                '--data',
+                'no0',
+                '-m',
+                'no1',
+                '-o',
+                'no2',
+                '-p',
+                tmp_path / 'r',
+            ),
+            ('no1: cannot be read', 'no2: there is no such file', 'no0: not a folder'),
+        ),
+        (main, ('-e', 0, '--dataset', 'x', '--unknown'), ('--epoch', '--dataset', '--unknown')),
+        (ilsvrc_converter, ('-i', 'none', '-o', 'x.h5'), ('.h5', 'none: cannot be read')),
+        (test_script, (folders / 'a', '-p', folders / 'a', '-e', 9), ('no model 9', '-p ')),
+    ]:
+        code, out, err = call(capsys, script, *argv)
+        lines = err.splitlines()
+        assert code == 2 and len(lines) == len(words), err
+        for word in words:
+            assert any(word in line and 'error: ' in line for line in lines), (word, err)
+    network = formats.load(model)
+    with pytest.raises(InputError, match='-c 3 -l 9: .* leave -c, -l out'):
+        description.check_flags(network, model, 3, network.d, 9)
 
 
 # ---- comparing

@@ -4,23 +4,41 @@ import argparse
 import os
 import sys
 
-from trainer import values
-from trainer.errors import InputError
+from trainer import devices, run_folder, values
+from trainer.errors import InputError, together
 from trainer.inference import predictors
 from trainer.text import printable
 from trainer.weights import formats
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are one line, without the usage above them."""
+    """argparse whose errors are a line each, all at once, without the usage above them."""
 
     def __init__(self, **kwargs):
         kwargs.setdefault('formatter_class', argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
+        self._faults = []
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self._faults.append(f'unrecognized arguments: {" ".join(unknown)}')
+        if self._faults:
+            self.error(self._faults.pop())
+        return parsed
+
+    def _get_values(self, action, arg_strings):
+        try:
+            return super()._get_values(action, arg_strings)
+        except argparse.ArgumentError as e:
+            self._faults.append(str(e))
+            return None
 
     def error(self, message):
-        message = printable(f'{message} ({self.prog} --help lists the flags)')
-        self.exit(2, f'{self.prog}: error: {message}\n')
+        *others, last = self._faults + [message]
+        lines = [printable(line) for line in others]
+        lines.append(printable(f'{last} ({self.prog} --help lists the flags)'))
+        self.exit(2, ''.join(f'{self.prog}: error: {line}\n' for line in lines))
 
 
 def prog():
@@ -51,8 +69,8 @@ def add_model_flag(p):
         metavar='FILE',
         action='append',
         required=True,
-        help='the model: npz, Torch7, PyTorch or safetensors, whatever its name; '
-        'repeated: the posteriors of all are averaged',
+        help="the model: npz, Torch7, PyTorch or safetensors, whatever its name, or a run's "
+        'folder (its best model); repeated: the posteriors of all are averaged',
     )
 
 
@@ -117,7 +135,35 @@ def check_workers(p, args):
 
 def load_network(path, args):
     """Load a network from a file to where :func:`add_inference_flags` says; tell its notes."""
-    return formats.load(path, args.gpu, lambda note: print(f'{prog()}: {note}', file=sys.stderr))
+
+    def say(note):
+        print(printable(f'{prog()}: {note}'), file=sys.stderr)
+
+    return formats.load(path, args.gpu, say)
+
+
+def check_models(paths, args):
+    """Check, before anything is loaded, the GPU and the files of weights.
+
+    Args:
+        paths (list of str): Files, or folders of runs.
+        args (argparse.Namespace): From :func:`add_inference_flags`.
+
+    Returns:
+        list of str: The files; of a run its best model.
+
+    Raises:
+        trainer.errors.InputError: There is no such GPU, or a file is none of weights.
+    """
+
+    def weights(path):
+        path = run_folder.weights(path)
+        formats.kind_of(path)
+        return path
+
+    return together(
+        lambda: devices.get(args.gpu), *(lambda path=path: weights(path) for path in paths)
+    )[1:]
 
 
 def make_predictors(networks, args):
@@ -128,8 +174,8 @@ def make_predictors(networks, args):
 def run(main):
     """Run a script's ``main()`` and turn what a user can mend into one line.
 
-    Exit status: 2 after an error of the input or of the file system, 130 after
-    an interrupt, otherwise what ``main`` returns.
+    Several faults are a line each. Exit status: 2 after an error of the input or of the
+    file system, 130 after an interrupt, otherwise what ``main`` returns.
     """
     try:
         status = main()
@@ -141,9 +187,12 @@ def run(main):
     except KeyboardInterrupt:
         print(f'\n{prog()}: interrupted', file=sys.stderr)
         sys.exit(130)
-    except (InputError, OSError, MemoryError) as e:
-        line = reason(e)
-        if line is None:
+    except InputError as e:
+        lines = e.args
+    except (OSError, MemoryError) as e:
+        lines = [reason(e)]
+        if lines == [None]:
             raise
-    print(f'{prog()}: error: {line}', file=sys.stderr)
+    for line in lines:
+        print(f'{prog()}: error: {line}', file=sys.stderr)
     sys.exit(2)

@@ -124,12 +124,17 @@ def check_images(folder, images):
         trainer.errors.InputError: They are others.
     """
     began = read_record(folder).get('images', images)
+    # Where the project divides the images, all of them are described as 'train'.
+    divided = 'test' in began or 'test' in images
     for name in ('train', 'test'):
         if images.get(name) != began.get(name):
             raise InputError(
-                '{}: the run began with {} images for {}, now there are {}; give it '
+                '{}: the run began with {} images{}, now there are {}; give it '
                 'those back, or start another run (-m takes its model over)'.format(
-                    folder, began.get(name, 'no'), name + 'ing', images.get(name, 'none')
+                    folder,
+                    began.get(name, 'no'),
+                    f' for {name}ing' if divided else ' in all',
+                    images.get(name, 'none'),
                 )
             )
     if images != began:
@@ -234,6 +239,25 @@ def model(folder, which='best'):
             )
         )
     return os.path.join(models, name)
+
+
+def weights(path, which='best'):
+    """Return the file of weights that a path means: itself, or a run's model.
+
+    Args:
+        path (str): A file of weights, or the folder of a run.
+        which (str): See :func:`model`.
+
+    Raises:
+        trainer.errors.InputError: It is a folder, but of no run, or there is no such model.
+    """
+    if not os.path.isdir(path):
+        return path
+    if not os.path.lexists(os.path.join(path, RECORD)):
+        raise InputError(
+            f"{path}: neither a file of weights nor a run's folder: there is no {RECORD} in it"
+        )
+    return model(path, which)
 
 
 def read_split(folder):

@@ -146,6 +146,11 @@ def class_folders(root):
         paths += found
         labels += [label] * len(found)
     if not paths:
+        if any(name.lower().endswith(SUFFIXES) for name in _visible(os.listdir(root))):
+            raise InputError(
+                f'{root}: one level too deep: it holds images, not class folders; the folder '
+                f'above, {os.path.dirname(os.path.abspath(root))}, may be meant'
+            )
         raise InputError(
             '{}: no images in class folders; wanted is {} (or another suffix of {})'.format(
                 root, os.path.join(root, 'n01440764', 'anything.JPEG'), ', '.join(SUFFIXES)
@@ -190,16 +195,21 @@ def load(data=None):
         if part is not None:
             part.upright = True
     left_out = sorted({c for c in _subfolders(root) if c in NO_CLASSES})
-    return dataset(
-        'folder',
-        train,
-        test,
-        [
-            f'left out {os.path.join(root, name)}: images of anything are no class; another '
-            'name of the folder keeps them'
-            for name in left_out
-        ],
-    )
+    notes = [
+        f'left out {os.path.join(root, name)}: images of anything are no class; another '
+        'name of the folder keeps them'
+        for name in left_out
+    ]
+    return dataset('folder', train, test, notes + _beside(data))
+
+
+def _beside(data):
+    """Return a note, in a list, where folders for testing lie beside a folder ``train``."""
+    above, name = os.path.split(os.path.abspath(data))
+    there = [test for test in TEST_FOLDERS if os.path.isdir(os.path.join(above, test))]
+    if name != 'train' or not there:
+        return []
+    return [f'{os.path.join(above, there[0])} is not used; --data {above} takes it for testing']
 
 
 def dataset(name, train, test, notes=()):
@@ -215,6 +225,12 @@ def dataset(name, train, test, notes=()):
         trainer.errors.InputError: See :func:`load`.
     """
     if len(train.categories) < 2:
+        only = os.path.join(train.root, train.categories[0])
+        if inner := _subfolders(only):
+            raise InputError(
+                f'{train.root}: one level too high: its only folder is {train.categories[0]}, '
+                f'which holds {len(inner)} folders; {only} may be meant'
+            )
         raise InputError(
             f'{train.root}: one class folder only, {train.categories[0]}; two or more are wanted'
         )

@@ -111,9 +111,8 @@ def save_features(path, network, images, **kwargs):
         trainer.errors.InputError: The name does not end in ``.npy``, or no image
             could be read.
     """
-    name, suffix = os.path.splitext(path)
-    if suffix != '.npy':
-        raise InputError(f'--features {path}: a name that ends in .npy is wanted')
+    check_features(path)
+    name = os.path.splitext(path)[0]
     (predictor,) = prediction.predictors([network])
     with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
         np.lib.format.write_array_header_1_0(
@@ -138,6 +137,18 @@ def save_features(path, network, images, **kwargs):
             },
         )
     return unreadable
+
+
+def check_features(path):
+    """Check that :func:`save_features` can write a file.
+
+    Raises:
+        trainer.errors.InputError: It cannot.
+    """
+    if os.path.splitext(path)[1] != '.npy':
+        raise InputError(f'--features {path}: a name that ends in .npy is wanted')
+    if not os.path.isdir(os.path.dirname(path) or '.'):
+        raise InputError(f'--features {path}: there is no such folder')
 
 
 def _chunk(batch, divide):

@@ -3,6 +3,7 @@
 import chainer
 import numpy as np
 
+from trainer import run_folder
 from trainer.errors import InputError
 from trainer.networks import initialization, table
 from trainer.optimizers import OPTIMIZERS, HeadRate
@@ -72,7 +73,8 @@ def of_options(options, given, architecture, category_num, say=None):
     if options.load_model is None:
         sizes = {size: getattr(options, size) for size in SIZES}
         return table.get(options.network).cls.of_sizes(category_num, sizes), options
-    built, found = formats.read(options.load_model, headless=options.reset_classifier)
+    path = run_folder.weights(options.load_model)
+    built, found = formats.read(path, headless=options.reset_classifier)
     for note in found.notes if say else ():
         say(f'note: {note}')
     return built, options.replace(**_sizes_held(given, built, options.load_model))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 
 from trainer import recipes, run_folder
-from trainer.errors import InputError
+from trainer.errors import InputError, together
 from trainer.networks import table as networks
 from trainer.recipes.flags import check, from_json
 from trainer.recipes.options import FREE, PATHS, SIZES, Options
@@ -43,14 +43,17 @@ def resolve(folder: str, resume: bool, say: Callable, given: dict) -> tuple[Opti
 
 
 def _checked(given):
-    for name, value in given.items():
-        if name not in Options.__dataclass_fields__:
-            raise TypeError(f'no option {name!r}')
-        try:
-            check(name, value)
-        except ValueError as e:
-            raise InputError(f'--{name} {value}: {e}') from e
+    together(*(lambda item=item: _check(*item) for item in given.items()))
     return _anywhere(from_json(given))
+
+
+def _check(name, value):
+    if name not in Options.__dataclass_fields__:
+        raise TypeError(f'no option {name!r}')
+    try:
+        check(name, value)
+    except ValueError as e:
+        raise InputError(f'--{name} {value}: {e}') from e
 
 
 def _anywhere(given):

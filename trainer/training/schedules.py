@@ -62,16 +62,22 @@ def of(options):
     return warming_up(schedule, options.warmup) if options.warmup else schedule
 
 
+def _describe_steps(steps, epochs):
+    shown = {
+        late: ', '.join(f'{step:g}' for step in steps if (step >= epochs) == late)
+        for late in (False, True)
+    }
+    text = f'divided by 10 after {shown[False]} of {epochs} epochs' if shown[False] else 'constant'
+    if shown[True]:
+        text += f'; the steps after {shown[True]} epochs are not reached'
+    return text
+
+
 def describe(options):
     """Say in a few words what :func:`of` makes of the same options."""
     total, period = options.schedule_epoch, _period(options)
     if options.lr_schedule == 'steps':
-        steps = [epochs_of(step, total) for step in options.lr_steps]
-        text = (
-            'divided by 10 after {} of {} epochs'.format(', '.join(map(str, steps)), options.epoch)
-            if steps
-            else 'constant'
-        )
+        text = _describe_steps([epochs_of(step, total) for step in options.lr_steps], options.epoch)
     elif options.lr_schedule == 'every':
         text = f'divided by 10 every {period} of {options.epoch} epochs'
     else:

@@ -1,17 +1,18 @@
 """What a run is set up of before it begins: options, engine, dataset, network."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import chainer
 
 from trainer import datasets, engines, run_folder
 from trainer.datasets import Dataset, splits
-from trainer.errors import InputError
+from trainer.errors import InputError, together
 from trainer.recipes.options import Options
 from trainer.training import build, schedules, snapshots, transfer
 from trainer.training.resolve import resolve
-from trainer.weights import npz
+from trainer.weights import formats, npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +61,27 @@ def set_up(folder: str, resume: bool, say: Callable, given: dict, group) -> Setu
             resume and bool(run_folder.snapshots(folder)),
         )
     )
-    device = group.together(lambda: group.device(options.gpu))
-    engine, precision, why = group.first(
-        lambda: engines.choose(options.gpu, options.precision, True, options.engine)
-    )
     resumed = architecture is not None
-    dataset, images, split = _dataset(folder, options, resumed, group)
+
+    def load():
+        return _dataset(folder, options, resumed, group)
+
+    device, (engine, precision, why), _, *loaded = together(
+        lambda: group.together(lambda: group.device(options.gpu)),
+        lambda: group.first(
+            lambda: engines.choose(options.gpu, options.precision, True, options.engine)
+        ),
+        lambda: group.first(lambda: going_on or _check_files(options)),
+        # Others may have to be fetched, for nothing where there is another fault.
+        *([load] if options.data is not None or options.quick else []),
+    )
+    dataset, images, split = loaded[0] if loaded else load()
     if resumed:
         given = dataclasses.asdict(options)  # nothing is chosen anew
     network, options = build.network(options, given, architecture, dataset, going_on, say)
     options = options.replace(preprocessing=build.preprocessing(options, given, network))
+    if options.freeze:
+        transfer.check_frozen(network, options.freeze)
     return Setup(
         folder,
         options,
@@ -83,6 +95,22 @@ def set_up(folder: str, resume: bool, say: Callable, given: dict, group) -> Setu
         images,
         split,
         network,
+    )
+
+
+def _check_files(options):
+    """Check that what flags name is there, and the model one of weights."""
+
+    def model():
+        if options.load_model is not None:
+            formats.kind_of(run_folder.weights(options.load_model))
+
+    def other(flag, path):
+        if path is not None and not os.path.isfile(path):
+            raise InputError(f'{flag} {path}: there is no such file')
+
+    together(
+        model, lambda: other('-o', options.load_optimizer), lambda: other('-l', options.load_log)
     )
 
 
@@ -130,6 +158,8 @@ def introduce(setup: Setup, say: Callable, processes: int) -> None:
         )
     if options.load_model is not None and not setup.going_on:
         say(transfer.describe(options))
+    if options.freeze:
+        say(f'frozen: {", ".join(options.freeze)}')
 
 
 def take_over(setup: Setup, optimizer: chainer.Optimizer, log) -> None:

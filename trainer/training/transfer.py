@@ -46,8 +46,6 @@ def describe(options):
     text = f'weights: of {options.load_model}'
     if options.reset_classifier:
         text += ', with a new classifier'
-    if options.freeze:
-        text += '; {} frozen'.format(', '.join(options.freeze))
     if options.head_lr != 1:
         text += f'; the classifier learns {options.head_lr:g} times as fast'
     return text
@@ -79,6 +77,26 @@ def links_of(network, prefixes):
     return [links[prefix.strip('/')] for prefix in prefixes]
 
 
+def check_frozen(network, prefixes):
+    """Check that layers can be frozen.
+
+    Args:
+        network, prefixes: See :func:`links_of`.
+
+    Returns:
+        tuple: The links, and the ids of their parameters (set of int).
+
+    Raises:
+        trainer.errors.InputError: There is no such layer, or nothing would be left to
+            train.
+    """
+    tops = links_of(network, prefixes)
+    frozen = {id(param) for link in tops for param in link.params()}
+    if all(id(param) in frozen for param in network.params()):
+        raise InputError('--freeze {}: nothing would be left to train'.format(' '.join(prefixes)))
+    return tops, frozen
+
+
 def _parts(network):
     """Return stem, stages and classifier, in this order."""
     return [
@@ -108,12 +126,7 @@ class Frozen(chainer.LinkHook):
     def __init__(self, network, prefixes):
         super().__init__()
         self._before = []
-        tops = links_of(network, prefixes)
-        frozen = {id(param) for link in tops for param in link.params()}
-        if all(id(param) in frozen for param in network.params()):
-            raise InputError(
-                '--freeze {}: nothing would be left to train'.format(' '.join(prefixes))
-            )
+        tops, frozen = check_frozen(network, prefixes)
         for link in tops:
             link.disable_update()
         self._bottom = set()

@@ -76,13 +76,11 @@ def check_flags(network, path, C=None, d=None, layers=None):
     Raises:
         trainer.errors.InputError: A flag is not as in the file.
     """
-    for flag, given, held in (
-        ('-c', C, network.C),
-        ('-d', d, network.d),
-        ('-l', layers, network.layers),
-    ):
-        if given is not None and given != held:
-            raise InputError(
-                f'{flag} {given}: {path} holds a network of {network.layers} layers, '
-                f'{network.C}x{network.d}d; leave {flag} out'
-            )
+    given = {'-c': C, '-d': d, '-l': layers}
+    held = {'-c': network.C, '-d': network.d, '-l': network.layers}
+    wrong = [flag for flag in held if given[flag] not in (None, held[flag])]
+    if wrong:
+        raise InputError(
+            f'{" ".join(f"{flag} {given[flag]}" for flag in wrong)}: {path} holds a network of '
+            f'{network.layers} layers, {network.C}x{network.d}d; leave {", ".join(wrong)} out'
+        )
