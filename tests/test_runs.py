@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -214,6 +215,26 @@ def test_a_run_stands_for_its_best_model(folders, capsys, tmp_path):
     assert train(tmp_path / 'd', folders / 'images', load_model=str(run_c), epoch=1)
     code, out, err = call(capsys, predict, image, '-m', tmp_path)
     assert code == 2 and err.count('\n') == 1 and "nor a run's folder" in err
+
+
+def test_the_end_of_a_run_says_what_it_reached(folders, tmp_path):
+    said = []
+    where = tmp_path / 'a run'
+    assert train(where, folders / 'images', say=said.append, epoch=2)
+    _, *lines = said[-1].split('\n')
+    right = [e['accuracy'] for e in entries(where, 'test_accuracy')]
+    shares = [f'{100 * n / 6:.2f} %' for n in right]
+    best = max(right), right.index(max(right)) + 1
+    assert re.fullmatch('done           2 epochs in 0:00:0.', lines[0])
+    assert lines[1:] == [
+        f'best accuracy  {shares[best[1] - 1]} of 6 test images, epoch {best[1]}',
+        f'last accuracy  {shares[-1]}',
+        f'best model     {where}/model/ResNext_3_2_best.model',
+        f"to predict     python predict.py IMAGE -m '{where}'",
+        f"to test        python test.py '{where}'",
+        f"to go on       python main.py --resume '{where}' -e 3",
+    ]
+    assert os.path.exists(lines[3].split(maxsplit=2)[2])
 
 
 def test_all_faults_are_told_at_once(folders, capsys, tmp_path):

@@ -1,6 +1,7 @@
 """The loop of a run: Chainer's Trainer with what happens after updates and epochs."""
 
 import os
+import shlex
 
 import chainer
 import numpy as np
@@ -10,7 +11,7 @@ from chainer.training import triggers
 from trainer.datasets import parallel
 from trainer.errors import InputError
 from trainer.inference import predictors
-from trainer.reports import figures
+from trainer.reports import ending, figures
 from trainer.reports.console import Console
 from trainer.training import build, extensions, schedules, snapshots
 from trainer.training.stop import Stop
@@ -65,10 +66,11 @@ class Loop:
         chosen = [extensions.LearningRate(schedules.of(options), self.iterations), evaluator]
         self.snapshot = snapshots.extension()
         if not group.rank:
+            self.models = extensions.SaveModel(network, os.path.join(setup.folder, 'model'))
             chosen += [
                 self.log,
                 Console(self.log, options.epoch, self.iterations),
-                extensions.SaveModel(network, os.path.join(setup.folder, 'model')),
+                self.models,
                 figures.Figures(self.log, evaluator, setup.dataset.classes, options.epoch),
             ]
             self.trainer.extend(self.snapshot, trigger=snapshots.Trigger(lambda: self.stop.wanted))
@@ -142,9 +144,14 @@ class Loop:
         if self.stop.wanted and self.updater.epoch < options.epoch:
             self.say(
                 f'stopped after update {self.updater.iteration}, nothing is lost: '
-                f'python main.py --resume {setup.folder}'
+                f'python main.py --resume {shlex.quote(setup.folder)}'
             )
             return False
+        if not self.group.rank:
+            rows = [row for row in self.log.log if row['epoch'] >= options.start_epoch]
+            best = self.models.path('best')
+            images = len(setup.dataset.test.labels)
+            self.say(ending.text(rows, setup.folder, best, self.trainer.elapsed_time, images))
         return True
 
     def _run_trainer(self):

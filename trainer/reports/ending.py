@@ -1,0 +1,38 @@
+"""What a run says at its end: how well it did, where its models are, what can be done next."""
+
+import datetime
+import os
+import shlex
+
+from trainer.reports.log import ACCURACY
+from trainer.text import printable
+
+
+def text(rows, folder, best, seconds, images):
+    """Return the end of a run as lines.
+
+    Args:
+        rows (list of dict): Its epochs, as Chainer's LogReport keeps them; one or more.
+        folder (str): The run's folder.
+        best (str): The file of the best model.
+        seconds (float): What the run took, interruptions left out.
+        images (int): Number of images for testing.
+    """
+    top, last = max(rows, key=lambda row: row[ACCURACY]), rows[-1]
+    here = shlex.quote(os.path.normpath(folder))
+    after = last['epoch'] + max(1, last['epoch'] // 2)
+    clock = datetime.timedelta(seconds=round(seconds))
+    lines = (
+        ('done', f'{last["epoch"]} epoch{"s" * (last["epoch"] > 1)} in {clock}'),
+        ('best accuracy', f'{_percent(top)} of {images:,} test images, epoch {top["epoch"]}'),
+        ('last accuracy', _percent(last)),
+        ('best model', printable(best)),
+        ('to predict', printable(f'python predict.py IMAGE -m {here}')),
+        ('to test', printable(f'python test.py {here}')),
+        ('to go on', printable(f'python main.py --resume {here} -e {after}')),
+    )
+    return '\n'.join(['', *(f'{name:15s}{value}' for name, value in lines)])
+
+
+def _percent(row):
+    return f'{100 * row[ACCURACY]:.2f} %'
