@@ -11,6 +11,7 @@ from trainer.transforms.table import (
     DataAugmentationImagenetLornatang,
     DataAugmentationImagenetPaper,
     DataAugmentationImagenetTorch7,
+    DataAugmentationImagenetTorchvision,
     DataAugmentationNormalizeBigger,
 )
 
@@ -23,4 +24,5 @@ __all__ = [
     'DataAugmentationImagenetLornatang',
     'DataAugmentationImagenetPaper',
     'DataAugmentationImagenetTorch7',
+    'DataAugmentationImagenetTorchvision',
 ]

@@ -13,11 +13,13 @@ from trainer.engines.cudnn import graphs, parameters, timing
 from trainer.engines.cudnn.parameters import HalfWeights, Update
 from trainer.engines.cudnn.provider import nhwc
 from trainer.networks import layers
-from trainer.optimizers import OPTIMIZERS, HeadRate
+from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
 from trainer.training import processes, transfer
 from trainer.training.captured_step import CapturedStep
+from trainer.training.losses import LabelSmoothing
 from trainer.training.step import Step
 from trainer.training.updater import ChunkedUpdater
+from trainer.transforms import mixing
 
 pytestmark = pytest.mark.gpu
 
@@ -50,9 +52,25 @@ def batches():
         )
 
 
-def optimizer(model, name='momentum', scaled=False, decay=0.01, head=1.0, freeze=(), lr=0.1):
+def optimizer(
+    model,
+    name='momentum',
+    scaled=False,
+    decay=0.01,
+    head=1.0,
+    freeze=(),
+    lr=0.1,
+    clip=None,
+    decays=False,
+):
     made = OPTIMIZERS[name](lr, 0.9).setup(model)
-    if decay:
+    if clip:
+        made.add_hook(ClipGradient(clip))
+    if decays:
+        norms = [p for n, p in model.namedparams() if '/bn/' in n]
+        others = [p for n, p in model.namedparams() if '/bn/' not in n]
+        made.add_hook(WeightDecays([(0.0, norms), (decay, others)]))
+    elif decay:
         made.add_hook(chainer.optimizer_hooks.WeightDecay(decay))
     if head != 1:
         made.add_hook(HeadRate(list(model.fc.params()), head))
@@ -67,29 +85,30 @@ def run(model, made, step, precision='float32', engine='cudnn', given=None):
     """Make the updates of :func:`batches`: losses and accuracies."""
     found = []
     with chainer.using_config('engine', engine), chainer.using_config('precision', precision):
-        for lr, (x, t) in zip(RATES, given or batches()):
+        for lr, (x, t, *rows) in zip(RATES, given or batches()):
             made.lr = lr
-            loss, accuracy, images = step(x, t)
+            loss, accuracy, images = step(x, t, *rows)
             assert images == len(t)
             found.append((float(loss), float(accuracy)))
     step.settle()
     return np.array(found)
 
 
-def compare(precision='float32', divide=1, **options):
+def compare(precision='float32', divide=1, given=None, loss=None, **options):
     """Return (found, expected, states, steps) of the captured step and of Chainer's."""
     results = []
     for captured, gpu in ((True, 0), (False, -1)):
         model = network()
         model.check_gpu(gpu)
         made = optimizer(model, **options)
-        step = (CapturedStep if captured else Step)(made, model.device, divide)
+        step = (CapturedStep if captured else Step)(made, model.device, divide, loss)
         found = run(
             model,
             made,
             step,
             precision if captured else 'float32',
             'cudnn' if captured else 'reference',
+            given,
         )
         results.append((found, state_on_cpu(model), made, step))
     return results
@@ -127,6 +146,55 @@ def test_head_rate_and_frozen_layers():
         assert relative(array, arrays[key]) < limit(key, 2e-3), key
         if key.startswith(('stem', 'stage1')):
             assert (arrays[key] == before[key]).all(), key
+
+
+@pytest.mark.parametrize('name', sorted(OPTIMIZERS))
+@pytest.mark.parametrize('clip', [0.3, 1e6])
+def test_clipping_and_decays_of_their_own(name, clip):
+    (found, arrays, *_), (expected, golden, *_) = compare(
+        name=name, clip=clip, decays=True, decay=0.2, head=2.0, freeze=('stem',)
+    )
+    assert relative(expected, found) < 1e-3
+    for key, array in golden.items():  # shifts began at 0 and are hardly there as yet
+        assert relative(array, arrays[key]) < 5e-3, key
+    # They are not without effect.
+    (_, other, *_), _ = compare(name=name, clip=1e6, decay=0.2, head=2.0, freeze=('stem',))
+    assert max(relative(golden[key], other[key]) for key in golden if '/bn/gamma' in key) > 1e-2
+
+
+def mixed_batches(divide):
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 10, 100).astype(np.int32)
+    drawn = mixing.Mixing(0.2, 1.0, 0.4, 3, (16, 16), labels, divide)
+    for i in range(len(RATES)):
+        n = 5 if i % 3 == 2 else 8
+        images = rng.standard_normal((n, 3, 16, 16)).astype(np.float32)
+        numbers = rng.permutation(100)[:n].tolist()
+        yield images, labels[numbers], drawn([(1, number) for number in numbers], i)
+
+
+@pytest.mark.parametrize('precision', ['float32', 'mixed'])
+@pytest.mark.parametrize('divide', [1, 2])
+def test_mixed_images(precision, divide):
+    scaled = precision == 'mixed'
+    (found, arrays, _, step), (expected, golden, *_) = compare(
+        precision,
+        divide,
+        list(mixed_batches(divide)),
+        LabelSmoothing(0.1),
+        scaled=scaled,
+        decays=True,
+        clip=1.0,
+    )
+    assert [len(c.graphs) for c in step._captured.values()] == [1, 1]
+    assert relative(expected[:, 0], found[:, 0]) < (5e-2 if scaled else 1e-3)
+    if not scaled:
+        assert relative(expected[:, 1], found[:, 1]) < 1e-3
+        for key, array in golden.items():
+            assert relative(array, arrays[key]) < 2e-3, key
+    # Without mixing it is another loss.
+    (plain, *_), _ = compare(precision, divide, loss=LabelSmoothing(0.1), scaled=scaled)
+    assert relative(expected[:, 0], plain[:, 0]) > 2e-2
 
 
 def test_mixed_follows_roughly_and_scales():

@@ -94,11 +94,12 @@ def finished(rows):
     """What becomes of rows of bytes, computed with NumPy."""
     images = []
     for row in rows:
-        values, colour = np.split(row, [150528])
+        side = 176 if len(row) == 176 * 176 * 3 else 224
+        values, colour = np.split(row, [side * side * 3])
         images.append(
             ilsvrc.finish(
                 ilsvrc.Pixels(
-                    values.reshape(224, 224, 3), colour.view(np.float32) if len(colour) else None
+                    values.reshape(side, side, 3), colour.view(np.float32) if len(colour) else None
                 )
             )
         )

@@ -28,7 +28,7 @@ from trainer.training import build, loop, run, schedules
 from trainer.training.data import Load, data_path
 from trainer.training.losses import LabelSmoothing
 from trainer.training.resolve import resolve as resolve_options
-from trainer.transforms import generator, imagenet
+from trainer.transforms import generator, trivial_augment
 from trainer.weights import npz
 
 #: Sizes that train in moments, by network.
@@ -119,6 +119,11 @@ def warm_restarts(epochs, lr=0.1, eta_min=5e-5):
         (dict(recipe='prlz77', batch=256), prlz77_rates(256)),
         (dict(recipe='lornatang'), warm_restarts(600)),
         (dict(recipe='lornatang', epoch=90, lr=0.4), warm_restarts(90, 0.4)),
+        (
+            dict(recipe='torchvision_v2'),
+            [0.5 * (0.01 + 0.99 * e / 5) for e in range(5)]
+            + [0.25 * (1 + math.cos(math.pi * e / 595)) for e in range(595)],
+        ),
         (
             dict(lr_schedule='cosine', epoch=8),
             [0.05 * (1 + math.cos(math.pi * e / 8)) for e in range(8)],
@@ -646,8 +651,9 @@ def test_images_from_files_and_from_memory(name, images):
         batches.append([tuple(map(np.array, i.next())) for i in iterators for _ in range(2)])
         for i in iterators:
             i.finalize()
-    for (x, t), (x2, t2) in zip(*batches):
-        assert x.dtype == np.float32 and x.shape[1:] == preprocessing.shape
+    shapes = [getattr(preprocessing, 'train_shape', preprocessing.shape)] * 2
+    for (x, t), (x2, t2), shape in zip(*batches, shapes + [preprocessing.shape] * 2):
+        assert x.dtype == np.float32 and x.shape[1:] == shape
         np.testing.assert_array_equal(x, x2)
         np.testing.assert_array_equal(t, t2)
     first = EveryImage(6, 4)(1)[0]
@@ -655,7 +661,7 @@ def test_images_from_files_and_from_memory(name, images):
         x = preprocessing.train(images.paths[image], rng=generator(0, 1, image)).x
         np.testing.assert_array_equal(x, batches[0][0][0][i])
     memory = quick.load().train
-    x = np.empty((2,) + preprocessing.shape, np.float32)
+    x = np.empty((2,) + shapes[0], np.float32)
     Load(memory, preprocessing, 0)([(1, 3), (1, 900)], x)
     again = preprocessing.train(
         Image.fromarray(memory.images[900].transpose(1, 2, 0)), rng=generator(0, 1, 900)
@@ -822,14 +828,16 @@ def test_paper_step_by_step(images):
         'DataAugmentationImagenetTorch7',
         'DataAugmentationImagenetPaper',
         'DataAugmentationImagenetLornatang',
+        'DataAugmentationImagenetTorchvision',
     ],
 )
 def test_imagenet_evaluation(name, images):
     for path in images.paths[:4]:
         image = Image.open(path)
-        bilinear = name == 'DataAugmentationImagenetLornatang'
-        scale = 256 / min(image.size)
-        size = [256 if n == min(image.size) else int(scale * n) for n in image.size]
+        bilinear = name.endswith(('Lornatang', 'Torchvision'))
+        short = 232 if name.endswith('Torchvision') else 256
+        scale = short / min(image.size)
+        size = [short if n == min(image.size) else int(scale * n) for n in image.size]
         resized = image.resize(size, Image.BILINEAR if bilinear else Image.BICUBIC)
         left, top = ((round((n - 224) / 2) if bilinear else n // 2 - 112) for n in size)
         wanted = normalised(np.asarray(resized.crop((left, top, left + 224, top + 224))) / 255.0)
@@ -920,7 +928,7 @@ SIGNED = {
 
 
 def test_trivial_augment_has_these_operations():
-    assert list(imagenet.OPERATIONS) == list(TRIVIAL)
+    assert list(trivial_augment.OPERATIONS) == list(TRIVIAL)
 
 
 @pytest.mark.parametrize('name', list(TRIVIAL))

@@ -1,6 +1,9 @@
 """SGD with momentum, as Torch and as Chainer have it, and hooks of optimizers."""
 
+import math
+
 import chainer
+import numpy as np
 from chainer import optimizer
 from chainer.backends import cuda
 
@@ -70,6 +73,72 @@ class TorchSGD(optimizer.GradientMethod):
 
     def create_update_rule(self):
         return _Rule(self.hyperparam, self.nesterov)
+
+
+class ClipGradient:
+    """An optimizer hook: gradients whose norm is above a threshold are scaled down to it.
+
+    The norm is over the gradients of all parameters that are trained, as
+    ``torch.nn.utils.clip_grad_norm_`` computes it. Add it before the weight decay.
+
+    Args:
+        threshold (float): The largest norm.
+    """
+
+    name = 'ClipGradient'
+    call_for_each_param = False
+    timing = 'pre'
+
+    def __init__(self, threshold):
+        self.threshold = threshold
+
+    def factor(self, params, scale=None):
+        """Return what the gradients are multiplied with, a float.
+
+        Args:
+            params (list of chainer.Parameter): Those that are trained.
+            scale (float): The loss's, which the gradients are multiplied with.
+        """
+        squares = sum(float(_squares(p.grad)) for p in params if p.grad is not None)
+        return min(1.0, self.threshold / (math.sqrt(squares) / (scale or 1) + 1e-6))
+
+    def __call__(self, optimizer):
+        params = [p for p in optimizer.target.params() if p.update_rule.enabled]
+        factor = self.factor(params, optimizer._loss_scale)
+        for param in params:
+            if param.grad is not None and factor < 1:
+                param.grad *= param.dtype.type(factor)
+
+
+def _squares(array):
+    """Return the sum of the squares of an array, in double precision."""
+    flat = array.reshape(-1).astype(np.float64)
+    return (flat * flat).sum()
+
+
+class WeightDecays:
+    """An optimizer hook: weight decay of its own for each group of parameters.
+
+    Args:
+        groups (list of tuple): (rate, list of chainer.Parameter); all parameters.
+    """
+
+    name = 'WeightDecays'
+    call_for_each_param = False
+    timing = 'pre'
+
+    def __init__(self, groups):
+        self.groups = groups
+
+    def rates(self):
+        """Return the rate of each parameter: dict of its id."""
+        return {id(param): rate for rate, params in self.groups for param in params}
+
+    def __call__(self, optimizer):
+        for rate, params in self.groups:
+            for param in params:
+                if rate and param.grad is not None and param.update_rule.enabled:
+                    param.grad += param.dtype.type(rate) * param.array
 
 
 class HeadRate:

@@ -1,6 +1,7 @@
 """Plans: which images make up each batch of an epoch, as a function of (seed, epoch).
 
-:mod:`trainer.datasets.parallel` loads them.
+:mod:`trainer.datasets.parallel` loads them. Where an image is in an epoch several times, each
+time with other augmentation, its numbers are its index plus 0, 1, 2, ... times the images.
 """
 
 import numpy as np
@@ -31,15 +32,36 @@ class InOrder:
 
 
 class EveryImageOnce(InOrder):
-    """Every image once, in an order that is a function of (seed, epoch)."""
+    """Every image once, in an order that is a function of (seed, epoch).
 
-    def __init__(self, size, batch, seed):
+    With repeated augmentation (arXiv 1902.05509; torchvision's ``RASampler``) a batch has each
+    of its images several times, and an epoch is as long, so that it has that many fewer images.
+    A batch has first all of its images once, then all of them again: its chunks, of which
+    there are as many as repetitions or more, have no image twice.
+
+    Args:
+        size, batch (int): See :class:`InOrder`.
+        seed (int): The run's.
+        repetitions (int): How often a batch has an image.
+    """
+
+    def __init__(self, size, batch, seed, repetitions=1):
         super().__init__(size, batch)
         self.seed = seed
+        self.repetitions = repetitions
 
     def __call__(self, epoch):
         order = np.random.default_rng((self.seed, epoch, _ORDER)).permutation(self.size)
-        return np.split(order, range(self.batch, self.size, self.batch))
+        places = range(self.batch, self.size, self.batch)
+        if self.repetitions == 1:
+            return np.split(order, places)
+        place = np.arange(self.size)
+        repetition = place % self.repetitions
+        numbers = order[place // self.repetitions] + self.size * repetition
+        return [
+            batch[np.argsort(again, kind='stable')]
+            for batch, again in zip(np.split(numbers, places), np.split(repetition, places))
+        ]
 
 
 class OriginalSampling(EveryImageOnce):

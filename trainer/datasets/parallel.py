@@ -142,13 +142,14 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
 class Iterator(chainer.dataset.Iterator):
     """A Chainer iterator over the batches of a plan, several of them under way.
 
-    A batch is (x, t), arrays of images and labels; its x is overwritten after the next
-    has been asked for. What it gives and what it saves depend neither on the number of
-    workers nor on where a run was interrupted.
+    A batch is (x, t), arrays of images and labels, and with ``beside`` (x, t, what that
+    returns); its x is overwritten after the next has been asked for. What it gives and what
+    it saves depend neither on the number of workers nor on where a run was interrupted.
 
     Args:
         load (callable): As :func:`batches` takes it; items are (epoch, image). Epochs
-            count from 1.
+            count from 1; images may be counted beyond their number, where one is in an epoch
+            several times (:mod:`trainer.datasets.loading`).
         plan: One of the plans of :mod:`trainer.datasets.loading`.
         labels (numpy.ndarray): int32 (images,).
         shape (tuple of int): Shape of one preprocessed image.
@@ -160,6 +161,7 @@ class Iterator(chainer.dataset.Iterator):
             for.
         dtype: Of the images.
         piece (int): See :func:`batches`.
+        beside (callable): ``beside(items, position of the batch in its epoch)``.
 
     Attributes:
         plan: As given.
@@ -179,6 +181,7 @@ class Iterator(chainer.dataset.Iterator):
         leave_out=False,
         dtype=np.float32,
         piece=8,
+        beside=None,
     ):
         self.plan = plan
         self.batch_size = plan.batch
@@ -190,6 +193,7 @@ class Iterator(chainer.dataset.Iterator):
         self._workers = workers
         self._repeat = repeat
         self._leave_out = leave_out
+        self._beside = beside
         self._ahead = None
         self.reset()
 
@@ -236,8 +240,9 @@ class Iterator(chainer.dataset.Iterator):
                 self._piece,
             )
         batch = next(self._ahead)
-        t = self._labels[[image for _, image in batch.items]]
+        t = self._labels[[image % len(self._labels) for _, image in batch.items]]
         x = batch.x
+        beside = () if self._beside is None else (self._beside(batch.items, self.current_position),)
         if batch.errors:
             if not self._leave_out:
                 self.finalize()
@@ -246,7 +251,7 @@ class Iterator(chainer.dataset.Iterator):
             x, t = x[read], t[read]
         self._count(batch)
         # A share of a batch may have no images; then there is nothing that could not be read.
-        return (x, t) if len(t) or not batch.items else next(self)
+        return (x, t, *beside) if len(t) or not batch.items else next(self)
 
     def step_back(self):
         """Make the iterator as if the last batch had not been asked for."""

@@ -4,7 +4,7 @@ import chainer
 import numpy as np
 
 from trainer.engines import chunks
-from trainer.optimizers import HeadRate, TorchSGD
+from trainer.optimizers import ClipGradient, HeadRate, TorchSGD, WeightDecays
 
 
 class NotSupported(Exception):
@@ -28,13 +28,15 @@ class Update:
     """What the update of an optimizer is made of.
 
     Args:
-        optimizer (chainer.Optimizer): MomentumSGD or TorchSGD, set up, whose hooks are
-            weight decay and the classifier's own rate, in this order.
+        optimizer (chainer.Optimizer): MomentumSGD or TorchSGD, set up, whose hooks are the
+            norm of the gradients, weight decay and the classifier's own rate, in this order.
 
     Attributes:
         kind (int): :data:`CHAINER`, :data:`TORCH` or :data:`NESTEROV`.
         state (str): The name of its state in an update rule.
-        decay (chainer.optimizer_hooks.WeightDecay): Weight decay, or ``None``.
+        clip (trainer.optimizers.ClipGradient): Largest norm of the gradients, or ``None``.
+        decay (chainer.optimizer_hooks.WeightDecay or trainer.optimizers.WeightDecays): Weight
+            decay, or ``None``.
         head (trainer.optimizers.HeadRate): The classifier's own rate, or ``None``.
         params (list of chainer.Parameter): Those that are not frozen; float32.
 
@@ -48,12 +50,13 @@ class Update:
         hooks = list(optimizer._hookable._pre_update_hooks.values())
         if optimizer._hookable._post_update_hooks:
             raise NotSupported('hooks after the update')
-        self.decay = (
-            hooks.pop(0)
-            if hooks and isinstance(hooks[0], chainer.optimizer_hooks.WeightDecay)
-            else None
-        )
-        self.head = hooks.pop(0) if hooks and isinstance(hooks[0], HeadRate) else None
+
+        def first(*kinds):
+            return hooks.pop(0) if hooks and isinstance(hooks[0], kinds) else None
+
+        self.clip = first(ClipGradient)
+        self.decay = first(chainer.optimizer_hooks.WeightDecay, WeightDecays)
+        self.head = first(HeadRate)
         if hooks:
             raise NotSupported(f'hook {type(hooks[0]).__name__}')
         self.params = [p for p in optimizer.target.params() if p.update_rule.enabled]
@@ -65,13 +68,30 @@ class Update:
             if hookable._pre_update_hooks or hookable._post_update_hooks:
                 raise NotSupported("an update rule's hooks")
             rule._init_states(param)
+        self._group = {}
+        if isinstance(self.decay, WeightDecays):
+            self._group = {
+                id(param): i for i, (_, of) in enumerate(self.decay.groups) for param in of
+            }
+
+    def decays(self):
+        """Return the rates of weight decay, a list of one or more."""
+        if isinstance(self.decay, WeightDecays):
+            return [rate for rate, _ in self.decay.groups]
+        return [0.0 if self.decay is None else self.decay.rate]
+
+    def group(self, param):
+        """Return which of :meth:`decays` is a parameter's."""
+        return self._group.get(id(param), 0)
 
 
-def _update(update, param, grad, state, factor):
+def _update(update, param, grad, state, clip, decay, factor):
     """Update values of one parameter as Chainer's functions do, one after the other."""
     optimizer, room = update.optimizer, np.empty_like(param)
-    if update.decay is not None:
-        np.multiply(param, update.decay.rate, out=room)
+    if clip < 1:
+        grad *= grad.dtype.type(clip)
+    if decay:
+        np.multiply(param, decay, out=room)
         grad += room
     if factor is not None:
         grad *= factor
@@ -104,6 +124,8 @@ def apply(optimizer: chainer.Optimizer) -> None:
         return
     optimizer.reallocate_cleared_grads()
     optimizer.t += 1
+    clip = 1.0 if update.clip is None else update.clip.factor(update.params)
+    decays = update.decays()
     head = () if update.head is None else {id(p) for p in update.head.params}
     parts = []
     for param in update.params:
@@ -112,17 +134,18 @@ def apply(optimizer: chainer.Optimizer) -> None:
             param.grad = np.ascontiguousarray(param.grad)
         arrays = param.array, param.grad, param.update_rule.state[update.state]
         factor = update.head.factor if id(param) in head else None
-        parts.append(([a.reshape(-1) for a in arrays], factor))
+        own = decays[update.group(param)], factor
+        parts.append(([a.reshape(-1) for a in arrays], own))
 
     def compute(part):
-        arrays, factor = part
-        _update(update, *arrays, factor)
+        arrays, own = part
+        _update(update, *arrays, clip, *own)
 
     chunks.run(
         compute,
         [
-            ([a[piece] for a in arrays], factor)
-            for arrays, factor in parts
+            ([a[piece] for a in arrays], own)
+            for arrays, own in parts
             for piece in chunks.pieces(len(arrays[0]))
         ],
     )

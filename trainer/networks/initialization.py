@@ -78,3 +78,15 @@ def fill(network, initialization, seed):
             link.W.array[...] = weights(link.W.shape, rng)
             if biases is not None:
                 link.b.array[...] = biases(link.b.shape, rng, link.W.shape[1])
+
+
+def zero_last(network):
+    """Let each block begin as its shortcut: the last scale of batch normalisation becomes 0
+    (arXiv 1706.02677, section 5.1).
+
+    Args:
+        network (trainer.networks.base.Network): Its weights are filled.
+    """
+    for i in range(1, len(network.stages) + 1):
+        for block in network[f'stage{i}'].children():
+            block.expand.bn.gamma.array[...] = 0

@@ -18,6 +18,7 @@ _NETWORK = 'network'
 _DATA = 'data'
 _TRAINING = 'training'
 _RATE = 'learning rate'
+_AUGMENTATION = 'augmentation, beside that of the preprocessing'
 _TRANSFER = 'transfer: other classes for a network that is trained already'
 _BY_HAND = 'going on by hand, as in 2017'
 
@@ -140,6 +141,12 @@ class Options:
         _NETWORK,
         choices=lambda: initialization.INITIALIZATIONS,
     )
+    zero_init_last: bool = option(
+        False,
+        "begin with each block's last scale of batch normalisation at 0: blocks are identities",
+        _NETWORK,
+        '--zero-init-last',
+    )
 
     dataset: str = option('cifar10', 'dataset', _DATA, choices=_without_quick(datasets.available))
     data: str | None = option(
@@ -167,6 +174,43 @@ class Options:
         choices=lambda: tuple(datasets.loading.PLANS),
     )
 
+    auto_augment: str = option(
+        'none',
+        "'ta_wide': one operation of TrivialAugment for each image",
+        _AUGMENTATION,
+        '--auto-augment',
+        choices=lambda: ('none', 'ta_wide'),
+    )
+    mixup: float = option(
+        0.0,
+        'mix the images and labels of a batch: share drawn from a beta distribution of this alpha',
+        _AUGMENTATION,
+        kind=_NOT_NEGATIVE,
+        metavar='ALPHA',
+    )
+    cutmix: float = option(
+        0.0,
+        'put a box of one image into another, its area drawn likewise; with --mixup either of them',
+        _AUGMENTATION,
+        kind=_NOT_NEGATIVE,
+        metavar='ALPHA',
+    )
+    reprob: float = option(
+        0.0,
+        'erase a random rectangle of this share of the images',
+        _AUGMENTATION,
+        kind=values.share,
+        metavar='SHARE',
+    )
+    repeated_augmentation: int = option(
+        1,
+        'have each image N times in a batch, augmented anew; an epoch is as long, of fewer images',
+        _AUGMENTATION,
+        '--repeated-augmentation',
+        kind=_WHOLE,
+        metavar='N',
+    )
+
     epoch: int | None = option(None, 'last epoch', _TRAINING, '-e', kind=_WHOLE, free=True)
     batch: int | None = option(
         None, 'images in a batch, of all processes together', _TRAINING, '-b', kind=_WHOLE
@@ -192,6 +236,30 @@ class Options:
     weight_decay: float | None = option(
         None, 'weight decay, on all parameters', _TRAINING, kind=_NOT_NEGATIVE
     )
+    norm_weight_decay: float | None = option(
+        None,
+        'another one of the scales and shifts of batch normalisation',
+        _TRAINING,
+        '--norm-weight-decay',
+        kind=_NOT_NEGATIVE,
+        metavar='DECAY',
+    )
+    bias_weight_decay: float | None = option(
+        None,
+        'another one of biases',
+        _TRAINING,
+        '--bias-weight-decay',
+        kind=_NOT_NEGATIVE,
+        metavar='DECAY',
+    )
+    clip_grad: float | None = option(
+        None,
+        'scale gradients whose norm, over all of them, is above this down to it',
+        _TRAINING,
+        '--clip-grad',
+        kind=_POSITIVE,
+        metavar='NORM',
+    )
     label_smoothing: float = option(
         0.0,
         'spread this share of each label over all classes',
@@ -205,6 +273,14 @@ class Options:
         _TRAINING,
         kind=values.share,
         metavar='DECAY',
+    )
+    ema_steps: int = option(
+        1,
+        'take the average after every N-th update of an epoch',
+        _TRAINING,
+        '--ema-steps',
+        kind=_WHOLE,
+        metavar='N',
     )
 
     lr: float | None = option(None, 'learning rate at the start', _RATE, '-lr', kind=_POSITIVE)
@@ -228,7 +304,15 @@ class Options:
     )
     lr_min: float = option(0.0, 'where the cosine ends', _RATE, kind=_NOT_NEGATIVE)
     warmup: int = option(
-        0, 'climb from 0, update by update, in so many epochs', _RATE, kind=_WHOLE, metavar='EPOCHS'
+        0, 'epochs in which the learning rate climbs', _RATE, kind=_WHOLE, metavar='EPOCHS'
+    )
+    warmup_by: str = option(
+        'update',
+        "'update': from 0, update by update, what the schedule gives; 'epoch': from a hundredth, "
+        'epoch by epoch, and the schedule begins afterwards',
+        _RATE,
+        '--warmup-by',
+        choices=lambda: ('update', 'epoch'),
     )
     schedule_epoch: int | None = option(
         None,

@@ -6,7 +6,7 @@ import numpy as np
 from trainer import run_folder
 from trainer.errors import InputError
 from trainer.networks import initialization, table
-from trainer.optimizers import OPTIMIZERS, HeadRate
+from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
 from trainer.recipes.options import SIZES
 from trainer.run_folder import RECORD
 from trainer.training import transfer
@@ -41,6 +41,8 @@ def network(options, given, architecture, dataset, going_on, say=None):
     built, options = of_options(options, given, architecture, len(classes), say)
     if not going_on and model is None:
         initialization.fill(built, options.initialization, options.seed)
+        if options.zero_init_last:
+            initialization.zero_last(built)
     elif not going_on and options.reset_classifier:
         built = transfer.reset_classifier(built, classes, options.seed)
     where = RECORD if architecture is not None or model is None else f'-m {model}'
@@ -125,10 +127,16 @@ def preprocessing(options, given, built):
 
 
 def optimizer(options, built):
-    """Return the optimizer, set up, with weight decay on all parameters, as every source has it."""
+    """Return the optimizer, set up, with what changes the gradients first, in this order: their
+    norm, weight decay, the classifier's own rate."""
     made = OPTIMIZERS[options.optimizer](options.lr, options.momentum)
     made.setup(built)
-    made.add_hook(chainer.optimizer_hooks.WeightDecay(options.weight_decay))
+    if options.clip_grad is not None:
+        made.add_hook(ClipGradient(options.clip_grad))
+    if options.norm_weight_decay is None and options.bias_weight_decay is None:
+        made.add_hook(chainer.optimizer_hooks.WeightDecay(options.weight_decay))
+    else:
+        made.add_hook(_decay(options, built))
     if options.head_lr != 1:
         made.add_hook(HeadRate(list(built[transfer.HEAD].params()), options.head_lr))
     if options.freeze:
@@ -136,6 +144,22 @@ def optimizer(options, built):
     return made
 
 
+def _decay(options, built):
+    """Return the weight decay of normalisation, of biases and of all other parameters."""
+    parts = {'norm': [], 'bias': [], 'other': []}
+    for link in built.links():
+        norm = isinstance(link, chainer.links.BatchNormalization)
+        for name in sorted(link._params):
+            part = 'norm' if norm else 'bias' if name == 'b' else 'other'
+            parts[part].append(getattr(link, name))
+    usual = options.weight_decay
+    rates = {'norm': options.norm_weight_decay, 'bias': options.bias_weight_decay, 'other': usual}
+    return WeightDecays(
+        [(usual if rate is None else rate, parts[name]) for name, rate in rates.items()]
+    )
+
+
 def loss(options):
     """Return the loss that training minimises; ``None``: the network's own."""
-    return LabelSmoothing(options.label_smoothing) if options.label_smoothing else None
+    mixed = options.mixup or options.cutmix or options.reprob
+    return LabelSmoothing(options.label_smoothing) if options.label_smoothing or mixed else None

@@ -13,7 +13,7 @@ class _Captured:
     """A step for batches of one shape: what it reads and writes, and its graphs.
 
     Attributes:
-        x, t (cupy.ndarray): The batch.
+        batch (list of cupy.ndarray): x, t, and how images are mixed, or ``None``.
         totals (cupy.ndarray): float64 (2,): sum of the losses, images recognised.
         table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.Update`.
         graphs (list): One graph, or two between which processes exchange gradients;
@@ -21,10 +21,10 @@ class _Captured:
         gradients (list): What the processes exchange.
     """
 
-    def __init__(self, x, t, table):
+    def __init__(self, batch, table):
         import cupy
 
-        self.x, self.t = cuda.empty_like(x), cuda.empty_like(t)
+        self.batch = [None if array is None else cuda.empty_like(array) for array in batch]
         self.totals = cupy.empty(2, np.float64)
         self.table = table
         self.graphs = self.gradients = None
@@ -57,18 +57,18 @@ class CapturedStep(Step):
         if self._update is not None:
             self._update.settle()
 
-    def __call__(self, x, t):
+    def __call__(self, x, t, rows=None):
         if self._reason is None and len(t):
             from trainer.engines.cudnn.parameters import NotSupported
 
             try:
-                return self._replay(x, t)
+                return self._replay(x, t, rows)
             except NotSupported as e:
                 self._give_up(str(e))
         # One of several processes may have no image of a batch.
         self.settle()
         self.forget()
-        return super().__call__(x, t)
+        return super().__call__(x, t, rows)
 
     def _give_up(self, reason):
         self._reason = reason
@@ -98,7 +98,7 @@ class CapturedStep(Step):
             getattr(link, name) is not a for link, name, a in self._statistics
         )
 
-    def _replay(self, x, t):
+    def _replay(self, x, t, rows):
         if self._update is not None and self._moved():
             self.settle()
             self.forget()
@@ -107,14 +107,14 @@ class CapturedStep(Step):
         if self._room.lost():
             self._captured.clear()
         images = round(*self.group.sum(len(t)))
-        key = x.shape, x.dtype.char, images
+        key = x.shape, x.dtype.char, rows is None, images
         first = key not in self._captured
         with self._room.entered():
             self._update.prepare()
             if first:
-                self._captured[key] = _Captured(x, t, self._update.table())
+                self._captured[key] = _Captured((x, t, rows), self._update.table())
             captured = self._captured[key]
-            self._upload((x, t), (captured.x, captured.t), self._room.stream)
+            self._upload((x, t, rows), captured.batch, self._room.stream)
         reason = None
         if not first and captured.graphs is None:
             reason = self._capture(captured, images)
@@ -138,7 +138,7 @@ class CapturedStep(Step):
             self._half()
             converted = self._half.arrays
         with chainer.using_config('converted', converted):
-            for loss, y, t, share in self._chunks(captured.x, captured.t, images):
+            for loss, y, t, share in self._chunks(*captured.batch, images):
                 loss.grad = (self._update.scale * share).astype(loss.dtype)
                 loss.backward()
                 captured.totals[0] += loss.array * len(t)
@@ -154,7 +154,9 @@ class CapturedStep(Step):
         from trainer.engines.cudnn.timing import untimed
 
         # The last batch of an epoch is seldom computed.
-        rest = any(len(captured.x) < len(other.x) for other in self._captured.values())
+        rest = any(
+            len(captured.batch[1]) < len(other.batch[1]) for other in self._captured.values()
+        )
         with self._room.entered(), untimed(rest):
             self._room.run(lambda: self._gradients(captured, images))
         self.group.mean_gradients(self.network)
@@ -235,8 +237,9 @@ class _Upload:
     def __call__(self, sources, targets, stream):
         """Copy NumPy arrays to arrays on the device, in the order of a stream.
 
-        Arrays that are on the device already are copied there.
+        Arrays that are on the device already are copied there; ``None`` is passed over.
         """
+        sources, targets = zip(*(pair for pair in zip(sources, targets) if pair[0] is not None))
         places, size = [], 0
         for source in sources:
             places.append(size)

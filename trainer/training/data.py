@@ -13,7 +13,7 @@ from PIL import Image
 from trainer.datasets import loading, parallel
 from trainer.errors import InputError
 from trainer.training import processes
-from trainer.transforms import decoding, device, generator, ilsvrc
+from trainer.transforms import decoding, device, generator, ilsvrc, mixing, trivial_augment
 
 #: train, test (trainer.datasets.parallel.Iterator). finish (callable): makes images,
 #: (batch, 3, height, width), of an x that was sent to the GPU; ``None`` where x are images
@@ -29,18 +29,23 @@ class Load:
         preprocessing (type): A class of :mod:`data_augmentation`.
         seed (int): The run's, for training; ``None`` for testing.
         mirror (bool): Whether images may be flipped.
+        auto_augment (str): 'ta_wide': TrivialAugment before the preprocessing.
     """
 
-    def __init__(self, part, preprocessing, seed=None, mirror=True):
+    def __init__(self, part, preprocessing, seed=None, mirror=True, auto_augment='none'):
         self.part = part
         self.preprocessing = preprocessing
         self.seed = seed
         self.mirror = mirror
+        self.augments = seed is not None and auto_augment != 'none'
 
     def __call__(self, items, out):
-        """Write the images of ``items``, each (epoch, index), to ``out``, float32
-        (items, 3, height, width)."""
-        images = self.part.images[[i for _, i in items]]
+        """Write the images of ``items``, each (epoch, number), to ``out``, float32
+        (items, 3, height, width). Numbers are as the plan has them
+        (:mod:`trainer.datasets.loading`)."""
+        images = self.part.images[self._indices(items)]
+        if self.augments:
+            images = np.stack([self._augment(*item, image) for item, image in zip(items, images)])
         if not getattr(self.preprocessing, 'arrays', False):
             images = [
                 Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))) for image in images
@@ -51,6 +56,14 @@ class Load:
             drawn = [self._draw(*item) for item in items]
             out[...] = self.preprocessing.train_batch(images, drawn)
         return {}
+
+    def _indices(self, items):
+        return [number % len(self.part.labels) for _, number in items]
+
+    def _augment(self, epoch, i, image):
+        """TrivialAugment of uint8 (3, height, width)."""
+        drawn = trivial_augment.draw(self.seed, epoch, i)
+        return trivial_augment.pixels(image.transpose(1, 2, 0), drawn).transpose(2, 0, 1)
 
     def _draw(self, epoch, i):
         drawn = self.preprocessing.draw(generator(self.seed, epoch, i))
@@ -70,23 +83,41 @@ class LoadFile(Load):
     Args:
         part (trainer.datasets.folder.ImageFiles): The files.
         preprocessing, seed, mirror: See :class:`Load`.
+        auto_augment (str): 'ta_wide': TrivialAugment of what is cut out of the image, before
+            its colours change; of images for CIFAR's preprocessing, before all of it.
     """
 
     def __call__(self, item, out):
-        """Write the image of ``item``, (epoch, index), to ``out``, float32 (3, height, width).
+        """Write the image of ``item``, (epoch, number), to ``out``, float32 (3, height, width).
 
         Raises:
             trainer.errors.InputError: It cannot be read.
         """
-        out[...] = self._preprocessed(item, self.preprocessing.train, self.preprocessing.test)
+        if hasattr(self.preprocessing, 'train_pixels'):
+            ilsvrc.finish(self._pixels(item), out)
+            return
+        source = self._source(item)
+        if self.seed is None:
+            out[...] = self.preprocessing.test(source).x
+            return
+        if self.augments:
+            source = self._augment(*item, decoding.load_chw(source))
+        out[...] = self.preprocessing.train(source, drawn=self._draw(*item)).x
 
-    def _preprocessed(self, item, train, test):
-        epoch, i = item
-        source = self.part.paths[i]
-        if self.part.upright:
-            source = decoding.upright(source)
-        sample = test(source) if self.seed is None else train(source, drawn=self._draw(epoch, i))
-        return sample.x
+    def _source(self, item):
+        source = self.part.paths[self._indices([item])[0]]
+        return decoding.upright(source) if self.part.upright else source
+
+    def _pixels(self, item):
+        """Return :data:`trainer.transforms.ilsvrc.Pixels`."""
+        source = self._source(item)
+        if self.seed is None:
+            return self.preprocessing.test_pixels(source).x
+        pixels = self.preprocessing.train_pixels(source, drawn=self._draw(*item)).x
+        if self.augments:
+            drawn = trivial_augment.draw(self.seed, *item)
+            pixels = pixels._replace(values=trivial_augment.pixels(pixels.values, drawn))
+        return pixels
 
 
 class LoadDrawn(Load):
@@ -96,23 +127,26 @@ class LoadDrawn(Load):
     Args:
         part, preprocessing, seed, mirror: See :class:`Load`.
         first (int): Number of the first of the images among those on the GPU.
+        repetitions (int): How often an image is in an epoch at most.
     """
 
-    def __init__(self, part, preprocessing, seed=None, mirror=True, first=0):
+    def __init__(self, part, preprocessing, seed=None, mirror=True, first=0, repetitions=1):
         super().__init__(part, preprocessing, seed, mirror)
         self.first = first
+        self.repetitions = repetitions
         self.fields = 1 + len(preprocessing.untouched)
 
     def __call__(self, items, out):
-        """Write the rows of ``items``, each (epoch, index), to ``out``, int32 (items, fields)."""
-        indices = np.array([i for _, i in items])
-        out[:, 0] = indices + self.first
+        """Write the rows of ``items``, each (epoch, number), to ``out``, int32 (items, fields)."""
+        numbers = np.array([number for _, number in items])
+        images = len(self.part.labels)
+        out[:, 0] = numbers % images + self.first
         out[:, 1:] = (
             self.preprocessing.untouched
             if self.seed is None
-            else device.drawn(self.preprocessing, self.seed, items[0][0], len(self.part.labels))[
-                indices
-            ]
+            else device.drawn(
+                self.preprocessing, self.seed, items[0][0], images * self.repetitions
+            )[numbers]
         )
         if not self.mirror:
             out[:, -1] = False
@@ -124,17 +158,12 @@ class LoadPixels(LoadFile):
     arguments are those of :class:`LoadFile`."""
 
     def __call__(self, item, out):
-        """Write the image of ``item``, (epoch, index), to ``out``, uint8 (row bytes,).
+        """Write the image of ``item``, (epoch, number), to ``out``, uint8 (row bytes,).
 
         Raises:
             trainer.errors.InputError: It cannot be read.
         """
-        ilsvrc.write_row(
-            self._preprocessed(
-                item, self.preprocessing.train_pixels, self.preprocessing.test_pixels
-            ),
-            out,
-        )
+        ilsvrc.write_row(self._pixels(item), out)
 
 
 def data_path(dataset, options, preprocessing, group=processes.ALONE):
@@ -157,27 +186,19 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
     on_device = options.gpu >= 0 and all(
         device.available(preprocessing, part) for part in (dataset.train, dataset.test)
     )
-    plan = loading.PLANS[options.sampling](len(dataset.train.labels), options.batch, options.seed)
-    if not len(plan):
-        raise InputError(
-            f'-b {options.batch}: there are only {len(dataset.train.labels)} images to draw a '
-            'batch from'
-        )
+    if in_memory and options.auto_augment != 'none':
+        on_device = False  # the kernels begin with the stored images
+    plan = _plan(dataset, options)
     test_plan = loading.InOrder(
         len(dataset.test.labels), max(1, options.batch // options.test_batch_divide)
     )
     workers = _workers(options, in_memory, on_device, group)
+    chunks = group.chunks(options.train_batch_divide)
+    size = getattr(preprocessing, 'train_shape', preprocessing.shape)[1:]
+    mixed = mixing.of(options, size, dataset.train.labels, chunks, group.rank * chunks)
 
     def iterator(part, plan, training):
-        seed = options.seed if training else None
-        load, shape, dtype = _loader(
-            dataset,
-            part,
-            preprocessing,
-            seed,
-            on_device,
-            0 if training else len(dataset.train.labels),
-        )
+        load, shape, dtype = _loader(dataset, part, preprocessing, options, on_device, training)
         return parallel.Iterator(
             load,
             plan,
@@ -188,6 +209,7 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
             leave_out=not training,
             dtype=dtype,
             piece=plan.batch if in_memory else 8,  # of images in memory, many at a time cost less
+            beside=mixed if training else None,
         )
 
     finish = None
@@ -196,10 +218,21 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
     elif on_device:
         finish = device.ImageRows(preprocessing)
     return DataPath(
-        iterator(dataset.train, group.share(plan, group.chunks(options.train_batch_divide)), True),
+        iterator(dataset.train, group.share(plan, chunks), True),
         iterator(dataset.test, group.share(test_plan), False),
         finish,
     )
+
+
+def _plan(dataset, options):
+    images = len(dataset.train.labels)
+    arguments = images, options.batch, options.seed
+    if options.sampling != 'original':
+        arguments += (options.repeated_augmentation,)
+    plan = loading.PLANS[options.sampling](*arguments)
+    if not len(plan):
+        raise InputError(f'-b {options.batch}: there are only {images} images to draw a batch from')
+    return plan
 
 
 def _workers(options, in_memory, on_device, group):
@@ -213,20 +246,19 @@ def _workers(options, in_memory, on_device, group):
     return min(4 if in_memory else parallel.cores(), cores)
 
 
-def _loader(dataset, part, preprocessing, seed, on_device, first):
-    """Return what loads a part of a dataset, and shape and dtype of what it loads of an image.
-
-    Args:
-        seed (int): The run's, for training; ``None`` for testing.
-        first (int): Number of the part's first image among those on a GPU.
-    """
-    given = part, preprocessing, seed, dataset.mirror
+def _loader(dataset, part, preprocessing, options, on_device, training):
+    """Return what loads a part of a dataset, and shape and dtype of what it loads of an image."""
+    given = part, preprocessing, options.seed if training else None, dataset.mirror
+    shape = preprocessing.shape
+    if training:
+        shape = getattr(preprocessing, 'train_shape', shape)
     if hasattr(part, 'images') and on_device:
-        load = LoadDrawn(*given, first=first)
+        first = 0 if training else len(dataset.train.labels)  # among those on the GPU
+        load = LoadDrawn(*given, first=first, repetitions=options.repeated_augmentation)
         return load, (load.fields,), np.int32
     if hasattr(part, 'images'):
-        return Load(*given), preprocessing.shape, np.float32
+        return Load(*given, options.auto_augment), shape, np.float32
     if on_device:
-        shape = (preprocessing.row_bytes(training=seed is not None),)
-        return parallel.one_by_one(LoadPixels(*given)), shape, np.uint8
-    return parallel.one_by_one(LoadFile(*given)), preprocessing.shape, np.float32
+        load = LoadPixels(*given, options.auto_augment)
+        return parallel.one_by_one(load), (preprocessing.row_bytes(training),), np.uint8
+    return parallel.one_by_one(LoadFile(*given, options.auto_augment)), shape, np.float32

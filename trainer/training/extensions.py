@@ -48,13 +48,17 @@ class LearningRate(extension.Extension):
 class MovingAverage(extension.Extension):
     """Keep an exponential moving average of a network, part of the run's snapshots.
 
-    Each update it becomes decay x average + (1 - decay) x weights; after the first, it is
-    the weights. The running statistics of batch normalisation belong to the weights that
-    made them and are averaged in the same way.
+    Each update it becomes decay x average + (1 - decay) x weights; after the first, and while
+    the learning rate warms up, it is the weights. The running statistics of batch
+    normalisation belong to the weights that made them and are averaged in the same way.
 
     Args:
         network (trainer.networks.base.Network): What is trained.
         decay (float): Between 0 and 1.
+        steps (int): It is taken after the first update of an epoch and every ``steps``-th
+            after that.
+        iterations (int): Updates in an epoch.
+        warmup (int): Epochs of warm-up.
 
     Attributes:
         network (trainer.networks.base.Network): The average, another network.
@@ -63,14 +67,20 @@ class MovingAverage(extension.Extension):
     trigger = 1, 'iteration'
     priority = extension.PRIORITY_WRITER + 50  # before the evaluation
 
-    def __init__(self, network, decay):
+    def __init__(self, network, decay, steps=1, iterations=1, warmup=0):
         self.network = network.copy('copy')
         self.network.cleargrads()
         self.decay = decay
+        self.steps = steps
+        self.iterations = iterations
+        self.warmup = warmup
         self._source = network
         self._updates = 0
 
     def __call__(self, trainer):
+        epoch, update = divmod(trainer.updater.iteration - 1, self.iterations)
+        if update % self.steps:
+            return
         for link, source in zip(self.network.links(), self._source.links()):
             for name in link._params:
                 self._blend(getattr(link, name).array, getattr(source, name).array)
@@ -79,7 +89,7 @@ class MovingAverage(extension.Extension):
                     self._blend(getattr(link, name), getattr(source, name))
                 else:  # how many batches made BN's statistics
                     setattr(link, name, getattr(source, name))
-        self._updates += 1
+        self._updates = 0 if epoch < self.warmup else self._updates + 1
 
     def _blend(self, average, array):
         rate = 1 - self.decay

@@ -54,7 +54,9 @@ class Loop:
     def _extend(self, optimizer, data):
         setup, group, options = self.setup, self.group, self.setup.options
         if options.ema_decay:
-            average = extensions.MovingAverage(setup.network, options.ema_decay)
+            average = extensions.MovingAverage(
+                setup.network, options.ema_decay, options.ema_steps, self.iterations, options.warmup
+            )
             self.trainer.extend(average)
             self.networks.append(average.network)
         if setup.precision == 'mixed':

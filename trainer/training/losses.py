@@ -2,12 +2,15 @@
 
 import chainer.functions as F
 
+from trainer.transforms.mixing import FIELDS
+
 
 class LabelSmoothing:
     """Softmax cross entropy against labels of which a share is spread over all classes.
 
     The target of K classes is 1 - share + share / K at the label and share / K elsewhere
-    (arXiv 1512.00567; ``torch.nn.CrossEntropyLoss(label_smoothing=share)``).
+    (arXiv 1512.00567; ``torch.nn.CrossEntropyLoss(label_smoothing=share)``). Of an image that
+    was mixed with another it is the mean of both labels' targets, weighted as the images are.
 
     Args:
         share (float): 0..1.
@@ -16,9 +19,22 @@ class LabelSmoothing:
     def __init__(self, share):
         self.share = share
 
-    def __call__(self, y, t):
-        """Return the mean loss of scores (batch, classes), float32, and labels int32 (batch,)."""
+    def __call__(self, y, t, rows=None):
+        """Return the mean loss of a chunk.
+
+        Args:
+            y (chainer.Variable): Scores, float32 (batch, classes).
+            t (array): Labels, int32 (batch,).
+            rows (array): How images were mixed, float32 (batch, fields) of
+                :mod:`trainer.transforms.mixing`; ``None``: they were not.
+        """
         xp, classes = y.xp, y.shape[1]
-        target = (t[:, None] == xp.arange(classes)) * (1 - self.share) + self.share / classes
-        target = target.astype(y.dtype)
-        return F.softmax_cross_entropy(y, target)
+        target = self._target(t, xp.arange(classes))
+        if rows is not None:
+            own = rows[:, FIELDS.index('share'), None]
+            other = self._target(rows[:, FIELDS.index('other')], xp.arange(classes))
+            target = own * target + (1 - own) * other
+        return F.softmax_cross_entropy(y, target.astype(y.dtype))
+
+    def _target(self, t, classes):
+        return (t[:, None] == classes) * (1 - self.share) + self.share / len(classes)

@@ -90,6 +90,11 @@ def _new(given, say):
             '--reset-classifier: there is no model whose classifier could be; name it '
             'with --retrain'
         )
+    if used.repeated_augmentation > 1 and used.sampling == 'original':
+        raise InputError(
+            f'--repeated_augmentation {used.repeated_augmentation}: --sampling original draws each '
+            'batch anew, without repetitions; take every-image or full-batches'
+        )
     if used.depth is not None:
         used = used.replace(block_num=_blocks(used.network, used.depth))
     used = _scale(used, recipe, given, say)

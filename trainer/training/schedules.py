@@ -40,9 +40,29 @@ def warming_up(schedule, epochs):
     return lambda epoch, part=1.0: schedule(epoch, part) * min(1.0, (epoch + part) / epochs)
 
 
+def beginning_after(schedule, lr, epochs):
+    """From ``lr`` / 100 to ``lr``, epoch by epoch, in ``epochs``; then ``schedule`` begins.
+
+    As torchvision's references/classification have it.
+    """
+
+    def warm(epoch, part=1.0):
+        if epoch < epochs:
+            return lr * (0.01 + 0.99 * epoch / epochs)
+        return schedule(epoch - epochs, part)
+
+    return warm
+
+
+def _total(options):
+    """Return the epochs that the schedule is of."""
+    before = options.warmup if options.warmup_by == 'epoch' else 0
+    return max(1, options.schedule_epoch - before)
+
+
 def _period(options):
     """Return lr_period in epochs: 0 is the whole run, and the least is 1."""
-    total = options.schedule_epoch
+    total = _total(options)
     return max(1, epochs_of(options.lr_period, total)) if options.lr_period else total
 
 
@@ -52,14 +72,18 @@ def of(options):
     Args:
         options (trainer.recipes.options.Options): The run's.
     """
-    lr, total, period = options.lr, options.schedule_epoch, _period(options)
+    lr, total, period = options.lr, _total(options), _period(options)
     if options.lr_schedule == 'steps':
         schedule = steps(lr, [epochs_of(step, total) for step in options.lr_steps])
     elif options.lr_schedule == 'every':
         schedule = every(lr, period)
     else:
         schedule = cosine(lr, period, options.lr_min)
-    return warming_up(schedule, options.warmup) if options.warmup else schedule
+    if not options.warmup:
+        return schedule
+    if options.warmup_by == 'epoch':
+        return beginning_after(schedule, lr, options.warmup)
+    return warming_up(schedule, options.warmup)
 
 
 def _describe_steps(steps, epochs):
@@ -75,7 +99,7 @@ def _describe_steps(steps, epochs):
 
 def describe(options):
     """Say in a few words what :func:`of` makes of the same options."""
-    total, period = options.schedule_epoch, _period(options)
+    total, period = _total(options), _period(options)
     if options.lr_schedule == 'steps':
         text = _describe_steps([epochs_of(step, total) for step in options.lr_steps], options.epoch)
     elif options.lr_schedule == 'every':

@@ -5,6 +5,7 @@ import numpy as np
 
 from trainer.engines import update
 from trainer.training import processes
+from trainer.transforms import mixing
 
 
 class Step:
@@ -19,7 +20,8 @@ class Step:
         optimizer (chainer.Optimizer): Its target is a network.
         device (chainer.backend.Device): Where to compute.
         divide (int): Number of chunks (``train_batch_divide``) of this process's share.
-        loss (callable): Mean loss from scores and labels; ``None``: the network's.
+        loss (callable): Mean loss from scores and labels, and where images are mixed from
+            their rows; ``None``: the network's.
         finish (callable): Makes what the network takes, on the device, of what is given;
             ``None``: it is given that.
         group (trainer.training.processes.Alone): The processes.
@@ -34,8 +36,9 @@ class Step:
         self._loss = loss or self.network.calc_loss
         self._finish = finish
 
-    def __call__(self, x, t):
-        """Update from a batch: x (batch, ...) and t int32 (batch,), NumPy arrays.
+    def __call__(self, x, t, rows=None):
+        """Update from a batch: x (batch, ...), t int32 (batch,), and how images are mixed, rows
+        float32 (batch, fields) of :mod:`trainer.transforms.mixing` or ``None``; NumPy arrays.
 
         Of several processes each gives its share, which may be empty.
 
@@ -46,7 +49,7 @@ class Step:
         self.network.cleargrads()
         images = round(*self.group.sum(len(t)))
         loss_sum = correct = 0
-        for loss, y, t_chunk, share in self._chunks(x, t, images):
+        for loss, y, t_chunk, share in self._chunks(x, t, rows, images):
             (loss * share).backward(loss_scale=self.optimizer._loss_scale)
             loss_sum += float(loss.array) * len(t_chunk)
             correct += int((y.array.argmax(axis=1) == t_chunk).sum())
@@ -59,20 +62,27 @@ class Step:
         loss_sum, correct = self.group.sum(loss_sum, correct)
         return loss_sum / images, correct / images, images
 
-    def _chunks(self, x, t, images):
-        """Yield of each chunk the loss, the scores, the labels, and by what its loss
-        contributes to the gradients."""
+    def _chunks(self, x, t, rows, images):
+        """Yield of each chunk the loss, the scores, the labels that count, and by what its
+        loss contributes to the gradients."""
         chunks = min(self.divide, len(t))
-        for x_chunk, t_chunk in (
-            zip(np.array_split(x, chunks), np.array_split(t, chunks)) if chunks else ()
-        ):
+        if not chunks:
+            return
+        parts = [np.array_split(array, chunks) for array in (x, t)]
+        parts += [[None] * chunks if rows is None else np.array_split(rows, chunks)]
+        for x_chunk, t_chunk, mixed in zip(*parts):
             x_chunk, t_chunk = self.device.send(x_chunk), self.device.send(t_chunk)
             if self._finish is not None:
                 x_chunk = self._finish(x_chunk)
+            counted = t_chunk
+            if mixed is not None:
+                mixed = self.device.send(mixed)
+                x_chunk, counted = mixing.apply(x_chunk, mixed), mixing.counted(t_chunk, mixed)
             y = self.network(chainer.Variable(x_chunk, requires_grad=False))
+            loss = self._loss(y, t_chunk) if mixed is None else self._loss(y, t_chunk, mixed)
             # Times the processes: their gradients are averaged.
             share = len(t_chunk) / images * self.group.size
-            yield self._loss(y, t_chunk), y, t_chunk, share
+            yield loss, y, counted, share
 
     def settle(self):
         """Bring the optimizer up to date with what the steps did, before its state is read."""

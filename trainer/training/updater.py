@@ -11,7 +11,7 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
     """Chainer's updater with the original's gradient accumulation.
 
     Args:
-        iterator (trainer.datasets.parallel.Iterator): Of batches (x, t).
+        iterator (trainer.datasets.parallel.Iterator): Of batches (x, t), or (x, t, rows).
         optimizer, device, divide, loss, group, finish: See
             :class:`trainer.training.step.Step`.
         captured (bool): Whether the step becomes a CUDA graph
@@ -41,13 +41,13 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
         iterator = self.get_iterator('main')
         self.update_with(*self.step.group.together(iterator.next, undo=iterator.step_back))
 
-    def update_with(self, x, t):
+    def update_with(self, x, t, rows=None):
         """Update from a batch (:meth:`trainer.training.step.Step.__call__`).
 
         Reports ``main/loss``, the mean loss over the whole batch, and ``main/accuracy``,
         weighted by the number of images.
         """
-        loss, accuracy, images = self.step(x, t)
+        loss, accuracy, images = self.step(x, t, rows)
         chainer.report(
             {'loss': (loss, images), 'accuracy': (accuracy, images)},
             self.get_optimizer('main').target,

@@ -2,23 +2,24 @@
 // code that it names computes, with the same roundings.
 //
 // y is (batch, height, width, 3), float32 or float16. All are launched with THREADS threads,
-// which move 16 bytes each: an image of CIFAR, or a 49th of one of 224x224. It is a multiple
-// of 3 and of 32, so that a thread that goes on by THREADS keeps its channel and its column.
+// which move 16 bytes each: an image of CIFAR, or a part of a larger one, the last of which may
+// be smaller. It is a multiple of 3 and of 32, so that a thread that goes on by THREADS keeps
+// its channel and its column. An image has a multiple of 16 values.
 
 typedef unsigned char byte;
 
 constexpr int THREADS = 192, SIDE = 32, AREA = SIDE * SIDE, VALUES = 3 * AREA;
 static_assert(VALUES == 16 * THREADS, "");
 
-// Write VALUES numbers, value(0), value(1), ..., 16 bytes at a time.
+// Write `values` numbers, value(0), value(1), ..., 16 bytes at a time; a multiple of 16.
 template <typename T, typename Value>
-__device__ inline void write(T *y, Value value) {
+__device__ inline void write(T *y, Value value, int values = VALUES) {
     constexpr int n = 16 / sizeof(T);
     union Group {
         T numbers[n];
         uint4 all;
     };
-    for (int i = threadIdx.x; i < VALUES / n; i += THREADS) {
+    for (int i = threadIdx.x; i < values / n; i += THREADS) {
         Group group;
         for (int j = 0; j < n; j++)
             narrow(value(i * n + j), group.numbers[j]);
@@ -158,10 +159,11 @@ __device__ inline void normalized(const byte *rows, int row_bytes, int values,
     for (int i = threadIdx.x; i < 3 * 256; i += THREADS)
         own_table[i] = table[i];
     for (int at = blockIdx.x * VALUES; at < values; at += gridDim.x * VALUES) {
+        const int here = values - at < VALUES ? values - at : VALUES;
         __syncthreads();
-        whole[threadIdx.x] = row[at / 16 + threadIdx.x];
+        if (16 * threadIdx.x < here) whole[threadIdx.x] = row[at / 16 + threadIdx.x];
         __syncthreads();
-        write(y + at, [&](int i) { return own_table[i % 3 * 256 + part[i]]; });
+        write(y + at, [&](int i) { return own_table[i % 3 * 256 + part[i]]; }, here);
     }
 }
 
@@ -176,15 +178,17 @@ __device__ inline void coloured(const byte *rows, int row_bytes, int values, T *
     const float *offset = matrix + 9;
     y += (long long)blockIdx.y * values;
     for (int at = blockIdx.x * VALUES; at < values; at += gridDim.x * VALUES) {
+        const int here = values - at < VALUES ? values - at : VALUES;
         __syncthreads();
-        whole[threadIdx.x] = reinterpret_cast<const uint4 *>(row + at)[threadIdx.x];
+        if (16 * threadIdx.x < here)
+            whole[threadIdx.x] = reinterpret_cast<const uint4 *>(row + at)[threadIdx.x];
         __syncthreads();
         write(y + at, [&](int i) {
             const int channel = i % 3;
             const byte *pixel = part + i - channel;
             const float *m = matrix + 3 * channel;
             return m[0] * pixel[0] + m[1] * pixel[1] + m[2] * pixel[2] + offset[channel];
-        });
+        }, here);
     }
 }
 

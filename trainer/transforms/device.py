@@ -8,6 +8,7 @@ numbers; those with one the same to 1e-6 of their range.
 """
 
 import functools
+import math
 
 import chainer
 import numpy as np
@@ -19,7 +20,7 @@ _launch = cuda.kernels(__file__, 'device.cu')
 
 _THREADS = 192
 
-#: Parts of an image of 224x224 that are computed side by side, of 49.
+#: Parts of an image that are computed side by side, of 49 where it is of 224x224.
 _PARTS = 7
 
 
@@ -132,7 +133,8 @@ def of(network):
 
 
 class ImageRows:
-    """Normalises images of 224x224 on the GPU, or changes their colours there.
+    """Normalises images of 224x224 (or of the class's ``train_shape``) on the GPU, or changes
+    their colours there.
 
     Args:
         preprocessing (type): One with
@@ -152,20 +154,16 @@ class ImageRows:
                 or images, float32 or float16, which are returned as they are.
 
         Returns:
-            cupy.ndarray: (batch, 3, 224, 224) with NHWC memory, float32; float16 where the
+            cupy.ndarray: (batch, 3, height, width) with NHWC memory, float32; float16 where the
             cuDNN engine computes in 'mixed' precision.
         """
         if rows.dtype != np.uint8:
             return rows if rows.dtype == np.float16 else rows.astype(np.float32, copy=False)
         n, length = rows.shape
-        plain = self.preprocessing.row_bytes(training=False)
-        kernel, table = ('normalized', self._arrays()) if length == plain else ('coloured', [])
+        training = length != self.preprocessing.row_bytes(training=False)
+        shape = self.preprocessing.train_shape if training else self.preprocessing.shape
+        values = math.prod(shape)
+        kernel, table = ('normalized', self._arrays()) if length == values else ('coloured', [])
         return _compute(
-            kernel,
-            (_PARTS, n),
-            (n,) + self.preprocessing.shape,
-            rows,
-            np.int32(length),
-            np.int32(plain),
-            *table,
+            kernel, (_PARTS, n), (n,) + shape, rows, np.int32(length), np.int32(values), *table
         )

@@ -170,8 +170,8 @@ class DataAugmentationNormalizeBigger:
     (3, 224, 224), RGB.
     """
 
-    #: Shape of what comes out.
-    shape = (3, _SIDE, _SIDE)
+    #: Shape of what comes out, in evaluation and in training.
+    shape = train_shape = (3, _SIDE, _SIDE)
     #: Whether training changes colours.
     colour = False
 
@@ -198,7 +198,8 @@ class DataAugmentationNormalizeBigger:
     @classmethod
     def row_bytes(cls, training):
         """Return the length of what :func:`write_row` writes."""
-        return math.prod(cls.shape) + 4 * 12 * (training and cls.colour)
+        shape = cls.train_shape if training else cls.shape
+        return math.prod(shape) + 4 * 12 * (training and cls.colour)
 
     @classmethod
     def train_pixels(cls, img, rng=np.random, drawn=None):
@@ -314,9 +315,9 @@ class DataAugmentationNormalizeBigger:
             drawn (sequence of Drawn): What to do to each.
 
         Returns:
-            numpy.ndarray: float32 (batch, 3, 224, 224).
+            numpy.ndarray: float32 (batch, 3, 224, 224), or of the class's ``train_shape``.
         """
-        x = np.empty((len(images),) + cls.shape, np.float32)
+        x = np.empty((len(images),) + cls.train_shape, np.float32)
         for out, img, d in zip(x, images, drawn):
             cls.train(img, drawn=d, out=out)
         return x

@@ -10,15 +10,17 @@ import math
 import os
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from trainer.errors import InputError
-from trainer.transforms import Sample, ilsvrc, uniform_int
+from trainer.transforms import Sample, ilsvrc, trivial_augment, uniform_int
 from trainer.transforms.decoding import load_shrunk
 from trainer.transforms.ilsvrc import MEAN, STD
 
 _SIDE = 224
-_ATTEMPTS = 10
+
+#: Crops that are tried for an image.
+ATTEMPTS = 10
 
 #: Share of each channel in the grey of an image (ITU-R BT.601).
 _GREY = np.array([0.299, 0.587, 0.114])
@@ -54,17 +56,17 @@ class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
         return Sample(pixels, d._asdict())
 
 
-def _resized_crop(image, size, box, interpolation):
-    """Cut ``box`` (y, x, height, width) out of an image and resize it to 224x224.
+def resized_crop(image, size, box, interpolation, side=_SIDE):
+    """Cut ``box`` (y, x, height, width) out of an image and resize it to side x side.
 
     The box is of the image's full ``size`` (height, width); it may be there smaller.
     """
     y, x, h, w = box
     if (image.height, image.width) == size:
-        return image.crop((x, y, x + w, y + h)).resize((_SIDE, _SIDE), interpolation)
+        return image.crop((x, y, x + w, y + h)).resize((side, side), interpolation)
     times = round(size[0] / image.height)  # its last row and column may reach over the edge
     return image.resize(
-        (_SIDE, _SIDE), interpolation, (x / times, y / times, (x + w) / times, (y + h) / times)
+        (side, side), interpolation, (x / times, y / times, (x + w) / times, (y + h) / times)
     )
 
 
@@ -145,7 +147,7 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
         Args:
             rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
         """
-        attempts = rng.random((_ATTEMPTS, 5))
+        attempts = rng.random((ATTEMPTS, 5))
         order = tuple(rng.permutation(3).tolist())
         alphas = tuple((0.6 + 0.8 * rng.random(3)).tolist())
         return Torch7Drawn(
@@ -177,7 +179,7 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
             y, x = (-(-(n - _SIDE) // 2) for n in size)
             pixels = ilsvrc._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         else:
-            pixels = np.asarray(_resized_crop(image, size, box, Image.Resampling.BICUBIC))
+            pixels = np.asarray(resized_crop(image, size, box, Image.Resampling.BICUBIC))
         colour = _Colour(pixels.mean(axis=(0, 1), dtype=np.float64) / 255)
         for which in d.order:
             colour.blend(d.alphas[which], ('none', 'mean', 'own')[which])
@@ -233,37 +235,12 @@ class DataAugmentationImagenetPaper(_Preprocessing):
 
 
 #: What was drawn for one image: attempts, float64 (10, 4), u in [0, 1): area, aspect
-#: ratio, place (y, x); operation, one of :data:`OPERATIONS`; its strength, 0..30; whether
-#: it is negated; angle in degrees, 0..270; whether it is flipped left to right, and top
-#: to bottom.
+#: ratio, place (y, x); operation, strength and whether it is negated, see
+#: :data:`trainer.transforms.trivial_augment.Drawn`; angle in degrees, 0..270; whether it is
+#: flipped left to right, and top to bottom.
 LornatangDrawn = collections.namedtuple(
     'LornatangDrawn', 'attempts operation strength negated angle flip upside_down'
 )
-
-
-def _affine(image, *matrix):
-    # Pixel (x, y) comes from (a x + b y + c, d x + e y + f).
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
-
-
-#: Operations of TrivialAugment's wide set (arXiv 2103.10158) -> (change of an image by m,
-#: largest m, whether m may be negated). m is strength / 30 of the largest.
-OPERATIONS = {
-    'identity': (lambda image, m: image, 0, False),
-    'shear-x': (lambda image, m: _affine(image, 1, m, 0, 0, 1, 0), 0.99, True),
-    'shear-y': (lambda image, m: _affine(image, 1, 0, 0, m, 1, 0), 0.99, True),
-    'translate-x': (lambda image, m: _affine(image, 1, 0, -int(m), 0, 1, 0), 32, True),
-    'translate-y': (lambda image, m: _affine(image, 1, 0, 0, 0, 1, -int(m)), 32, True),
-    'rotate': (lambda image, m: image.rotate(m), 135, True),
-    'brightness': (lambda image, m: ImageEnhance.Brightness(image).enhance(1 + m), 0.99, True),
-    'colour': (lambda image, m: ImageEnhance.Color(image).enhance(1 + m), 0.99, True),
-    'contrast': (lambda image, m: ImageEnhance.Contrast(image).enhance(1 + m), 0.99, True),
-    'sharpness': (lambda image, m: ImageEnhance.Sharpness(image).enhance(1 + m), 0.99, True),
-    'posterize': (lambda image, m: ImageOps.posterize(image, 8 - round(m)), 6, False),
-    'solarize': (lambda image, m: ImageOps.solarize(image, 255 - m), 255, False),
-    'autocontrast': (lambda image, m: ImageOps.autocontrast(image), 0, False),
-    'equalize': (lambda image, m: ImageOps.equalize(image), 0, False),
-}
 
 
 class DataAugmentationImagenetLornatang(_Preprocessing):
@@ -271,10 +248,13 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
 
     In training: a crop of 8 to 100 % of the area, the logarithm of its aspect ratio
     uniform between those of 3/4 and 4/3, resized to 224x224 (bilinear; where none of ten
-    fits, the largest in the centre); one operation of TrivialAugment (:data:`OPERATIONS`);
+    fits, the largest in the centre); one operation of TrivialAugment
+    (:data:`trainer.transforms.trivial_augment.OPERATIONS`);
     rotation by 0 to 270 degrees; both flips, each with probability 0.5; normalisation.
     In evaluation: short side 256 (bilinear), the centre 224x224.
     """
+
+    _short_side = 256
 
     @staticmethod
     def draw(rng):
@@ -283,17 +263,10 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
         Args:
             rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
         """
-        attempts = rng.random((_ATTEMPTS, 4))
+        attempts = rng.random((ATTEMPTS, 4))
         u = rng.random(6).tolist()
-        names = list(OPERATIONS)
         return LornatangDrawn(
-            attempts,
-            names[uniform_int(u[0], 0, len(names) - 1)],
-            uniform_int(u[1], 0, 30),
-            u[2] < 0.5,
-            270 * u[3],
-            u[4] < 0.5,
-            u[5] < 0.5,
+            attempts, *trivial_augment.choose(u), 270 * u[3], u[4] < 0.5, u[5] < 0.5
         )
 
     @staticmethod
@@ -311,23 +284,21 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
 
     @classmethod
     def _share(cls, height, width, d):
-        return _SIDE / min(cls.crop_box(height, width, d.attempts)[2:])
+        return cls.train_shape[-1] / min(cls.crop_box(height, width, d.attempts)[2:])
 
     @classmethod
     def _train(cls, image, size, d):
-        image = _resized_crop(
+        image = resized_crop(
             image, size, cls.crop_box(*size, d.attempts), Image.Resampling.BILINEAR
         )
-        change, largest, signed = OPERATIONS[d.operation]
-        m = largest * d.strength / 30
-        image = change(image, -m if signed and d.negated else m).rotate(d.angle)
+        image = trivial_augment.apply(image, d, Image.Resampling.NEAREST).rotate(d.angle)
         pixels = np.asarray(image)[:: -1 if d.upside_down else 1, :: -1 if d.flip else 1]
         return ilsvrc.Pixels(pixels)
 
     @classmethod
     def test_pixels(cls, img):
         """As in the base class, but bilinear."""
-        image, size = ilsvrc._load(img, 256)
+        image, size = ilsvrc._load(img, cls._short_side)
         y, x = (round((n - _SIDE) / 2) for n in size)
         return Sample(
             ilsvrc.Pixels(ilsvrc._resize_and_crop(image, size, Image.Resampling.BILINEAR, y, x)),

@@ -12,6 +12,7 @@ from trainer.transforms.imagenet import (
     DataAugmentationImagenetPaper,
     DataAugmentationImagenetTorch7,
 )
+from trainer.transforms.torchvision import DataAugmentationImagenetTorchvision
 
 #: Name -> class.
 CLASSES: dict[str, type] = {
@@ -25,5 +26,6 @@ CLASSES: dict[str, type] = {
         DataAugmentationImagenetLornatang,
         DataAugmentationImagenetPaper,
         DataAugmentationImagenetTorch7,
+        DataAugmentationImagenetTorchvision,
     )
 }

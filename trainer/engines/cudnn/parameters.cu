@@ -24,6 +24,9 @@ struct Entry {
     float rate;
     // Whether the gradient is float16.
     int half;
+    // Which weight decay is the parameter's.
+    int group;
+    int unused;
 
     // Value i of the gradient, in the order of its memory.
     __device__ float gradient(long long i) const {
@@ -42,16 +45,57 @@ find_overflow(const unsigned char *table, unsigned int *overflow) {
     if (found) *overflow = 1;
 }
 
+// Add up what the threads of a block have, in an order that is always the same; the first
+// thread's result counts.
+__device__ inline double block_sum(double value) {
+    __shared__ double sums[256];
+    sums[threadIdx.x] = value;
+    for (int half = 128; half; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    __syncthreads();
+    return sums[0];
+}
+
+// Each part's sum of the squares of its gradients.
+extern "C" __global__ void __launch_bounds__(256)
+squares(const unsigned char *table, double *sums) {
+    Entry e = reinterpret_cast<const Entry *>(table)[blockIdx.x];
+    double sum = 0;
+    for (int i = threadIdx.x; e.grad && i < e.part.count; i += blockDim.x) {
+        double g = e.gradient(e.part.begin + i);
+        sum += g * g;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// What gradients are multiplied with, so that their norm is at most `most`. One block.
+extern "C" __global__ void __launch_bounds__(256)
+clip(const double *sums, int n, double most, const double *scale, float *factor) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        sum += sums[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) {
+        double allowed = most / (sqrt(sum) / scale[0] + 1e-6);
+        factor[0] = allowed < 1 ? allowed : 1;
+    }
+}
+
 enum { MOMENTUM, TORCH, TORCH_NESTEROV };
 
-// `rates`: learning rate, momentum, weight decay. `scale`: the loss's, first of two.
+// `rates`: learning rate, momentum, each group's weight decay. `scale`: the loss's, first of
+// two. `clipped`: what gradients are multiplied with.
 // Nothing is changed where a gradient overflowed.
 extern "C" __global__ void __launch_bounds__(256)
 update(const unsigned char *table, const float *rates, const double *scale,
-       const unsigned int *overflow, int kind) {
+       const float *clipped, const unsigned int *overflow, int kind) {
     if (*overflow) return;
     Entry e = reinterpret_cast<const Entry *>(table)[blockIdx.x];
-    float lr = rates[0], momentum = rates[1], decay = rates[2], back = 1 / scale[0];
+    float lr = rates[0], momentum = rates[1], decay = rates[2 + e.group];
+    float back = clipped[0] / scale[0];
 #pragma unroll 4
     for (int j = threadIdx.x; j < e.part.count; j += blockDim.x) {
         int i = e.part.begin + j;

@@ -31,6 +31,8 @@ ENTRY = np.dtype(
         *_OF_PART,
         ('rate', np.float32),
         ('half', np.int32),
+        ('group', np.int32),
+        ('', np.int32),  # to a multiple of what a pointer takes
     ]
 )
 COPY = np.dtype([('from', np.uintp), ('to', np.uintp), *_OF_PART])
@@ -56,7 +58,9 @@ class Update(update.Update):
         super().__init__(optimizer)
         self._entries = len(_parts(self.params, ENTRY)[0])
         self._given = None
-        self._rates = cupy.empty(3, np.float32)
+        self._rates = cupy.empty(2 + len(self.decays()), np.float32)
+        self._clip = cupy.ones(1, np.float32)
+        self._squares = cupy.empty(self._entries, np.float64) if self.clip else None
         self._overflow = cupy.zeros(1, np.uint32)
         self._scale = cupy.asarray(
             np.array(
@@ -93,12 +97,13 @@ class Update(update.Update):
                 own['inner'], own['area'] = _layout(param.grad)
             own['state'] = param.update_rule.state[self.state].data.ptr
             own['rate'] = self.head.factor if id(param) in head else 1
+            own['group'] = self.group(param)
         table.set(entries.view(np.uint8))
 
     def prepare(self):
         """Bring the device's rates up to date with the optimizer's."""
         optimizer = self.optimizer
-        rates = optimizer.lr, optimizer.momentum, self.decay.rate if self.decay else 0.0
+        rates = optimizer.lr, optimizer.momentum, *self.decays()
         if rates != self._given:
             for i, rate in enumerate(rates):
                 self._rates[i : i + 1].fill(rate)
@@ -111,6 +116,18 @@ class Update(update.Update):
         adapts = optimizer._loss_scaling_is_dynamic
         if adapts:
             _launch('find_overflow', self._entries, _THREADS, table, self._overflow)
+        if self.clip is not None:
+            _launch('squares', self._entries, _THREADS, table, self._squares)
+            _launch(
+                'clip',
+                1,
+                _THREADS,
+                self._squares,
+                np.int32(self._entries),
+                np.float64(self.clip.threshold),
+                self._scale,
+                self._clip,
+            )
         _launch(
             'update',
             self._entries,
@@ -118,6 +135,7 @@ class Update(update.Update):
             table,
             self._rates,
             self._scale,
+            self._clip,
             self._overflow,
             np.int32(self.kind),
         )

@@ -1,0 +1,58 @@
+"""ImageNet as torchvision's references/classification preprocess it (``presets.py``)."""
+
+import collections
+
+import numpy as np
+from PIL import Image
+
+from trainer.transforms import Sample, ilsvrc, imagenet
+
+#: What was drawn for one image: attempts, float64 (10, 4), u in [0, 1): area, aspect ratio,
+#: place (y, x); flip.
+Drawn = collections.namedtuple('Drawn', 'attempts flip')
+
+
+class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLornatang):
+    """torchvision's preprocessing of ImageNet, with the sizes of its newer weights.
+
+    In training: a crop of 8 to 100 % of the area and of aspect ratio 3/4 to 4/3, the logarithm
+    uniform, resized to 176x176 (bilinear; where none of ten fits, the largest in the centre);
+    flipping with probability 0.5; normalisation. In evaluation: short side 232 (bilinear), the
+    centre 224x224.
+
+    TrivialAugment and random erasing are options of a run (``auto_augment``, ``reprob``).
+    """
+
+    train_shape = (3, 176, 176)
+    _short_side = 232
+
+    @staticmethod
+    def draw(rng):
+        """Draw what happens to one image in training: a :data:`Drawn`.
+
+        Args:
+            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+        """
+        return Drawn(rng.random((imagenet.ATTEMPTS, 4)), bool(rng.random() < 0.5))
+
+    @classmethod
+    def _train(cls, image, size, d):
+        box = cls.crop_box(*size, d.attempts)
+        side = cls.train_shape[-1]
+        image = imagenet.resized_crop(image, size, box, Image.Resampling.BILINEAR, side)
+        pixels = np.asarray(image)
+        return ilsvrc.Pixels(pixels[:, ::-1] if d.flip else pixels)
+
+    @classmethod
+    def test_pixels(cls, img):
+        """As in the base class, with a short side of 232.
+
+        The whole image is resized: in which direction first is Pillow's choice, and a level of
+        some pixels depends on it.
+        """
+        image, (height, width) = ilsvrc._load(img, cls._short_side)
+        side = cls.shape[-1]
+        y, x = (round((n - side) / 2) for n in (height, width))
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(resized.crop((x, y, x + side, y + side)))
+        return Sample(ilsvrc.Pixels(pixels), {'resized': [height, width]})

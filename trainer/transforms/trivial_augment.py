@@ -1,0 +1,96 @@
+"""TrivialAugment (arXiv 2103.10158): one operation, drawn anew for each image.
+
+Its wide set, with the strengths of ``torchvision.transforms.TrivialAugmentWide``.
+"""
+
+import collections
+import functools
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from trainer.transforms import generator, uniform_int
+
+# Keeps these draws apart from those of preprocessing (:func:`trainer.transforms.generator`).
+_EPOCHS = 1 << 32
+
+#: What was drawn for one image: one of :data:`OPERATIONS`; its strength, 0..30; whether it is
+#: negated.
+Drawn = collections.namedtuple('Drawn', 'operation strength negated')
+
+
+def _affine(image, resampling, *matrix):
+    # Pixel (x, y) comes from (a x + b y + c, d x + e y + f).
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resampling)
+
+
+def _shear(image, m, resampling, vertical=False):
+    matrix = (1, 0, 0, m, 1, 0) if vertical else (1, m, 0, 0, 1, 0)
+    return _affine(image, resampling, *matrix)
+
+
+def _translate(image, m, resampling, vertical=False):
+    by = (0, -int(m)) if vertical else (-int(m), 0)
+    return _affine(image, resampling, 1, 0, by[0], 0, 1, by[1])
+
+
+def _enhance(kind):
+    return lambda image, m, resampling: kind(image).enhance(1 + m)
+
+
+#: Operation -> (change of an image by m, largest m, whether m may be negated). m is
+#: strength / 30 of the largest.
+OPERATIONS = {
+    'identity': (lambda image, m, resampling: image, 0, False),
+    'shear-x': (_shear, 0.99, True),
+    'shear-y': (functools.partial(_shear, vertical=True), 0.99, True),
+    'translate-x': (_translate, 32, True),
+    'translate-y': (functools.partial(_translate, vertical=True), 32, True),
+    'rotate': (lambda image, m, resampling: image.rotate(m, resampling), 135, True),
+    'brightness': (_enhance(ImageEnhance.Brightness), 0.99, True),
+    'colour': (_enhance(ImageEnhance.Color), 0.99, True),
+    'contrast': (_enhance(ImageEnhance.Contrast), 0.99, True),
+    'sharpness': (_enhance(ImageEnhance.Sharpness), 0.99, True),
+    'posterize': (lambda image, m, resampling: ImageOps.posterize(image, 8 - round(m)), 6, False),
+    'solarize': (lambda image, m, resampling: ImageOps.solarize(image, 255 - m), 255, False),
+    'autocontrast': (lambda image, m, resampling: ImageOps.autocontrast(image), 0, False),
+    'equalize': (lambda image, m, resampling: ImageOps.equalize(image), 0, False),
+}
+
+
+def choose(u):
+    """Return what three numbers of [0, 1) choose: a :data:`Drawn`."""
+    names = list(OPERATIONS)
+    return Drawn(names[uniform_int(u[0], 0, len(names) - 1)], uniform_int(u[1], 0, 30), u[2] < 0.5)
+
+
+def draw(seed, epoch, image):
+    """Return what happens to one image in one epoch: a :data:`Drawn`.
+
+    Args:
+        seed, epoch, image (int): See :func:`trainer.transforms.generator`, from whose draws
+            these are independent.
+    """
+    return choose(generator(seed, epoch + _EPOCHS, image).random(3).tolist())
+
+
+def apply(image, drawn, resampling=Image.Resampling.BILINEAR):
+    """Change an image.
+
+    Args:
+        image (PIL.Image.Image): RGB.
+        drawn (Drawn): How.
+        resampling (PIL.Image.Resampling): Of shears, translations and rotations. What comes
+            from outside of the image is black.
+
+    Returns:
+        PIL.Image.Image: Of the same size.
+    """
+    change, largest, signed = OPERATIONS[drawn.operation]
+    m = largest * drawn.strength / 30
+    return change(image, -m if signed and drawn.negated else m, resampling)
+
+
+def pixels(values, drawn):
+    """As :func:`apply`, bilinear, of an array: uint8 (height, width, 3)."""
+    return np.asarray(apply(Image.fromarray(np.ascontiguousarray(values)), drawn))
