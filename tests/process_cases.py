@@ -42,6 +42,26 @@ TINY = dict(
 )
 
 
+#: With everything that happens to images, labels and gradients.
+MIXED = dict(
+    TINY,
+    epoch=2,
+    sampling='full-batches',
+    auto_augment='ta_wide',
+    mixup=0.2,
+    cutmix=1.0,
+    reprob=0.3,
+    repeated_augmentation=2,
+    label_smoothing=0.1,
+    norm_weight_decay=0.0,
+    clip_grad=1.0,
+    ema_decay=0.5,
+    ema_steps=2,
+    warmup=1,
+    warmup_by='epoch',
+)
+
+
 def network(seed=0):
     made = resnext.ResNext(10, (1, 1, 1), 2, 2, 2, initialize=False)
     made.weight_initialization(seed)
@@ -226,12 +246,12 @@ def fails(folder, data, how, where):
 
 
 def train(folder, data, *options):
-    """Train, TINY, but for options of the form name=integer."""
-    given = dict(TINY, save_path=folder, data=data)
+    """Train, TINY or MIXED, but for options of the form name=integer."""
+    given = dict(MIXED if 'mixed' in options else TINY, save_path=folder, data=data)
     resume = 'resume' in options
     given.update(
         (name, int(value))
-        for name, value in (option.split('=') for option in options if option != 'resume')
+        for name, value in (option.split('=') for option in options if '=' in option)
     )
     return 0 if run.train(resume=resume, **given) else 130
 

@@ -2,15 +2,22 @@
 
 import itertools
 import math
+import os
+import signal
+import sys
 
+import chainer
 import numpy as np
 import pytest
+from conftest import write_cifar10
+from helpers.runs import assert_same_end, in_child
 from PIL import Image
 
 import data_augmentation
+from trainer import datasets
 from trainer.datasets import Dataset, LabelledImages, folder, loading, parallel, quick
 from trainer.errors import InputError
-from trainer.training import data, losses
+from trainer.training import build, data, loop, losses, run
 from trainer.training.resolve import resolve
 from trainer.transforms import generator, mixing, trivial_augment
 
@@ -175,8 +182,6 @@ def test_the_loss_of_mixed_labels(smoothing):
         target = (1 - smoothing) * target + smoothing / 10
         wide = y.astype(np.float64)
         log_p = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-        import chainer
-
         scores = chainer.Variable(y)
         loss = losses.LabelSmoothing(smoothing)(scores, t, rows)
         wanted = -(target * log_p).sum(axis=1).mean()
@@ -365,3 +370,128 @@ def test_workers_and_position_change_nothing():
             np.testing.assert_array_equal(arrays[0], arrays[1])
             np.testing.assert_array_equal(arrays[0], arrays[2])
     assert isinstance(path.train, parallel.Iterator)
+
+
+# ---- the recipe
+
+
+@pytest.fixture(scope='module')
+def cifar(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'cifar-10-batches-bin'
+    return str(write_cifar10(folder, per_file=20))
+
+
+#: torchvision_v2 with a small network, on images of CIFAR, in moments.
+SMALL = dict(
+    recipe='torchvision_v2',
+    C=2,
+    d=2,
+    multi=2,
+    block_num=(1, 1),
+    dataset='cifar10',
+    preprocessing='DataAugmentationCifarTorch7',
+    batch=24,
+    train_batch_divide=2,
+    test_batch_divide=1,
+    epoch=5,
+    warmup=2,
+    ema_decay=0.75,
+    ema_steps=2,
+    seed=3,
+)
+
+
+def train(path, data, **given):
+    return run.train(
+        resume=given.pop('resume', False),
+        say=given.pop('say', lambda text: None),
+        save_path=str(path),
+        **(dict(SMALL, data=data) | given if not given.pop('bare', False) else given),
+    )
+
+
+def test_the_recipe_is_the_source_s():
+    found = options(recipe='torchvision_v2')
+    for name, value in dict(
+        batch=1024,
+        lr=0.5,
+        momentum=0.9,
+        weight_decay=2e-5,
+        norm_weight_decay=0.0,
+        bias_weight_decay=None,
+        label_smoothing=0.1,
+        mixup=0.2,
+        cutmix=1.0,
+        reprob=0.1,
+        auto_augment='ta_wide',
+        repeated_augmentation=4,
+        epoch=600,
+        warmup=5,
+        ema_steps=32,
+    ).items():
+        assert getattr(found, name) == value, name
+    # train.py: alpha = (1 - decay) x GPUs x images of each x steps / epochs.
+    assert found.ema_decay == pytest.approx(1 - (1 - 0.99998) * (8 * 128 * 32 / 600), rel=1e-9)
+    preprocessing = getattr(data_augmentation, found.preprocessing)
+    assert preprocessing.train_shape == (3, 176, 176) and preprocessing.shape == (3, 224, 224)
+
+
+def test_the_average_begins_after_the_warm_up(cifar, tmp_path, monkeypatch):
+    """Taken after the first and every second of four updates; in two epochs it is a copy."""
+    seen = []
+    real = loop.extensions.MovingAverage.__call__
+
+    def watch(self, trainer):
+        real(self, trainer)
+        seen.append((self._source.fc.W.array.copy(), self.network.fc.W.array.copy()))
+
+    monkeypatch.setattr(loop.extensions.MovingAverage, '__call__', watch)
+    train(tmp_path, cifar)
+    assert len(seen) == 20
+    average, copies = None, True
+    for i, (weights, found) in enumerate(seen):
+        epoch, update = divmod(i, 4)
+        if update % 2 == 0:
+            average = weights if copies else average + 0.25 * (weights - average)
+            copies = epoch < 2
+        np.testing.assert_allclose(found, average, atol=1e-6)
+
+
+def test_a_run_goes_on_bit_for_bit(cifar, tmp_path):
+    train(tmp_path / 'whole', cifar)
+
+    def stop():
+        real = loop.ChunkedUpdater.update_core
+
+        def update_core(self):
+            real(self)
+            if self.iteration == 10:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        loop.ChunkedUpdater.update_core = update_core
+        sys.exit(0 if train(tmp_path / 'part', cifar) else 130)
+
+    process = in_child(stop)
+    process.join()
+    assert process.exitcode == 130
+    assert train(tmp_path / 'part', cifar, resume=True, bare=True)
+    assert_same_end(tmp_path / 'part', tmp_path / 'whole')
+
+
+def test_blocks_begin_as_their_shortcuts(cifar, tmp_path):
+    built = {}
+    for given in (False, True):
+        used = options(network='paper', C=2, d=4, depth=20, zero_init_last=given)
+        dataset = datasets.load('cifar10', cifar)
+        built[given] = build.network(used, {}, None, dataset, False)[0]
+    for name, link in built[True].namedlinks():
+        if name.endswith('/bn'):
+            wanted = 0 if '/expand/' in name else 1
+            assert (link.gamma.array == wanted).all(), name
+    for (name, a), (_, b) in zip(built[True].namedparams(), built[False].namedparams()):
+        assert name.endswith('expand/bn/gamma') or (a.array == b.array).all(), name
+    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    block = built[True].stage1.block2
+    with chainer.using_config('train', True):
+        h = abs(built[True].stage1.block1(built[True].stem(x)).array)
+        np.testing.assert_array_equal(block(h).array, h)

@@ -186,6 +186,14 @@ class TestTheSameAsOne:
             assert logged[f'test_accuracy_{i}']['accuracy'] == tally.confusion[i, i]
 
 
+@needs_mpi
+def test_images_are_mixed_and_augmented_as_by_one(cifar, tmp_path):
+    alone(tmp_path / 'one', cifar, **process_cases.MIXED)
+    status, _, err = launch(2, 'train', tmp_path / 'two', cifar, 'mixed')
+    assert status == 0 and not err, err
+    assert_same_weights(tmp_path / 'two', tmp_path / 'one')
+
+
 @pytest.fixture(scope='module')
 def three(tmp_path_factory):
     """What three processes wrote down: a list of name -> array."""

@@ -147,6 +147,8 @@ def introduce(setup: Setup, say: Callable, processes: int) -> None:
         f'recipe: {options.recipe}; batch {options.batch}, {options.optimizer} from learning rate '
         f'{options.lr:g} ({schedules.describe(options)}), weight decay {options.weight_decay:g}'
     )
+    if augmentation := _augmentation(setup):
+        say(f'augmentation: {augmentation}')
     say(
         f'device: {"CPU" if options.gpu < 0 else f"GPU {options.gpu}"}, engine {setup.engine}, '
         f'precision {setup.precision}' + (f'; {setup.why}' if setup.why else '')
@@ -160,6 +162,26 @@ def introduce(setup: Setup, say: Callable, processes: int) -> None:
         say(transfer.describe(options))
     if options.freeze:
         say(f'frozen: {", ".join(options.freeze)}')
+
+
+def _augmentation(setup):
+    """Say in a few words what is done to images beside their preprocessing."""
+    options = setup.options
+    told = []
+    if options.auto_augment != 'none':
+        told.append('TrivialAugment')
+        if options.gpu >= 0 and hasattr(setup.dataset.train, 'images'):
+            told[-1] += ' and all of the preprocessing on the CPU'
+    for name, words in (
+        ('mixup', 'mixup {:g}'),
+        ('cutmix', 'CutMix {:g}'),
+        ('reprob', '{:.0%} erased in part'),
+    ):
+        if getattr(options, name):
+            told.append(words.format(getattr(options, name)))
+    if options.repeated_augmentation > 1:
+        told.append(f'each image {options.repeated_augmentation} times in a batch')
+    return ', '.join(told)
 
 
 def take_over(setup: Setup, optimizer: chainer.Optimizer, log) -> None:
