@@ -57,26 +57,35 @@ def capture(stream, function):
     return stream.end_capture(), found
 
 
-def source(path):
-    """Return what is compiled for a ``.cu`` file."""
-    with open(os.path.splitext(os.path.abspath(__file__))[0] + '.cuh') as first, open(path) as f:
-        return f'{first.read()}#line 1 "{os.path.basename(path)}"\n{f.read()}'
-
-
-@functools.cache
-def _module(path):
-    import cupy
-
-    return cupy.RawModule(code=source(path), options=('--std=c++17',))
-
-
-@functools.cache
-def kernels(module_file, name):
-    """Return a function that launches kernels of a ``.cu`` file on the current stream.
+def source(*paths, **defined):
+    """Return what is compiled for ``.cu`` files, one behind the other.
 
     Args:
-        module_file (str): The ``__file__`` of the module that the file lies beside.
-        name (str): The file's name, such as 'bn.cu'.
+        paths (str): The files; ``cuda.cuh`` is put in front of them.
+        defined (int): Macros, by name.
+    """
+    parts = [f'#define {name} {value}\n' for name, value in defined.items()]
+    for path in (os.path.splitext(os.path.abspath(__file__))[0] + '.cuh', *paths):
+        with open(path) as f:
+            parts.append(f'#line 1 "{os.path.basename(path)}"\n{f.read()}')
+    return ''.join(parts)
+
+
+@functools.cache
+def _module(*paths, **defined):
+    import cupy
+
+    return cupy.RawModule(code=source(*paths, **defined), options=('--std=c++17',))
+
+
+@functools.cache
+def kernels(module_file, *names, **defined):
+    """Return a function that launches kernels of ``.cu`` files on the current stream.
+
+    Args:
+        module_file (str): The ``__file__`` of the module that the files lie beside.
+        names (str): The files' names, such as 'bn.cu', compiled one behind the other.
+        defined (int): Macros, by name.
 
     Returns:
         callable: ``launch(kernel, grid, threads, *args, shared=0)``: name of the kernel;
@@ -84,11 +93,15 @@ def kernels(module_file, name):
         types that the kernel declares, ``None`` for a null pointer; bytes of dynamic
         shared memory.
     """
-    path = os.path.join(os.path.dirname(os.path.abspath(module_file)), name)
+    folder = os.path.dirname(os.path.abspath(module_file))
+    paths = [os.path.join(folder, name) for name in names]
 
     def launch(kernel, grid, threads, *args, shared=0):
         args = tuple(np.uintp(0) if a is None else a for a in args)
-        _module(path).get_function(kernel)(
+        function = _module(*paths, **defined).get_function(kernel)
+        if shared > 48 << 10:  # more has to be asked for
+            function.max_dynamic_shared_size_bytes = shared
+        function(
             grid if isinstance(grid, tuple) else (int(grid),),
             (int(threads),),
             args,

@@ -525,6 +525,76 @@ CUDA_SHUFFLE(cuda_shfl_xor, shuffle_xor)
 #define __any_sync(mask, x) (cuda_on_cpu::ballot(mask, (x) != 0, __LINE__) != 0)
 #define __all_sync(mask, x) (cuda_on_cpu::ballot(mask, (x) != 0, __LINE__) == (mask))
 
+// What kernels have of PTX for tensor cores (trainer/engines/cudnn/grouped.cu), by the layouts
+// of the PTX ISA: ldmatrix, mma.m16n8k16 of float16 with sums in float32, and cp.async, whose
+// copies here are there at once.
+
+namespace cuda_on_cpu {
+
+// Every lane's value, at its number.
+template <class T> struct Lanes { T of[32]; };
+template <class T> static Lanes<T> gather(T value, int line) {
+  static_assert(sizeof(T) <= MAX_VALUE, "too large a value");
+  Lanes<T> all;
+  memcpy(self().value, &value, sizeof value);
+  warp_wait(~0u, 5, line);
+  if ((state->current & ~31) + 32 > state->count) fail("a warp is not full", line);
+  for (int i = 0; i < 32; ++i) memcpy(&all.of[i], warp()[i].value, sizeof value);
+  warp_wait(~0u, 6, line);
+  return all;
+}
+struct Fragment { unsigned word[4]; };
+struct Column { unsigned word[2]; };
+static inline float16 half_of(unsigned word, int which) {
+  unsigned short bits = (unsigned short)(word >> 16 * which);
+  float16 h;
+  memcpy(&h, &bits, 2);
+  return h;
+}
+static void ldmatrix(unsigned (&r)[4], const char *row, bool transposed, int line) {
+  if ((uintptr_t)row % 16) fail("a row of a matrix is not aligned to 16 bytes", line);
+  Lanes<const char *> rows = gather(row, line);
+  int i = lane() / 4, j = lane() % 4 * 2;
+  for (int m = 0; m < 4; ++m) {
+    unsigned short pair[2];
+    for (int k = 0; k < 2; ++k)
+      memcpy(&pair[k], transposed ? rows.of[8 * m + j + k] + 2 * i : rows.of[8 * m + i] + 2 * (j + k), 2);
+    r[m] = pair[0] | (unsigned)pair[1] << 16;
+  }
+}
+static void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, int line) {
+  Lanes<Fragment> as = gather(Fragment{{a[0], a[1], a[2], a[3]}}, line);
+  Lanes<Column> bs = gather(Column{{b0, b1}}, line);
+  for (int i = 0; i < 4; ++i) {
+    int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k)
+      d[i] += (float)half_of(as.of[row % 8 * 4 + k % 8 / 2].word[row / 8 + k / 8 * 2], k % 2)
+        * (float)half_of(bs.of[column * 4 + k % 8 / 2].word[k / 8], k % 2);
+  }
+}
+}  // namespace cuda_on_cpu
+
+static inline void load_matrices(unsigned (&r)[4], const char *shared, int at,
+                                 int line = __builtin_LINE()) {
+  cuda_on_cpu::ldmatrix(r, shared + at, false, line);
+}
+static inline void load_transposed(unsigned (&r)[4], const char *shared, int at,
+                                   int line = __builtin_LINE()) {
+  cuda_on_cpu::ldmatrix(r, shared + at, true, line);
+}
+static inline void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
+                            int line = __builtin_LINE()) {
+  cuda_on_cpu::mma(d, a, b0, b1, line);
+}
+static inline void copy_async(char *shared, int at, const void *from, bool inside) {
+  if (((uintptr_t)(shared + at) | (uintptr_t)from) % 16)
+    cuda_on_cpu::fail("an asynchronous copy is not aligned to 16 bytes", 0);
+  if (inside) memcpy(shared + at, from, 16);
+  else memset(shared + at, 0, 16);
+}
+static inline void commit_copies() {}
+template <int LEFT> static inline void wait_copies() {}
+
 #else  // CUDA_ON_CPU_ELEMENTWISE: what CuPy puts around elementwise and reduction kernels
 
 struct Argument {

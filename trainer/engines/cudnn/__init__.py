@@ -63,16 +63,27 @@ def precisions():
     return PRECISIONS
 
 
+#: Layers that are tried: channels, output channels, groups, stride. The first is for cuDNN,
+#: the others for the kernels of grouped convolutions.
+_TRIED = ((16, 32, 4, 2), (64, 64, 16, 1), (64, 64, 2, 2))
+
+
 def _try_out(precision, gpu):
-    """Return the greatest relative error of a grouped layer, forward and backward."""
+    """Return the greatest relative error of some grouped layers, forward and backward."""
+    return max(_error(precision, gpu, *layer) for layer in _TRIED)
+
+
+def _error(precision, gpu, channels, out_channels, groups, stride):
     rng = np.random.default_rng(0)
     layer = chainer.Chain()
     with layer.init_scope():
-        layer.conv = L.Convolution2D(16, 32, 3, 2, 1, nobias=True, groups=4)
-        layer.bn = L.BatchNormalization(32)
-    x = rng.standard_normal((4, 16, 9, 7)).astype(np.float32)
-    residual = rng.standard_normal((4, 32, 5, 4)).astype(np.float32)
-    gy = rng.standard_normal((4, 32, 5, 4)).astype(np.float32)
+        layer.conv = L.Convolution2D(
+            channels, out_channels, 3, stride, 1, nobias=True, groups=groups
+        )
+        layer.bn = L.BatchNormalization(out_channels)
+    x = rng.standard_normal((4, channels, 9, 7)).astype(np.float32)
+    size = (5, 4) if stride == 2 else (9, 7)
+    residual, gy = rng.standard_normal((2, 4, out_channels, *size)).astype(np.float32)
     results = []
     for device in ('@numpy', f'@cupy:{gpu}'):
         device = chainer.get_device(device)

@@ -16,7 +16,7 @@ import textwrap
 import chainer
 import numpy as np
 
-from trainer.engines.cudnn import kernels, library, timing
+from trainer.engines.cudnn import grouped, kernels, library, timing
 from trainer.engines.cudnn.arrays import empty
 from trainer.engines.cudnn.timing import NotSupported
 
@@ -275,10 +275,32 @@ def _like(array, shape, dtype=None):
     return empty(cupy, shape, dtype or array.dtype)
 
 
+def _own(own, what, x, w_shape, stride, pad, groups, precision, ways):
+    """Compute in the fastest of several ways, ``own`` first where it is supported."""
+    if grouped.supports(w_shape, stride, pad, groups, x.dtype):
+        ways = {'own kernel': own, **ways}
+    if len(ways) == 1:
+        return next(iter(ways.values()))()
+    return timing.by_time(f'{precision} {what} {x.shape} {w_shape} {stride} {pad}', ways)
+
+
 def conv_forward(x, w, stride, pad, groups, precision):
-    y = _like(x, out_shape(x.shape, w.shape, stride, pad))
-    _conv_forward(x.shape, w.shape, stride, pad, False, x.dtype.char, precision)(x, w, y)
-    return y
+    def by_graph():
+        y = _like(x, out_shape(x.shape, w.shape, stride, pad))
+        _conv_forward(x.shape, w.shape, stride, pad, False, x.dtype.char, precision)(x, w, y)
+        return y
+
+    return _own(
+        lambda: grouped.conv_forward(x, w, stride),
+        'forward',
+        x,
+        w.shape,
+        stride,
+        pad,
+        groups,
+        precision,
+        {'cuDNN': by_graph},
+    )
 
 
 def conv_with_sums(x, w, stride, pad, groups, precision):
@@ -298,45 +320,82 @@ def conv_statistics(x, w, stride, pad, groups, running, precision):
     """Return what :func:`conv_forward` does, and its statistics
     (:func:`trainer.engines.cudnn.arrays.statistics`)."""
 
-    def from_sums():
-        y, total, square = conv_with_sums(x, w, stride, pad, groups, precision)
+    def of_sums(y, total, square):
         return (y, *kernels.statistics_of_sums(total, square, y.size // len(total), running))
+
+    def from_sums():
+        return of_sums(*conv_with_sums(x, w, stride, pad, groups, precision))
 
     def then_read():
         y = conv_forward(x, w, stride, pad, groups, precision)
         return (y, *kernels.statistics(y, running))
 
     # float32 deserves sums that squares do not cancel in; cuDNN has no plan for groups.
-    if x.dtype.char != 'e' or groups > 1:
+    ways = {'two steps': then_read}
+    if x.dtype.char == 'e' and groups == 1:
+        ways = {'one graph': from_sums, **ways}
+    elif grouped.supports(w.shape, stride, pad, groups, x.dtype):
+        ways = {'own kernel': lambda: of_sums(*grouped.conv_with_sums(x, w, stride)), **ways}
+    else:
         return then_read()
-    return timing.by_time(
-        f'{precision} {x.shape} {w.shape} {stride} {pad} statistics',
-        {'one graph': from_sums, 'two steps': then_read},
-        (running.mean, running.var),
-    )
+    key = f'{precision} {x.shape} {w.shape} {stride} {pad} statistics'
+    return timing.by_time(key, ways, (running.mean, running.var))
+
+
+def _turned(w, groups):
+    """Return weights with which a convolution of stride 1 computes the data gradient of
+    another: of NHWC memory, inputs and outputs of each group exchanged, rows and columns from
+    the last to the first."""
+    out, width, *window = w.shape
+    turned = _like(w, (width * groups, out // groups, *window))
+    parts = w.reshape(groups, out // groups, width, *window)[..., ::-1, ::-1]
+    turned.reshape(groups, width, out // groups, *window)[...] = parts.transpose(0, 2, 1, 3, 4)
+    return turned
 
 
 def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
-    gx = _like(gy, x_shape)
-
     def compute(*addend):
+        gx = _like(gy, x_shape)
         graph = _conv_backward_data(
             gy.shape, w.shape, x_shape, stride, pad, bool(addend), gy.dtype.char, precision
         )
         graph(gy, w, *addend, gx)
+        return gx
+
+    def turned():
+        w_turned, gx = _turned(w, groups), _like(gy, x_shape)
+        graph = _conv_forward(gy.shape, w_turned.shape, 1, pad, False, gy.dtype.char, precision)
+        graph(gy, w_turned, gx)
+        return gx
+
+    def alone():
+        ways = {'cuDNN': compute}
+        # cuDNN's data gradients of wide groups take three times as long as its convolutions.
+        if groups > 1 and stride == 1 and all(k == 2 * pad + 1 for k in w.shape[2:]):
+            ways['turned weights'] = turned
+        return _own(
+            lambda: grouped.conv_backward_data(gy, w, x_shape, stride),
+            f'data gradient {x_shape}',
+            gy,
+            w.shape,
+            stride,
+            pad,
+            groups,
+            precision,
+            ways,
+        )
 
     def then_add():
-        compute()
+        gx = alone()
         kernels.accumulate(gx, addend)
+        return gx
 
     if addend is None:
-        compute()
-    else:
-        timing.by_time(
-            f'{precision} {gy.shape} {w.shape} {x_shape} {stride} added',
-            {'one graph': lambda: compute(addend), 'two steps': then_add},
-        )
-    return gx
+        return alone()
+    return timing.by_time(
+        f'{precision} {gy.shape} {w.shape} {x_shape} {stride} added',
+        {'one graph': lambda: compute(addend), 'two steps': then_add},
+    )
 
 
 def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
@@ -352,24 +411,46 @@ def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
     if x.dtype.char == 'f':
         return compute('f')
     # Summed in float32 both ways; the second rounds once.
-    return timing.by_time(
-        f'{precision} {x.shape} {gy.shape} {w_shape} weights',
+    return _own(
+        lambda: grouped.conv_backward_weights(x, gy, w_shape, stride),
+        f'weights {gy.shape}',
+        x,
+        w_shape,
+        stride,
+        pad,
+        groups,
+        precision,
         {'float32': lambda: compute('f'), 'float16': lambda: compute('e')},
     )
 
 
 def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precision):
-    y = _like(x, out_shape(x.shape, w.shape, stride, pad))
-    graph = _conv_bias(
-        x.shape,
+    def by_graph():
+        y = _like(x, out_shape(x.shape, w.shape, stride, pad))
+        graph = _conv_bias(
+            x.shape,
+            w.shape,
+            stride,
+            pad,
+            residual is not None,
+            relu,
+            relu and relu_first and residual is not None,
+            x.dtype.char,
+            precision,
+        )
+        graph(*(a for a in (x, w, b, residual, y) if a is not None))
+        return y
+
+    if residual is not None:
+        return by_graph()
+    return _own(
+        lambda: grouped.conv_bias(x, w, b, stride, relu),
+        f'with bias {relu}',
+        x,
         w.shape,
         stride,
         pad,
-        residual is not None,
-        relu,
-        relu and relu_first and residual is not None,
-        x.dtype.char,
+        groups,
         precision,
+        {'cuDNN': by_graph},
     )
-    graph(*(a for a in (x, w, b, residual, y) if a is not None))
-    return y

@@ -1,0 +1,242 @@
+"""Grouped 3x3 convolutions on tensor cores, by kernels of this project (``grouped.cu``).
+
+cuDNN takes three times as long as the traffic of such a convolution does where groups are
+narrow, and ten times with bias and ReLU. Functions take and return what those of their names
+in :mod:`trainer.engines.cudnn.arrays` do, as CuPy arrays of float16 whose memory is NHWC.
+"""
+
+import functools
+import typing
+
+import numpy as np
+
+from trainer import cuda
+from trainer.engines.cudnn import arrays, library
+
+#: Channels of a group.
+WIDTHS = (4, 8, 16, 32)
+
+# As in grouped.cu: channels of a block, bytes from pixel to pixel in shared memory, threads.
+_CHANNELS, _PIXEL, _THREADS = 64, 144, 256
+
+#: Shared memory of a block, in bytes, that lets two of them run on a multiprocessor.
+_SHARED = 112 * 1024
+
+#: What choosing tiles goes by: cycles of a multiprocessor for a tile, for a pixel that is
+#: copied to shared memory, and for one that is computed.
+_TILE, _COPY, _COMPUTE = 800, 4, 10
+
+
+def supports(w_shape: tuple, stride: int, pad: int, groups: int, dtype) -> bool:
+    """Say whether there are kernels for a convolution on the current GPU.
+
+    Args:
+        w_shape (tuple): Of the weights, (out, in / groups, height, width).
+    """
+    out, width, *window = w_shape
+    return (
+        np.dtype(dtype) == np.float16
+        and groups > 1
+        and width in WIDTHS
+        and out == groups * width
+        and out % _CHANNELS == 0
+        and (*window, pad) == (3, 3, 1)
+        and stride in (1, 2)
+        and library.device().sm_version >= 80
+    )
+
+
+class Tiles(typing.NamedTuple):
+    """How the pixels of outputs are dealt out to blocks: see ``grouped.cu``.
+
+    Attributes:
+        together: Images that a tile has a part of.
+        rows, columns: Pixels of each.
+        blocks: Blocks for each 64 channels.
+        shared: Shared memory of a block, in bytes.
+    """
+
+    together: int
+    rows: int
+    columns: int
+    blocks: int
+    shared: int
+
+
+def _window(n, stride, more):
+    return (n - 1) * stride + 1 + more
+
+
+@functools.lru_cache(maxsize=1024)
+def _tiles(images, height, width, channels, stride, more, outputs, processors):
+    """Return the tiles for which all blocks are through first, by a rough count of cycles.
+
+    Args:
+        height, width (int): Of the map that tiles are of.
+        more (int): Rows and columns that a window has besides those of its stride.
+        outputs (bool): Whether the outputs are in shared memory too.
+        processors (int): Multiprocessors of the GPU.
+    """
+    most = max(1, 2 * processors // (channels // _CHANNELS))
+    found = []
+    for columns in {-(-width // n) for n in range(1, 1 + -(-width // 8))}:
+        for rows in range(1, height + 1):
+            whole = (rows, columns) == (height, width)
+            for together in range(1, images + 1 if whole else 2):
+                window = _window(rows, stride, more), _window(columns, stride, more)
+                if stride == 2:
+                    window = window[0], (window[1] + 1) // 2 * 2
+                pixels = together * rows * columns
+                copied = together * window[0] * window[1]
+                computed = -(-pixels // 64) * 64
+                padded = -(-pixels // 32) * 32
+                shared = 8 * padded + 2 * _PIXEL * copied
+                if outputs:
+                    copied, computed = copied + pixels, padded
+                    shared += 2 * _PIXEL * padded
+                if shared > _SHARED:
+                    break
+                count = -(-images // together) * -(-height // rows) * -(-width // columns)
+                blocks = min(count, most)
+                cycles = -(-count // blocks) * (_TILE + _COPY * copied + _COMPUTE * computed)
+                found.append((cycles, shared, Tiles(together, rows, columns, blocks, shared)))
+    return min(found)[2]
+
+
+def _deal(x_shape, y_shape, stride, more, outputs=False):
+    """Return tiles of y, and the arguments of kernels that say so."""
+    import cupy
+
+    n, channels, height, width = x_shape
+    device = cupy.cuda.Device()
+    tiles = _tiles(
+        n, *y_shape[2:], channels, stride, more, outputs, device.attributes['MultiProcessorCount']
+    )
+    sizes = n, channels, height, width, *y_shape[2:], *tiles[:3]
+    return tiles, (tiles.blocks, channels // _CHANNELS), tuple(map(np.int32, sizes))
+
+
+def _launch(width, *args, **kwargs):
+    """Launch a kernel for groups of so many channels."""
+    launch = cuda.kernels(__file__, 'tiles.cuh', 'grouped.cu', PRODUCT_DEPTH=max(width, 8))
+    launch(*args, **kwargs)
+
+
+def _empty(shape, dtype=np.float16):
+    import cupy
+
+    return arrays.empty(cupy, shape, dtype)
+
+
+def _out_shape(x_shape, stride):
+    return *x_shape[:2], *((n - 1) // stride + 1 for n in x_shape[2:])
+
+
+@functools.cache
+def _counters(device, count):
+    import cupy
+
+    with cuda.lasting():
+        return cupy.zeros(count, np.uint32)
+
+
+def _convolve(x, w, bias, stride, backward, relu, summed):
+    """Return y, and its sums, float32 (2, channels), where they are wanted."""
+    import cupy
+
+    width = w.shape[1]
+    y = _empty(_out_shape(x.shape, stride))
+    tiles, grid, sizes = _deal(x.shape, y.shape, stride, 2)
+    sums, mode = (None,) * 3, '' if bias is None else '_biased'
+    if summed:
+        mode = '_summed'
+        channels = x.shape[1]
+        sums = (
+            cupy.empty((tiles.blocks, 2, channels), np.float32),
+            cupy.empty((2, channels), np.float32),
+            _counters(cupy.cuda.Device().id, grid[1]),
+        )
+    flags = map(np.int32, (width, backward, relu))
+    _launch(
+        width,
+        f'convolve{mode}_{stride}',
+        grid,
+        _THREADS,
+        x,
+        w,
+        bias,
+        *flags,
+        *sizes,
+        y,
+        *sums,
+        shared=tiles.shared,
+    )
+    return y, sums[1]
+
+
+def conv_forward(x, w, stride):
+    return _convolve(x, w, None, stride, False, False, False)[0]
+
+
+def conv_with_sums(x, w, stride):
+    """Return what :func:`conv_forward` does, and the sums of each channel's values and of
+    their squares, float32 (channels,)."""
+    y, sums = _convolve(x, w, None, stride, False, False, True)
+    return y, sums[0], sums[1]
+
+
+def conv_bias(x, w, bias, stride, relu):
+    return _convolve(x, w, bias, stride, False, relu, False)[0]
+
+
+def conv_backward_data(gy, w, x_shape, stride):
+    if stride == 1:
+        return _convolve(gy, w, None, 1, True, False, False)[0]
+    gx = _empty(x_shape)
+    tiles, grid, sizes = _deal(x_shape, gy.shape, 1, 1)
+    _launch(
+        w.shape[1],
+        'spread',
+        grid,
+        _THREADS,
+        gy,
+        w,
+        np.int32(w.shape[1]),
+        *sizes,
+        gx,
+        shared=tiles.shared,
+    )
+    return gx
+
+
+def conv_backward_weights(x, gy, w_shape, stride):
+    import cupy
+
+    width = w_shape[1]
+    tiles, grid, sizes = _deal(x.shape, gy.shape, stride, 2, outputs=True)
+    gw = _empty(w_shape, np.float32)
+    slices = tiles.blocks * (2 if width == 16 else 1)
+    partial = cupy.empty((slices, gw.size), np.float32)
+    _launch(
+        width,
+        f'correlate_{stride}',
+        grid,
+        _THREADS,
+        x,
+        gy,
+        np.int32(width),
+        *sizes,
+        partial,
+        shared=tiles.shared,
+    )
+    _launch(
+        width,
+        'add_slices',
+        -(-gw.size // 128),
+        256,
+        partial,
+        np.int32(slices),
+        np.int32(gw.size),
+        gw,
+    )
+    return gw
