@@ -1,10 +1,11 @@
 """Compare runs in a table and in one figure: ``python compare.py --help``."""
 
+from trainer import interrupts  # noqa: F401, I001  before what takes time
+
 import argparse
 import sys
 
 from trainer import cli
-from trainer.reports import comparison
 
 
 def parser():
@@ -22,6 +23,8 @@ def parser():
 def main():
     args = parser().parse_args()
     sys.stdout.reconfigure(errors='backslashreplace')  # names of folders may be no text
+    from trainer.reports import comparison
+
     if args.output:
         comparison.check(args.runs, args.output)
     compared = [comparison.Run(folder) for folder in args.runs]

@@ -1,12 +1,14 @@
 """Convert weights of ResNeXt: Torch7, PyTorch, safetensors, npz; and write ONNX."""
 
+from trainer import interrupts  # noqa: F401, I001  before what takes time
+
 import argparse
 import os
 
-from trainer import cli, files, run_folder
+from trainer import cli, files, values
 from trainer.errors import InputError, together
 from trainer.networks import table
-from trainer.weights import formats, forms, namings
+from trainer.weights import formats, namings
 
 
 def convert(path, entry=None):
@@ -52,13 +54,15 @@ def parser():
     )
     p.add_argument(
         '--to',
-        choices=list(formats.writable()),
+        type=values.one_of(formats.writable),
         default=None,
-        help='the format to write; by default what -o ends in, otherwise npz',
+        metavar='FORMAT',
+        help='the format to write: npz, pth, safetensors or onnx; by default what -o ends in, '
+        'otherwise npz',
     )
     p.add_argument(
         '--layout',
-        choices=['original', *forms.FORMS],
+        choices=['original', 'form-a', 'form-b'],
         default=None,
         help='of npz. original: as the 2017 program loads it; form-a, form-b: '
         "branches apart, as in the paper's figure 3; by default this project's "
@@ -128,6 +132,8 @@ def _output(args):
 
 def _input(given):
     """Return the file to convert; check that it has one of the formats that are read."""
+    from trainer import run_folder
+
     path = run_folder.weights(given)
     formats.kind_of(path)
     return path

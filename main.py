@@ -3,6 +3,8 @@
 Several processes train one network with ``mpiexec -n 4 python main.py ...``.
 """
 
+from trainer import interrupts  # noqa: F401, I001  before what takes time
+
 import argparse
 import os
 import sys
@@ -10,7 +12,7 @@ import sys
 from trainer import cli, recipes
 from trainer.recipes import flags as option_flags
 from trainer.recipes.options import Options
-from trainer.training import processes, run
+from trainer.training import launch
 
 
 def parser():
@@ -50,9 +52,11 @@ def flags():
 
 
 def main():
-    with processes.first_speaks():
+    with launch.first_speaks():
         given = flags()
     sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be no text
+    from trainer.training import run
+
     resume = bool(given.pop('resume', False))
     if given.pop('summary', False):
         print(run.summary(resume=resume, **given))

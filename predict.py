@@ -1,14 +1,13 @@
 """Say what images show: ``python predict.py photo.jpg -m model``."""
 
+from trainer import interrupts  # noqa: F401, I001  before what takes time
+
 import argparse
 import json
 import sys
 
 from trainer import cli, values
-from trainer.datasets import folder
 from trainer.errors import together
-from trainer.inference import prediction
-from trainer.reports import prediction as report
 from trainer.text import printable
 
 
@@ -42,17 +41,24 @@ def parser():
     return p
 
 
-def _sources(given, drawing):
+def _sources(given, path):
     """Return the images that are given; check that they fit a drawing."""
+    from trainer.datasets import folder
+
     sources = folder.expand(given)
-    if drawing:
-        report.check_drawing(drawing, len(sources))
+    if path:
+        from trainer.reports import drawing
+
+        drawing.check(path, len(sources))
     return sources
 
 
 def main():
     p = parser()
     args = p.parse_args()
+    from trainer.inference import prediction
+    from trainer.reports import prediction as report
+
     paths, sources = together(
         lambda: cli.check_models(args.load_model, args), lambda: _sources(args.images, args.draw)
     )
@@ -72,7 +78,9 @@ def main():
     if readable and networks[0].engine != 'reference':  # plain Chainer goes without saying
         print(f'computed by {networks[0].description}', file=sys.stderr)
     if args.draw and readable:
-        report.draw(readable, args.draw)
+        from trainer.reports import drawing
+
+        drawing.draw(readable, args.draw)
     return 0 if len(readable) == len(found) else 2
 
 

@@ -1,13 +1,13 @@
 """Test a model on a dataset: ``python test.py --help``."""
 
+from trainer import interrupts  # noqa: F401, I001  before what takes time
+
 import argparse
 import os
 import sys
 
-from trainer import cli, datasets, devices, files, run_folder, values
+from trainer import cli, datasets, files, values
 from trainer.errors import InputError, together
-from trainer.inference import evaluation
-from trainer.reports import evaluation as report
 
 
 def parser():
@@ -52,6 +52,8 @@ def parser():
 
 
 def _check_output(folder):
+    from trainer import run_folder
+
     if folder and os.path.exists(os.path.join(folder, run_folder.RECORD)):
         raise InputError(f'-p {folder}: the log.json there is that of a run; choose another folder')
 
@@ -68,6 +70,10 @@ def main():
         p.error('--dataset says what the model is to be tested on; a run knows it')
     if run is None and args.epoch is not None:
         p.error(f'--epoch chooses among the models of a run; {args.model} is none')
+    from trainer import devices, run_folder
+    from trainer.inference import evaluation
+    from trainer.reports import evaluation as report
+
     path, _, _ = together(
         lambda: run_folder.weights(args.model, args.epoch or 'best'),
         lambda: devices.get(args.gpu),

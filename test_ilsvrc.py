@@ -1,14 +1,12 @@
 """Measure the error of ImageNet models: ``python test_ilsvrc.py --help``."""
 
+from trainer import interrupts  # noqa: F401, I001  before what takes time
+
 import argparse
 import os
 
 from trainer import cli, files, values
-from trainer.datasets import ilsvrc
 from trainer.errors import InputError, together
-from trainer.inference import evaluation
-from trainer.reports import evaluation as report
-from trainer.weights import description
 
 
 def parser():
@@ -26,7 +24,7 @@ def parser():
         '-ld',
         metavar='DIR',
         help='the ILSVRC tree (ImageSets, Annotations, Data), or a folder of class '
-        f'folders, DIR/val/n01440764/*.JPEG (default: {ilsvrc.DEFAULT})',
+        'folders, DIR/val/n01440764/*.JPEG (default: ./ILSVRC)',
     )
     p.add_argument(
         '--save_path',
@@ -67,6 +65,8 @@ def parser():
 
 def _check_output(args):
     """Check, before the images are computed, that the numbers can be written."""
+    from trainer.inference import evaluation
+
     if args.features:
         evaluation.check_features(args.features)
         return
@@ -83,6 +83,11 @@ def main():
     cli.check_workers(p, args)
     if args.features and len(args.load_model) > 1:
         p.error('--features takes one model')
+    from trainer.datasets import ilsvrc
+    from trainer.inference import evaluation
+    from trainer.reports import evaluation as report
+    from trainer.weights import description
+
     models, images, _ = together(
         lambda: cli.check_models(args.load_model, args),
         lambda: ilsvrc.find(args.load_data),

@@ -28,7 +28,7 @@ from chainer_examples import make_datasets, write_section  # first: it makes Cha
 # isort: split
 import chainer
 
-from trainer.training import processes
+from trainer.training import launch
 
 #: Without accelerators, and without Chainer's slow tests.
 MARKS = 'not gpu and not cudnn and not ideep and not slow and not chainerx and not multi_gpu'
@@ -221,7 +221,7 @@ def main():
         make_datasets(pathlib.Path(scratch))
         chainer.dataset.set_dataset_root(scratch)
         record = run(tests, args.parts, args.m, args.k, put_right)
-    if processes.launched()[0] == 0:
+    if launch.launched()[0] == 0:
         page = table(record)
         print(page)
         if args.table:

@@ -1,5 +1,6 @@
 """What the tests share. Importing ``trainer`` first makes Chainer importable."""
 
+import importlib
 import os
 import pathlib
 import shutil
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 import trainer  # noqa: F401  before Chainer
+
+importlib.import_module('chainer')
 
 # Tests fork, and OpenMP does not compute in a process that was forked when it had threads. They
 # share their cores, too.

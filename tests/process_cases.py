@@ -23,7 +23,7 @@ from trainer import cli  # noqa: E402
 from trainer.datasets import parallel  # noqa: E402
 from trainer.errors import InputError  # noqa: E402
 from trainer.metrics import Tally  # noqa: E402
-from trainer.training import processes, run  # noqa: E402
+from trainer.training import launch, processes, run  # noqa: E402
 from trainer.training.updater import ChunkedUpdater  # noqa: E402
 
 #: As in tests/test_training.py; one thread of BLAS, whose number changes how sums round.
@@ -227,7 +227,7 @@ def unreadable(group):
 
 def fails(folder, data, how, where):
     """Train, and in the sixth update let one process fail."""
-    rank, _ = processes.launched()
+    rank, _ = launch.launched()
     processes.PATIENCE = 1.0
     real = loop.ChunkedUpdater.update_core
 

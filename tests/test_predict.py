@@ -23,6 +23,7 @@ from trainer import cli
 from trainer.datasets import class_names
 from trainer.errors import InputError
 from trainer.inference import prediction
+from trainer.reports import drawing
 from trainer.reports import prediction as report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -221,7 +222,7 @@ def test_drawing_names_that_are_hard_to_draw(tmp_path, recwarn, capfd):
     images = [tmp_path / name for name in ('$x.png', '日本 \n' + 'y' * 100 + '.png', '\udcff.png')]
     for image in images:
         Image.fromarray(random_image(9, 12)).save(image)
-    report.draw(
+    drawing.draw(
         [prediction.Prediction(p, answers, None) for p in images]
         + [prediction.Prediction(random_image(9, 12), answers, None)],
         path,
@@ -234,7 +235,7 @@ def test_drawing_names_that_are_hard_to_draw(tmp_path, recwarn, capfd):
 def test_the_users_image_stays_as_it_is(tmp_path):
     image = Image.fromarray(random_image(900, 1200))
     said = prediction.Prediction(image, [prediction.Answer(0, None, 'x', 1.0)], None)
-    report.draw([said], str(tmp_path / 'x.png'))
+    drawing.draw([said], str(tmp_path / 'x.png'))
     assert image.size == (1200, 900)
 
 

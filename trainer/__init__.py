@@ -1,6 +1,7 @@
 """The library behind the scripts: networks, weights, data, training and reports.
 
-Importing it first makes Chainer 7.8.1 importable (see :mod:`trainer.chainer_compat`).
+Importing it makes Chainer 7.8.1 importable (see :mod:`trainer.chainer_compat`). It imports
+neither Chainer nor NumPy itself: flags are checked before those are waited for.
 """
 
 from trainer import chainer_compat

@@ -1,14 +1,19 @@
-"""What the scripts share: arguments and errors of one line."""
+"""What the scripts share: arguments and errors of one line.
+
+Neither this module nor a script imports Chainer or NumPy before the flags are checked: they take
+seconds.
+"""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 
-from trainer import devices, run_folder, values
+from trainer import values
 from trainer.errors import InputError, together
 from trainer.inference import predictors
 from trainer.text import printable
-from trainer.weights import formats
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -135,6 +140,7 @@ def check_workers(p, args):
 
 def load_network(path, args):
     """Load a network from a file to where :func:`add_inference_flags` says; tell its notes."""
+    from trainer.weights import formats
 
     def say(note):
         print(printable(f'{prog()}: {note}'), file=sys.stderr)
@@ -143,7 +149,7 @@ def load_network(path, args):
 
 
 def check_models(paths, args):
-    """Check, before anything is loaded, the GPU and the files of weights.
+    """Check, before any weights are loaded, the GPU and the files of weights.
 
     Args:
         paths (list of str): Files, or folders of runs.
@@ -155,6 +161,9 @@ def check_models(paths, args):
     Raises:
         trainer.errors.InputError: There is no such GPU, or a file is none of weights.
     """
+
+    from trainer import devices, run_folder
+    from trainer.weights import formats
 
     def weights(path):
         path = run_folder.weights(path)
@@ -171,6 +180,25 @@ def make_predictors(networks, args):
     return [network.predictor(args.engine, args.precision) for network in networks]
 
 
+@contextlib.contextmanager
+def _interrupts():
+    """Yield a list that holds something after Ctrl-C, which raises KeyboardInterrupt as usual."""
+    interrupted = []
+
+    def interrupt(number, frame):
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupted
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run(main):
     """Run a script's ``main()`` and turn what a user can mend into one line.
 
@@ -178,19 +206,19 @@ def run(main):
     file system, 130 after an interrupt, otherwise what ``main`` returns.
     """
     try:
-        status = main()
+        with _interrupts() as interrupted:
+            status = main()
         sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(f'\n{prog()}: interrupted', file=sys.stderr)
-        sys.exit(130)
-    except InputError as e:
-        lines = e.args
-    except (OSError, MemoryError) as e:
-        lines = [reason(e)]
+    except (Exception, KeyboardInterrupt) as e:
+        # Libraries turn it into other errors, NumPy at its import into an ImportError.
+        if isinstance(e, KeyboardInterrupt) or interrupted:
+            print(f'\n{prog()}: interrupted', file=sys.stderr)
+            sys.exit(130)
+        lines = e.args if isinstance(e, InputError) else [reason(e)]
         if lines == [None]:
             raise
     for line in lines:

@@ -7,6 +7,20 @@ _MOST = 1 << 31
 _MOST_SEED = 1 << 63
 
 
+def one_of(find):
+    """Return an argparse type: a name of those that ``find()`` returns, called when it is given.
+
+    argparse's own ``choices`` would be asked for the help as well.
+    """
+
+    def parse(text):
+        if text not in (known := list(find())):
+            raise argparse.ArgumentTypeError(f'{text}: there are {", ".join(known)}')
+        return text
+
+    return parse
+
+
 def _number(kind, text, most):
     value = kind(text)
     if not -most < value < most:

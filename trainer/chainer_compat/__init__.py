@@ -1,40 +1,69 @@
 """What Chainer 7.8.1 misses on current Python and NumPy, supplied around its import.
 
 Chainer's last release (January 2022) asks for names that have gone since, and some of
-its functions stop at what NumPy 2 refuses. :func:`install` supplies those that are
-missing, and only those; Chainer itself stays as it was published. ``python -m trainer``
-lists what was supplied on this machine and why. ``python -m trainer.chainer_compat
-script.py ARG...`` runs any program for Chainer in the same way.
+its functions stop at what NumPy 2 refuses. :func:`install` has those that are missing,
+and only those, supplied when Chainer is imported; Chainer itself stays as it was published.
+``python -m trainer`` lists what was supplied on this machine and why. ``python -m
+trainer.chainer_compat script.py ARG...`` runs any program for Chainer in the same way.
 """
 
-import multiprocessing
 import sys
-import warnings
 
-from trainer.chainer_compat import modules
-
-#: What :func:`install` supplied in this process: name -> why.
+#: What was supplied in this process, since Chainer was imported: name -> why.
 supplied = {}
 
 
 def install():
-    """Import Chainer with what it misses supplied. Calling it again does nothing.
+    """Have Chainer's import supply what it misses; nothing is imported before that.
+
+    Where Chainer is imported already, its functions are mended now. Calling it again does
+    nothing.
 
     Returns:
-        dict: name -> reason of everything supplied in this process; empty
-        where nothing is missing.
+        dict: :data:`supplied`, which fills when Chainer is imported.
     """
-    _forkserver()
-    _expected_warnings()
-    if 'chainer' not in sys.modules:
+    if 'chainer' in sys.modules:
+        _mend()
+    elif not any(isinstance(finder, _Chainer) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Chainer())
+    return supplied
+
+
+class _Chainer:
+    """Finder and loader of Chainer: the one that is installed, what it misses around it."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != 'chainer':
+            return None
+        others = (finder for finder in sys.meta_path if not isinstance(finder, _Chainer))
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None:
+            self._loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        from trainer.chainer_compat import modules
+
+        module.__spec__.loader = module.__loader__ = self._loader
         # Whoever tried to import Chainer before has left parts of it behind.
         for name in [name for name in sys.modules if name.startswith('chainer.')]:
             del sys.modules[name]
+        _forkserver()
+        _expected_warnings()
         _supply(modules.ITEMS)
+        with modules.without_distutils():
+            self._loader.exec_module(module)
+        _mend()
+
+
+def _mend():
     from trainer.chainer_compat import functions, libraries  # which import Chainer
 
     _supply(functions.ITEMS + libraries.ITEMS)
-    return supplied
 
 
 def _supply(items):
@@ -45,6 +74,8 @@ def _supply(items):
 
 
 def _expected_warnings():
+    import warnings
+
     for message in (
         # Where setuptools is older, Chainer's import of pkg_resources warns.
         'pkg_resources is deprecated',
@@ -59,6 +90,8 @@ def _expected_warnings():
 
 
 def _forkserver():
+    import multiprocessing
+
     # Python 3.14 starts workers from a fork server, which imports Chainer's
     # iterators before anything of ours unless it is told to start here.
     if 'forkserver' in multiprocessing.get_all_start_methods():

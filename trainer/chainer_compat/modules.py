@@ -1,5 +1,6 @@
 """Modules and names that Chainer 7.8.1 looks up while it is imported."""
 
+import contextlib
 import importlib
 import importlib.machinery
 import importlib.metadata
@@ -32,6 +33,8 @@ def _numpy_sctypes():
 
 
 def _no_system_info():
+    if sys.platform != 'darwin':
+        return sys.version_info >= (3, 12)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # it warns that it will go
@@ -47,12 +50,32 @@ def _no_system_info():
     missing=_no_system_info,
 )
 def _numpy_distutils():
+    _stand_in_distutils()
+
+
+def _stand_in_distutils():
     system_info = _stand_in('numpy.distutils.system_info')
     system_info.get_info = lambda name, notfound_action=0: {}
     distutils = _stand_in('numpy.distutils')
     distutils.system_info = system_info
     distutils.__path__ = []
     numpy.distutils = distutils
+
+
+@contextlib.contextmanager
+def without_distutils():
+    """Keep Chainer's import from importing numpy.distutils, which takes 0.3 s and is asked on
+    macOS alone."""
+    if sys.platform == 'darwin' or 'numpy.distutils' in sys.modules:
+        yield
+        return
+    _stand_in_distutils()
+    try:
+        yield
+    finally:
+        del numpy.distutils
+        for name in ('numpy.distutils', 'numpy.distutils.system_info'):
+            del sys.modules[name]
 
 
 @ITEMS.add(

@@ -8,6 +8,9 @@ import collections
 import importlib
 import pkgutil
 
+# Modules here that are no datasets.
+_OTHERS = {'archives', 'cifar_files', 'class_names', 'download', 'loading', 'parallel', 'splits'}
+
 #: Images in memory: images, uint8 (images, 3, height, width), RGB; labels, int32 (images,).
 LabelledImages = collections.namedtuple('LabelledImages', 'images labels')
 
@@ -21,12 +24,8 @@ Dataset = collections.namedtuple(
 
 
 def available():
-    """Return the names of the datasets: the modules here that have ``load``."""
-    return sorted(
-        module.name
-        for module in pkgutil.iter_modules(__path__)
-        if hasattr(_module(module.name), 'load')
-    )
+    """Return the names of the datasets: the modules here, but for those that read them."""
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _OTHERS)
 
 
 def load(name, data=None):

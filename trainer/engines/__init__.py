@@ -7,14 +7,7 @@ on a device, it says by ``unavailable`` and ``precisions``.
 
 import importlib
 
-import chainer
-
 from trainer.errors import InputError
-
-chainer.global_config.engine = 'reference'
-
-# How an engine computes that has several precisions.
-chainer.global_config.precision = 'float32'
 
 
 def current():
@@ -22,8 +15,15 @@ def current():
 
     Choose another for a while with ``chainer.using_config('engine', name)``.
     """
+    import chainer
+
+    from trainer.engines import config  # noqa: F401  the default
+
     return importlib.import_module('trainer.engines.' + chainer.config.engine)
 
+
+#: All precisions; an engine has some of them.
+PRECISIONS = ('float32', 'tf32', 'mixed', 'bfloat16')
 
 #: Engines on a CPU and on a GPU, the fastest first.
 ON_CPU = ('onednn', 'numpy', 'reference')

@@ -15,7 +15,7 @@ from chainer import backend
 from chainer.utils.conv import get_conv_outsize
 
 from trainer import cuda
-from trainer.engines import reference
+from trainer.engines import config, reference  # noqa: F401
 
 # Layers (convolution, batch normalisation) and their weights and biases with the one folded
 # into the other, where a predictor keeps them; None folds at each call.

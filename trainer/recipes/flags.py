@@ -4,6 +4,7 @@ import argparse
 
 from trainer.recipes.options import DEFAULTS, SPECS, Options
 from trainer.recipes.spec import GENERAL
+from trainer.values import one_of
 
 
 def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
@@ -28,7 +29,11 @@ def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
         more = {'action': 'store_true'}
         if DEFAULTS[name] is not False:
             more = {'type': spec.flag_kind or spec.kind, 'nargs': spec.many}
-            more |= {'choices': spec.choices and spec.choices(), 'metavar': spec.metavar}
+            if spec.choices and spec.metavar:
+                more['type'] = one_of(spec.choices)
+            elif spec.choices:
+                more['choices'] = spec.choices()
+            more['metavar'] = spec.metavar
         groups[spec.group].add_argument(*flags, dest=name, help=text, **more)
 
 

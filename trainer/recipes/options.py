@@ -1,18 +1,15 @@
 """The options of a training run: one table.
 
 From it are made the flags of ``main.py`` and their help, the checks of what is given in Python
-and of what a file holds, the record of a run, and the recipes, which are values of it.
+and of what a file holds, the record of a run, and the recipes, which are values of it. It imports
+neither NumPy nor Chainer, so that ``--help`` and a wrong flag need not wait for them.
 """
 
 import dataclasses
 
 from trainer import datasets, engines, recipes, values
-from trainer.engines import cudnn, onednn
-from trainer.networks import initialization
 from trainer.networks import table as networks
-from trainer.optimizers import OPTIMIZERS
 from trainer.recipes.spec import GENERAL, option
-from trainer.transforms.table import CLASSES
 
 _NETWORK = 'network'
 _DATA = 'data'
@@ -30,6 +27,12 @@ _NOT_NEGATIVE = values.not_negative(float)
 def _without_quick(available):
     # Its data and its recipe are what --quick chooses.
     return lambda: tuple(name for name in available() if name != 'quick')
+
+
+def _preprocessing():
+    from trainer.transforms.table import CLASSES
+
+    return tuple(CLASSES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Options:
         None,
         'true float32; by cudnn TF32, or float16 with float32 sums (mixed); by onednn bfloat16 '
         'with float32 sums, where the CPU has it (default: mixed by cudnn, else float32)',
-        choices=lambda: tuple(dict.fromkeys(cudnn.PRECISIONS + onednn.PRECISIONS)),
+        choices=lambda: engines.PRECISIONS,
         free=True,
     )
     seed: int = option(
@@ -139,7 +142,7 @@ class Options:
         'orthonormal',
         'initial weights, as which source draws them',
         _NETWORK,
-        choices=lambda: initialization.INITIALIZATIONS,
+        choices=lambda: ('orthonormal', 'torch7', 'prlz77', 'pytorch'),
     )
     zero_init_last: bool = option(
         False,
@@ -163,7 +166,7 @@ class Options:
         'DataAugmentationCifar10NormalizeSmall',
         'a class of data_augmentation',
         _DATA,
-        choices=lambda: tuple(CLASSES),
+        choices=_preprocessing,
         metavar='CLASS',
     )
     sampling: str = option(
@@ -171,7 +174,7 @@ class Options:
         "which images make an epoch: 'every-image' once; 'original' draws each batch anew and "
         "visits 63 %% of them; 'full-batches' leaves out the last, smaller batch",
         _DATA,
-        choices=lambda: tuple(datasets.loading.PLANS),
+        choices=lambda: ('every-image', 'full-batches', 'original'),
     )
 
     auto_augment: str = option(
@@ -230,7 +233,7 @@ class Options:
         'momentum',
         'SGD as Chainer has it, or as Torch has it',
         _TRAINING,
-        choices=lambda: tuple(OPTIMIZERS),
+        choices=lambda: ('momentum', 'torch-momentum', 'torch-nesterov'),
     )
     momentum: float = option(0.9, 'momentum', _TRAINING, kind=_NOT_NEGATIVE)
     weight_decay: float | None = option(

@@ -22,7 +22,6 @@ Without mpiexec nothing of MPI is imported.
 """
 
 import contextlib
-import io
 import os
 import socket
 import sys
@@ -36,34 +35,10 @@ from chainer.backends import cuda
 from trainer import cli, devices
 from trainer.datasets import loading
 from trainer.errors import InputError
-
-# How process managers tell a process how many there are, and which it is.
-_MANAGERS = (
-    ('PMI_SIZE', 'PMI_RANK'),  # MPICH, Intel MPI, Slurm
-    ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
-    ('MV2_COMM_WORLD_SIZE', 'MV2_COMM_WORLD_RANK'),
-)
+from trainer.training import launch
 
 #: Seconds for which a process that fails waits for the others to fail as well.
 PATIENCE = 5.0
-
-
-def launched():
-    """Return this process's rank and the number of processes: (0, 1) without mpiexec."""
-    for size, rank in _MANAGERS:
-        with contextlib.suppress(KeyError, ValueError):
-            return int(os.environ[rank]), int(os.environ[size])
-    return 0, 1
-
-
-@contextlib.contextmanager
-def first_speaks():
-    """Let only the first process print, where all say the same: arguments, and what is wrong."""
-    if launched()[0]:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    else:
-        yield
 
 
 @contextlib.contextmanager
@@ -78,7 +53,7 @@ def joined():
     Raises:
         trainer.errors.InputError: There is no mpi4py, or it is of another MPI.
     """
-    rank, size = launched()
+    rank, size = launch.launched()
     if size < 2:
         yield ALONE
         return

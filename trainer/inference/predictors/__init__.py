@@ -5,15 +5,18 @@ A module here has ``predictor(network, precision, finish)``, which returns a
 for wherever the network is.
 """
 
+from __future__ import annotations
+
 import importlib
 import pkgutil
+import typing
 from collections.abc import Callable
-
-import numpy as np
 
 from trainer import engines
 from trainer.errors import InputError
-from trainer.transforms import device
+
+if typing.TYPE_CHECKING:
+    import numpy as np
 
 
 class Predictor:
@@ -90,5 +93,7 @@ def predictor(
             + ('a GPU, which -g chooses' if module.ON_GPU else 'the CPU, the network is on a GPU')
         )
     if finish is None and on_gpu:
+        from trainer.transforms import device
+
         finish = device.of(network)
     return module.predictor(network, precision, finish)

@@ -1,0 +1,95 @@
+"""How scripts begin and are interrupted: flags are checked before anything heavy is imported, and
+Ctrl-C ends in one line."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from trainer import datasets, engines
+from trainer.datasets import loading
+from trainer.engines import cudnn, onednn
+from trainer.networks import initialization
+from trainer.optimizers import OPTIMIZERS
+from trainer.recipes.options import SPECS
+from trainer.transforms import table
+
+SCRIPTS = ['main', 'test', 'predict', 'test_ilsvrc', 'ilsvrc_converter', 'compare']
+
+HEAVY = {'numpy', 'chainer', 'matplotlib', 'PIL', 'multiprocessing'}
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+@pytest.mark.parametrize('flag, status', [('--help', 0), ('--no-such-flag', 2)])
+def test_flags_wait_for_nothing_heavy(script, flag, status):
+    code = f"""
+import runpy, sys
+sys.argv = ['{script}.py', '{flag}']
+try:
+    runpy.run_path('{script}.py', run_name='__main__')
+finally:
+    print('imported:', sorted({HEAVY} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.endswith('imported: []\n')
+    assert 'usage' in done.stdout if status == 0 else 'error: ' in done.stderr
+
+
+def test_prediction_does_not_wait_for_matplotlib(tmp_path):
+    code = """
+import sys
+import predict
+sys.argv = ['predict.py', 'none.jpg', '-m', 'none']
+try:
+    predict.command()
+finally:
+    import trainer.inference.prediction, trainer.reports.prediction, trainer.weights.formats as f
+    f.available()
+    print([name for name in ('matplotlib', 'setuptools') if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and 'none: cannot be read' in done.stderr
+    assert done.stdout == '[]\n'
+
+
+def test_the_names_that_flags_list_are_those_that_are_there():
+    assert SPECS['sampling'].choices() == tuple(loading.PLANS)
+    assert SPECS['initialization'].choices() == initialization.INITIALIZATIONS
+    assert SPECS['optimizer'].choices() == tuple(OPTIMIZERS)
+    assert SPECS['preprocessing'].choices() == tuple(table.CLASSES)
+    assert set(engines.PRECISIONS) == {*cudnn.PRECISIONS, *onednn.PRECISIONS}
+    for name in datasets.available():
+        assert callable(datasets._module(name).load)
+
+
+@pytest.mark.parametrize('seconds', [0.1, 0.4, 0.8])
+def test_ctrl_c_is_one_line(seconds, tmp_path):
+    """While modules are imported, and later."""
+    if sys.platform == 'win32':
+        pytest.skip('there, Ctrl-C goes to all processes of the console')
+    code = """
+import sys
+print('begun', flush=True)
+import predict
+sys.argv = ['predict.py', *['none.jpg'] * 10**6, '-m', 'none']
+from trainer import cli
+cli.run(lambda: [predict.main() for _ in range(1000)])
+"""
+    process = subprocess.Popen(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == 'begun\n'
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    lines = err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].endswith(': interrupted'), err
+    assert process.returncode in (130, -signal.SIGINT)
