@@ -141,7 +141,13 @@ def kernel_bytes(name, args):
         gradient = np.where(parts['half'], 2, 4) * (parts['grad'] != 0)
         state = 2 * (4 + 4) if name == 'update' else 0
         return int((parts['count'] * (gradient + state)).sum())
-    if name.startswith(('statistics_h', 'statistics_f', 'backward_sums')):
+    if name.startswith('convolve'):
+        args = *args[:-3], args[-2]
+    elif name.startswith('correlate'):
+        args = args[:-1]
+    elif name == 'add_slices':
+        args = args[1:]
+    elif name.startswith(('statistics_h', 'statistics_f', 'backward_sums')):
         args = args[:-2]
     elif name.startswith('accumulate'):
         args = (args[0], *args)
@@ -155,7 +161,7 @@ def launches():
     found = collections.Counter()
 
     class Module:
-        def __init__(self, path):
+        def __init__(self, *paths, **defined):
             pass
 
         def get_function(self, name):

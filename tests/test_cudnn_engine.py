@@ -174,13 +174,25 @@ class TestChoice:
             engines.choose(0, 'tf32')
 
 
+def sources():
+    """Return what is compiled: the files of a module, and macros."""
+    found = [
+        pytest.param((path,), {}, id=path.stem)
+        for path in sorted(ROOT.glob('trainer/**/*.cu'))
+        if path.stem != 'grouped'
+    ]
+    folder = ROOT / 'trainer' / 'engines' / 'cudnn'
+    for depth in (8, 16, 32):
+        files = folder / 'tiles.cuh', folder / 'grouped.cu'
+        found.append(pytest.param(files, {'PRODUCT_DEPTH': depth}, id=f'grouped-{depth}'))
+    return found
+
+
 @pytest.mark.skipif(shutil.which('nvcc') is None, reason="needs NVIDIA's compiler (nvcc)")
-@pytest.mark.parametrize(
-    'path', sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('trainer/**/*.cu'))
-)
-def test_kernels_compile(path, tmp_path):
+@pytest.mark.parametrize('paths, defined', sources())
+def test_kernels_compile(paths, defined, tmp_path):
     """For the H100 and H200, without registers that overflow to memory."""
-    (tmp_path / 'source.cu').write_text(cuda.source(ROOT / path))
+    (tmp_path / 'source.cu').write_text(cuda.source(*paths, **defined))
     run = subprocess.run(
         [
             'nvcc',

@@ -100,7 +100,7 @@ def test_operations_are_replayed():
 
 
 def small():
-    return resnext.PaperResNext(10, (1, 1, 1), C=2, d=8)
+    return resnext.PaperResNext(10, (1, 1, 1), C=2, d=4)
 
 
 def by_hand(batch, itemsize):

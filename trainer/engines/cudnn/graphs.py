@@ -441,8 +441,13 @@ def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precisio
         graph(*(a for a in (x, w, b, residual, y) if a is not None))
         return y
 
+    def two_steps():
+        y = conv_forward(x, w, stride, pad, groups, precision)
+        return kernels.add_bias(y, b, relu)
+
     if residual is not None:
         return by_graph()
+    # cuDNN's plans with bias and ReLU are slow for the stem, whose channels are few.
     return _own(
         lambda: grouped.conv_bias(x, w, b, stride, relu),
         f'with bias {relu}',
@@ -452,5 +457,5 @@ def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precisio
         pad,
         groups,
         precision,
-        {'cuDNN': by_graph},
+        {'cuDNN': by_graph, 'two steps': two_steps},
     )

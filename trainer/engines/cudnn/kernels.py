@@ -11,8 +11,8 @@ import functools
 import numpy as np
 
 from trainer import cuda
+from trainer.engines.autograd import ADD_RELU, PLAIN, RELU
 from trainer.engines.cudnn import arrays
-from trainer.engines.cudnn.arrays import ADD_RELU
 
 _launch = cuda.kernels(__file__, 'kernels.cu')
 _launch_pooling = cuda.kernels(__file__, 'pooling.cu')
@@ -147,6 +147,23 @@ def normalize(x, residual, mean, inv_std, gamma, beta, kind):
         mask = cupy.empty(rows.rows * rows.packs, np.uint8)
     rows.launch(x, residual, mean, inv_std, gamma, beta, np.int32(kind), *rows.sizes(), y, mask)
     return y, mask
+
+
+@functools.cache
+def _identity(device, channels):
+    """Return a mean, and the other parameters, that a normalisation changes nothing by."""
+    import cupy
+
+    with cuda.lasting():
+        return cupy.zeros(channels, np.float32), cupy.ones(channels, np.float32)
+
+
+def add_bias(x, b, relu):
+    """Return x + b, float32 (channels,), behind a ReLU if wanted."""
+    import cupy
+
+    zero, one = _identity(cupy.cuda.Device().id, x.shape[1])
+    return normalize(x, None, zero, one, one, b, RELU if relu else PLAIN)[0]
 
 
 def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):

@@ -169,7 +169,7 @@ def _running(ways):
         try:
             way()
         except NotSupported as e:
-            why = str(e)
+            why = why or str(e)
         else:
             runs = True
             yield name, way
