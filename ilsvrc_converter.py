@@ -157,13 +157,13 @@ def main():
             path,
             network.layers,
             '-'.join(map(str, network.block_num)),
-            table.of_kind(network.kind).title,
+            table.of(network).title,
             found.image_size,
             found.image_size,
         )
     )
     print(
-        f'cardinality {network.C}, base width {network.d}, stem {len(network.stem.conv.W)}, '
+        f'cardinality {network.C}, base width {network.d}, stem {network.stem_width}, '
         f'shortcut type {network.shortcut}, {network.category_num} classes'
     )
     print(f'{network.count_params():,} parameters, {found.details}')

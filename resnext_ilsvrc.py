@@ -10,6 +10,9 @@ __all__ = [
     'resnext50',
     'resnext101',
     'resnext152',
+    'seresnext50',
+    'seresnext101',
+    'resnext50d',
     'resnet50',
     'resnet101',
     'resnet152',
@@ -47,6 +50,15 @@ class ResNext(Model, paper.PaperNetwork):
             comparing with that program.
         eps (float): Added to the variance by batch normalisation.
         initialize (bool): ``False`` leaves the weights zero, for loading a file.
+        deep_stem (sequence of int): Channels of the first two of three 3x3 convolutions in
+            place of the 7x7 one, (32, 32) in ResNet-D (arXiv 1812.01187).
+        average_shortcut (bool): Whether shortcuts of stride 2 average over 2x2 pixels before
+            a projection of stride 1, as in ResNet-D.
+        se_reduction (int): Blocks end in squeeze-and-excitation (arXiv 1709.01507) of this
+            reduction, 16 in SE-ResNeXt.
+        pool_pad (int): Padding of the max pooling: 1, or 0 as in Caffe's SE-ResNeXt.
+
+    ``round_up_pooling`` and ``pool_pad`` 0 together are the pooling of Caffe's networks.
     """
 
     kind = 'ilsvrc'
@@ -67,11 +79,29 @@ class ResNext(Model, paper.PaperNetwork):
         round_up_pooling=False,
         eps=1e-5,
         initialize=True,
+        deep_stem=None,
+        average_shortcut=False,
+        se_reduction=None,
+        pool_pad=1,
     ):
         if stages is None:
             stages = paper.stages(block_num, C, d, multiplier, shortcut)
-        self.round_up_pooling = bool(round_up_pooling)
-        super().__init__(category_num, stages, (7, 2, 3), stem_width, eps, initialize)
+        if deep_stem is not None and len(deep_stem) != 2:
+            raise ValueError(f'deep_stem {deep_stem}: it has two widths')
+        if pool_pad not in (0, 1):
+            raise ValueError(f'pool_pad {pool_pad}')
+        self.round_up_pooling, self.pool_pad = bool(round_up_pooling), pool_pad
+        variant = {
+            'deep_stem': None if deep_stem is None else list(deep_stem),
+            'average_shortcut': bool(average_shortcut),
+            'se_reduction': se_reduction,
+        }
+        super().__init__(category_num, stages, (7, 2, 3), stem_width, eps, initialize, **variant)
+        self.variant = {name: value for name, value in variant.items() if value}
+
+    def architecture(self):
+        pool = {} if self.pool_pad == 1 else {'pool_pad': self.pool_pad}
+        return super().architecture() | pool
 
     @staticmethod
     def expansion(sizes):
@@ -98,11 +128,13 @@ class ResNext(Model, paper.PaperNetwork):
             or self.multiplier != int(self.multiplier)
             or self.stem_width != 64
             or self.eps != 1e-5
+            or self.variant
+            or self.pool_pad != 1
         ):
             raise InputError(
                 'the 2017 program cannot hold this network: its own has a stem of 64 channels, a '
                 "projection in each stage's first block, widths that double from stage to stage, "
-                'a whole multiplier and eps 1e-5'
+                'a whole multiplier, eps 1e-5, and no squeeze-and-excitation'
             )
 
         def unit(here, convs, bn=None):
@@ -155,6 +187,23 @@ def resnext101(category_num=1000, C=32, d=4, **arguments):
 def resnext152(category_num=1000, C=32, d=4, **arguments):
     """Build ResNeXt-152; see :func:`resnext50`."""
     return ResNext.of_depth(152, category_num, C=C, d=d, multiplier=256 / (C * d), **arguments)
+
+
+def seresnext50(category_num=1000, C=32, d=4, **arguments):
+    """Build SE-ResNeXt-50 (arXiv 1709.01507); see :func:`resnext50`."""
+    return resnext50(category_num, C, d, **{'se_reduction': 16, **arguments})
+
+
+def seresnext101(category_num=1000, C=32, d=4, **arguments):
+    """Build SE-ResNeXt-101; see :func:`seresnext50`."""
+    return resnext101(category_num, C, d, **{'se_reduction': 16, **arguments})
+
+
+def resnext50d(category_num=1000, C=32, d=4, **arguments):
+    """Build ResNeXt-50 with ResNet-D's stem and shortcuts (arXiv 1812.01187)."""
+    return resnext50(
+        category_num, C, d, **{'deep_stem': (32, 32), 'average_shortcut': True, **arguments}
+    )
 
 
 def resnet50(category_num=1000, **arguments):

@@ -6,7 +6,7 @@ import chainer
 import numpy as np
 import pytest
 from conftest import relative
-from helpers.networks import build, cifar, ilsvrc, paper_cifar, step
+from helpers.networks import NETWORKS, build, cifar, ilsvrc, squeeze_excite, step
 
 from trainer import engines
 from trainer.engines import arrays
@@ -88,7 +88,7 @@ def test_layers(sizes, engine, precision, tolerance):
         assert relative(want, got) < tolerance
 
 
-@pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+@pytest.mark.parametrize('make', NETWORKS)
 def test_networks_in_float64(make):
     """Autograd, residuals, statistics and pooling: nothing but rounding is left."""
     network, x, t = build(make, np.float64)
@@ -100,7 +100,7 @@ def test_networks_in_float64(make):
 
 
 @onednn
-@pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+@pytest.mark.parametrize('make', NETWORKS)
 def test_networks_by_onednn(make):
     network, x, t = build(make)
     expected, found = (step(network, x, t, e) for e in ('reference', 'onednn'))
@@ -109,6 +109,16 @@ def test_networks_by_onednn(make):
         assert relative(array, found[2][name]) < 1e-5, name
     one, other = (np.concatenate([g.ravel() for g in s[1].values()]) for s in (expected, found))
     assert relative(one, other) < 1e-2  # a ReLU may flip
+
+
+@bfloat16
+def test_squeeze_and_excitation_in_bfloat16():
+    """Scores and statistics: of the gradients, those where ReLUs flip say little."""
+    network, x, t = build(squeeze_excite)
+    expected, found = (step(network, x, t, *e) for e in (('reference',), ('onednn', 'bfloat16')))
+    assert relative(expected[0], found[0]) < 3e-2
+    assert relative(expected[1]['/fc/W'], found[1]['/fc/W']) < 3e-2
+    assert all(np.isfinite(g).all() and g.any() for g in found[1].values())
 
 
 @bfloat16
@@ -128,8 +138,9 @@ def test_feature_maps_are_bfloat16_and_parameters_are_not():
 
 
 @pytest.mark.parametrize(('engine', 'precision', 'tolerance'), ENGINES)
-def test_inference(engine, precision, tolerance):
-    network, x, _ = build(ilsvrc)
+@pytest.mark.parametrize('make', [ilsvrc, squeeze_excite])
+def test_inference(make, engine, precision, tolerance):
+    network, x, _ = build(make)
     network(x, train=True)
     with chainer.no_backprop_mode():
         expected = network(x, train=False).array
@@ -198,6 +209,37 @@ def test_max_pooling(computes, round_up):
     assert np.array_equal(found, y.array)
     gx = computes.max_pooling_backward(arrays.nhwc(gy, f32), place, x.shape, 3, 2, 1)
     assert relative(x.grad, gx) < 1e-6
+
+
+@pytest.mark.parametrize('shape', [(2, 5, 8, 6), (1, 3, 7, 5), (3, 4, 1, 9), (2, 16, 1, 1)])
+@pytest.mark.parametrize(('engine', 'precision', 'tolerance'), ENGINES)
+def test_average_pooling(shape, engine, precision, tolerance):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape)
+    h, w = shape[2:]
+    gy = rng.standard_normal((*shape[:2], -(-h // 2), -(-w // 2)))
+    y, gx = np.zeros(gy.shape), np.zeros(shape)
+    for i, j in np.ndindex(*gy.shape[2:]):
+        window = np.s_[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        y[:, :, i, j] = x[window].mean(axis=(2, 3))
+        gx[window] = gy[:, :, i : i + 1, j : j + 1] / x[window][0, 0].size
+    for name in ('reference', engine):
+        dtype, bound = (np.float64, 1e-14) if name == 'reference' else (np.float32, tolerance)
+        variable = chainer.Variable(x.astype(dtype))
+        with chainer.using_config('engine', name), chainer.using_config('precision', precision):
+            given = variable
+            if (name, precision) == ('onednn', 'bfloat16') and shape[2:] != (1, 1):
+                given = chainer.Variable(maps.convert(variable.array, maps.BFLOAT16))
+            found = engines.current().average_pooling(given)
+            gradient = gy.astype(dtype)
+            if found.dtype == np.uint16:
+                gradient = maps.convert(gradient, maps.BFLOAT16)
+            found.grad = gradient
+            found.backward()
+        got = found.array, given.grad
+        for want, have in zip((y, gx), got):
+            have = maps.convert(have, maps.FLOAT32) if have.dtype == np.uint16 else have
+            assert relative(want, have) < bound
 
 
 def test_memory_is_used_again():

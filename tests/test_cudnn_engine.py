@@ -10,7 +10,7 @@ import chainer
 import numpy as np
 import pytest
 from conftest import ROOT, has_gpu, images_of_step, relative, simulated
-from helpers.networks import build, cifar, ilsvrc, paper_cifar, step
+from helpers.networks import NETWORKS, build, cifar, ilsvrc, step
 
 from trainer import cuda, engines
 from trainer.engines import cudnn
@@ -27,7 +27,7 @@ from trainer.weights import npz
 class TestWiring:
     """On NumPy arrays, in float64: the autograd, the residuals, the statistics, the folding."""
 
-    @pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+    @pytest.mark.parametrize('make', NETWORKS)
     def test_forward_backward_and_statistics(self, make):
         network, x, t = build(make, np.float64)
         reference, found = (step(network, x, t, e) for e in ('reference', 'cudnn'))
@@ -37,7 +37,7 @@ class TestWiring:
         for name, array in reference[2].items():
             assert abs(array - found[2][name]).max() < 1e-12, name
 
-    @pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+    @pytest.mark.parametrize('make', NETWORKS)
     def test_inference(self, make):
         network, x, t = build(make)
         network(x, train=True)
@@ -248,7 +248,7 @@ class TestOnGPU:
                 assert error < cudnn.TOLERANCES[precision], name
 
     @pytest.mark.parametrize('precision', cudnn.PRECISIONS)
-    @pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+    @pytest.mark.parametrize('make', NETWORKS)
     def test_network(self, make, precision):
         network, x, t = build(make)
         reference = step(network, x, t, 'reference')
@@ -257,7 +257,7 @@ class TestOnGPU:
         for name, array in reference[2].items():
             assert relative(array, found[2][name]) < cudnn.TOLERANCES[precision], name
 
-    @pytest.mark.parametrize('make', [cifar, paper_cifar, ilsvrc])
+    @pytest.mark.parametrize('make', NETWORKS)
     def test_gradients(self, make):
         """In float32; elsewhere many ReLUs flip by rounding."""
         errors = []

@@ -156,6 +156,37 @@ def test_mean_pooling_and_sums(shape, dtype):
     assert close(there, x.astype(np.float64) + other, ROUNDING[dtype])
 
 
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('shape', SIZES + [(1, 6, 5, 1)])
+def test_average_pooling(shape, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape).astype(dtype)
+    y = kernels.average_pooling(send(x))
+    golden = arrays.average_pooling(x.astype(np.float64))
+    assert close(y, golden, ROUNDING[dtype])
+    gy = rng.standard_normal(golden.shape).astype(dtype)
+    gx = kernels.average_pooling_backward(send(gy), shape)
+    assert close(gx, arrays.average_pooling_backward(gy.astype(np.float64), shape), ROUNDING[dtype])
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+@pytest.mark.parametrize('shape', SIZES)
+def test_squeeze_and_excitation(shape, dtype):
+    rng = np.random.default_rng(0)
+    x, residual, gy = (rng.standard_normal(shape).astype(dtype) for _ in range(3))
+    weights = rng.uniform(0, 1, shape[:2]).astype(np.float32)
+    wide = [a.astype(np.float64) for a in (x, weights, residual)]
+    y = kernels.scale(send(x), send(weights), send(residual))
+    golden = arrays.scale(*wide)
+    assert close(y, golden, ROUNDING[dtype]) and (golden > 0).any() and (golden == 0).any()
+    found = kernels.scale_backward(send(gy), y, send(x), send(weights))
+    # Which are above 0, rounding decides as well.
+    positive = chainer.get_device('@numpy').send(y).astype(np.float64)
+    gradients = arrays.scale_backward(gy.astype(np.float64), positive, *wide[:2])
+    for there, here in zip(found, gradients):
+        assert close(there, here, max(ROUNDING[dtype], 1e-6))
+
+
 @pytest.mark.parametrize('shape', [(128, 2048, 7, 7), (128, 64, 112, 112), (2, 2048, 1, 1)])
 @pytest.mark.parametrize('kernel', sorted(kernels.AT_ONCE))
 def test_all_blocks_run_at_once(kernel, shape, monkeypatch):

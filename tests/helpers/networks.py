@@ -25,6 +25,26 @@ def ilsvrc():
     return resnext_ilsvrc.ResNext(10, (1, 2, 1, 1), C=4, d=4, multiplier=2), (2, 3, 65, 57)
 
 
+def squeeze_excite():
+    """Of odd sizes throughout; ResNet-D's stem and shortcuts as well."""
+    network = resnext_ilsvrc.ResNext(
+        10,
+        (1, 2, 1, 1),
+        C=4,
+        d=4,
+        multiplier=2,
+        deep_stem=(8, 16),
+        average_shortcut=True,
+        se_reduction=8,
+        pool_pad=0,
+        round_up_pooling=True,
+    )
+    return network, (2, 3, 65, 57)
+
+
+NETWORKS = [cifar, paper_cifar, ilsvrc, squeeze_excite]
+
+
 def build(make, dtype=np.float32, seed=0):
     with chainer.using_config('dtype', dtype):
         network, shape = make()

@@ -4,6 +4,8 @@ Feature maps are (batch, channels, height, width) in NHWC memory; ``empty`` and 
 such. Statistics and sums are in float32 at least, whatever the type of the feature maps.
 """
 
+import math
+
 import numpy as np
 
 from trainer.engines import chunks, products
@@ -267,11 +269,61 @@ def max_pooling_backward(gy, place, x_shape, size, stride, pad):
     return gx
 
 
+def average_pooling(x):
+    """Mean of each 2x2 window, stride 2; of those pixels of a last window that are there."""
+    n, c, h, w = x.shape
+    dtype = wide(x.dtype)
+    y = empty(x, (n, c, -(-h // 2), -(-w // 2)), x.dtype)
+    outside, inside = (a.transpose(0, 2, 3, 1) for a in (y, x))
+
+    def compute(piece):
+        top = inside[piece, ::2].astype(dtype)
+        top[:, : h // 2] += inside[piece, 1::2]
+        top[:, : h // 2] *= dtype.type(0.5)
+        mean = top[:, :, ::2].copy()
+        mean[:, :, : w // 2] += top[:, :, 1::2]
+        mean[:, :, : w // 2] *= dtype.type(0.5)
+        outside[piece] = mean
+
+    chunks.run(compute, chunks.pieces(n, h * w * c))
+    return y
+
+
+def average_pooling_backward(gy, x_shape):
+    """Gradient of :func:`average_pooling`."""
+    gx = empty(gy, x_shape, gy.dtype)
+    h, w = x_shape[2:]
+    outside, inside = (a.transpose(0, 2, 3, 1) for a in (gx, gy))
+
+    def compute(piece):
+        each = inside[piece].astype(wide(gy.dtype))
+        each[:, : h // 2] *= each.dtype.type(0.5)
+        each[:, :, : w // 2] *= each.dtype.type(0.5)
+        for i, j in np.ndindex(2, 2):
+            target = outside[piece, i::2, j::2]
+            target[...] = each[:, : target.shape[1], : target.shape[2]]
+
+    chunks.run(compute, chunks.pieces(len(gy), math.prod(x_shape[1:])))
+    return gx
+
+
+def _images(x):
+    """Return feature maps as (batch, pixels, channels)."""
+    n, c, h, w = x.shape
+    return x.transpose(0, 2, 3, 1).reshape(n, h * w, c)
+
+
+def sum_pooling(x):
+    """Sum over height and width, float32 at least: (batch, channels)."""
+    images, dtype = _images(x), wide(x.dtype)
+    pieces = chunks.pieces(len(images), images[0].size)
+    return np.concatenate(chunks.run(lambda i: images[i].sum(axis=1, dtype=dtype), pieces))
+
+
 def mean_pooling(x):
     """Mean over height and width, float32 at least: (batch, channels, 1, 1)."""
-    n, c, h, w = x.shape
-    rows = x.transpose(0, 2, 3, 1).reshape(n, h * w, c)
-    return rows.mean(axis=1, dtype=wide(x.dtype))[:, :, None, None]
+    sums = sum_pooling(x)
+    return (sums / sums.dtype.type(x.shape[2] * x.shape[3]))[:, :, None, None]
 
 
 def mean_pooling_backward(gy, x_shape, dtype):
@@ -279,3 +331,36 @@ def mean_pooling_backward(gy, x_shape, dtype):
     gx = empty(gy, x_shape, dtype)
     gx[...] = gy / gy.dtype.type(x_shape[2] * x_shape[3])
     return gx
+
+
+# Squeeze and excitation.
+
+
+def scale(x, weights, residual):
+    """relu(x * weights + residual), weights (batch, channels) of each image's channels."""
+    y = empty(x, x.shape, x.dtype)
+    images, added, result = map(_images, (x, residual, y))
+
+    def compute(piece):
+        v = images[piece] * weights[piece, None]
+        v += added[piece]
+        result[piece] = np.maximum(v, 0, out=v)
+
+    chunks.run(compute, chunks.pieces(len(images), images[0].size))
+    return y
+
+
+def scale_backward(gy, y, x, weights):
+    """Gradients of :func:`scale` for x, weights and residual."""
+    gx, masked = (empty(gy, gy.shape, gy.dtype) for _ in range(2))
+    gradient, output, images, for_x, for_residual = map(_images, (gy, y, x, gx, masked))
+    sums = np.empty(weights.shape, wide(gy.dtype))
+
+    def compute(piece):
+        g = gradient[piece] * (output[piece] > 0)
+        for_residual[piece] = g
+        for_x[piece] = g * weights[piece, None]
+        np.sum(g * images[piece], axis=1, dtype=sums.dtype, out=sums[piece])
+
+    chunks.run(compute, chunks.pieces(len(images), images[0].size))
+    return gx, sums, masked

@@ -146,6 +146,42 @@ class _MaxPooling(_Function):
         return {0: self.provider.max_pooling_backward(gy, self.place, self.shape, *self.window)}
 
 
+class _AveragePooling(_Function):
+    def forward(self, inputs):
+        x = self.provider.nhwc(inputs[0], inputs[0].dtype)
+        self.shape = x.shape
+        return (self.provider.average_pooling(x),)
+
+    def gradients(self, indexes, gy, there):
+        gy = self.provider.nhwc(gy, gy.dtype)
+        return {0: self.provider.average_pooling_backward(gy, self.shape)}
+
+
+class _Scale(_Function):
+    """relu(x * sigmoid(scores) + residual), of scores (batch, channels) in float32 at least."""
+
+    def forward(self, inputs):
+        x, scores, residual = inputs
+        provider = self.provider
+        dtype = provider.feature_type(x)
+        self.given = [a.dtype for a in inputs]
+        self.x = provider.nhwc(x, dtype)
+        xp = backend.get_array_module(scores)
+        self.scale = 1 / (1 + xp.exp(-scores.clip(-80, None)))  # e^88 is too large for float32
+        self.y = provider.scale(self.x, self.scale, provider.nhwc(residual, dtype))
+        return (self.y,)
+
+    def gradients(self, indexes, gy, there):
+        gy = self.provider.nhwc(gy, self.x.dtype)
+        gx, gscale, masked = self.provider.scale_backward(gy, self.y, self.x, self.scale)
+        gscores = gscale * (self.scale * (1 - self.scale))
+        return {
+            0: self.provider.nhwc(gx, self.given[0]),
+            1: gscores.astype(self.given[1], copy=False),
+            2: self.provider.nhwc(masked, self.given[2]),
+        }
+
+
 class _MeanPooling(_Function):
     def forward(self, inputs):
         x = self.provider.nhwc(inputs[0], inputs[0].dtype)
@@ -182,10 +218,12 @@ class _SubsampleAndPad(_Function):
 
 
 class _Linear(_Function):
-    """The classifier as a 1x1 convolution, on float32 at least."""
+    """A fully connected layer as a 1x1 convolution, on float32 at least, and a ReLU where
+    asked for."""
 
-    def __init__(self, provider):
+    def __init__(self, provider, relu=False):
         super().__init__(provider)
+        self.relu = relu
         # Less would gain nothing here, and lose what the loss is made of.
         self.precision = provider.FULL_PRECISION.get(self.precision, self.precision)
 
@@ -194,11 +232,14 @@ class _Linear(_Function):
         provider = self.provider
         with chainer.using_config('precision', self.precision):
             self.x, self.w = provider.nhwc(x, w.dtype), provider.nhwc(w[:, :, None, None], w.dtype)
-            y = provider.conv_bias(self.x, self.w, b, 1, 0, 1, None, False, False)
-        return (y.reshape(len(y), -1),)
+            y = provider.conv_bias(self.x, self.w, b, 1, 0, 1, None, self.relu, False)
+        y = y.reshape(len(y), -1)
+        self.mask = y > 0 if self.relu else None
+        return (y,)
 
     def gradients(self, indexes, gy, there):
         provider = self.provider
+        gy = gy if self.mask is None else gy * self.mask
         gy = provider.nhwc(gy[:, :, None, None], gy.dtype)
         found = {2: gy.sum(axis=(0, 2, 3))}
         if 0 in indexes:
@@ -274,6 +315,16 @@ class Layers:
 
     def max_pooling(self, x, ksize, stride, pad, round_up):
         return _MaxPooling(self.provider, ksize, stride, pad, round_up).apply((x,))[0]
+
+    def average_pooling(self, x):
+        return _AveragePooling(self.provider).apply((x,))[0]
+
+    def excite(self, x, down, up, residual):
+        h = self.global_average_pooling(x)
+        for fc, relu in ((down, True), (up, False)):
+            h = F.cast(h, fc.W.dtype).reshape((*h.shape[:2], 1, 1))
+            h = _Linear(self.provider, relu).apply((h, fc.W, fc.b))[0]
+        return _Scale(self.provider).apply((x, h, residual))[0]
 
     def global_average_pooling(self, x):
         return _MeanPooling(self.provider).apply((x,))[0]

@@ -48,6 +48,28 @@ def max_pooling(x, ksize, stride, pad, round_up):
     return F.max_pooling_2d(x, ksize, stride, pad, cover_all=round_up)
 
 
+def average_pooling(x):
+    """Mean of each 2x2 window, stride 2; of those pixels of a last window that are there."""
+    for axis in (2, 3):
+        if x.shape[axis] % 2:  # the mean of a value with itself is that value
+            last = F.get_item(x, (slice(None),) * axis + (slice(-1, None),))
+            x = F.concat((x, last), axis)
+    return F.average_pooling_2d(x, 2, 2)
+
+
+def excite(x, down, up, residual):
+    """relu(x * sigmoid(up(relu(down(mean(x))))) + residual): squeeze and excitation.
+
+    Args:
+        x (chainer.Variable): Feature map.
+        down (chainer.links.Linear): The first fully connected layer.
+        up (chainer.links.Linear): The second.
+        residual (chainer.Variable): Of x's shape.
+    """
+    weights = F.sigmoid(up(F.relu(down(F.average(x, (2, 3))))))
+    return F.relu(x * F.broadcast_to(weights[:, :, None, None], x.shape) + residual)
+
+
 def global_average_pooling(x):
     """Mean over height and width: (batch, channels, 1, 1)."""
     return F.average_pooling_2d(x, x.shape[2:])

@@ -46,6 +46,18 @@ def max_pooling(x, ksize, stride, pad, round_up):
     )
 
 
+def average_pooling(x):
+    n, channels, h, w = x.shape
+    return zeros((n, channels, -(-h // 2), -(-w // 2)))
+
+
+def excite(x, down, up, residual):
+    linear(global_average_pooling(x), down)
+    if up.W.shape != down.W.shape[::-1] or residual.shape != x.shape:
+        raise ValueError(f'{up.W.shape} behind {down.W.shape}, {residual.shape} to {x.shape}')
+    return zeros(x.shape)
+
+
 def global_average_pooling(x):
     return zeros(x.shape[:2] + (1, 1))
 

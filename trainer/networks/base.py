@@ -12,6 +12,15 @@ from trainer.errors import InputError
 from trainer.networks import initialization, layers
 
 
+def _with_parts(path, link):
+    """Yield (path, link), or the same of the layers in it."""
+    if isinstance(link, (layers.DeepStem, layers.SqueezeExcite)):
+        for part in link.children():
+            yield f'{path}/{part.name}', part
+    else:
+        yield path, link
+
+
 class Network(chainer.Chain):
     """Stem, stages of :class:`~trainer.networks.layers.Bottleneck`, pooling, classifier.
 
@@ -23,6 +32,7 @@ class Network(chainer.Chain):
         stages (tuple of StageConfig): The stages.
         C (int): Cardinality. d (int): Base width, of one group in stage 1.
         block_num (tuple of int): Blocks in each stage.
+        stem_width (int): Channels of the stem.
         classes (list of str): Names of the classes, or ``None``. Kept in npz files.
     """
 
@@ -36,11 +46,20 @@ class Network(chainer.Chain):
     has_classifier = True
     #: Whether the 3x3/2 max pooling after the stem rounds sizes up; ``None``: no pooling.
     round_up_pooling = None
+    #: Its padding.
+    pool_pad = 1
+    #: What sets it apart from the plain network of its class: constructor's arguments.
+    variant = {}
 
-    def _build(self, category_num, stages, stem, stem_width, relu_after_add, eps):
+    def _build(self, category_num, stages, stem, stem_width, deep_stem=None, **of_block):
         ksize, stride, pad = stem
-        layers.check_sizes(category_num, 3 * stem_width * ksize**2, stem_width, stages)
+        convolutions = [(stem_width, ksize)]
+        if deep_stem is not None:
+            convolutions = [(width, 3) for width in (*deep_stem, stem_width)]
+        layers.check_sizes(category_num, convolutions, stages, of_block.get('se_reduction'))
+        eps = of_block['eps']
         self.category_num = category_num
+        self.stem_width = stem_width
         self.stages = tuple(stages)
         self.block_num = tuple(s.blocks for s in stages)
         self.C = stages[0].groups
@@ -49,10 +68,13 @@ class Network(chainer.Chain):
         self.classes = None
         # Chainer names links after their attribute; the original's name is the run's.
         self.name = f'ResNext_{category_num}_{self.C}'
-        self.add_link('stem', layers.ConvBN(3, stem_width, ksize, stride, pad, eps=eps))
+        if deep_stem is None:
+            self.add_link('stem', layers.ConvBN(3, stem_width, ksize, stride, pad, eps=eps))
+        else:
+            self.add_link('stem', layers.DeepStem(deep_stem, stem_width, eps))
         channels = stem_width
         for i, config in enumerate(stages, 1):
-            self.add_link(f'stage{i}', layers.Stage(channels, config, relu_after_add, eps))
+            self.add_link(f'stage{i}', layers.Stage(channels, config, **of_block))
             channels = config.out_channels
         return channels
 
@@ -71,13 +93,14 @@ class Network(chainer.Chain):
         return cls(category_num, cls.blocks_of_depth(depth), **arguments)
 
     @classmethod
-    def of_sizes(cls, category_num, sizes):
+    def of_sizes(cls, category_num, sizes, **variant):
         """Build a network, its weights zero, from sizes as flags and recipes call them.
 
         Args:
             category_num (int): Number of classes.
             sizes (mapping): 'block_num', 'C', 'd', 'shortcut', and what else the network
                 has of 'multi' and 'widen_factor'.
+            variant: Further arguments of the class.
         """
         return cls(
             category_num,
@@ -87,6 +110,7 @@ class Network(chainer.Chain):
             cls.expansion(sizes),
             shortcut=sizes['shortcut'],
             initialize=False,
+            **variant,
         )
 
     @staticmethod
@@ -122,12 +146,12 @@ class Network(chainer.Chain):
 
     def named_layers(self):
         """Yield (path, link) of stem, each block's layers, shortcut last, and classifier."""
-        yield 'stem', self.stem
+        yield from _with_parts('stem', self.stem)
         for i in range(1, len(self.stages) + 1):
             for j, block in enumerate(self[f'stage{i}'].children(), 1):
-                for part in ('reduce', 'grouped', 'expand', 'shortcut'):
+                for part in ('reduce', 'grouped', 'expand', 'se', 'shortcut'):
                     if getattr(block, part) is not None:
-                        yield f'stage{i}/block{j}/{part}', getattr(block, part)
+                        yield from _with_parts(f'stage{i}/block{j}/{part}', getattr(block, part))
         yield 'fc', self.fc
 
     # What a network computes.
@@ -141,7 +165,7 @@ class Network(chainer.Chain):
         h = self.stem(x)
         yield 'stem', h
         if self.round_up_pooling is not None:
-            h = engines.current().max_pooling(h, 3, 2, 1, self.round_up_pooling)
+            h = engines.current().max_pooling(h, 3, 2, self.pool_pad, self.round_up_pooling)
             yield 'pool', h
         for i in range(1, len(self.stages) + 1):
             h = self[f'stage{i}'](h)

@@ -7,6 +7,7 @@ or from a file.
 """
 
 import collections
+import itertools
 
 import chainer
 import chainer.links as L
@@ -44,21 +45,42 @@ chainer.global_config.weight_limit = None
 _MAX_BLOCKS = 2000
 
 
-def check_sizes(category_num, stem_weights, stem_width, stages):
+def check_sizes(category_num, stem, stages, se_reduction=None):
     """Check the sizes of a network before anything is allocated.
+
+    Args:
+        category_num (int): Number of classes.
+        stem (sequence of tuple): (channels, filter size) of each convolution of the stem.
+        stages (sequence of StageConfig): The stages.
+        se_reduction (int): See :class:`Bottleneck`.
 
     Raises:
         ValueError: A size is not a positive integer, the groups do not divide
             the width, or there are more than ``chainer.config.weight_limit`` weights.
     """
-    sizes = [category_num, stem_weights, stem_width]
+    sizes = [category_num, *itertools.chain(*stem), 1 if se_reduction is None else se_reduction]
     for stage in stages:
         sizes += stage[:5]
         if stage.projections not in ('first', 'all', 'none'):
             raise ValueError(f'projections {stage.projections!r}')
     if not stages or not all(isinstance(n, int) and n > 0 for n in sizes):
         raise ValueError('its sizes are not positive integers')
-    weights, channels = stem_weights, stem_width
+    weights = _count_weights(category_num, stem, stages, se_reduction)
+    limit = chainer.config.weight_limit
+    if limit is not None and weights > limit:
+        raise ValueError(
+            f'it would have more than {limit:,} weights, for which there are no numbers'
+        )
+    if limit is not None and sum(stage.blocks for stage in stages) > _MAX_BLOCKS:
+        raise ValueError(f'it would have over {_MAX_BLOCKS} blocks')
+
+
+def _count_weights(category_num, stem, stages, se_reduction):
+    """Return how many weights :func:`check_sizes`'s network has."""
+    weights, channels = 0, 3
+    for width, ksize in stem:
+        weights += channels * width * ksize**2
+        channels = width
     for stage in stages:
         if stage.width % stage.groups:
             raise ValueError(f'{stage.groups} groups do not divide {stage.width} channels')
@@ -71,15 +93,12 @@ def check_sizes(category_num, stem_weights, stem_width, stages):
             weights += channels * stage.out_channels
         if stage.projections == 'all':
             weights += (stage.blocks - 1) * stage.out_channels**2
+        if se_reduction is not None:
+            if stage.out_channels % se_reduction:
+                raise ValueError(f'se_reduction {se_reduction} of {stage.out_channels} channels')
+            weights += stage.blocks * 2 * stage.out_channels**2 // se_reduction
         channels = stage.out_channels
-    weights += channels * category_num
-    limit = chainer.config.weight_limit
-    if limit is not None and weights > limit:
-        raise ValueError(
-            f'it would have more than {limit:,} weights, for which there are no numbers'
-        )
-    if limit is not None and sum(stage.blocks for stage in stages) > _MAX_BLOCKS:
-        raise ValueError(f'it would have over {_MAX_BLOCKS} blocks')
+    return weights + channels * category_num
 
 
 class ConvBN(chainer.Chain):
@@ -153,6 +172,51 @@ class ConvBN(chainer.Chain):
         )
 
 
+class DeepStem(chainer.Chain):
+    """Three 3x3 convolutions in place of a stem's 7x7 one (arXiv 1812.01187, ResNet-C and -D).
+
+    ``layer1``, ``layer2``, ``layer3``; the first has stride 2.
+
+    Args:
+        widths (sequence of int): Channels of the first two.
+        out_channels (int): Channels of the last.
+        eps (float): See :class:`ConvBN`.
+    """
+
+    def __init__(self, widths, out_channels, eps=1e-5):
+        super().__init__()
+        channels = 3
+        for i, width in enumerate((*widths, out_channels), 1):
+            self.add_link(f'layer{i}', ConvBN(channels, width, 3, 2 if i == 1 else 1, 1, eps=eps))
+            channels = width
+
+    def forward(self, x):
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+class SqueezeExcite(chainer.Chain):
+    """A weight for each channel of each image, from the channels' means (arXiv 1709.01507).
+
+    Two fully connected layers, ``down`` with a ReLU and ``up`` with a sigmoid behind it.
+
+    Args:
+        channels (int): Channels of the input.
+        reduction (int): Divides the channels between the two layers.
+    """
+
+    def __init__(self, channels, reduction):
+        super().__init__()
+        with self.init_scope():
+            self.down = L.Linear(channels, channels // reduction, initialW=0)
+            self.up = L.Linear(channels // reduction, channels, initialW=0)
+
+    def forward(self, x, residual):
+        """Compute relu(x * weights + residual), of the shape of both."""
+        return engines.current().excite(x, self.down, self.up, residual)
+
+
 class Bottleneck(chainer.Chain):
     """The block of the paper's figure 3(c): 1x1, grouped 3x3, 1x1, and a shortcut.
 
@@ -164,22 +228,47 @@ class Bottleneck(chainer.Chain):
         relu_after_add (bool): ``True``: ReLU after the addition (the paper).
             ``False``: ReLU before it and none after (the 2017 CIFAR program).
         eps (float): See :class:`ConvBN`.
+        average_shortcut (bool): Whether a projection of stride 2 is average pooling over 2x2
+            and a convolution of stride 1 (arXiv 1812.01187, ResNet-D).
+        se_reduction (int): The block ends in :class:`SqueezeExcite` of this reduction;
+            ``None``: it does not. Needs ``relu_after_add``.
     """
 
-    def __init__(self, in_channels, config, stride, projection, relu_after_add=True, eps=1e-5):
+    def __init__(
+        self,
+        in_channels,
+        config,
+        stride,
+        projection,
+        relu_after_add=True,
+        eps=1e-5,
+        average_shortcut=False,
+        se_reduction=None,
+    ):
         super().__init__()
         self.stride = stride
         self.out_channels = config.out_channels
         self.relu_after_add = relu_after_add
+        self.averages = projection and average_shortcut and stride > 1
         with self.init_scope():
             self.reduce = ConvBN(in_channels, config.width, 1, eps=eps)
             self.grouped = ConvBN(
                 config.width, config.width, 3, stride, 1, groups=config.groups, eps=eps
             )
             self.expand = ConvBN(
-                config.width, config.out_channels, 1, eps=eps, relu_first=not relu_after_add
+                config.width,
+                config.out_channels,
+                1,
+                relu=se_reduction is None,
+                eps=eps,
+                relu_first=not relu_after_add,
             )
+            if se_reduction is None:
+                self.se = None
+            else:
+                self.se = SqueezeExcite(config.out_channels, se_reduction)
             if projection:
+                stride = 1 if self.averages else stride
                 self.shortcut = ConvBN(
                     in_channels, config.out_channels, 1, stride, relu=False, eps=eps
                 )
@@ -191,14 +280,23 @@ class Bottleneck(chainer.Chain):
         if self.shortcut is None:
             residual = engines.current().subsample_and_pad(x, self.stride, self.out_channels)
         else:
-            residual = self.shortcut(x)
-        return self.expand(h, residual)
+            pooled = engines.current().average_pooling(x) if self.averages else x
+            residual = self.shortcut(pooled)
+        if self.se is None:
+            return self.expand(h, residual)
+        return self.se(self.expand(h), residual)
 
 
 class Stage(chainer.Chain):
-    """Blocks ``block1``, ``block2``, ... of one :class:`StageConfig`."""
+    """Blocks ``block1``, ``block2``, ... of one :class:`StageConfig`.
 
-    def __init__(self, in_channels, config, relu_after_add=True, eps=1e-5):
+    Args:
+        in_channels (int): Channels of the input.
+        config (StageConfig): Sizes.
+        of_block: Further arguments of :class:`Bottleneck`.
+    """
+
+    def __init__(self, in_channels, config, **of_block):
         super().__init__()
         for i in range(1, config.blocks + 1):
             first = i == 1
@@ -206,12 +304,7 @@ class Stage(chainer.Chain):
             self.add_link(
                 f'block{i}',
                 Bottleneck(
-                    in_channels,
-                    config,
-                    config.stride if first else 1,
-                    projection,
-                    relu_after_add,
-                    eps,
+                    in_channels, config, config.stride if first else 1, projection, **of_block
                 ),
             )
             in_channels = config.out_channels

@@ -57,19 +57,23 @@ class PaperNetwork(Network):
         stem_width (int): Its channels.
         eps (float): Added to the variance by batch normalisation.
         initialize (bool): ``False`` leaves the weights zero, for loading a file.
+        variant: ``deep_stem`` of :class:`trainer.networks.layers.DeepStem`, its ``widths``;
+            ``average_shortcut`` and ``se_reduction`` of
+            :class:`trainer.networks.layers.Bottleneck`.
 
     Raises:
         ValueError: A size is not a positive integer, groups do not divide a width, or
             eps is not between 0 and 1.
     """
 
-    def __init__(self, category_num, stages, stem, stem_width, eps, initialize):
+    def __init__(self, category_num, stages, stem, stem_width, eps, initialize, **variant):
         super().__init__()
         if not 0 < eps < 1:
             raise ValueError(f'eps {eps}')
         stages = [layers.StageConfig(*stage) for stage in stages]
-        self.stem_width = stem_width
-        channels = self._build(category_num, stages, stem, stem_width, relu_after_add=True, eps=eps)
+        channels = self._build(
+            category_num, stages, stem, stem_width, relu_after_add=True, eps=eps, **variant
+        )
         self.multiplier = stages[0].out_channels / stages[0].width
         with self.init_scope():
             self.fc = L.Linear(channels, category_num, initialW=0)
@@ -93,6 +97,7 @@ class PaperNetwork(Network):
             'stem_width': self.stem_width,
             'eps': self.eps,
             'classes': self.classes,
+            **self.variant,
         }
         if self.round_up_pooling is not None:
             architecture['round_up_pooling'] = self.round_up_pooling

@@ -58,7 +58,7 @@ def layers(network, image_size=None):
         x = shapes.zeros((1, 3, size, size))
         pooled = {name: h.shape[1:] for name, h in network.activations(x)}
         network(x)
-    found = []
+    found, stem = [], [path for path, _ in network.named_layers() if path.startswith('stem')]
     for path, link in network.named_layers():
         if isinstance(link, ConvBN):
             out, _, k, _ = link.conv.W.shape
@@ -74,14 +74,20 @@ def layers(network, image_size=None):
             found.append(Layer('features', 'average', pooled['features'], 0, 0))
         area = output[1] * output[2] if len(output) == 3 else 1
         found.append(Layer(path, filters, output, link.count_params(), weights * area))
-        if path == 'stem' and 'pool' in pooled:
+        if path == stem[-1] and 'pool' in pooled:
             found.append(Layer('pool', 'maximum of 3x3 /2', pooled['pool'], 0, 0))
     return found
 
 
 def _row(name, filters, of):
     sums = (f'{sum(layer[i] for layer in of):,}' for i in (3, 4))
-    return _ROW.format(name, filters, 'x'.join(map(str, of[-1].output)), *sums)
+    maps = [layer.output for layer in of if len(layer.output) == 3] or [of[-1].output]
+    return _ROW.format(name, filters, 'x'.join(map(str, maps[-1])), *sums)
+
+
+def _within(layer):
+    """Return the path of a layer in its block."""
+    return layer.path.split('/', 2)[2]
 
 
 def summary(network, image_size=None):
@@ -108,13 +114,17 @@ def summary(network, image_size=None):
             row(top, of_top[0].filters, of_top)
             continue
         row(top, '', of_top)
+        if of_top[0].path.count('/') == 1:  # a stem of several layers
+            for layer in of_top:
+                row('  ' + layer.path.split('/')[1], layer.filters, [layer])
+            continue
         blocks = [
             list(block)
             for _, block in itertools.groupby(of_top, lambda layer: layer.path.split('/')[1])
         ]
         number = 1
         for _, alike in itertools.groupby(
-            blocks, lambda block: [(layer.path.split('/')[2],) + layer[1:] for layer in block]
+            blocks, lambda block: [(_within(layer),) + layer[1:] for layer in block]
         ):
             alike = list(alike)
             last = number + len(alike) - 1
@@ -124,7 +134,7 @@ def summary(network, image_size=None):
                 alike[0],
             )
             for layer in alike[0]:
-                row('    ' + layer.path.split('/')[2], layer.filters, [layer])
+                row('    ' + _within(layer), layer.filters, [layer])
             number = last + 1
     total = [sum(layer[i] for layer in found) for i in (3, 4)]
     lines += [

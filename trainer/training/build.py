@@ -74,7 +74,8 @@ def of_options(options, given, architecture, category_num, say=None):
         return description.build(architecture, RECORD, WEIGHT_LIMIT), options
     if options.load_model is None:
         sizes = {size: getattr(options, size) for size in SIZES}
-        return table.get(options.network).cls.of_sizes(category_num, sizes), options
+        entry = table.get(options.network)
+        return entry.cls.of_sizes(category_num, sizes, **entry.variant), options
     path = run_folder.weights(options.load_model)
     built, found = formats.read(path, headless=options.reset_classifier)
     for note in found.notes if say else ():
@@ -85,7 +86,7 @@ def of_options(options, given, architecture, category_num, say=None):
 def _sizes_held(given, built, model):
     """Return the sizes of a network from a file; refuse flags that contradict them."""
     held = {
-        'network': table.of_kind(built.kind).name,
+        'network': table.of(built).name,
         'C': built.C,
         'd': built.d,
         'block_num': built.block_num,

@@ -21,7 +21,7 @@ import numpy as np
 
 from trainer import files
 from trainer.errors import InputError
-from trainer.weights import description, formats, forms, original
+from trainer.weights import chainercv, description, formats, forms, original
 
 ARCHITECTURE = 'architecture'
 
@@ -143,6 +143,22 @@ def state(network):
     return dict(sorted(arrays.items()))  # Chainer's order changes from run to run
 
 
+def _check_settings(network, path, architecture):
+    """Refuse a file for other strides and the like: arrays of one shape may still be."""
+    if architecture is None:
+        return
+    own = network.architecture()
+    # What is not said of stages is what the file's other words come to; the rest is as usual.
+    usual = {key: own.get(key) for key in ('stages', 'eps')}
+    usual |= {'average_shortcut': None, 'pool_pad': None}
+    for key, default in usual.items():
+        here, there = own.get(key), architecture.get(key, default)
+        if here != there:
+            raise InputError(
+                f'{path}: does not fit {describe(network)}: {key} is {there} there and {here} here'
+            )
+
+
 def fill(network, arrays, path, architecture):
     """Copy arrays, of any layout, into a network after checking all of them.
 
@@ -158,6 +174,8 @@ def fill(network, arrays, path, architecture):
     for name, array in arrays.items():
         if array.dtype.kind not in ('iu' if name.endswith('/N') else 'iuf'):
             raise InputError(f'{path}: {name} holds {array.dtype}, not numbers')
+    if chainercv.is_chainercv(arrays):
+        arrays = chainercv.to_here(arrays, path)
     form = forms.form_of(arrays)
     if form is not None or original.is_original(arrays):
         try:
@@ -185,13 +203,7 @@ def fill(network, arrays, path, architecture):
                 f'{path}: does not fit {describe(network)}: {name} is {array.shape} there and '
                 f'{np.shape(held[name])} here'
             )
-    # Arrays of one shape may still be for other strides.
-    for key, here in network.architecture().items():
-        if key in ('stages', 'eps') and here != (architecture or {}).get(key, here):
-            raise InputError(
-                f'{path}: does not fit {describe(network)}: {key} is {architecture[key]} there '
-                f'and {here} here'
-            )
+    _check_settings(network, path, architecture)
     arrays = dict({name: np.int64(0) for name in held if name.endswith('/N')}, **arrays)
     chainer.serializers.NpzDeserializer(arrays).load(network)
     return network
@@ -199,8 +211,9 @@ def fill(network, arrays, path, architecture):
 
 def describe(network):
     """Say in a few words which network it is."""
-    return '{} of {} classes, blocks {}, {}x{}d'.format(
-        type(network).__name__,
+    return '{}{} of {} classes, blocks {}, {}x{}d'.format(
+        'SE-' if 'se_reduction' in network.variant else '',
+        type(network).__name__ + ('-D' if 'average_shortcut' in network.variant else ''),
         network.category_num,
         '-'.join(map(str, network.block_num)),
         network.C,
@@ -229,11 +242,11 @@ def load(path):
     arrays = read_arrays(path)
     architecture = _architecture(arrays, path)
     if architecture is None:
-        architecture = original.architecture(arrays)
+        architecture = original.architecture(arrays) or chainercv.architecture(arrays, path)
     if architecture is None:
         raise InputError(
-            '{}: an npz file, but not of a network of this project or of the 2017 '
-            'program; first array: {}'.format(path, next(iter(arrays), 'none'))
+            '{}: an npz file, but not of a network of this project, of the 2017 '
+            'program or of chainercv; first array: {}'.format(path, next(iter(arrays), 'none'))
         )
     weights = sum(array.size for array in arrays.values())
     network = description.build(architecture, path, weight_limit=weights)

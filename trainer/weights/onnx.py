@@ -83,16 +83,41 @@ class _Graph:
     def block(self, block, name, h):
         """Add a :class:`Bottleneck <trainer.networks.layers.Bottleneck>`."""
         if block.shortcut is not None:
-            residual = self.conv_bn(block.shortcut, name + '/shortcut', h)
+            pooled = self._average_pooling(name + '/pool', h) if block.averages else h
+            residual = self.conv_bn(block.shortcut, name + '/shortcut', pooled)
         else:
             residual = self._subsample_and_pad(block, name + '/shortcut', h)
         h = self.conv_bn(block.reduce, name + '/reduce', h)
         h = self.conv_bn(block.grouped, name + '/grouped', h)
+        if block.se is not None:
+            h = self.conv_bn(block.expand, name + '/expand', h)
+            return self._excite(block.se, name + '/se', h, residual)
         if block.relu_after_add:
             return self.conv_bn(block.expand, name + '/expand', h, residual)
         return self.node(
             'Add', [self.conv_bn(block.expand, name + '/expand', h), residual], name + '/add'
         )
+
+    def _average_pooling(self, name, h):
+        return self.node(
+            'AveragePool',
+            [h],
+            name,
+            kernel_shape=[2, 2],
+            strides=[2, 2],
+            ceil_mode=1,
+            count_include_pad=0,
+        )
+
+    def _excite(self, se, name, h, residual):
+        weights = self.node('GlobalAveragePool', [h], name + '/mean')
+        for fc, activation in ((se.down, 'Relu'), (se.up, 'Sigmoid')):
+            path = f'{name}/{fc.name}'
+            w = self.weight(path + '/W', fc.W.array[:, :, None, None])
+            weights = self.node('Conv', [weights, w, self.weight(path + '/b', fc.b.array)], path)
+            weights = self.node(activation, [weights], f'{path}/{activation.lower()}')
+        h = self.node('Add', [self.node('Mul', [h, weights], name + '/scale'), residual], name)
+        return self.node('Relu', [h], name + '/relu')
 
     def _subsample_and_pad(self, block, name, h):
         if block.stride > 1:
@@ -112,7 +137,10 @@ class _Graph:
 
 def _add_network(graph, network):
     """Add the nodes of a network, from 'x' to 'features' and 'scores'."""
-    h = graph.conv_bn(network.stem, 'stem', 'x')
+    h = 'x'
+    for path, link in network.named_layers():
+        if path.split('/')[0] == 'stem':
+            h = graph.conv_bn(link, path, h)
     if network.round_up_pooling is not None:
         h = graph.node(
             'MaxPool',
@@ -120,7 +148,7 @@ def _add_network(graph, network):
             'pool',
             kernel_shape=[3, 3],
             strides=[2, 2],
-            pads=[1] * 4,
+            pads=[network.pool_pad] * 4,
             ceil_mode=int(network.round_up_pooling),
         )
     for i in range(1, len(network.stages) + 1):

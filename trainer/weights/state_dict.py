@@ -35,18 +35,19 @@ class Tensor(collections.namedtuple('Tensor', 'dtype shape load')):
     """
 
 
-class StateDict(collections.namedtuple('StateDict', 'naming dtypes')):
+class StateDict(collections.namedtuple('StateDict', 'naming dtypes whose')):
     """What a state dict says beside the network.
 
     Attributes:
         naming (Naming): Whose names it has.
         dtypes (str): Types of its weights, the most frequent first.
+        whose (str): Whose names they are, for a user.
     """
 
     @property
     def details(self):
         """str: Both, for a user."""
-        return f"{self.dtypes}, {self.naming.name}'s names"
+        return f"{self.dtypes}, {self.whose}'s names"
 
 
 def from_bfloat16(bits):
@@ -74,12 +75,28 @@ def recognise(tensors):
     """Return the :class:`Naming` that a state dict has, or ``None``."""
     for of_project in namings.table().values():
         for naming in of_project:
-            stem = tensors.get(naming.stem[0] + '.weight')
             size = 7 if naming.kind == 'ilsvrc' else 3
+            stems = [(naming.stem[0], size)]
+            if naming.variants is not None and naming.variants.deep_stem:
+                stems.append((naming.variants.deep_stem[0][0], 3))
             first = naming.block(0, 0)['reduce'][0] + '.weight'
-            if first in tensors and stem is not None and stem.shape[2:] == (size, size):
+            if first in tensors and any(
+                stem + '.weight' in tensors and tensors[stem + '.weight'].shape[2:] == (k, k)
+                for stem, k in stems
+            ):
                 return naming
     return None
+
+
+def _of_block(naming, network, path):
+    """Return what a naming calls a layer of a block, or its convolution and normalisation."""
+    stage, block, part, *inner = path.split('/')
+    place = int(stage[5:]) - 1, int(block[5:]) - 1
+    if part == 'se':
+        return naming.variants.se(*place)[('down', 'up').index(*inner)]
+    if part == 'shortcut' and 'average_shortcut' in network.variant:
+        return naming.variants.average_shortcut(*place)
+    return naming.block(*place)[part]
 
 
 def _names(naming, network):
@@ -90,11 +107,16 @@ def _names(naming, network):
             fc = naming.classifier(len(network.stages))
             names.update({fc + '.' + a: path + '/' + b for a, b in _LINEAR})
             continue
+        if '/se/' in path:
+            fc = _of_block(naming, network, path)
+            names.update({fc + '.' + a: path + '/' + b for a, b in _LINEAR})
+            continue
         if path == 'stem':
             conv, bn = naming.stem
+        elif path.startswith('stem/'):
+            conv, bn = naming.variants.deep_stem[int(path[-1]) - 1]
         else:
-            stage, block, part = path.split('/')
-            conv, bn = naming.block(int(stage[5:]) - 1, int(block[5:]) - 1)[part]
+            conv, bn = _of_block(naming, network, path)
         names[conv + '.weight'] = path + '/conv/W'
         names.update({bn + '.' + a: path + '/bn/' + b for a, b in _BN})
     return names
@@ -115,11 +137,17 @@ def _architecture(naming, tensors, path):
             raise InputError(f'{path}: {name}.weight has shape {found}')
         return found
 
+    variant = _variant(naming, tensors, shape)
+
     def there(i, j, part):
-        return naming.block(i, j)[part][0] + '.weight' in tensors
+        name = naming.block(i, j)[part][0]
+        if part == 'shortcut' and 'average_shortcut' in variant:
+            name = naming.variants.average_shortcut(i, j)[0]
+        return name + '.weight' in tensors
 
     stages = []
-    stem = channels = shape(naming.stem[0], 4)[0]
+    stem = naming.variants.deep_stem[-1][0] if 'deep_stem' in variant else naming.stem[0]
+    stem = channels = shape(stem, 4)[0]
     while there(len(stages), 0, 'reduce'):
         i = len(stages)
         blocks = 1
@@ -146,7 +174,31 @@ def _architecture(naming, tensors, path):
         'stem_width': stem,
         'eps': EPS,
         'category_num': shape(classifier, 2)[0] if _there(classifier, tensors) else 1,
+        **dict(naming.pooling),
+        **variant,
     }
+
+
+def _variant(naming, tensors, shape):
+    """Read off names and shapes what a network has that the plain one has not."""
+    variants, found = naming.variants, {}
+    if variants is None:
+        return found
+    if variants.deep_stem and variants.deep_stem[0][0] + '.weight' in tensors:
+        found['deep_stem'] = [shape(conv, 4)[0] for conv, _ in variants.deep_stem[:-1]]
+    if variants.average_shortcut:
+        names = (variants.average_shortcut(i, 0)[0] + '.weight' for i in range(2))
+        if any(name in tensors and len(tensors[name].shape) == 4 for name in names):
+            found['average_shortcut'] = True
+    if variants.se and variants.se(0, 0)[0] + '.weight' in tensors:
+        hidden, channels = shape(variants.se(0, 0)[0], 4)[:2]
+        found['se_reduction'] = max(1, channels // hidden)
+    return found
+
+
+def _there_shape(ours, array):
+    """Return the shape that a state dict gives to an array of ours."""
+    return array.shape + ((1, 1) if '/se/' in ours and ours.endswith('/W') else ())
 
 
 def _load(tensor, name, path):
@@ -216,22 +268,27 @@ def read(tensors, path):
             )
         )
     for name, ours in names.items():
-        if not name.endswith(_COUNTER) and tensors[name].shape != held[ours].shape:
+        if name.endswith(_COUNTER):
+            continue
+        fitting = _there_shape(ours, held[ours])
+        if tensors[name].shape != fitting:
             raise InputError(
                 f'{path}: does not fit {npz.describe(network)}: {name} is {tensors[name].shape} '
-                f'there and {held[ours].shape} here'
+                f'there and {fitting} here'
             )
     dtypes, arrays = collections.Counter(), {}
     for name, ours in names.items():
         if name.endswith(_COUNTER):
             arrays[ours] = _count(tensors[name], name, path) if name in tensors else np.int64(0)
         else:
-            arrays[ours] = _load(tensors[name], name, path)
+            arrays[ours] = _load(tensors[name], name, path).reshape(held[ours].shape)
             dtypes[tensors[name].dtype] += arrays[ours].size
     chainer.serializers.NpzDeserializer(held | arrays).load(network)
     if naming.preprocessing is not None:
         network.preprocessing = naming.preprocessing
-    return network, StateDict(naming, ', '.join(dtype for dtype, _ in dtypes.most_common()))
+    whose = naming.variants.name if network.variant else naming.name
+    types = ', '.join(dtype for dtype, _ in dtypes.most_common())
+    return network, StateDict(naming, types, whose)
 
 
 def _check_held(network, naming):
@@ -245,8 +302,14 @@ def _check_held(network, naming):
 
     if network.eps != EPS:
         raise refuse(f"its batch normalisation has eps {network.eps}, PyTorch's {EPS}")
-    if network.round_up_pooling:
-        raise refuse('its max pooling rounds sizes up')
+    pooling = dict(naming.pooling)
+    if bool(network.round_up_pooling) != pooling.get('round_up_pooling', False):
+        raise refuse(f'its max pooling rounds sizes {"up" if network.round_up_pooling else "down"}')
+    if network.pool_pad != pooling.get('pool_pad', 1):
+        raise refuse(f'its max pooling has {network.pool_pad} pixels of padding')
+    for what in network.variant:
+        if getattr(naming.variants, {'se_reduction': 'se'}.get(what, what), None) is None:
+            raise refuse(f'they have no names for its {what}')
     channels = network.stem_width
     for i, stage in enumerate(network.stages):
         if stage.stride != (2 if i else 1):
@@ -312,4 +375,6 @@ def write(network, naming=None):
         array = chainer.backends.cuda.to_cpu(held[ours]) if np.ndim(held[ours]) else held[ours]
         dtype = np.int64 if name.endswith(_COUNTER) else np.float32
         arrays[name] = np.asarray(array, dtype, order='C')
+        if dtype == np.float32:
+            arrays[name] = arrays[name].reshape(_there_shape(ours, array))
     return arrays

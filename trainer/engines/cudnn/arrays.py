@@ -11,6 +11,7 @@ import chainer.functions as F
 import numpy as np
 from chainer import backend
 
+from trainer.engines import arrays
 from trainer.engines.autograd import ADD, ADD_RELU, RELU, RELU_ADD
 
 
@@ -161,6 +162,22 @@ def max_pooling_backward(gy, place, x_shape, size, stride, pad):
     i, j, y, x = np.indices(gy.shape, sparse=True)
     np.add.at(gx, (i, j, y * stride + place // size, x * stride + place % size), gy)
     return gx[:, :, pad : pad + h, pad : pad + w]
+
+
+average_pooling = arrays.average_pooling
+average_pooling_backward = arrays.average_pooling_backward
+
+
+def scale(x, weights, residual):
+    """relu(x * weights + residual), weights (batch, channels) of each image's channels."""
+    return (x * weights[:, :, None, None] + residual).clip(0, None).astype(x.dtype, copy=False)
+
+
+def scale_backward(gy, y, x, weights):
+    """Gradients of :func:`scale` for x, weights and residual."""
+    masked = gy * (y > 0)
+    gweights = (masked * x.astype(_wide(x), copy=False)).sum(axis=(2, 3), dtype=_wide(x))
+    return (masked * weights[:, :, None, None]).astype(x.dtype, copy=False), gweights, masked
 
 
 def mean_pooling(x):

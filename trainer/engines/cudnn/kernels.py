@@ -1,4 +1,5 @@
-"""What surrounds the convolutions, by kernels of this project (``kernels.cu``, ``pooling.cu``).
+"""What surrounds the convolutions, by kernels of this project (``kernels.cu``,
+``pooling.cu``, ``channels.cu``).
 
 cuDNN computes batch normalisation as well, but keeps a byte for each value behind a ReLU
 where these need none or a bit. Functions take and return what those of their names in
@@ -16,6 +17,7 @@ from trainer.engines.cudnn import arrays
 
 _launch = cuda.kernels(__file__, 'kernels.cu')
 _launch_pooling = cuda.kernels(__file__, 'pooling.cu')
+_launch_channels = cuda.kernels(__file__, 'channels.cu')
 
 _THREADS = 256
 
@@ -206,12 +208,21 @@ def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     return gx, ggamma, gbeta, gy if kept is None else kept
 
 
+def _count(threads):
+    """Return a number of threads.
+
+    Raises:
+        ValueError: There are more than kernels count, which do so in 32 bits.
+    """
+    if threads >= 1 << 31:
+        raise ValueError(f'{threads} threads at once')
+    return threads
+
+
 def _each(kernel, like, values, *args):
     """Launch a kernel with a thread for each pack of so many values."""
     letter, pack = _kind(like.dtype, like.shape[1])
-    threads = values // pack
-    if threads >= 1 << 31:
-        raise ValueError(f'{values} values at once')  # kernels count in 32 bits
+    threads = _count(values // pack)
     _launch_pooling(f'{kernel}_{letter}{pack}', -(-threads // _THREADS), _THREADS, *args)
 
 
@@ -240,13 +251,63 @@ def max_pooling_backward(gy, place, x_shape, size, stride, pad):
     return gx
 
 
+def average_pooling(x):
+    n, c, h, w = x.shape
+    y = _empty((n, c, -(-h // 2), -(-w // 2)), x.dtype)
+    _each('average_pool', x, y.size, x, *map(np.int32, (n, h, w, c)), y)
+    return y
+
+
+def average_pooling_backward(gy, x_shape):
+    n, c, h, w = x_shape
+    gx = _empty(x_shape, gy.dtype)
+    _each('average_pool_backward', gx, gx.size, gy, *map(np.int32, (n, h, w, c)), gx)
+    return gx
+
+
+def _each_image(kernel, x, inputs, outputs):
+    """Launch a kernel whose blocks each have some channels of an image, and all its pixels."""
+    n, c, h, w = x.shape
+    letter, pack = _kind(x.dtype, c)
+    across = min(c // pack, _ACROSS)
+    _launch_channels(
+        f'{kernel}_{letter}{pack}',
+        (n, -(-c // pack // across)),
+        _THREADS,
+        *inputs,
+        *map(np.int32, (h * w, c, across)),
+        *outputs,
+        shared=_THREADS * pack * 4,
+    )
+
+
 def mean_pooling(x):
     import cupy
 
-    n, c, h, w = x.shape
-    y = cupy.empty((n, c, 1, 1), np.float32)
-    _each('mean_pool', x, n * c, x, np.int32(n), np.int32(h * w), np.int32(c), y)
+    y = cupy.empty((*x.shape[:2], 1, 1), np.float32)
+    _each_image('mean_pool', x, (x,), (y,))
     return y
+
+
+def scale(x, weights, residual):
+    y = _empty(x.shape, x.dtype)
+    letter, pack = _kind(x.dtype, x.shape[1])
+    all_packs = _count(x.size // pack)
+    sizes = np.uint32(x.shape[1] // pack), np.uint32(x.shape[2] * x.shape[3]), np.uint32(all_packs)
+    blocks = -(-all_packs // _THREADS)
+    _launch_channels(
+        f'scale_{letter}{pack}', blocks, _THREADS, x, weights, residual, *sizes, y
+    )  # fmt: skip
+    return y
+
+
+def scale_backward(gy, y, x, weights):
+    import cupy
+
+    gx, masked = _empty(x.shape, x.dtype), _empty(x.shape, x.dtype)
+    gweights = cupy.empty(weights.shape, np.float32)
+    _each_image('scale_backward', x, (gy, y, x, weights), (gx, gweights, masked))
+    return gx, gweights, masked
 
 
 def mean_pooling_backward(gy, x_shape, dtype):

@@ -73,19 +73,39 @@ __device__ void max_pool_backward(const T *gy, const unsigned char *place, int b
     store<T, V>(gx, i, out);
 }
 
-// Mean over the pixels of each image, to float32 (batch, channels).
+// Mean of each 2x2 window, stride 2; of those pixels of a last window that are there.
 template <typename T, int V>
-__device__ void mean_pool(const T *x, int batch, int area, int channels, float *y) {
+__device__ void average_pool(const T *x, int batch, int height, int width, int channels, T *y) {
     unsigned packs = channels / V, i = thread();
-    if (i >= batch * packs) return;
-    unsigned n = i / packs, pack = i % packs;
+    int out_height = (height + 1) / 2, out_width = (width + 1) / 2;
+    if (i >= (unsigned)batch * out_height * out_width * packs) return;
+    Pixel to(i, packs, out_height, out_width);
+    int down = min(2, height - 2 * to.y), right = min(2, width - 2 * to.x);
     float sum[V] = {};
-#pragma unroll 4
-    for (int r = 0; r < area; ++r) {
-        Pack<T, V> p = load<T, V>(x, ((long long)n * area + r) * packs + pack);
-        for (int v = 0; v < V; ++v) sum[v] += widen(p.lane[v]);
-    }
-    for (int v = 0; v < V; ++v) y[(long long)i * V + v] = sum[v] / area;
+    for (int ky = 0; ky < down; ++ky)
+        for (int kx = 0; kx < right; ++kx) {
+            Pack<T, V> p = load<T, V>(
+                x, (((long long)to.n * height + 2 * to.y + ky) * width + 2 * to.x + kx) * packs
+                       + to.pack);
+            for (int v = 0; v < V; ++v) sum[v] += widen(p.lane[v]);
+        }
+    Pack<T, V> out;
+    for (int v = 0; v < V; ++v) narrow(sum[v] / (down * right), out.lane[v]);
+    store<T, V>(y, i, out);
+}
+
+template <typename T, int V>
+__device__ void average_pool_backward(const T *gy, int batch, int height, int width, int channels,
+                                      T *gx) {
+    unsigned packs = channels / V, i = thread();
+    if (i >= (unsigned)batch * height * width * packs) return;
+    Pixel to(i, packs, height, width);
+    int y = to.y / 2, x = to.x / 2;
+    int pixels = min(2, height - 2 * y) * min(2, width - 2 * x);
+    Pack<T, V> p = load<T, V>(
+        gy, (((long long)to.n * ((height + 1) / 2) + y) * ((width + 1) / 2) + x) * packs + to.pack);
+    for (int v = 0; v < V; ++v) narrow(widen(p.lane[v]) / pixels, p.lane[v]);
+    store<T, V>(gx, i, p);
 }
 
 template <typename T, int V>
@@ -120,9 +140,13 @@ template <typename T, int V> __device__ void accumulate(T *x, const T *y, unsign
         max_pool_backward<T, V>(gy, place, batch, height, width, channels, out_height,          \
             out_width, size, stride, pad, gx);                                                  \
     }                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) mean_pool_##suffix(                       \
-        IN(T) x, int batch, int area, int channels, OUT(float) y) {                             \
-        mean_pool<T, V>(x, batch, area, channels, y);                                           \
+    extern "C" __global__ void __launch_bounds__(256) average_pool_##suffix(                    \
+        IN(T) x, int batch, int height, int width, int channels, OUT(T) y) {                    \
+        average_pool<T, V>(x, batch, height, width, channels, y);                               \
+    }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) average_pool_backward_##suffix(           \
+        IN(T) gy, int batch, int height, int width, int channels, OUT(T) gx) {                  \
+        average_pool_backward<T, V>(gy, batch, height, width, channels, gx);                    \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(256) mean_pool_backward_##suffix(              \
         IN(float) gy, int batch, int area, int channels, OUT(T) gx) {                           \

@@ -14,6 +14,8 @@ _layers = autograd.Layers(provider)
 conv_bn = _layers.conv_bn
 subsample_and_pad = _layers.subsample_and_pad
 max_pooling = _layers.max_pooling
+average_pooling = _layers.average_pooling
+excite = _layers.excite
 global_average_pooling = _layers.global_average_pooling
 linear = _layers.linear
 

@@ -6,7 +6,8 @@ import ctypes
 TRAINING, BACKWARD = ctypes.c_int(64), ctypes.c_int(128)
 
 # Algorithms.
-DIRECT, RELU, RELU_BY_OUTPUT, MAX, ADD = (ctypes.c_int(n) for n in (1, 0x20, 0x100, 0x1FF, 0x1FFF0))
+DIRECT, RELU, RELU_BY_OUTPUT = (ctypes.c_int(n) for n in (1, 0x20, 0x100))
+MAX, MEAN_OF_VALID, ADD, MULTIPLY = (ctypes.c_int(n) for n in (0x1FF, 0x3FF, 0x1FFF0, 0x1FFF1))
 
 # Flags of batch normalisation.
 SCALE_SHIFT, FUSE_RELU = 2 | 4, 8

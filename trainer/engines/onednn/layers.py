@@ -105,7 +105,7 @@ def normalize_backward(gy, x, gamma, mean, var, eps, workspace):
     return gx, ggamma, gbeta
 
 
-# Max pooling.
+# Pooling.
 
 
 def _pooling_window(x, y, size, stride, pad):
@@ -149,6 +149,48 @@ def max_pooling_backward(gy, place, x_shape, size, stride, pad):
     gx = maps.empty(x_shape, gy.dtype)
     backward(gy=gy, gx=gx, place=place)
     return gx
+
+
+@functools.cache
+def _average_pooling(x_shape, dtype):
+    n, c, h, w = x_shape
+    x, y = nhwc(x_shape, dtype), nhwc((n, c, -(-h // 2), -(-w // 2)), dtype)
+    two, none = dims((2, 2)), dims((0, 0))
+    window = two, two, none, none, dims((h % 2, w % 2))
+    kind = constants.MEAN_OF_VALID
+    forward = Primitive('pooling_forward', engine(), constants.TRAINING, kind, x, y, *window)
+    backward = Primitive('pooling_backward', engine(), kind, x, y, *window, forward.descriptor)
+    return (
+        forward.bind(x=(constants.SRC, x), y=(constants.DST, y)),
+        backward.bind(gy=(constants.DIFF_DST, y), gx=(constants.DIFF_SRC, x)),
+    )
+
+
+def average_pooling(x):
+    n, c, h, w = x.shape
+    y = maps.empty((n, c, -(-h // 2), -(-w // 2)), x.dtype)
+    _average_pooling(x.shape, x.dtype)[0](x=x, y=y)
+    return y
+
+
+def average_pooling_backward(gy, x_shape):
+    gx = maps.empty(x_shape, gy.dtype)
+    _average_pooling(x_shape, gy.dtype)[1](gy=gy, gx=gx)
+    return gx
+
+
+# Squeeze and excitation.
+
+
+def scale(x, weights, residual):
+    return maps.multiply(x, weights[:, :, None, None], x.dtype, residual)
+
+
+def scale_backward(gy, y, x, weights):
+    masked = maps.relu_backward(gy, y)
+    products = maps.multiply(masked, x, maps.FLOAT32)
+    sums = arrays.sum_pooling(products)
+    return maps.multiply(masked, weights[:, :, None, None], x.dtype), sums, masked
 
 
 # Layers.

@@ -84,6 +84,32 @@ def add(x, y):
 
 
 @functools.cache
+def _multiply(shape, dtype, other_shape, other_dtype, result, after):
+    x, other, y = nhwc(shape, dtype), nhwc(other_shape, other_dtype), nhwc(shape, result)
+    added = nhwc(shape, dtype)
+    return Primitive(
+        'binary', engine(), constants.MULTIPLY, x, other, y, post_ops=post_ops(after, added)
+    ).bind(
+        x=(constants.SRC, x),
+        other=(constants.SRC_1, other),
+        y=(constants.DST, y),
+        **bound_post_ops(after, added),
+    )
+
+
+def multiply(x, other, dtype, residual=None):
+    """Return x * other, of a type; with a residual, of x's type: relu(x * other + residual).
+
+    ``other`` may be (batch, channels, 1, 1).
+    """
+    after = () if residual is None else ('add', 'relu')
+    y = empty(x.shape, dtype)
+    primitive = _multiply(x.shape, x.dtype, other.shape, other.dtype, dtype, after)
+    primitive(x=x, other=other, y=y, **({'add': residual} if after else {}))
+    return y
+
+
+@functools.cache
 def _relu_backward(shape, dtype):
     y = nhwc(shape, dtype)
     forward = Primitive(

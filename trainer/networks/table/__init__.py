@@ -22,6 +22,7 @@ class Entry:
         title: What users are told that a file holds.
         sizes: Size -> what it is where neither recipe nor flag says otherwise.
         further_sizes: Sizes that it has beside those, derived where they are not given.
+        variant: Further arguments of the class; several entries may share one.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Entry:
     title: str
     sizes: dict[str, object]
     further_sizes: tuple[str, ...] = ()
+    variant: dict[str, object] = dataclasses.field(default_factory=dict)
 
     @property
     def cls(self) -> type:
@@ -60,5 +62,16 @@ def of_kind(kind: str) -> Entry:
     Raises:
         KeyError: There is no such network.
     """
-    entries = {entry.kind: entry for entry in map(get, available())}
+    entries = {entry.kind: entry for entry in map(get, available()) if not entry.variant}
     return entries[kind]
+
+
+def of(network) -> Entry:
+    """Return the entry of a network: that of its variant, or of its class's plain network.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+    """
+    variants = (get(name) for name in available())
+    found = (e for e in variants if (e.kind, e.variant) == (network.kind, network.variant))
+    return next(found, None) or of_kind(network.kind)

@@ -1,0 +1,94 @@
+"""The npz layout of chainercv's SE-ResNeXt (``chainercv/links/model/senet/se_resnext.py``).
+
+Its networks are Caffe's: max pooling without padding that rounds up. Chainer's batch
+normalisation adds 2e-5 there.
+"""
+
+import re
+
+from trainer.errors import InputError
+
+_STEM = 'conv1/conv/W'
+_PARTS = {
+    'conv1': 'reduce',
+    'conv2': 'grouped',
+    'conv3': 'expand',
+    'se': 'se',
+    'residual_conv': 'shortcut',
+}
+_BLOCK = re.compile(r'res(\d)/(a|b\d{1,3})/(conv[123]|se|residual_conv)/(.+)')
+
+
+def is_chainercv(arrays):
+    """Tell whether arrays have the names of chainercv's residual networks."""
+    return _STEM in arrays and 'res2/a/conv2/conv/W' in arrays
+
+
+def _here(name):
+    """Return what an array of chainercv is called here, or ``None``."""
+    for there, ours in (('conv1/', 'stem/'), ('fc6/', 'fc/')):
+        if name.startswith(there):
+            return ours + name.removeprefix(there)
+    match = _BLOCK.fullmatch(name)
+    if match is None:
+        return None
+    stage, block, part, rest = match.groups()
+    number = 1 if block == 'a' else int(block[1:]) + 1
+    return f'stage{int(stage) - 1}/block{number}/{_PARTS[part]}/{rest}'
+
+
+def to_here(arrays, path):
+    """Rename chainercv's arrays.
+
+    Raises:
+        trainer.errors.InputError: One is not a network's.
+    """
+    names = {name: _here(name) for name in arrays}
+    strange = next((name for name, ours in names.items() if ours is None), None)
+    if strange is not None:
+        raise InputError(f"{path}: has the names of chainercv's networks, but also {strange}")
+    return {names[name]: array for name, array in arrays.items()}
+
+
+def architecture(arrays, path):
+    """Read the network's sizes off the names and shapes of chainercv's arrays.
+
+    Returns:
+        dict: As :meth:`Network.architecture` gives, or ``None`` where the arrays are not
+        chainercv's.
+
+    Raises:
+        trainer.errors.InputError: They are of another network than SE-ResNeXt.
+    """
+    if not is_chainercv(arrays):
+        return None
+    blocks = {}
+    for name in arrays:
+        match = _BLOCK.fullmatch(name)
+        if match:
+            blocks.setdefault(int(match[1]), set()).add(match[2])
+    try:
+        stages = []
+        for i in sorted(blocks):
+            grouped, expand = (arrays[f'res{i}/a/conv{n}/conv/W'].shape for n in (2, 3))
+            groups = grouped[0] // grouped[1]
+            if groups == 1:
+                # stride_first: its SE-ResNet has the stride in the first convolution.
+                raise InputError(
+                    f"{path}: a ResNet of chainercv's; a file does not tell where its strides "
+                    'are; SE-ResNeXt files are read'
+                )
+            stages.append([len(blocks[i]), grouped[0], groups, expand[0], min(2, i - 1), 'first'])
+        se = arrays.get('res2/a/se/down/W')
+        return {
+            'network': 'ilsvrc',
+            'category_num': len(arrays['fc6/W']),
+            'stages': stages,
+            'stem_width': len(arrays[_STEM]),
+            'eps': 2e-5,
+            'round_up_pooling': True,
+            'pool_pad': 0,
+            'se_reduction': None if se is None else se.shape[1] // se.shape[0],
+        }
+    except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError):
+        return None
