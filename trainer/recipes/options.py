@@ -95,7 +95,8 @@ class Options:
 
     network: str = option(
         'original',
-        "the 2017 program's for CIFAR, the paper's for CIFAR, or the paper's for ImageNet",
+        "the 2017 program's for CIFAR, the paper's for CIFAR, or the paper's for ImageNet; this "
+        "with squeeze-and-excitation (_se), ResNet-D's stem and shortcuts (_d), or both",
         _NETWORK,
         choices=networks.available,
     )
