@@ -254,6 +254,19 @@ def test_descriptions_that_cannot_be_built(damage):
         description.build(described, 'x.npz', 10**6)
 
 
+def test_load_model_takes_chainercvs_into_its_own_network_alone(tmp_path):
+    sizes = {'block_num': (1, 1), 'C': 2, 'd': 2, 'multiplier': 4, 'se_reduction': 4}
+    its = resnext_ilsvrc.ResNext(3, **sizes, eps=2e-5, round_up_pooling=True, pool_pad=0)
+    arrays = {_chainercv_name(ours): a for ours, a in npz.state(its).items()}
+    np.savez(tmp_path / 'x.npz', **arrays)
+    again = resnext_ilsvrc.ResNext(3, **sizes, eps=2e-5, round_up_pooling=True, pool_pad=0)
+    again.load_model(tmp_path / 'x.npz')
+    assert np.array_equal(again.fc.W.array, its.fc.W.array)
+    for wrong, message in (({'pool_pad': 0}, 'eps'), ({'eps': 2e-5}, 'pool_pad')):
+        with pytest.raises(InputError, match=message):
+            resnext_ilsvrc.ResNext(3, **sizes, **wrong).load_model(tmp_path / 'x.npz')
+
+
 def test_a_resnet_of_chainercv_is_refused(tmp_path):
     arrays = {
         'conv1/conv/W': np.zeros((4, 3, 7, 7)),

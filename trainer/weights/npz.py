@@ -229,7 +229,7 @@ def load_into(path, network):
             the network is then as it was.
     """
     arrays = read_arrays(path)
-    architecture = _architecture(arrays, path)
+    architecture = _architecture(arrays, path) or chainercv.architecture(arrays, path)
     fill(network, arrays, path, architecture)
 
 
