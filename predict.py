@@ -34,6 +34,7 @@ def parser():
         help='classes for each image (default: %(default)s)',
     )
     cli.add_ten_crop_flag(p)
+    cli.add_geometry_flags(p)
     p.add_argument('--json', action='store_true', help='print JSON')
     p.add_argument(
         '--draw', metavar='FILE.png', help='draw each image with the probabilities of its classes'

@@ -60,6 +60,7 @@ def parser():
         'and the list of the images to FILE.json',
     )
     cli.add_evaluation_flags(p)
+    cli.add_geometry_flags(p)
     return p
 
 

@@ -12,7 +12,7 @@ import time
 import chainer
 import pytest
 
-from trainer.datasets import download
+from trainer import download
 from trainer.errors import InputError
 
 DATA = bytes(range(256)) * 1000

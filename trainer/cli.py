@@ -112,6 +112,48 @@ def add_inference_flags(p, batch):
     )
 
 
+def add_geometry_flags(p):
+    """Add --img-size, --crop-pct, --interpolation, --mean and --std, by timm's names."""
+    group = p.add_argument_group('geometry of testing: instead of what the model says')
+    given = {'default': argparse.SUPPRESS}
+    group.add_argument(
+        '--img-size',
+        type=values.positive(int),
+        metavar='N',
+        help='height and width of what the network gets, pixels',
+        **given,
+    )
+    group.add_argument(
+        '--crop-pct',
+        type=float,
+        metavar='SHARE',
+        help='share of the resized short side that is cut out: 0.875 is 224 of 256',
+        **given,
+    )
+    group.add_argument('--interpolation', choices=values.INTERPOLATIONS, **given)
+    for name, what in (('mean', 'mean'), ('std', 'standard deviation')):
+        group.add_argument(
+            f'--{name}',
+            type=float,
+            nargs=3,
+            metavar=('R', 'G', 'B'),
+            help=f'{what} of the channels, in 0..1',
+            **given,
+        )
+
+
+def set_geometry(network, args):
+    """Give a network the geometry that :func:`add_geometry_flags` asks for, if it does.
+
+    Raises:
+        trainer.errors.InputError: It cannot be used.
+    """
+    names = 'img_size', 'crop_pct', 'interpolation', 'mean', 'std'
+    changes = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if changes:
+        network.set_geometry(**changes)
+
+
 def add_ten_crop_flag(p):
     """Add --ten-crop."""
     p.add_argument(
@@ -145,7 +187,9 @@ def load_network(path, args):
     def say(note):
         print(printable(f'{prog()}: {note}'), file=sys.stderr)
 
-    return formats.load(path, args.gpu, say)
+    network = formats.load(path, args.gpu, say)
+    set_geometry(network, args)
+    return network
 
 
 def check_models(paths, args):

@@ -6,6 +6,9 @@ import argparse
 _MOST = 1 << 31
 _MOST_SEED = 1 << 63
 
+#: Ways to resize images, by timm's names (:mod:`trainer.transforms.geometry`).
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+
 
 def one_of(find):
     """Return an argparse type: a name of those that ``find()`` returns, called when it is given.

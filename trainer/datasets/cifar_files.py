@@ -10,8 +10,8 @@ import os
 
 import numpy as np
 
-from trainer import files, pickled, pickled_arrays
-from trainer.datasets import Dataset, LabelledImages, archives, download
+from trainer import download, files, pickled, pickled_arrays
+from trainer.datasets import Dataset, LabelledImages, archives
 from trainer.errors import InputError
 
 #: One of the published archives: size in bytes, MD5 digest.

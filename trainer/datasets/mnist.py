@@ -13,8 +13,8 @@ import zlib
 
 import numpy as np
 
-from trainer import files
-from trainer.datasets import Dataset, LabelledImages, archives, download
+from trainer import download, files
+from trainer.datasets import Dataset, LabelledImages, archives
 from trainer.errors import InputError
 
 #: PyTorch's copy: the first site asks not to be used by programs.

@@ -2,13 +2,20 @@
 weights, inference."""
 
 import collections
+import dataclasses
 
 import chainer
 import numpy as np
 
 from trainer import devices, metrics
+from trainer.errors import InputError
 from trainer.inference import predictors
-from trainer.weights import formats, npz
+from trainer.transforms import geometry, table
+from trainer.weights import description, formats, npz
+
+
+def _flag(name):
+    return name.replace('_', '-')
 
 
 class Model:
@@ -66,6 +73,35 @@ class Model:
         mistaken = best[:, 0] != t
         wrong = collections.Counter(zip(t[mistaken].tolist(), best[mistaken, 0].tolist()))
         return right, right_n, wrong
+
+    def set_geometry(self, **changes):
+        """Change how images are made for testing; npz and safetensors files keep it.
+
+        Args:
+            changes: Attributes of :class:`trainer.transforms.geometry.Geometry`:
+                ``img_size``, ``crop_pct``, ``interpolation``, ``mean``, ``std``; the others
+                stay as they are. None: as the preprocessing of training has it.
+
+        Raises:
+            trainer.errors.InputError: A value cannot be used, or the network is not for
+                ImageNet's images.
+        """
+        if not changes:
+            description.set_geometry(self, None)
+            return
+        tested = table.of(self)
+        if not hasattr(tested, 'test_row'):
+            raise InputError(
+                f'--{_flag(next(iter(changes)))}: {npz.describe(self)} takes images of '
+                f'{self.image_size} pixels as they are'
+            )
+        held = self.geometry or geometry.of_class(tested)
+        try:
+            changed = dataclasses.replace(held, **changes)
+        except ValueError as e:
+            name, _, rest = str(e).partition(' ')
+            raise InputError(f'--{_flag(name)} {rest}') from e
+        description.set_geometry(self, changed)
 
     def load_model(self, path):
         """Load weights from a file of any format that is read.

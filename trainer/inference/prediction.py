@@ -22,7 +22,8 @@ Prediction = collections.namedtuple('Prediction', 'source answers error')
 
 
 def preprocessing(networks):
-    """Return the preprocessing that networks share: a class of ``data_augmentation``.
+    """Return the preprocessing that networks share: a class of ``data_augmentation``, or a
+    :class:`trainer.transforms.geometry.Geometry`.
 
     Args:
         networks (sequence of trainer.networks.base.Network): One or more.
@@ -30,24 +31,25 @@ def preprocessing(networks):
     Raises:
         trainer.errors.InputError: They have different ones, or one has none.
     """
-    names = sorted({str(network.preprocessing) for network in networks})
+    names = sorted({str(network.geometry or network.preprocessing) for network in networks})
     if names[1:]:
         raise InputError(
-            '-m: the models want images preprocessed differently: {}'.format(', '.join(names))
+            '-m: the models want images preprocessed differently: {}'.format('; '.join(names))
         )
-    if names[0] not in table.CLASSES:
+    if table.of(networks[0]) is None:
         raise InputError(
             '-m: no preprocessing of images belongs to this network; from Python, '
             'call it with arrays'
         )
-    return table.CLASSES[names[0]]
+    return table.of(networks[0])
 
 
 class Load:
     """Loads images for evaluation, as :func:`trainer.datasets.parallel.one_by_one` wants it.
 
     Args:
-        transform (type): A class of ``data_augmentation``.
+        transform (type or trainer.transforms.geometry.Geometry): A class of
+            ``data_augmentation``, or data.
         sources (list): Paths, or whatever the class takes; items are indices into it.
         ten_crop (bool): Whether to take ten crops of each.
         rows (bool): Whether predictors make images of rows of bytes (:func:`take_rows`).
@@ -109,8 +111,11 @@ def predictors(networks):
 
 def take_rows(predictors):
     """Return whether predictors make images of rows of bytes on their GPU
-    (:class:`trainer.transforms.device.ImageRows`)."""
-    return all(isinstance(predictor.finish, device.ImageRows) for predictor in predictors)
+    (:class:`trainer.transforms.device.ImageRows`), as their networks want them."""
+    return all(
+        isinstance(p.finish, device.ImageRows) and p.finish.preprocessing == table.of(p.network)
+        for p in predictors
+    )
 
 
 def _item(x):

@@ -40,6 +40,9 @@ class Network(chainer.Chain):
     kind = None
     #: The class of ``data_augmentation`` that belongs to the network.
     preprocessing = None
+    #: How its images are made for testing (:class:`trainer.transforms.geometry.Geometry`);
+    #: ``None``: as its preprocessing does.
+    geometry = None
     #: Height and width of the images that it is made for; it takes others.
     image_size = 32
     #: ``False``: its classifier has no weights, as its file held none.

@@ -126,10 +126,11 @@ def of(network):
         network (trainer.networks.base.Network): The network.
 
     Returns:
-        ImageRows: ``None`` where its preprocessing is of another kind.
+        ImageRows: ``None`` where its preprocessing is of another kind or size.
     """
-    preprocessing = table.CLASSES.get(network.preprocessing)
-    return ImageRows(preprocessing) if hasattr(preprocessing, 'test_row') else None
+    preprocessing = table.of(network)
+    fits = getattr(preprocessing, 'shape', None) == ilsvrc.DataAugmentationNormalizeBigger.shape
+    return ImageRows(preprocessing) if fits and hasattr(preprocessing, 'test_row') else None
 
 
 class ImageRows:
@@ -137,13 +138,13 @@ class ImageRows:
     their colours there.
 
     Args:
-        preprocessing (type): One with
+        preprocessing (type or trainer.transforms.geometry.Geometry): One with
             :meth:`~trainer.transforms.ilsvrc.DataAugmentationNormalizeBigger.row_bytes`.
     """
 
     def __init__(self, preprocessing):
         self.preprocessing = preprocessing
-        self._arrays = _OnDevice(lambda: (ilsvrc.TABLE,))
+        self._arrays = _OnDevice(lambda: (getattr(preprocessing, 'table', ilsvrc.TABLE),))
 
     def __call__(self, rows):
         """Return the images of rows, on the current stream.

@@ -12,7 +12,6 @@ from trainer.transforms import INTERPOLATIONS, Sample, uniform_int
 from trainer.transforms.decoding import load_rgb, load_shrunk
 
 _SIDE = 224
-_TEST_SHORT_SIDE = 256
 
 #: Longer and narrower images are refused: resizing would make a small file huge.
 MAX_LONG_SIDE = 1 << 16
@@ -21,12 +20,16 @@ MAX_LONG_SIDE = 1 << 16
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-#: Pixel value 0..255 of each channel -> what the network gets, rounded as the original did:
-#: float32 (3, 256).
-TABLE = (
-    (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - np.float32(MEAN))
-    / np.float32(STD)
-).T.copy()
+
+def table(mean, std):
+    """Return pixel value 0..255 of each channel -> what the network gets, rounded as the
+    original did: float32 (3, 256)."""
+    values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
+    return ((values - np.float32(mean)) / np.float32(std)).T.copy()
+
+
+#: That of ImageNet's images.
+TABLE = table(MEAN, STD)
 
 #: What was drawn for one image: interpolation (PIL.Image.Resampling); length of the
 #: short side it is resized to; where the crop is, 0 <= y, x < 1, of what the resized
@@ -99,21 +102,22 @@ def _resize_and_crop(image, size, interpolation, y, x):
     return np.asarray(image.resize((_SIDE, height), interpolation).crop((0, y, _SIDE, y + _SIDE)))
 
 
-def normalize(pixels, out=None):
-    """(x / 255 - mean) / std with :data:`MEAN` and :data:`STD`.
+def normalize(pixels, out=None, table=TABLE):
+    """(x / 255 - mean) / std with :data:`MEAN` and :data:`STD`, or those of another table.
 
     Args:
         pixels (numpy.ndarray): uint8 (height, width, 3).
         out (numpy.ndarray): float32 (3, height, width) to write to.
+        table (numpy.ndarray): Of :func:`table`.
 
     Returns:
         numpy.ndarray: float32 (3, height, width).
     """
     if out is None:
         out = np.empty((3,) + pixels.shape[:2], np.float32)
-    for channel, table in enumerate(TABLE):
+    for channel, of_channel in enumerate(table):
         # 'clip' spares the check of what uint8 cannot exceed.
-        table.take(pixels[:, :, channel], out=out[channel], mode='clip')
+        of_channel.take(pixels[:, :, channel], out=out[channel], mode='clip')
     return out
 
 
@@ -174,6 +178,9 @@ class DataAugmentationNormalizeBigger:
     shape = train_shape = (3, _SIDE, _SIDE)
     #: Whether training changes colours.
     colour = False
+    #: How testing resizes: the short side, pixels, and the interpolation by timm's name.
+    test_short_side = 256
+    test_interpolation = 'bicubic'
 
     @staticmethod
     def draw(rng):
@@ -217,7 +224,7 @@ class DataAugmentationNormalizeBigger:
     @classmethod
     def test_pixels(cls, img):
         """As :meth:`test`, all but the normalisation: ``x`` is :data:`Pixels`."""
-        image, size = _load(img, _TEST_SHORT_SIDE)
+        image, size = _load(img, cls.test_short_side)
         y, x = map(_centre, size)
         pixels = _resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         return Sample(Pixels(pixels), _info(Image.Resampling.BICUBIC, size, y, x, False))
@@ -277,9 +284,9 @@ class DataAugmentationNormalizeBigger:
         out[5:] = out[:5, :, :, ::-1]
         return Sample(out, info + [dict(i, flip=True) for i in info])
 
-    @staticmethod
-    def _five_crops(img):
-        image, (height, width) = _load(img, _TEST_SHORT_SIDE)
+    @classmethod
+    def _five_crops(cls, img):
+        image, (height, width) = _load(img, cls.test_short_side)
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
         bottom, right = height - _SIDE, width - _SIDE
         places = [

@@ -254,7 +254,8 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
     In evaluation: short side 256 (bilinear), the centre 224x224.
     """
 
-    _short_side = 256
+    test_short_side = 256
+    test_interpolation = 'bilinear'
 
     @staticmethod
     def draw(rng):
@@ -298,7 +299,7 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
     @classmethod
     def test_pixels(cls, img):
         """As in the base class, but bilinear."""
-        image, size = ilsvrc._load(img, cls._short_side)
+        image, size = ilsvrc._load(img, cls.test_short_side)
         y, x = (round((n - _SIDE) / 2) for n in size)
         return Sample(
             ilsvrc.Pixels(ilsvrc._resize_and_crop(image, size, Image.Resampling.BILINEAR, y, x)),

@@ -29,3 +29,16 @@ CLASSES: dict[str, type] = {
         DataAugmentationImagenetTorchvision,
     )
 }
+
+
+def of(network):
+    """Return what a network's images are preprocessed by for testing.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+
+    Returns:
+        trainer.transforms.geometry.Geometry or type: Its geometry, else its class of
+        :data:`CLASSES`; ``None`` where it has neither.
+    """
+    return network.geometry or CLASSES.get(network.preprocessing)

@@ -24,7 +24,7 @@ class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLorna
     """
 
     train_shape = (3, 176, 176)
-    _short_side = 232
+    test_short_side = 232
 
     @staticmethod
     def draw(rng):
@@ -50,7 +50,7 @@ class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLorna
         The whole image is resized: in which direction first is Pillow's choice, and a level of
         some pixels depends on it.
         """
-        image, (height, width) = ilsvrc._load(img, cls._short_side)
+        image, (height, width) = ilsvrc._load(img, cls.test_short_side)
         side = cls.shape[-1]
         y, x = (round((n - side) / 2) for n in (height, width))
         resized = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -4,6 +4,7 @@ import chainer
 
 from trainer.errors import InputError
 from trainer.networks import table as networks
+from trainer.transforms.geometry import Geometry
 from trainer.transforms.table import CLASSES
 
 # Widths double from stage to stage: after so many they are absurd, and soon huge numbers.
@@ -11,12 +12,14 @@ _MAX_STAGES = 100
 
 
 def of(network):
-    """Return :meth:`Network.architecture`, and its preprocessing where it is not its class's."""
-    own = {'preprocessing': network.preprocessing}
-    return dict(
-        network.architecture(),
-        **({} if network.preprocessing == type(network).preprocessing else own),
-    )
+    """Return :meth:`Network.architecture`, its preprocessing where it is not its class's, and
+    its geometry where it has one."""
+    described = network.architecture()
+    if network.preprocessing != type(network).preprocessing:
+        described['preprocessing'] = network.preprocessing
+    if network.geometry is not None:
+        described['geometry'] = network.geometry.as_json()
+    return described
 
 
 def build(described, path, weight_limit):
@@ -43,11 +46,14 @@ def build(described, path, weight_limit):
         preprocessing = arguments.pop('preprocessing', None)
         if preprocessing not in (None, *CLASSES):
             raise ValueError(f'preprocessing {preprocessing!r}')
+        held = arguments.pop('geometry', None)
+        geometry = None if held is None else Geometry.from_json(held)
         with chainer.using_config('weight_limit', weight_limit):
             network = cls(initialize=False, **arguments)
         network.classes = classes
         if preprocessing is not None:
             network.preprocessing = preprocessing
+        set_geometry(network, geometry)
         return network
     except (
         KeyError,
@@ -62,6 +68,17 @@ def build(described, path, weight_limit):
             f'{path}: describes a network that cannot be built ({type(e).__name__}: {e}); it is '
             'damaged, or was written by a later version'
         ) from e
+
+
+def set_geometry(network, geometry):
+    """Give a network a geometry of testing.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        geometry (trainer.transforms.geometry.Geometry): ``None``: as its preprocessing does.
+    """
+    network.geometry = geometry
+    network.image_size = type(network).image_size if geometry is None else geometry.img_size
 
 
 def check_flags(network, path, C=None, d=None, layers=None):

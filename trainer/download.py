@@ -1,0 +1,201 @@
+"""Fetching a file once, whole and checked."""
+
+import collections
+import hashlib
+import http.client
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+
+import chainer
+import tqdm
+
+from trainer import files
+from trainer.errors import InputError
+
+_BLOCK = 1 << 18
+# Seconds without a byte, and bytes a second from then on, on average.
+_TIMEOUT = 30
+_SLOWEST = 1000
+# Seconds before a broken download is gone on with.
+_WAIT = 1
+
+_BROKEN = (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException, ValueError)
+
+#: What came. size: bytes; digest: hexadecimal; headers: of each response on the way, those of
+#: redirects first.
+Got = collections.namedtuple('Got', 'size digest headers')
+
+
+def folder(*names):
+    """Return a folder for downloads, which is made: below where Chainer keeps datasets
+    (``CHAINER_DATASET_ROOT``, by default ``~/.chainer/dataset``), in ``resnext``."""
+    return chainer.dataset.get_dataset_directory('/'.join(('resnext', *names)))
+
+
+def fetch(url, size, md5):
+    """Download a dataset's file once, with a progress bar; check it, then and whenever it is used.
+
+    It is kept in :func:`folder`; where it is damaged there, it is fetched again.
+
+    Args:
+        url (str): Where it is.
+        size (int): Its bytes.
+        md5 (str): What its MD5 digest must be, hexadecimal.
+
+    Returns:
+        str: Path of the whole, checked file.
+
+    Raises:
+        trainer.errors.InputError: It cannot be had, or is not the published file.
+        OSError: It cannot be kept.
+    """
+    path = os.path.join(folder(), os.path.basename(url))
+    if not os.path.exists(path) or digest_of(path, 'md5') != md5:
+        get(url, path, 'fetch it by another way and name it with --data', size, size, ('md5', md5))
+    return path
+
+
+def digest_of(path, algorithm):
+    """Return the digest of a regular file, hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with files.open_regular(path) as f:
+        return hashlib.file_digest(f, algorithm).hexdigest()
+
+
+def get(url, path, mend, most, size=None, digest=('sha256', ''), attempts=1, check=None):
+    """Download a file, with a progress bar. It appears whole and checked, or not at all.
+
+    Args:
+        url (str): Where it is; redirects are followed, but not from https to http.
+        path (str): Where it goes.
+        mend (str): What a user can do where it fails, for messages.
+        most (int): More bytes are refused.
+        size (int): Its bytes; ``None``: as the server says.
+        digest (tuple of str): An algorithm of hashlib, and how the digest must begin.
+        attempts (int): How often a download that broke off is gone on with, from where it is,
+            before none of its bytes came.
+        check (callable): Called with the :class:`Got`; raises ValueError where it is wrong.
+
+    Returns:
+        Got: What came.
+
+    Raises:
+        trainer.errors.InputError: It cannot be had, or is not the published file.
+        OSError: It cannot be kept.
+    """
+    with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
+        try:
+            got = _Transfer(url, f, most, size, digest[0]).run(attempts)
+            if check is not None:
+                check(got)
+        except urllib.error.URLError as e:
+            raise InputError(f'{url}: cannot be downloaded ({e.reason}); {mend}') from e
+        except _BROKEN as e:
+            raise InputError(
+                f'{url}: the download broke off ({type(e).__name__}: {e}); try again, or {mend}'
+            ) from e
+        if not got.digest.startswith(digest[1]):
+            raise InputError(
+                f'{url}: what came is not the published file ({digest[0].upper()} '
+                f'{got.digest[: max(len(digest[1]), 8)]} instead of {digest[1]}); try again, '
+                f'or {mend}'
+            )
+    return got
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, keeps their headers, and stays with https."""
+
+    def __init__(self):
+        self.headers = []
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if req.full_url.startswith('https:') and not newurl.startswith('https:'):
+            raise urllib.error.URLError(f'redirected from https to {newurl:.80}')
+        self.headers.append(headers)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Transfer:
+    """A file on its way; a broken transfer goes on where it ended, where the server can."""
+
+    def __init__(self, url, f, most, size, algorithm):
+        self._url, self._f, self._most = url, f, most
+        self._size, self._algorithm = size, algorithm
+        self._version = None
+        self.begin()
+
+    def begin(self):
+        self._f.seek(0)
+        self._f.truncate()
+        self._done, self._digest = 0, hashlib.new(self._algorithm)
+
+    def run(self, attempts):
+        left = attempts
+        name = os.path.basename(self._url)
+        with tqdm.tqdm(total=self._size, unit='B', unit_scale=True, desc=name) as bar:
+            while True:
+                before = self._done
+                try:
+                    return self._attempt(bar)
+                except (*_BROKEN, urllib.error.URLError) as e:
+                    # What a server says outright will not change.
+                    if isinstance(e, urllib.error.HTTPError) or self._done > self._most:
+                        raise
+                    left = attempts if self._done > before else left
+                    left -= 1
+                    if left <= 0:
+                        raise
+                time.sleep(_WAIT)
+
+    def _attempt(self, bar):
+        headers = {}
+        if self._done:
+            headers['Range'] = f'bytes={self._done}-'
+            if self._version:  # a file that changed is sent from its beginning
+                headers['If-Range'] = self._version
+        redirects = _Redirects()
+        opener = urllib.request.build_opener(redirects)
+        request = urllib.request.Request(self._url, headers=headers)
+        with opener.open(request, timeout=_TIMEOUT) as response:
+            size = self._place(response)
+            bar.total = self._size or size
+            bar.n = self._done
+            bar.refresh()
+            self._copy(response, bar)
+        wanted = self._size if self._size is not None else size
+        if wanted is not None and self._done < wanted:
+            raise ValueError(f'{self._done:,} of {wanted:,} bytes came')
+        return Got(self._done, self._digest.hexdigest(), [*redirects.headers, response.headers])
+
+    def _place(self, response):
+        """Go to where what comes belongs; return the size that the server says, or ``None``."""
+        if self._done:
+            there = re.match(r'bytes (\d{1,15})-', response.headers.get('Content-Range', ''))
+            if response.status != 206 or there is None or int(there[1]) != self._done:
+                self.begin()
+                if response.status == 206:
+                    raise ValueError('another part came than was asked for')
+        version = response.headers.get('ETag', '')
+        self._version = None if version.startswith('W/') else version
+        length = response.headers.get('Content-Length', '')
+        return self._done + int(length) if re.fullmatch(r'\d{1,15}', length) else None
+
+    def _copy(self, response, bar):
+        start, begun = time.monotonic(), self._done
+        for block in iter(lambda: response.read1(_BLOCK), b''):
+            self._digest.update(block)
+            self._f.write(block)
+            self._done += len(block)
+            bar.update(len(block))
+            if self._done > self._most:
+                raise ValueError(f'more than its {self._most:,} bytes came')
+            if self._done - begun < _SLOWEST * (time.monotonic() - start - _TIMEOUT):
+                raise TimeoutError(f'less than {_SLOWEST:,} bytes a second came')
