@@ -42,8 +42,10 @@ def parser():
         dest='input',
         required=True,
         metavar='FILE',
-        help="the file to convert, of whatever format and name, or a run's folder (its best model)",
+        help="the file to convert, of whatever format and name, a run's folder (its best model), "
+        'or the name of published weights',
     )
+    cli.add_list_weights_flag(p)
     p.add_argument(
         '-o',
         '--output',
@@ -88,6 +90,7 @@ def parser():
         help='of onnx: leave batch normalisation as it is, instead of folding it '
         'into the convolutions',
     )
+    cli.add_geometry_flags(p)
     return p
 
 
@@ -105,12 +108,16 @@ def _check_suffix(output):
 
 def _output(args):
     """Return (path, format) to write."""
+    from trainer.weights import published
+
     output = args.output or ''
     kind = args.to or formats.kind_for(output)
     if not output or os.path.isdir(output):
         name = os.path.basename(os.path.abspath(args.input))
         suffixes = [s for fmt in formats.writable().values() for s in fmt.suffixes]
-        for suffix in sorted([*suffixes, os.path.splitext(name)[1]], key=len, reverse=True):
+        if not published.is_name(args.input):  # whose last part is no suffix
+            suffixes.append(os.path.splitext(name)[1])
+        for suffix in sorted(suffixes, key=len, reverse=True):
             if suffix and name.lower().endswith(suffix.lower()):
                 name = name[: -len(suffix)]
                 break
@@ -152,6 +159,7 @@ def main():
             p.error(f'{flag} is of {" and ".join(formats_with)}, and what is written is {kind}')
 
     network, found = formats.read(path, args.entry)
+    cli.set_geometry(network, args)
     print(
         '{}: {} layers (blocks {}), {} form for {}x{} images'.format(
             path,
@@ -175,8 +183,11 @@ def main():
             "note: the 2017 program rounds the max pooling's size up, which Torch7 does not: "
             'it will compute other numbers from this file, and err more'
         )
-    if network.classes is not None and not formats.writable()[kind].holds_classes(**options):
+    held = formats.writable()[kind].holds_classes(**options)
+    if network.classes is not None and not held:
         print(f'note: {kind} files hold no names of classes; npz and safetensors do')
+    if network.geometry is not None and not held:
+        print(f'note: {kind} files hold no geometry of testing; npz and safetensors do')
     how = ''.join(f', {name} {given[name]}' for name in ('layout', 'naming') if given[name])
     print(f'wrote {output} ({kind}{how})')
 

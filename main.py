@@ -34,6 +34,7 @@ def parser():
         action='store_true',
         help="print the network's layers, output sizes, parameters and multiply-adds, and end",
     )
+    cli.add_list_weights_flag(p)
     option_flags.add_flags(p, recipes.get(Options.recipe))
     return p
 

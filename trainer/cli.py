@@ -66,6 +66,29 @@ def reason(error):
     return printable(message)
 
 
+class _ListWeights(argparse.Action):
+    """Prints the published weights and ends, as --help does."""
+
+    def __init__(self, option_strings, dest, **kwargs):
+        kwargs |= {'dest': argparse.SUPPRESS, 'default': argparse.SUPPRESS, 'nargs': 0}
+        super().__init__(option_strings, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from trainer.reports import weights
+
+        print(weights.table())
+        parser.exit()
+
+
+def add_list_weights_flag(p):
+    """Add --list-weights."""
+    p.add_argument(
+        '--list-weights',
+        action=_ListWeights,
+        help='list the published weights that -m takes by name, and exit',
+    )
+
+
 def add_model_flag(p):
     """Add -m: one model, or several whose posteriors are averaged."""
     p.add_argument(
@@ -74,9 +97,11 @@ def add_model_flag(p):
         metavar='FILE',
         action='append',
         required=True,
-        help="the model: npz, Torch7, PyTorch or safetensors, whatever its name, or a run's "
-        'folder (its best model); repeated: the posteriors of all are averaged',
+        help="the model: npz, Torch7, PyTorch or safetensors, whatever its name, a run's "
+        'folder (its best model), or the name of published weights; repeated: the posteriors '
+        'of all are averaged',
     )
+    add_list_weights_flag(p)
 
 
 def add_inference_flags(p, batch):

@@ -1,6 +1,7 @@
 """Fetching a file once, whole and checked."""
 
 import collections
+import contextlib
 import hashlib
 import http.client
 import os
@@ -129,7 +130,7 @@ class _Transfer:
     def __init__(self, url, f, most, size, algorithm):
         self._url, self._f, self._most = url, f, most
         self._size, self._algorithm = size, algorithm
-        self._version = None
+        self._version = self._bar = None
         self.begin()
 
     def begin(self):
@@ -139,15 +140,16 @@ class _Transfer:
 
     def run(self, attempts):
         left = attempts
-        name = os.path.basename(self._url)
-        with tqdm.tqdm(total=self._size, unit='B', unit_scale=True, desc=name) as bar:
+        with contextlib.ExitStack() as stack:
             while True:
                 before = self._done
                 try:
-                    return self._attempt(bar)
+                    return self._attempt(stack)
                 except (*_BROKEN, urllib.error.URLError) as e:
                     # What a server says outright will not change.
                     if isinstance(e, urllib.error.HTTPError) or self._done > self._most:
+                        raise
+                    if isinstance(e, urllib.error.URLError) and not self._done:
                         raise
                     left = attempts if self._done > before else left
                     left -= 1
@@ -155,7 +157,7 @@ class _Transfer:
                         raise
                 time.sleep(_WAIT)
 
-    def _attempt(self, bar):
+    def _attempt(self, stack):
         headers = {}
         if self._done:
             headers['Range'] = f'bytes={self._done}-'
@@ -166,10 +168,12 @@ class _Transfer:
         request = urllib.request.Request(self._url, headers=headers)
         with opener.open(request, timeout=_TIMEOUT) as response:
             size = self._place(response)
-            bar.total = self._size or size
-            bar.n = self._done
-            bar.refresh()
-            self._copy(response, bar)
+            if self._bar is None:
+                name = os.path.basename(self._url)
+                self._bar = stack.enter_context(tqdm.tqdm(unit='B', unit_scale=True, desc=name))
+            self._bar.total, self._bar.n = self._size or size, self._done
+            self._bar.refresh()
+            self._copy(response)
         wanted = self._size if self._size is not None else size
         if wanted is not None and self._done < wanted:
             raise ValueError(f'{self._done:,} of {wanted:,} bytes came')
@@ -188,13 +192,13 @@ class _Transfer:
         length = response.headers.get('Content-Length', '')
         return self._done + int(length) if re.fullmatch(r'\d{1,15}', length) else None
 
-    def _copy(self, response, bar):
+    def _copy(self, response):
         start, begun = time.monotonic(), self._done
         for block in iter(lambda: response.read1(_BLOCK), b''):
             self._digest.update(block)
             self._f.write(block)
             self._done += len(block)
-            bar.update(len(block))
+            self._bar.update(len(block))
             if self._done > self._most:
                 raise ValueError(f'more than its {self._most:,} bytes came')
             if self._done - begun < _SLOWEST * (time.monotonic() - start - _TIMEOUT):

@@ -11,7 +11,7 @@ from trainer import devices, metrics
 from trainer.errors import InputError
 from trainer.inference import predictors
 from trainer.transforms import geometry, table
-from trainer.weights import description, formats, npz
+from trainer.weights import description, formats, npz, published
 
 
 def _flag(name):
@@ -116,6 +116,7 @@ class Model:
             trainer.errors.InputError: The file is damaged or holds another network;
                 the network is then as it was.
         """
+        path = published.local(path)
         if formats.kind_of(path) == 'npz':
             npz.load_into(path, self)
             return

@@ -9,6 +9,7 @@ import tqdm
 
 from trainer.datasets import class_names
 from trainer.text import printable
+from trainer.weights import description
 
 _BAR = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left{postfix}]'
 
@@ -161,7 +162,7 @@ def log(evaluation, models, images, network, ten_crop=False):
     categories = class_names.synsets(network) or network.classes or images.categories
     entries = [
         {'_id': 'categories', 'are': categories},
-        {'_id': 'model', 'model': models, 'network': network.architecture()},
+        {'_id': 'model', 'model': models, 'network': description.of(network)},
         {'_id': 'crops', 'crops': 10 if ten_crop else 1},
         {'_id': 'test_parameter', 'parameter': tally.images},
         {

@@ -102,13 +102,15 @@ def _sizes_held(given, built, model):
     return held
 
 
-def preprocessing(options, given, built):
+def preprocessing(options, given, built, say=None):
     """Choose the preprocessing: as given, as the file of ``-m`` says, or as the recipe says.
 
     Args:
         options (trainer.recipes.options.Options): The run's.
         given (dict): Those that the user gave.
-        built (trainer.networks.base.Network): The network, which is told as well.
+        built (trainer.networks.base.Network): The network, which is told as well, and loses
+            the geometry of a file.
+        say (callable): Told of that.
 
     Returns:
         str: The name of a class of :mod:`data_augmentation`.
@@ -124,6 +126,10 @@ def preprocessing(options, given, built):
         chosen = CLASSES[name]
         name = getattr(chosen, 'of_dataset', {}).get(options.dataset, name)
     built.preprocessing = name
+    if built.geometry is not None:
+        if say is not None and options.load_model is not None:
+            say(f'note: -m was tested by {built.geometry}; this run tests as it trains, by {name}')
+        description.set_geometry(built, None)
     return name
 
 

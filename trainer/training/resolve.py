@@ -8,6 +8,7 @@ from trainer.errors import InputError, together
 from trainer.networks import table as networks
 from trainer.recipes.flags import check, from_json
 from trainer.recipes.options import FREE, PATHS, SIZES, Options
+from trainer.weights import published
 
 
 def resolve(folder: str, resume: bool, say: Callable, given: dict) -> tuple[Options, dict | None]:
@@ -58,7 +59,8 @@ def _check(name, value):
 
 def _anywhere(given):
     """Return options whose paths do not depend on the current folder."""
-    return given | {name: os.path.abspath(given[name]) for name in PATHS if given.get(name)}
+    paths = (n for n in PATHS if given.get(n) and not published.is_name(given[n]))
+    return given | {name: os.path.abspath(given[name]) for name in paths}
 
 
 def _usual(given):

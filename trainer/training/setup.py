@@ -79,7 +79,7 @@ def set_up(folder: str, resume: bool, say: Callable, given: dict, group) -> Setu
     if resumed:
         given = dataclasses.asdict(options)  # nothing is chosen anew
     network, options = build.network(options, given, architecture, dataset, going_on, say)
-    options = options.replace(preprocessing=build.preprocessing(options, given, network))
+    options = options.replace(preprocessing=build.preprocessing(options, given, network, say))
     if options.freeze:
         transfer.check_frozen(network, options.freeze)
     return Setup(

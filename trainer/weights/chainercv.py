@@ -7,6 +7,17 @@ normalisation adds 2e-5 there.
 import re
 
 from trainer.errors import InputError
+from trainer.transforms.geometry import Geometry
+
+#: The images of its weights: the mean of the channels is taken off, and nothing else
+#: (``examples/classification/eval_imagenet.py``, ``se_resnext.py``).
+GEOMETRY = Geometry(
+    224,
+    224 / 256,
+    'bilinear',
+    tuple(mean / 255 for mean in (123.15163084, 115.90288257, 103.0626238)),
+    (1 / 255,) * 3,
+)
 
 _STEM = 'conv1/conv/W'
 _PARTS = {
@@ -89,6 +100,7 @@ def architecture(arrays, path):
             'round_up_pooling': True,
             'pool_pad': 0,
             'se_reduction': None if se is None else se.shape[1] // se.shape[0],
+            'geometry': GEOMETRY.as_json(),
         }
     except (KeyError, TypeError, IndexError, ValueError, ZeroDivisionError):
         return None

@@ -82,11 +82,14 @@ def writable() -> dict[str, Format]:
 
 
 def kind_of(path: str) -> str:
-    """Return the name of the format of a file, by how it begins.
+    """Return the name of the format of a file, by how it begins; published weights are fetched.
 
     Raises:
         trainer.errors.InputError: It cannot be read, or has none of them.
     """
+    from trainer.weights import published
+
+    path = published.local(path)
     try:
         with files.open_regular(path) as f:
             head = f.read(512)
@@ -113,7 +116,7 @@ def read(path: str, entry: str | None = None, headless: bool = False) -> tuple:
     """Build the network that a file holds, whatever its format and name.
 
     Args:
-        path: The file.
+        path: The file, or a name of :func:`trainer.weights.published.table`.
         entry: Which state dict, of a PyTorch file with several.
         headless: Whether a state dict without a classifier will do; the network's has then
             one class and no weights.
@@ -124,6 +127,9 @@ def read(path: str, entry: str | None = None, headless: bool = False) -> tuple:
     Raises:
         trainer.errors.InputError: It is damaged, or holds no network of ours.
     """
+    from trainer.weights import description, published
+
+    path = published.local(path)
     fmt = available()[kind_of(path)]
     if entry is not None and not fmt.has_entries:
         raise InputError(
@@ -136,14 +142,21 @@ def read(path: str, entry: str | None = None, headless: bool = False) -> tuple:
             f'{path}: holds a network without its classifier; main.py --retrain with '
             '--reset-classifier trains a new one'
         )
-    return network, Contents(fmt.name, details, image_size or network.image_size, tuple(notes))
+    geometry, said = published.about(path)
+    if geometry is not None and network.geometry is None:
+        description.set_geometry(network, geometry)
+    size = network.image_size if network.geometry else image_size or network.image_size
+    if network.geometry is not None:
+        said += (f'images for testing: {network.geometry}',)
+    return network, Contents(fmt.name, details, size, (*notes, *said))
 
 
 def load(path, gpu=-1, say=None):
     """Load a network from a file of weights, which says what network it holds.
 
     Args:
-        path (str): A file of any format that :func:`read` reads. In npz files of the 2017
+        path (str): A file of any format that :func:`read` reads, or the name of published
+            weights (:mod:`trainer.weights.published`). In npz files of the 2017
             program the architecture is read off the arrays; ILSVRC networks get Torch7's
             pooling, which their weights were trained with: set ``round_up_pooling`` to
             ``True`` for what that program computes.

@@ -6,7 +6,8 @@ import numpy as np
 
 from trainer import extras, files
 from trainer.errors import InputError
-from trainer.weights import formats, state_dict
+from trainer.transforms.geometry import Geometry
+from trainer.weights import description, formats, state_dict
 
 _DTYPES = {
     'F16': 'float16',
@@ -40,7 +41,7 @@ def read(path):
     """Build the network whose state dict a safetensors file holds.
 
     Args:
-        path (str): The file. Names of classes that :func:`save` left are read as well.
+        path (str): The file. What :func:`save` left in its metadata is read as well.
 
     Returns:
         tuple: The network on the CPU, and :class:`state_dict.StateDict`.
@@ -68,7 +69,14 @@ def read(path):
     network, found = state_dict.read(tensors, path)
     # The package has checked that there is such a header.
     header = json.loads(data[8 : 8 + header_size])
-    network.classes = _classes(header.get('__metadata__') or {}, network, path)
+    metadata = header.get('__metadata__') or {}
+    network.classes = _classes(metadata, network, path)
+    if 'geometry' in metadata:
+        try:
+            geometry = Geometry.from_json(json.loads(metadata['geometry']))
+        except (ValueError, TypeError, RecursionError) as e:
+            raise InputError(f'{path}: its geometry cannot be used ({e})') from e
+        description.set_geometry(network, geometry)
     return network, found
 
 
@@ -93,8 +101,8 @@ def save(path, network, naming=None):
 
     Args:
         path (str): The file, any name. It appears whole or not at all.
-        network (trainer.networks.base.Network): The network; names of its classes go
-            into the metadata, as JSON.
+        network (trainer.networks.base.Network): The network; names of its classes and its
+            geometry go into the metadata, as JSON.
         naming (str): See :func:`state_dict.choose`.
 
     Raises:
@@ -107,6 +115,8 @@ def save(path, network, naming=None):
     metadata = {'format': 'pt'}
     if network.classes is not None:
         metadata['classes'] = json.dumps(network.classes)
+    if network.geometry is not None:
+        metadata['geometry'] = json.dumps(network.geometry.as_json())
     arrays = state_dict.write(network, naming)
     with files.replacing(path) as unfinished:
         safetensors.save_file(arrays, unfinished, metadata)
