@@ -7,6 +7,7 @@ import chainer
 import numpy as np
 import pytest
 from conftest import images_of_step, relative, simulated, state_on_cpu
+from helpers.networks import build, squeeze_excite
 
 import resnext
 from trainer.engines.cudnn import graphs, parameters, timing
@@ -125,6 +126,20 @@ def test_float32_follows_chainer(name, divide):
     assert all(p.update_rule.t == len(RATES) for p in step.network.params())
     # Both shapes of batches were replayed, each as one graph.
     assert [len(c.graphs) for c in step._captured.values()] == [1, 1]
+
+
+def test_squeeze_and_excitation():
+    """And ResNet-D's shortcuts: as one graph."""
+    results = []
+    for captured, gpu in ((True, 0), (False, -1)):
+        model, x, t = build(squeeze_excite)
+        model.check_gpu(gpu)
+        step = (CapturedStep if captured else Step)(optimizer(model), model.device)
+        engine = 'cudnn' if captured else 'reference'
+        results.append(run(model, step.optimizer, step, engine=engine, given=[(x, t)] * 4))
+        if captured:
+            assert [len(c.graphs) for c in step._captured.values()] == [1]
+    assert relative(results[1], results[0]) < 1e-3
 
 
 def test_no_gradient_of_the_images():

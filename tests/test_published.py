@@ -18,13 +18,15 @@ import chainer
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from helpers.images import random_image
+from PIL import Image
 
 import ilsvrc_converter
 import main
 import predict
 import resnext_ilsvrc
 import test_ilsvrc
-from trainer import cli, download, extras
+from trainer import cli, download, extras, run_folder
 from trainer.errors import InputError
 from trainer.training import resolve
 from trainer.transforms.geometry import Geometry
@@ -407,6 +409,24 @@ def test_scripts_take_names(site, tmp_path, capfd, monkeypatch):
     assert code == 0 and 'licence' in err and '224 of 232 pixels, bilinear' in err
     code, out, err = run(predict, capfd, monkeypatch, image, '-m', 'timm/nothing')
     assert code == 2 and err.count('\n') == 1 and 'neither a file nor published weights' in err
+
+
+def test_a_run_begins_with_them(site, tmp_path, capfd, monkeypatch):
+    for part, n in (('train', 4), ('val', 2)):
+        for i in range(n):
+            folder = tmp_path / 'photos' / part / 'ab'[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random_image(230, 240, seed=i)).save(folder / f'{i}.png')
+    name = 'torchvision/resnext50_32x4d.IMAGENET1K_V2'
+    monkeypatch.chdir(tmp_path)
+    flags = '--dataset', 'folder', '--data', 'photos', '-p', 'run', '-e', 1, '-b', 2
+    code, out, err = run(main, capfd, monkeypatch, *flags, '--retrain', name, '--reset-classifier')
+    assert code == 0, err
+    assert f'note: {name}: licence not stated by its source' in out
+    assert 'note: -m was tested by 224 of 232 pixels, bilinear; this run tests as it' in out
+    held = json.loads((tmp_path / 'run' / 'run.json').read_text())
+    assert held['options']['load_model'] == name and 'geometry' not in held['network']
+    assert resnext_ilsvrc.load(run_folder.weights('run')).geometry is None
 
 
 def test_a_run_keeps_the_name():
