@@ -2,7 +2,6 @@
 
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
-import argparse
 import sys
 
 from trainer import cli
@@ -13,7 +12,8 @@ def parser():
     p = cli.ArgumentParser(
         description='Compare runs: a table of their results and of the options that differ, and '
         'one figure of error and loss over the epochs.',
-        formatter_class=argparse.HelpFormatter,
+        usage='%(prog)s RUN ... [flags]',
+        examples='  python compare.py runs/a runs/b -o out.png',
     )
     p.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run')
     p.add_argument('--output', '-o', metavar='FILE.png', help='draw the figure')

@@ -2,7 +2,6 @@
 
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
-import argparse
 import os
 
 from trainer import cli, files, values
@@ -33,7 +32,16 @@ def convert(path, entry=None):
 
 def parser():
     """Return the parser of the flags."""
-    p = cli.ArgumentParser(description=__doc__, formatter_class=argparse.HelpFormatter)
+    p = cli.ArgumentParser(
+        description=__doc__,
+        usage='%(prog)s -i FILE [flags]',
+        examples="""
+  python ilsvrc_converter.py -t resnext_50_32x4d.t7                  # to npz
+  python ilsvrc_converter.py -i best.pth.tar --entry ema_state_dict
+  python ilsvrc_converter.py -i resnext_50_32x4d.npz -o r50.onnx
+""",
+        rare=('layout', 'keep_bn'),
+    )
     p.add_argument(
         '-t',
         '--t7',

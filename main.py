@@ -11,16 +11,31 @@ import sys
 
 from trainer import cli, recipes
 from trainer.recipes import flags as option_flags
-from trainer.recipes.options import Options
+from trainer.recipes.options import SPECS, Options
 from trainer.training import launch
+
+
+#: Options that ``--help`` shows.
+COMMON = {
+    *('recipe', 'quick', 'save_path', 'gpu', 'network', 'depth', 'C', 'd', 'dataset', 'data'),
+    *('epoch', 'batch', 'lr', 'load_model', 'reset_classifier', 'freeze'),
+}
+
+EXAMPLES = """
+  python main.py --quick                 # a small network, in two minutes
+  python main.py -g 0 -p runs/a          # CIFAR-10 as in 2017, on a GPU
+  python main.py --resume runs/a         # go on after an interruption
+  python main.py --dataset folder --data photos -p runs/b   # your own images
+"""
 
 
 def parser():
     """Return the parser of the flags; only those that are given appear in its result."""
     p = cli.ArgumentParser(
         description='Train a ResNeXt with Chainer. The defaults are those of --recipe original.',
-        formatter_class=argparse.HelpFormatter,
         argument_default=argparse.SUPPRESS,
+        examples=EXAMPLES,
+        rare=[name for name in SPECS if name not in COMMON],
     )
     p.add_argument(
         '--resume',

@@ -2,7 +2,6 @@
 
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
-import argparse
 import json
 import sys
 
@@ -14,8 +13,14 @@ from trainer.text import printable
 def parser():
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
-        description='Say what images show: the likeliest classes.',
-        formatter_class=argparse.HelpFormatter,
+        description='Say what images show: the likeliest classes. Photographs are turned upright '
+        'as their EXIF orientation says.',
+        usage='%(prog)s IMAGE ... -m FILE [flags]',
+        examples="""
+  python predict.py photo.jpg -m resnext_50_32x4d.npz
+  python predict.py photos -m runs/a --draw out.png
+""",
+        rare=('engine', 'precision', 'batch'),
     )
     natural = values.positive(int)
     p.add_argument(

@@ -2,7 +2,6 @@
 
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
-import argparse
 import os
 import sys
 
@@ -17,14 +16,20 @@ def parser():
         'An image that cannot be read is named, and counts as neither right nor '
         'wrong. Images of class folders are turned upright as their EXIF orientation says, '
         'those of ILSVRC are not. Nothing is written without -p.',
-        formatter_class=argparse.HelpFormatter,
+        usage='%(prog)s RUN_OR_MODEL [flags]',
+        examples="""
+  python test.py runs/a                           # the best model of a run
+  python test.py runs/a --epoch 100               # another one
+  python test.py model.npz --dataset cifar10      # any file
+""",
+        rare=('part', 'engine', 'precision', 'workers'),
     )
     natural = values.positive(int)
     p.add_argument(
         'model',
         metavar='RUN_OR_MODEL',
-        help="a run's folder, whose best model is tested on the run's own test "
-        'images; or a file of weights, with --dataset',
+        help="a run's folder (its best model, on its own test images), or a file of weights, "
+        'with --dataset',
     )
     p.add_argument(
         '--epoch',
@@ -45,7 +50,7 @@ def parser():
         default='test',
         help='which of its images (default: %(default)s)',
     )
-    p.add_argument('--save_path', '-p', metavar='DIR', help='write log.json to this folder')
+    p.add_argument('--save-path', '-p', metavar='DIR', help='write log.json to this folder')
     cli.add_inference_flags(p, batch=64)
     cli.add_evaluation_flags(p)
     return p

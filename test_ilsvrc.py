@@ -2,7 +2,6 @@
 
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
-import argparse
 import os
 
 from trainer import cli, files, values
@@ -15,19 +14,27 @@ def parser():
         description='Measure the top-1 and top-5 error of an ImageNet model, or of several '
         'together, and write log.json. An image that cannot be read is named, and '
         'counts as neither right nor wrong. EXIF orientation is ignored, as Torch7 did.',
-        formatter_class=argparse.HelpFormatter,
+        usage='%(prog)s -m FILE [flags]',
+        examples="""
+  python test_ilsvrc.py -g 0 -m resnext_50_32x4d.npz --load-data ILSVRC
+  python test_ilsvrc.py -m a.npz -m b.npz --ten-crop     # both together
+""",
+        rare=(
+            *('test_batch_divide', 'C', 'd', 'layers', 'features', 'engine', 'precision'),
+            *('workers', 'batch'),
+        ),
     )
     natural = values.positive(int)
     cli.add_model_flag(p)
     p.add_argument(
-        '--load_data',
+        '--load-data',
         '-ld',
         metavar='DIR',
         help='the ILSVRC tree (ImageSets, Annotations, Data), or a folder of class '
         'folders, DIR/val/n01440764/*.JPEG (default: ./ILSVRC)',
     )
     p.add_argument(
-        '--save_path',
+        '--save-path',
         '-p',
         metavar='DIR',
         default='./',
@@ -35,7 +42,7 @@ def parser():
     )
     cli.add_inference_flags(p, batch=64)
     p.add_argument(
-        '--test_batch_divide',
+        '--test-batch-divide',
         '-teb',
         type=natural,
         default=1,

@@ -342,7 +342,7 @@ class TestEnds:
         process.send_signal(signal.SIGINT)  # mpiexec passes it on
         status, out, err = finish(process)
         assert status == 130 and 'Traceback' not in err, err
-        assert out.count('nothing is lost: python main.py --resume') == 1
+        assert out.count('nothing is lost; to go on:') == 1
         newest = int(run_folder.snapshots(tmp_path)[0].rsplit('_', 1)[1])
         assert 12 <= newest < 1600
         assert alone(tmp_path, cifar, resume=True, epoch=newest // 4 + 1)

@@ -532,7 +532,7 @@ def test_a_model_brings_its_network_and_its_preprocessing(cifar, tmp_path):
     assert recorded['preprocessing'] == 'DataAugmentationCifarPrlz77'
     with pytest.raises(InputError, match='--network original: .* holds PaperResNext'):
         train(tmp_path / 'c', cifar, load_model=model, network='original')
-    with pytest.raises(InputError, match='--widen_factor 2: .* holds'):
+    with pytest.raises(InputError, match='--widen-factor 2: .* holds'):
         train(tmp_path / 'c', cifar, load_model=model, widen_factor=2)
 
 
@@ -584,12 +584,12 @@ def test_networks(given, kind, layers, C, d):
         (['--network', 'ilsvrc', '--depth', '29'], '50, 101 or 152'),
         (['--network', 'paper', '--depth', '29', '--block_num', '3', '3', '3'], 'leave one out'),
         (['--network', 'paper', '--multi', '2'], '--multi 2: --network paper has no such size'),
-        (['--widen_factor', '2'], '--widen_factor 2: --network original has no such size'),
-        (['--label_smoothing', '1'], 'argument --label_smoothing'),
-        (['--lr_steps', '1.5'], 'argument --lr_steps'),
-        (['--lr_schedule', 'linear'], 'argument --lr_schedule'),
+        (['--widen_factor', '2'], '--widen-factor 2: --network original has no such size'),
+        (['--label_smoothing', '1'], 'argument --label-smoothing'),
+        (['--lr_steps', '1.5'], 'argument --lr-steps'),
+        (['--lr_schedule', 'linear'], 'argument --lr-schedule'),
         (['--preprocessing', 'os'], 'argument --preprocessing'),
-        (['--weight_decay', '-1'], 'argument --weight_decay: -1 is below zero'),
+        (['--weight_decay', '-1'], 'argument --weight-decay: -1 is below zero'),
     ],
 )
 def test_one_line(argv, words, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """How scripts begin and are interrupted: flags are checked before anything heavy is imported, and
 Ctrl-C ends in one line."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -93,3 +94,46 @@ cli.run(lambda: [predict.main() for _ in range(1000)])
     lines = err.strip().splitlines()
     assert len(lines) == 1 and lines[0].endswith(': interrupted'), err
     assert process.returncode in (130, -signal.SIGINT)
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_the_help_fits_a_screen_and_shows_one_style_of_flags(script, capsys):
+    parser = __import__(script).parser()
+    short, whole = parser.format_help(), parser.format_help(everything=True)
+    for text in (short, whole):
+        assert max(map(len, text.splitlines())) <= 80
+        assert not re.search(r'--\w*_\w', text)
+    assert len(short.splitlines()) <= 44 and f'examples:\n  python {script}.py' in short
+    for action in parser._actions:
+        long = [flag for flag in action.option_strings if flag.startswith('--')]
+        assert not long or long[0] in whole
+        hidden = action.dest in parser.rare or action.dest == 'help_all' and not parser.rare
+        assert not long or hidden or long[0] in short
+
+
+def test_flags_of_2017_are_accepted():
+    import main
+
+    argv = '--save_path a -lr 0.1 -multi 2 --block_num 1 1 1 -trb 2 --train_batch_divide=3'
+    given = vars(main.parser().parse_args(argv.split()))
+    assert given == {
+        'save_path': 'a',
+        'lr': 0.1,
+        'multi': 2,
+        'block_num': [1, 1, 1],
+        'train_batch_divide': 3,
+    }
+    dashed = vars(main.parser().parse_args(argv.replace('_', '-').split()))
+    assert dashed == given
+
+
+def test_all_flags_are_told_on_request(capsys):
+    import main
+
+    with pytest.raises(SystemExit) as end:
+        main.parser().parse_args(['--help-all'])
+    assert not end.value.code
+    out = capsys.readouterr().out
+    assert (
+        '--label-smoothing SHARE' in out and '--label-smoothing' not in main.parser().format_help()
+    )

@@ -4,46 +4,18 @@ Neither this module nor a script imports Chainer or NumPy before the flags are c
 seconds.
 """
 
-import argparse
 import contextlib
 import os
 import signal
 import sys
 
 from trainer import values
+from trainer.arguments import ArgumentParser
 from trainer.errors import InputError, together
 from trainer.inference import predictors
 from trainer.text import printable
 
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are a line each, all at once, without the usage above them."""
-
-    def __init__(self, **kwargs):
-        kwargs.setdefault('formatter_class', argparse.ArgumentDefaultsHelpFormatter)
-        super().__init__(allow_abbrev=False, **kwargs)
-        self._faults = []
-
-    def parse_args(self, args=None, namespace=None):
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            self._faults.append(f'unrecognized arguments: {" ".join(unknown)}')
-        if self._faults:
-            self.error(self._faults.pop())
-        return parsed
-
-    def _get_values(self, action, arg_strings):
-        try:
-            return super()._get_values(action, arg_strings)
-        except argparse.ArgumentError as e:
-            self._faults.append(str(e))
-            return None
-
-    def error(self, message):
-        *others, last = self._faults + [message]
-        lines = [printable(line) for line in others]
-        lines.append(printable(f'{last} ({self.prog} --help lists the flags)'))
-        self.exit(2, ''.join(f'{self.prog}: error: {line}\n' for line in lines))
+__all__ = ['ArgumentParser']
 
 
 def prog():
@@ -92,7 +64,7 @@ def add_list_weights_flag(p):
 def add_model_flag(p):
     """Add -m: one model, or several whose posteriors are averaged."""
     p.add_argument(
-        '--load_model',
+        '--load-model',
         '-m',
         metavar='FILE',
         action='append',

@@ -1,9 +1,13 @@
 """Text from outside: from files, their names, and servers."""
 
 import re
+import textwrap
 
 #: Characters of a message. With a script's name before it, a line has at most 500.
 MOST = 450
+
+#: Columns of a terminal that are always there.
+WIDTH = 80
 
 _BREAK = re.compile(r'\s*[^\S ]\s*')
 
@@ -25,3 +29,16 @@ def printable(text):
     if len(line) > MOST:
         line = f'{line[: MOST - 203]} ... {line[-198:]}'
     return line
+
+
+def wrapped(text):
+    """Return a line as lines of at most :data:`WIDTH` characters, broken at blanks.
+
+    What has no blank, such as a long path, stays whole.
+
+    Args:
+        text (str): The line.
+    """
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False
+    )

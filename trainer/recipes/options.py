@@ -102,7 +102,7 @@ class Options:
     )
     depth: int | None = option(
         None,
-        'layers: 9n + 2 for CIFAR; 50, 101 or 152 for ilsvrc',
+        'layers: 9n + 2 for CIFAR, 50, 101 or 152 for ilsvrc',
         _NETWORK,
         '--layers',
         kind=_WHOLE,
@@ -222,7 +222,7 @@ class Options:
     batch_scaling: str = option(
         'none',
         "what another batch than the recipe's scales: 'lr' in proportion, 'epochs' (and "
-        '--lr_steps) inversely, or nothing',
+        '--lr-steps) inversely, or nothing',
         _TRAINING,
         choices=lambda: ('none', 'lr', 'epochs'),
     )
@@ -290,8 +290,8 @@ class Options:
     lr: float | None = option(None, 'learning rate at the start', _RATE, '-lr', kind=_POSITIVE)
     lr_schedule: str = option(
         'steps',
-        'divided by 10 after the epochs --lr_steps, after every --lr_period epochs, or falling '
-        'along a cosine that begins anew every --lr_period',
+        'divided by 10 after the epochs --lr-steps, after every --lr-period epochs, or falling '
+        'along a cosine that begins anew every --lr-period',
         _RATE,
         choices=lambda: ('steps', 'every', 'cosine'),
     )

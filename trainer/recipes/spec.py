@@ -39,5 +39,10 @@ class Spec:
     flag_kind: Callable | None = None
 
 
+def flag(name: str) -> str:
+    """Return the flag of an option, as messages call it."""
+    return '--' + name.replace('_', '-')
+
+
 def option(default, help, group=GENERAL, *flags, **spec):
     return dataclasses.field(default=default, metadata={'spec': Spec(help, group, flags, **spec)})

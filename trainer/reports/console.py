@@ -1,6 +1,5 @@
 """The console: a line for each epoch, and a progress bar with the time left."""
 
-import datetime
 import sys
 import time
 
@@ -12,26 +11,30 @@ from trainer.reports.log import ACCURACY
 #: Seconds between two losses.
 _SHOWN = 0.2
 
-_HEAD = 'epoch  train loss  test loss  accuracy    top-5        lr     time      left'
-_ROW = '{:5d}  {:10.4f}  {:9.4f}  {:7.2f}%  {:6.2f}%  {:8.2g}  {:>7s}  {:>8s}'
+_HEAD = 'epoch  train loss  test loss  accuracy{}        lr      time       left'
+_ROW = '{:5d}  {:10.4f}  {:9.4f}  {:7.2f}%{}  {:8.2g}  {:>8s}  {:>9s}'
 
 
 class Console(extension.Extension):
-    """Print a table row after each epoch; on a terminal, show a bar between.
+    """Say a table row after each epoch; on a terminal, show a bar between.
 
     Args:
         log (trainer.reports.log.Log): Where the numbers are.
         epochs (int): Epochs of the whole run.
         iterations (int): Updates in an epoch.
+        classes (int): Number of classes; of five or fewer, top-5 accuracy says nothing.
+        say (callable): Where lines go.
     """
 
     trigger = 1, 'iteration'
     priority = extension.PRIORITY_READER - 5
 
-    def __init__(self, log, epochs, iterations):
+    def __init__(self, log, epochs, iterations, classes, say):
         self._log = log
         self._epochs = epochs
         self._iterations = iterations
+        self._top5 = classes > 5
+        self._say = say
         self._bar = None
         self._shown = 0
 
@@ -39,7 +42,7 @@ class Console(extension.Extension):
         updater = trainer.updater
         self._begun = updater.iteration, trainer.elapsed_time
         self._printed = len(self._log.log)
-        print(_HEAD, flush=True)
+        self._say(_HEAD.format('    top-5' if self._top5 else ''))
         self._open(updater)
 
     def _open(self, updater):
@@ -64,7 +67,7 @@ class Console(extension.Extension):
         iteration, elapsed = self._begun
         done = trainer.updater.iteration - iteration
         ahead = self._epochs * self._iterations - trainer.updater.iteration
-        return _clock((trainer.elapsed_time - elapsed) / done * ahead)
+        return clock((trainer.elapsed_time - elapsed) / done * ahead)
 
     def __call__(self, trainer):
         if self._bar is not None:
@@ -83,18 +86,18 @@ class Console(extension.Extension):
             self._printed = len(self._log.log)
             self._close()
             row = self._log.log[-1]
-            print(
+            top5 = 100 * row['validation/main/top5_accuracy']
+            self._say(
                 _ROW.format(
                     row['epoch'],
                     row['main/loss'],
                     row['validation/main/loss'],
                     100 * row[ACCURACY],
-                    100 * row['validation/main/top5_accuracy'],
+                    f'  {top5:6.2f}%' if self._top5 else '',
                     row['lr'],
-                    _clock(trainer.elapsed_time),
+                    clock(trainer.elapsed_time),
                     self._left(trainer),
-                ),
-                flush=True,
+                )
             )
             self._open(trainer.updater)
 
@@ -102,5 +105,7 @@ class Console(extension.Extension):
         self._close()
 
 
-def _clock(seconds):
-    return str(datetime.timedelta(seconds=round(seconds)))
+def clock(seconds):
+    """Return hours, minutes and seconds: 0:01:01, 291:04:05."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'

@@ -1,9 +1,9 @@
 """What a run says at its end: how well it did, where its models are, what can be done next."""
 
-import datetime
 import os
 import shlex
 
+from trainer.reports.console import clock
 from trainer.reports.log import ACCURACY
 from trainer.text import printable
 
@@ -21,9 +21,8 @@ def text(rows, folder, best, seconds, images):
     top, last = max(rows, key=lambda row: row[ACCURACY]), rows[-1]
     here = shlex.quote(os.path.normpath(folder))
     after = last['epoch'] + max(1, last['epoch'] // 2)
-    clock = datetime.timedelta(seconds=round(seconds))
     lines = (
-        ('done', f'{last["epoch"]} epoch{"s" * (last["epoch"] > 1)} in {clock}'),
+        ('done', f'{last["epoch"]} epoch{"s" * (last["epoch"] > 1)} in {clock(seconds)}'),
         ('best accuracy', f'{_percent(top)} of {images:,} test images, epoch {top["epoch"]}'),
         ('last accuracy', _percent(last)),
         ('best model', printable(best)),

@@ -1,6 +1,5 @@
 """What an evaluation tells: progress, a table, ``log.json``."""
 
-import datetime
 import os
 import sys
 import time
@@ -8,6 +7,7 @@ import time
 import tqdm
 
 from trainer.datasets import class_names
+from trainer.reports.console import clock
 from trainer.text import printable
 from trainer.weights import description
 
@@ -52,7 +52,9 @@ class Progress:
         self._done += images
         errors = ''
         if tally is not None and tally.images:
-            errors = 'error {:.2f}% (top-5 {:.2f}%)'.format(*errors_of(tally))
+            errors = f'error {errors_of(tally)[0]:.2f}%'
+            if has_top5(tally):
+                errors += f' (top-5 {errors_of(tally)[1]:.2f}%)'
         if not self._bar.disable:
             self._bar.set_postfix_str(errors, refresh=False)
             self._bar.update(images)
@@ -65,7 +67,7 @@ class Progress:
                     self._done,
                     self._total,
                     rate,
-                    _clock((self._total - self._done) / rate),
+                    clock((self._total - self._done) / rate),
                     ', ' + errors if errors else '',
                 ),
                 flush=True,
@@ -75,8 +77,9 @@ class Progress:
                 self._due += self._total / 10
 
 
-def _clock(seconds):
-    return str(datetime.timedelta(seconds=round(seconds)))
+def has_top5(tally):
+    """Return whether top-5 error says anything: of five classes or fewer it is 0."""
+    return len(tally.confusion) > 5
 
 
 def errors_of(tally):
@@ -102,11 +105,12 @@ def table(evaluation, models, network, ten_crop=False):
     rows.append(('images', '{:6,}{}'.format(n, ', ten crops of each' * ten_crop)))
     if unreadable:
         rows.append(('', f'{len(unreadable):6,} more could not be read and are not counted'))
+    rows += [('top-1 error', f'{top1:6.2f} %  ({n - int(tally.confusion.trace()):,} wrong)')]
+    if has_top5(tally):
+        rows.append(('top-5 error', f'{top5:6.2f} %  ({n - int(tally.top5.sum()):,} wrong)'))
     rows += [
-        ('top-1 error', f'{top1:6.2f} %  ({n - int(tally.confusion.trace()):,} wrong)'),
-        ('top-5 error', f'{top5:6.2f} %  ({n - int(tally.top5.sum()):,} wrong)'),
         ('loss', f'{tally.loss:8.4f}'),
-        ('speed', f'{(n + len(unreadable)) / seconds:6.0f} images/s, {_clock(seconds)}'),
+        ('speed', f'{(n + len(unreadable)) / seconds:6.0f} images/s, {clock(seconds)}'),
         ('computed by', computed_by),
     ]
     lines = ['{:<12s} {}'.format(*row) for row in rows]

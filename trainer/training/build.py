@@ -8,6 +8,7 @@ from trainer.errors import InputError
 from trainer.networks import initialization, table
 from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
 from trainer.recipes.options import SIZES
+from trainer.recipes.spec import flag
 from trainer.run_folder import RECORD
 from trainer.training import transfer
 from trainer.training.losses import LabelSmoothing
@@ -98,7 +99,7 @@ def _sizes_held(given, built, model):
     for name in held:
         value = given.get(name)
         if value is not None and tuple(np.ravel(value)) != tuple(np.ravel(held[name])):
-            raise InputError(f'--{name} {value}: {model} holds {npz.describe(built)}')
+            raise InputError(f'{flag(name)} {value}: {model} holds {npz.describe(built)}')
     return held
 
 

@@ -71,7 +71,7 @@ class Loop:
             self.models = extensions.SaveModel(network, os.path.join(setup.folder, 'model'))
             chosen += [
                 self.log,
-                Console(self.log, options.epoch, self.iterations),
+                Console(self.log, options.epoch, self.iterations, network.category_num, self.say),
                 self.models,
                 figures.Figures(self.log, evaluator, setup.dataset.classes, options.epoch),
             ]
@@ -145,7 +145,7 @@ class Loop:
             self._run_trainer()
         if self.stop.wanted and self.updater.epoch < options.epoch:
             self.say(
-                f'stopped after update {self.updater.iteration}, nothing is lost: '
+                f'stopped after update {self.updater.iteration}, nothing is lost; to go on:\n'
                 f'python main.py --resume {shlex.quote(setup.folder)}'
             )
             return False

@@ -8,6 +8,7 @@ from trainer.errors import InputError, together
 from trainer.networks import table as networks
 from trainer.recipes.flags import check, from_json
 from trainer.recipes.options import FREE, PATHS, SIZES, Options
+from trainer.recipes.spec import flag
 from trainer.weights import published
 
 
@@ -37,7 +38,7 @@ def resolve(folder: str, resume: bool, say: Callable, given: dict) -> tuple[Opti
         held = getattr(used, name)
         if name not in FREE and value != held:
             raise InputError(
-                f'--{name} {value}: the run in {folder} has {held}; leave the flag out, '
+                f'{flag(name)} {value}: the run in {folder} has {held}; leave the flag out, '
                 'or start another run in another folder (-p)'
             )
     return used.replace(**given), record['network']
@@ -54,7 +55,7 @@ def _check(name, value):
     try:
         check(name, value)
     except ValueError as e:
-        raise InputError(f'--{name} {value}: {e}') from e
+        raise InputError(f'{flag(name)} {value}: {e}') from e
 
 
 def _anywhere(given):
@@ -94,7 +95,7 @@ def _new(given, say):
         )
     if used.repeated_augmentation > 1 and used.sampling == 'original':
         raise InputError(
-            f'--repeated_augmentation {used.repeated_augmentation}: --sampling original draws each '
+            f'--repeated-augmentation {used.repeated_augmentation}: --sampling original draws each '
             'batch anew, without repetitions; take every-image or full-batches'
         )
     if used.depth is not None:
@@ -109,12 +110,12 @@ def _check_sizes(given, network):
     for size in SIZES:
         if size in given and size not in known and given.get('load_model') is None:
             raise InputError(
-                f'--{size} {given[size]}: --network {network} has no such size; it has '
-                + ', '.join('--' + s for s in SIZES if s in known)
+                f'{flag(size)} {given[size]}: --network {network} has no such size; it has '
+                + ', '.join(flag(s) for s in SIZES if s in known)
             )
     if 'block_num' in given and 'depth' in given:
         raise InputError(
-            f'--depth {given["depth"]} and --block_num: either of them says how deep the network '
+            f'--depth {given["depth"]} and --block-num: either of them says how deep the network '
             'is; leave one out'
         )
 
@@ -148,6 +149,6 @@ def _scale(used, recipe, given, say):
         used = used.replace(lr_steps=tuple(steps))
     say(
         f'{used.epoch} epochs, divided by 10 after {", ".join(map(str, used.lr_steps))}: the '
-        f'recipe scales them with {usual} / batch; --epoch and --lr_steps set them'
+        f'recipe scales them with {usual} / batch; --epoch and --lr-steps set them'
     )
     return used

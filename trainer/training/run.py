@@ -5,6 +5,7 @@ from trainer.errors import InputError
 from trainer.recipes.options import Options
 from trainer.reports.log import Log
 from trainer.reports.summary import summary as summarise
+from trainer.text import wrapped
 from trainer.training import build, processes, transfer
 from trainer.training.data import data_path
 from trainer.training.loop import Loop
@@ -13,12 +14,17 @@ from trainer.training.setup import introduce, set_up, take_over
 from trainer.transforms.table import CLASSES
 
 
-def train(resume=False, say=print, **given):
+def say_on_console(text):
+    """Print a message at once; a single line, in lines that fit a terminal."""
+    print(text if '\n' in text else wrapped(text), flush=True)
+
+
+def train(resume=False, say=say_on_console, **given):
     """Train a network, as ``main.py`` does with the same flags.
 
     Args:
         resume (bool): Go on with the run in ``save_path``, with its options.
-        say (callable): Where messages go.
+        say (callable): Called with each message, a row of the table after each epoch too.
         given: Options (:class:`trainer.recipes.options.Options`).
 
     Returns:

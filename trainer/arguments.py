@@ -1,0 +1,153 @@
+"""Arguments of the scripts: argparse with a short help, one style of flags, all errors at once."""
+
+import argparse
+import re
+
+from trainer.text import printable
+
+#: Columns of the help, at most.
+WIDTH = 80
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are a line each, all at once, without the usage above them.
+
+    Flags of several words have dashes. With underscores, as the 2017 program's have them, they
+    are accepted as well, and so are its short flags of several letters; the help shows neither.
+    ``--help`` shows the common flags and the examples, ``--help-all`` all flags.
+
+    Args:
+        examples (str): Commands, a line each.
+        rare (tuple of str): What the parsed arguments call flags that ``--help`` leaves out.
+        kwargs: argparse's.
+    """
+
+    def __init__(self, examples='', rare=(), **kwargs):
+        kwargs.setdefault('formatter_class', _Formatter)
+        kwargs.setdefault('usage', '%(prog)s [flags]')
+        super().__init__(allow_abbrev=False, add_help=False, **kwargs)
+        self.rare = tuple(rare)
+        self.examples = examples and _Formatter.AS_IT_IS + 'examples:\n' + examples.strip('\n')
+        self._faults = []
+        self.add_argument(
+            '-h', '--help', action='help', default=argparse.SUPPRESS, help='show this help'
+        )
+        self.add_argument(
+            '--help-all', action=_HelpAll, default=argparse.SUPPRESS, help='show all flags'
+        )
+
+    def _unify(self):
+        """Accept every flag with dashes, and show it so."""
+        for action in self._actions:
+            flags = []
+            for flag in action.option_strings:
+                dashed = flag.replace('_', '-') if flag.startswith('--') else flag
+                self._option_string_actions[dashed] = action
+                flags.append(dashed)
+            action.option_strings = list(dict.fromkeys(flags))
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._unify()
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self._faults.append(f'unrecognized arguments: {" ".join(unknown)}')
+        if self._faults:
+            self.error(self._faults.pop())
+        return parsed
+
+    def _get_values(self, action, arg_strings):
+        try:
+            return super()._get_values(action, arg_strings)
+        except argparse.ArgumentError as e:
+            self._faults.append(str(e))
+            return None
+
+    def error(self, message):
+        *others, last = self._faults + [message]
+        lines = [printable(line) for line in others]
+        lines.append(printable(f'{last} ({self.prog} --help lists the flags)'))
+        self.exit(2, ''.join(f'{self.prog}: error: {line}\n' for line in lines))
+
+    def format_help(self, everything=False):
+        """Return the help: of the common flags, with examples; ``everything``: of all flags."""
+        self._unify()
+        if everything:
+            return super().format_help()
+        formatter = self._get_formatter()
+        formatter.short = bool(self.rare)
+        formatter.add_usage(self.usage, [], [])
+        formatter.add_text(self.description)
+        formatter.start_section('flags')
+        formatter.add_arguments(
+            action
+            for action in sorted(self._actions, key=lambda action: bool(action.option_strings))
+            if action.dest not in self.rare and (self.rare or not isinstance(action, _HelpAll))
+        )
+        formatter.end_section()
+        formatter.add_text(self.examples)
+        return formatter.format_help()
+
+
+class _HelpAll(argparse.Action):
+    def __init__(self, option_strings, dest, **kwargs):
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(parser.format_help(everything=True), end='')
+        parser.exit()
+
+
+class _Formatter(argparse.HelpFormatter):
+    """``-e, --epoch N`` and its help, in 80 columns; a text that begins so as it is."""
+
+    AS_IT_IS = '\v'
+
+    #: Whether of each help the first clause is enough.
+    short = False
+
+    def __init__(self, prog, **kwargs):
+        import shutil  # which takes as long as all else here
+
+        width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+        super().__init__(prog, max_help_position=26, width=width)
+
+    def _fill_text(self, text, width, indent):
+        if text.startswith(self.AS_IT_IS):
+            return text.removeprefix(self.AS_IT_IS)
+        return super()._fill_text(text, width, indent)
+
+    def _get_help_string(self, action):
+        text, default = _DEFAULT.fullmatch(action.help).groups()
+        first, semicolon, rest = text.partition(';')
+        unlisted = self._metavar(action) == 'NAME' and action.choices is not None
+        if unlisted and not all(name in text for name in action.choices):
+            first += f': {", ".join(map(str, action.choices))}'
+        return first + ('' if self.short else semicolon + rest) + (default or '')
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings:
+            return self._metavar(action)
+        short = [flag for flag in action.option_strings if len(flag) == 2]
+        long = [flag for flag in action.option_strings if flag.startswith('--')]
+        return f'{", ".join(short[:1] + long[:1])} {self._format_args(action, None)}'.rstrip()
+
+    def _format_args(self, action, default_metavar):
+        forms = {0: '', '?': '[{}]', '+': '{} ...', '*': '[{} ...]'}
+        return forms.get(action.nargs, '{}').format(self._metavar(action))
+
+    @staticmethod
+    def _metavar(action):
+        """Return what stands for a value: choices where they are short, else a word."""
+        if action.metavar is not None or not action.option_strings:
+            return action.metavar or action.dest
+        if action.choices is not None:
+            listed = '{' + ','.join(map(str, action.choices)) + '}'
+            return listed if len(listed) < 18 else 'NAME'
+        return 'N'
+
+
+# The help of a flag, and its default.
+_DEFAULT = re.compile(r'(.*?)( \(default: .*\))?', re.DOTALL)
