@@ -43,10 +43,10 @@ def parser():
         rare=('layout', 'keep_bn'),
     )
     p.add_argument(
-        '-t',
-        '--t7',
         '-i',
         '--input',
+        '-t',
+        '--t7',
         dest='input',
         required=True,
         metavar='FILE',

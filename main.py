@@ -42,12 +42,12 @@ def parser():
         nargs='?',
         const=True,
         metavar='DIR',
-        help='go on with the run in DIR (default: in -p), with its options',
+        help='go on with the run in DIR; with its options (default: in -p)',
     )
     p.add_argument(
         '--summary',
         action='store_true',
-        help="print the network's layers, output sizes, parameters and multiply-adds, and end",
+        help="describe the network's layers and end; sizes, parameters, multiply-adds",
     )
     cli.add_list_weights_flag(p)
     option_flags.add_flags(p, recipes.get(Options.recipe))

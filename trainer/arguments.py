@@ -136,7 +136,9 @@ class _Formatter(argparse.HelpFormatter):
 
     def _format_args(self, action, default_metavar):
         forms = {0: '', '?': '[{}]', '+': '{} ...', '*': '[{} ...]'}
-        return forms.get(action.nargs, '{}').format(self._metavar(action))
+        value = self._metavar(action)
+        value = ' '.join(value) if isinstance(value, tuple) else value
+        return forms.get(action.nargs, '{}').format(value)
 
     @staticmethod
     def _metavar(action):

@@ -4,6 +4,7 @@ Neither this module nor a script imports Chainer or NumPy before the flags are c
 seconds.
 """
 
+import argparse
 import contextlib
 import os
 import signal
@@ -57,7 +58,7 @@ def add_list_weights_flag(p):
     p.add_argument(
         '--list-weights',
         action=_ListWeights,
-        help='list the published weights that -m takes by name, and exit',
+        help='list the published weights that -m takes by name',
     )
 
 
@@ -113,6 +114,7 @@ def add_geometry_flags(p):
     """Add --img-size, --crop-pct, --interpolation, --mean and --std, by timm's names."""
     group = p.add_argument_group('geometry of testing: instead of what the model says')
     given = {'default': argparse.SUPPRESS}
+    p.rare += ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')
     group.add_argument(
         '--img-size',
         type=values.positive(int),
@@ -127,7 +129,9 @@ def add_geometry_flags(p):
         help='share of the resized short side that is cut out: 0.875 is 224 of 256',
         **given,
     )
-    group.add_argument('--interpolation', choices=values.INTERPOLATIONS, **given)
+    group.add_argument(
+        '--interpolation', choices=values.INTERPOLATIONS, help='how images are resized', **given
+    )
     for name, what in (('mean', 'mean'), ('std', 'standard deviation')):
         group.add_argument(
             f'--{name}',
