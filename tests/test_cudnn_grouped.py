@@ -118,6 +118,29 @@ def test_turned_weights(groups, channels):
 
 
 @pytest.mark.usefixtures('no_plans')
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+def test_group_by_group(monkeypatch, dtype):
+    """The data gradient of few wide groups, each in a graph of its own among the channels."""
+    rng = np.random.default_rng(0)
+    w = (rng.standard_normal((64, 16, 3, 3)) / 12).astype(dtype)
+    gy = rng.standard_normal((2, 64, 4, 3)).astype(dtype)
+    x_shape, ways = (2, 32, 7, 6), {}
+
+    def noted(key, found):
+        ways.update(found)
+        return found['cuDNN']()
+
+    monkeypatch.setattr(timing, 'by_time', noted)
+    there = send(gy), send(w)
+    precision = 'mixed' if dtype == np.float16 else 'float32'
+    graphs.conv_backward_data(*there, x_shape, 2, 1, 2, None, precision)
+    assert set(ways) == {'cuDNN', 'group by group'}
+    golden = arrays.conv_backward_data(gy.astype(float), w.astype(float), x_shape, 2, 1, 2, None)
+    for way in ways.values():
+        assert close(way(), golden, ROUNDING if dtype == np.float16 else 1e-5)
+
+
+@pytest.mark.usefixtures('no_plans')
 def test_the_fastest_way_is_chosen(monkeypatch):
     """Each way that there is takes part; all compute the same."""
     x, w, gy = (send(a) for a in made((2, 64, 8, 8), 8, 1))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import relative
 
+from trainer import files
 from trainer.engines import autograd
 from trainer.engines import cudnn as engine
 from trainer.engines.cudnn import arrays, graphs, library, provider, timing
@@ -213,6 +214,14 @@ class TestTiming:
         g.plan, g.graph.built = None, []
         run(g)
         assert g.graph.built == [0, 1, 2, 3, 4]
+
+    def test_choices_of_two_processes(self):
+        timing.keep('ours', 'first')
+        path = timing._path()
+        files.save_json(path, {**files.read_json(path), 'theirs': 'second', 'ours': 'third'})
+        timing.keep('more', 'fourth')
+        expected = {'ours': 'first', 'theirs': 'second', 'more': 'fourth'}
+        assert timing.choices() == files.read_json(path) == expected
 
     def test_the_least_of_rounds_in_turn(self, monkeypatch):
         import cupy

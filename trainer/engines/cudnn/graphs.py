@@ -26,11 +26,20 @@ WORKSPACE = 1 << 28
 #: Plans of each graph that are compiled at run time, which takes up to 1.5 s for each.
 COMPILED = 3
 
+#: Groups that are worth a graph each.
+FEW_GROUPS = 8
 
-def dims(shape):
-    """Return (dim, stride) of an NHWC tensor, as graphs want them."""
+
+def dims(shape, channels=None):
+    """Return (dim, stride) of an NHWC tensor, as graphs want them.
+
+    Args:
+        shape (tuple): (batch, channels, height, width).
+        channels (int): Of the map that its channels are some of, if they are.
+    """
     n, c, h, w = shape
-    return [n, c, h, w], [h * w * c, 1, w * c, c]
+    pixel = channels or c
+    return [n, c, h, w], [h * w * pixel, 1, w * pixel, pixel]
 
 
 class Graph:
@@ -63,8 +72,8 @@ class Graph:
         types = self.cudnn.data_type
         return {'e': types.HALF, 'f': types.FLOAT}[np.dtype(dtype).char]
 
-    def input(self, shape, dtype):
-        dim, stride = dims(shape)
+    def input(self, shape, dtype, channels=None):
+        dim, stride = dims(shape, channels)
         tensor = self.graph.tensor(dim=dim, stride=stride, data_type=self._type(dtype))
         self.tensors.append(tensor)
         return tensor
@@ -73,9 +82,9 @@ class Graph:
         """An input of one float32 for each channel."""
         return self.input((1, n, 1, 1), np.float32)
 
-    def output(self, tensor, shape, dtype):
+    def output(self, tensor, shape, dtype, channels=None):
         # Left unset, sizes and strides would be guessed.
-        dim, stride = dims(shape)
+        dim, stride = dims(shape, channels)
         tensor.set_output(True).set_data_type(self._type(dtype)).set_dim(dim).set_stride(stride)
         self.tensors.append(tensor)
         return tensor
@@ -212,6 +221,18 @@ def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, dev
     return g.finish()
 
 
+def build_group_backward_data(gy, w, x, stride, pad, channels, dtype, precision, device):
+    """The data gradient of one group, among so many channels of both maps, (gy's, x's)."""
+    g = Graph(('group_backward_data', gy, w, x, stride, pad, channels), precision, device)
+    gx = g.graph.conv_dgrad(
+        loss=g.input(gy, dtype, channels[0]),
+        filter=g.input(w, dtype),
+        **_conv_arguments(stride, pad),
+    )
+    g.output(gx, x, dtype, channels[1])
+    return g.finish()
+
+
 def build_conv_backward_weights(x, gy, w, stride, pad, out, dtype, precision, device):
     g = Graph(('conv_backward_weights', x, gy, w, stride, pad, out), precision, device)
     gw = g.graph.conv_wgrad(
@@ -262,6 +283,7 @@ def _once(build):
 
 _conv_forward = _once(build_conv_forward)
 _conv_backward_data = _once(build_conv_backward_data)
+_group_backward_data = _once(build_group_backward_data)
 _conv_backward_weights = _once(build_conv_backward_weights)
 _conv_bias = _once(build_conv_bias)
 
@@ -342,6 +364,13 @@ def conv_statistics(x, w, stride, pad, groups, running, precision):
     return timing.by_time(key, ways, (running.mean, running.var))
 
 
+def _parts(array, groups, axis):
+    """Return what each group has of a map's channels (axis 1) or of weights (axis 0)."""
+    size = array.shape[axis] // groups
+    parts = (slice(i * size, (i + 1) * size) for i in range(groups))
+    return [array[part] if axis == 0 else array[:, part] for part in parts]
+
+
 def _turned(w, groups):
     """Return weights with which a convolution of stride 1 computes the data gradient of
     another: of NHWC memory, inputs and outputs of each group exchanged, rows and columns from
@@ -368,11 +397,31 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
         graph(gy, w_turned, gx)
         return gx
 
+    def group_by_group():
+        gx = _like(gy, x_shape)
+        for gy_part, w_part, gx_part in zip(
+            _parts(gy, groups, 1), _parts(w, groups, 0), _parts(gx, groups, 1), strict=True
+        ):
+            graph = _group_backward_data(
+                gy_part.shape,
+                w_part.shape,
+                gx_part.shape,
+                stride,
+                pad,
+                (gy.shape[1], gx.shape[1]),
+                gy.dtype.char,
+                precision,
+            )
+            graph(gy_part, w_part, gx_part)
+        return gx
+
     def alone():
         ways = {'cuDNN': compute}
-        # cuDNN's data gradients of wide groups take three times as long as its convolutions.
+        # cuDNN's data gradients of groups take three to six times as long as its convolutions.
         if groups > 1 and stride == 1 and all(k == 2 * pad + 1 for k in w.shape[2:]):
             ways['turned weights'] = turned
+        if 1 < groups <= FEW_GROUPS and stride > 1:
+            ways['group by group'] = group_by_group
         return _own(
             lambda: grouped.conv_backward_data(gy, w, x_shape, stride),
             f'data gradient {x_shape}',

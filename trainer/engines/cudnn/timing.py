@@ -205,9 +205,11 @@ def choices() -> dict:
 
 def keep(key: str, name: str) -> None:
     """Keep a choice, for this process and later ones."""
-    choices()[key] = name
+    kept, path = choices(), _path()
+    kept[key] = name
+    kept.update({**_read.__wrapped__(path), **kept})  # another process may time others
     with contextlib.suppress(OSError):  # a choice that cannot be kept is made again
-        files.save_json(_path(), choices())
+        files.save_json(path, kept)
 
 
 @functools.cache
