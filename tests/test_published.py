@@ -294,6 +294,16 @@ def test_cut_downloads_go_on(site, capfd):
         assert f.read() in site.files.values()
 
 
+def test_cut_downloads_of_the_hub_go_on(site, monkeypatch):
+    """What is asked for, and the file's digest, outlast the redirect."""
+    monkeypatch.setattr(extras, 'need', lambda *args: None)
+    site.cut[:] = [9999, 2000, 100]  # the first is config.json, whole
+    with open(published.local('timm/resnext50_32x4d.a1h_in1k'), 'rb') as f:
+        assert f.read() in site.files.values()
+    begun = [part for path, part, _ in site.asked if path.startswith('/cdn/')]
+    assert begun == [None, 'bytes=2000-', 'bytes=2100-']
+
+
 def test_cut_where_no_parts_can_be_had(site, tmp_path):
     name = 'torchvision/resnext50_32x4d.IMAGENET1K_V1'
     site.ranges = False
