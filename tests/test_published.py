@@ -432,8 +432,9 @@ def test_a_run_begins_with_them(site, tmp_path, capfd, monkeypatch):
     flags = '--dataset', 'folder', '--data', 'photos', '-p', 'run', '-e', 1, '-b', 2
     code, out, err = run(main, capfd, monkeypatch, *flags, '--retrain', name, '--reset-classifier')
     assert code == 0, err
-    assert f'note: {name}: licence not stated by its source' in out
-    assert 'note: -m was tested by 224 of 232 pixels, bilinear; this run tests as it' in out
+    said = ' '.join(out.split())
+    assert f'note: {name}: licence not stated by its source' in said
+    assert 'note: -m was tested by 224 of 232 pixels, bilinear; this run tests as it' in said
     held = json.loads((tmp_path / 'run' / 'run.json').read_text())
     assert held['options']['load_model'] == name and 'geometry' not in held['network']
     assert resnext_ilsvrc.load(run_folder.weights('run')).geometry is None
