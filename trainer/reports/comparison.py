@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,8 +11,9 @@ from matplotlib.lines import Line2D
 
 from trainer import files, run_folder
 from trainer.errors import InputError
+from trainer.recipes.options import DEFAULTS
 from trainer.reports import figures
-from trainer.text import printable
+from trainer.text import WIDTH, printable
 
 #: Options that differ from run to run without shaping it.
 _ASIDE = {'save_path', 'workers', 'gpu', 'load_log', 'load_optimizer', 'quick', 'data'}
@@ -34,6 +36,7 @@ class Run:
         epochs (list of dict): For each epoch ``epoch`` and, where the log has them,
             ``test_error``, ``test_5_error`` and ``train_error`` (percent), ``test_loss``
             and ``train_loss`` (mean, in nats).
+        classes (int): Number of classes, ``None`` where the log does not say.
 
     Raises:
         trainer.errors.InputError: There is no log, or it is no log.
@@ -46,7 +49,10 @@ class Run:
             self.options = run_folder.read_record(folder)['options']
         path = os.path.join(folder, 'log.json')
         try:
-            self.epochs = _epochs(files.read_json(path))
+            entries = files.read_json(path)
+            self.epochs = _epochs(entries)
+            named = (e['are'] for e in entries if e['_id'] == 'categories')
+            self.classes = len(next(named, [])) or None
         except OSError as e:
             raise InputError(
                 f'{path}: cannot be read ({e.strerror}); a run writes it after its first epoch'
@@ -110,7 +116,13 @@ def differences(compared):
         dict: Option -> list of its values, ``None`` for runs that have no such option.
     """
     names = sorted({name for run in compared for name in run.options} - _ASIDE)
-    values = {name: [run.options.get(name) for run in compared] for name in names}
+    # Records of earlier versions lack options that came later.
+    values = {
+        name: [
+            run.options.get(name, DEFAULTS.get(name)) if run.options else None for run in compared
+        ]
+        for name in names
+    }
     return {name: v for name, v in values.items() if any(other != v[0] for other in v)}
 
 
@@ -142,9 +154,11 @@ def table(compared):
         ('best test error', ['{:.2f} %'.format(run.best['test_error']) for run in compared]),
         ('  in epoch', [str(run.best['epoch']) for run in compared]),
     ]
+    top5 = [('last top-5 error', 'test_5_error', '{:.2f} %')]
     for title, key, form in (
         ('last test error', 'test_error', '{:.2f} %'),
-        ('last top-5 error', 'test_5_error', '{:.2f} %'),
+        # Of five classes or fewer it is 0.
+        *(top5 if any((run.classes or 6) > 5 for run in compared) else []),
         ('last test loss', 'test_loss', '{:.4f}'),
         ('last train loss', 'train_loss', '{:.4f}'),
     ):
@@ -160,12 +174,31 @@ def table(compared):
     rows += [
         (name, [_text(value) for value in values]) for name, values in differences(compared).items()
     ]
-    widths = [max(len(row[1][i]) for row in rows) for i in range(len(compared))]
+    return _laid_out(rows)
+
+
+def _laid_out(rows):
+    """Lay rows of (title, values) out in blocks of columns, each as wide as a terminal."""
     first = max(len(title) for title, _ in rows)
-    return '\n'.join(
-        title.ljust(first)
-        + ''.join('  ' + value.rjust(width) for value, width in zip(values, widths))
+    most = WIDTH - first - 2
+    rows = [
+        (title, [v if len(v) <= most else v[: most - 1] + '…' for v in values])
         for title, values in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*(values for _, values in rows))]
+    blocks, room = [[]], most + 2
+    for i, width in enumerate(widths):
+        if width + 2 > room:
+            blocks.append([])
+            room = most + 2
+        blocks[-1].append(i)
+        room -= width + 2
+    return '\n\n'.join(
+        '\n'.join(
+            title.ljust(first) + ''.join('  ' + values[i].rjust(widths[i]) for i in block)
+            for title, values in rows
+        )
+        for block in blocks
     )
 
 
@@ -196,23 +229,29 @@ def draw(compared, path):
         path (str): The image to write; its suffix is the format.
     """
     check(compared, path)
-    figure = Figure(figsize=(12, 4.8), layout='constrained')
+    labels = _labels(compared)
+    lines = sum(label.count('\n') + 1 for label in labels) + 1
+    figure = Figure(figsize=(12, 4.4 + 0.2 * lines), layout='constrained')
     error, loss = figure.subplots(1, 2)
     _draw_panel(error, compared, 'Top-1 error', '%', 'error')
     _draw_panel(loss, compared, 'Loss', 'nats', 'loss')
-    for run, colour in zip(compared, _COLOURS):
+    for run, colour, wider in zip(compared, _COLOURS, _wider(compared)):
         error.plot(
             run.best['epoch'],
             run.best['test_error'],
             'o',
             color=colour,
-            markersize=6,
+            markersize=6 + wider,
             markeredgecolor='white',
             zorder=5,
         )
     handles = [
         Line2D([], [], color=colour, linewidth=2.5, marker='o', label=label)
-        for label, colour in zip(_labels(compared), _COLOURS)
+        for label, colour in zip(labels, _COLOURS)
+    ]
+    handles += [
+        Line2D([], [], linestyle=style, color='#555555', label=label)
+        for style, label in (('-', 'in testing; the dot is the least error'), (':', 'in training'))
     ]
     legend = figure.legend(handles=handles, loc='outside lower left', frameon=False)
     for text in legend.get_texts():
@@ -221,9 +260,9 @@ def draw(compared, path):
 
 
 def _draw_panel(axes, compared, title, unit, key):
-    for run, colour in zip(compared, _COLOURS):
-        _curve(axes, run.epochs, 'train_' + key, colour, ':', 1.4)
-        _curve(axes, run.epochs, 'test_' + key, colour, '-', 1.6)
+    for run, colour, wider in zip(compared, _COLOURS, _wider(compared)):
+        _curve(axes, run.epochs, 'train_' + key, colour, ':', 1.4 + wider)
+        _curve(axes, run.epochs, 'test_' + key, colour, '-', 1.6 + wider)
     axes.set_title(title, loc='left', fontweight='bold')
     axes.set(xlabel='epoch', ylabel=unit)
     # The first epochs of a run would press its others flat.
@@ -236,29 +275,31 @@ def _draw_panel(axes, compared, title, unit, key):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
-    axes.legend(
-        handles=[
-            Line2D([], [], linestyle=style, color='#555555', label=label)
-            for style, label in (('-', 'test'), (':', 'train'))
-        ],
-        frameon=False,
-        loc='upper right',
-    )
+
+
+def _wider(compared):
+    """Return how much wider each run is drawn, so that those of the same numbers, which are
+    drawn over it, leave it visible."""
+    return [
+        2.5 * sum(run.epochs == other.epochs for other in compared[i + 1 :])
+        for i, run in enumerate(compared)
+    ]
 
 
 def _labels(compared):
-    """Return a line on each run: its name, its best epoch, the options that differ."""
-    differ, labels = differences(compared), []
-    for i, (run, name) in enumerate(zip(compared, names(compared))):
+    """Return lines on each run: its name, its best epoch, the options that differ."""
+    differ, labels, short = differences(compared), [], names(compared)
+    for i, (run, name) in enumerate(zip(compared, short)):
         told = [f'{option} {_text(values[i])}' for option, values in differ.items()]
-        labels.append(
-            '{}: least test error {:.2f} % in epoch {}{}'.format(
-                figures.plain(name, 60),
-                run.best['test_error'],
-                run.best['epoch'],
-                '  ({})'.format(', '.join(told[:6]) + ', ...' * (len(told) > 6)) if told else '',
-            )
+        same = next((j for j in range(i) if compared[j].epochs == run.epochs), None)
+        text = '{}: least test error {:.2f} % in epoch {}{}{}'.format(
+            figures.plain(name, 60),
+            run.best['test_error'],
+            run.best['epoch'],
+            '' if same is None else f', the same numbers as {figures.plain(short[same], 60)}',
+            f'; {", ".join(told)}' if told else '',
         )
+        labels.append('\n'.join(textwrap.wrap(text, 150, subsequent_indent='    ')))
     return labels
 
 

@@ -48,30 +48,46 @@ def draw(predictions, path):
     check(path, len(predictions))
     columns = 1 + (len(predictions) > 3) + (len(predictions) > 16)
     rows = -(-len(predictions) // columns)
-    classes = min(MOST_CLASSES, max(5, *(len(p.answers) for p in predictions)))
-    height = 0.5 + 0.42 * classes
-    figure = Figure(figsize=(8 * columns, height * rows), layout='constrained')
+    classes = min(MOST_CLASSES, max(len(p.answers) for p in predictions))
+    height = 0.5 + 0.42 * max(classes, 3)  # below three, images would be too small
+    titles = _titles([p.source for p in predictions])
+    widths = [1.2 * min(height, 2.6), 5]  # inches, of the image and its bars
+    figure = Figure(figsize=(sum(widths) * columns, height * rows), layout='constrained')
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[3, 5] * columns)
+    axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=widths * columns)
     for axis in axes.flat:
         axis.axis('off')
     for i, prediction in enumerate(predictions):
-        _draw_one(prediction, classes, *axes[i // columns][2 * (i % columns) :][:2])
+        _draw_one(prediction, titles[i], classes, *axes[i // columns][2 * (i % columns) :][:2])
     figures.save(figure, path)
 
 
-def _draw_one(prediction, classes, axes, bars):
+def _titles(sources):
+    """Return what images are called: their files' names, with as many folders as tell them
+    apart; of images that have no file, ``''``."""
+    paths = [
+        os.path.abspath(os.fspath(source)).split(os.sep)
+        if isinstance(source, (str, os.PathLike))
+        else None
+        for source in sources
+    ]
+    titles = []
+    for path in paths:
+        known = 1
+        others = [other for other in paths if other and path and other != path]
+        while any(other[-known:] == path[-known:] for other in others):
+            known += 1
+        titles.append('/'.join(path[-known:]) if path else '')
+    return titles
+
+
+def _draw_one(prediction, title, classes, axes, bars):
     image = decoding.load_rgb(decoding.upright(prediction.source)).copy()
     image.thumbnail((640, 640))
     axes.imshow(image)
-    source = prediction.source
-    if isinstance(source, (str, os.PathLike)):
-        axes.set_title(
-            figures.plain(os.path.basename(os.fspath(source)), 40),
-            fontsize=9,
-            color=_INK,
-            parse_math=False,
-        )
+    if title:
+        # Of a long path the end tells.
+        axes.set_title(figures.plain(title, 40), fontsize=9, color=_INK, parse_math=False)
     bars.set(xlim=(0, 1), ylim=(classes - 0.6, -0.6))
     for i, answer in enumerate(prediction.answers[:classes]):
         bars.barh(i + 0.12, 1, 0.3, color=_FAINT)

@@ -12,13 +12,18 @@ import warnings
 import numpy as np
 from chainer.training import extension
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from trainer import files
+from trainer.datasets import class_names
 from trainer.reports.log import ACCURACY
 
 #: Seconds between two drawings; a run's last epoch is always drawn.
 INTERVAL = 30
+
+#: Colours of training and testing, told apart by the colour-blind too (Okabe and Ito).
+TRAIN, TEST = '#0072B2', '#D55E00'
 
 
 class Figures(extension.Extension):
@@ -55,7 +60,9 @@ class Figures(extension.Extension):
         if trainer.updater.epoch < self._epochs and now - self._drawn < INTERVAL:
             return
         loss(self._log.log, os.path.join(trainer.out, 'loss.jpg'))
-        accuracy(self._log.log, os.path.join(trainer.out, 'accuracy.jpg'))
+        accuracy(
+            self._log.log, os.path.join(trainer.out, 'accuracy.jpg'), classes=len(self._classes)
+        )
         confusion(confusion_matrix, self._classes, os.path.join(trainer.out, 'confusion.jpg'))
         self._drawn = time.monotonic()
 
@@ -84,14 +91,25 @@ def save(figure, path):
 def _curves(log, path, title, unit, curves, scale=1.0):
     figure = Figure(figsize=(7, 4.5), layout='constrained')
     axes = figure.add_subplot()
-    for key, label, style in curves:
+    for key, label, colour, style in curves:
         points = [(row['epoch'], scale * row[key]) for row in log if key in row]
         if points:
-            axes.plot(*zip(*points), style, label=label, markersize=3)
+            axes.plot(
+                *zip(*points),
+                style,
+                color=colour,
+                label=label,
+                # Epochs as dots where these stay apart.
+                marker='o' if len(points) < 40 else None,
+                markersize=3,
+            )
     axes.set(title=title, xlabel='epoch', ylabel=unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(log) < 3:
+        axes.set_xlim(log[0]['epoch'] - 0.5, log[-1]['epoch'] + 0.5)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside lower center', ncols=len(curves), frameon=False)
     save(figure, path)
 
 
@@ -102,36 +120,33 @@ def loss(log, path):
         log (list of dict): Epochs, as Chainer's LogReport keeps them.
         path (str): The image to write.
     """
-    _curves(
-        log,
-        path,
-        'Softmax cross entropy',
-        'nats',
-        [('main/loss', 'train', '.-'), ('validation/main/loss', 'test', '.-')],
-    )
+    curves = [('main/loss', 'train', TRAIN, '-'), ('validation/main/loss', 'test', TEST, '-')]
+    _curves(log, path, 'Loss (softmax cross entropy)', 'nats', curves)
 
 
-def accuracy(log, path):
-    """Draw total, top-5 and training accuracy over the epochs; arguments as :func:`loss`."""
+def accuracy(log, path, classes):
+    """Draw total, top-5 and training accuracy over the epochs.
+
+    Args:
+        log, path: See :func:`loss`.
+        classes (int): Number of classes; of five or fewer, top-5 accuracy is not drawn.
+    """
     best = max(log, key=lambda row: row.get(ACCURACY, 0))
-    _curves(
-        log,
-        path,
-        'Accuracy (best total {:.2f} % in epoch {})'.format(
-            100 * best.get(ACCURACY, 0), best['epoch']
-        ),
-        '%',
-        [
-            (ACCURACY, 'test, total', '.-'),
-            ('validation/main/top5_accuracy', 'test, top-5', '.-'),
-            ('main/accuracy', 'train', '.:'),
-        ],
-        100.0,
+    curves = [('main/accuracy', 'train', TRAIN, '-'), (ACCURACY, 'test', TEST, '-')]
+    if classes > 5:
+        curves.append(('validation/main/top5_accuracy', 'test, top-5', TEST, '--'))
+    title = 'Accuracy (best in testing {:.2f} % after epoch {})'.format(
+        100 * best.get(ACCURACY, 0), best['epoch']
     )
+    _curves(log, path, title, '%', curves, 100.0)
 
 
 def confusion(matrix, classes, path):
     """Draw a confusion matrix as shares of each label's images.
+
+    Up to 20 classes the shares are written into it, up to 100 the classes are named; from
+    21 on the most frequent confusions stand beside it. Of more than 200, a point is the
+    largest share of several labels and answers: single ones would not be seen.
 
     Args:
         matrix (numpy.ndarray): Counts (classes, classes): [label, answer].
@@ -140,30 +155,64 @@ def confusion(matrix, classes, path):
     """
     n = len(classes)
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = min(max(6, 0.16 * n), 20)
-    figure = Figure(figsize=(side + 1, side), layout='constrained')
-    axes = figure.add_subplot()
-    image = axes.imshow(share, cmap='Blues', vmin=0, vmax=100)
-    size = 10 if n <= 20 else 5
-    names = [plain(name, 30) for name in classes]
-    axes.set_xticks(range(n), names, rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(range(n), names, fontsize=size, parse_math=False)
+    side = float(np.clip(0.16 * n if n <= 100 else 9, 3.5 if n < 5 else 6, 16))
+    figure = Figure(figsize=(side + (4 if n > 20 else 1.5), side), layout='constrained')
+    axes = figure.add_subplot(anchor='W' if n > 20 else 'C')
+    classes = class_names.named(classes)
+    # Of many classes the confusions are small shares each.
+    norm = PowerNorm(0.5 if n > 20 else 1, 0, 100)
+    extent = -0.5, n - 0.5, n - 0.5, -0.5
+    shown = _largest(share, -(-n // 200))
+    image = axes.imshow(shown, cmap='Blues', norm=norm, interpolation='nearest', extent=extent)
     axes.set(xlabel='answer', ylabel='label')
-    axes.set_title(
-        'Answers for each label, % (total accuracy '
-        f'{100 * matrix.trace() / max(matrix.sum(), 1):.2f} %)'
-    )
+    if n <= 100:
+        size = 10 if n <= 20 else 7
+        names = [plain(name, 30) for name in classes]
+        axes.set_xticks(range(n), names, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(range(n), names, fontsize=size, parse_math=False)
+    else:
+        axes.set(xlabel='number of the answer', ylabel='number of the label')
+    total = 100 * matrix.trace() / max(matrix.sum(), 1)
+    axes.set_title(f'Answers for each label, %\n(accuracy {total:.2f} %)', fontsize=11)
     if n <= 20:
-        for i in range(n):
-            for j in range(n):
-                axes.text(
-                    j,
-                    i,
-                    f'{share[i, j]:.0f}',
-                    ha='center',
-                    va='center',
-                    fontsize=8,
-                    color='white' if share[i, j] > 50 else 'black',
-                )
-    figure.colorbar(image, shrink=0.8, label='%')
+        for i, j in np.ndindex(n, n):
+            colour = 'white' if share[i, j] > 50 else 'black'
+            text = f'{share[i, j]:.0f}'
+            axes.text(j, i, text, ha='center', va='center', fontsize=8, color=colour)
+    where = {'location': 'bottom', 'shrink': 0.5, 'aspect': 40} if n > 20 else {'shrink': 0.8}
+    figure.colorbar(image, ax=axes, label='%', **where)
+    if n > 20:
+        _list_confusions(axes, share, classes)
     save(figure, path)
+
+
+def _largest(share, size):
+    """Return the largest of each size x size values of a square array."""
+    n = -(-len(share) // size)
+    padded = np.zeros((n * size, n * size))
+    padded[: len(share), : len(share)] = share
+    return padded.reshape(n, size, n, size).max(axis=(1, 3))
+
+
+def _list_confusions(axes, share, classes, most=15):
+    """Write the most frequent confusions beside a matrix."""
+    wrong = share - np.diag(share.diagonal())
+    order = np.argsort(-wrong, axis=None, kind='stable')[:most]
+    lines = ['most frequent confusions', '']
+    for label, answer in zip(*np.unravel_index(order, wrong.shape)):
+        if wrong[label, answer] > 0:
+            lines += [
+                f'{wrong[label, answer]:3.0f} %  {plain(classes[label], 40)}',
+                f'          as {plain(classes[answer], 40)}',
+            ]
+    axes.annotate(
+        '\n'.join(lines),
+        (1, 1),
+        (12, 0),
+        xycoords='axes fraction',
+        textcoords='offset points',
+        va='top',
+        fontsize=9,
+        parse_math=False,
+        annotation_clip=False,
+    )
