@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import simulated
 from test_cudnn_kernels import close, send
 
 from trainer.engines.cudnn import arrays, graphs, grouped, library, timing
@@ -136,8 +137,13 @@ def test_group_by_group(monkeypatch, dtype):
     graphs.conv_backward_data(*there, x_shape, 2, 1, 2, None, precision)
     assert set(ways) == {'cuDNN', 'group by group'}
     golden = arrays.conv_backward_data(gy.astype(float), w.astype(float), x_shape, 2, 1, 2, None)
-    for way in ways.values():
-        assert close(way(), golden, ROUNDING if dtype == np.float16 else 1e-5)
+    for name, way in ways.items():
+        try:
+            found = way()
+        except graphs.NotSupported:  # a GPU may have no plan for some of a map's channels
+            assert name == 'group by group' and not simulated()
+            continue
+        assert close(found, golden, ROUNDING if dtype == np.float16 else 1e-5)
 
 
 @pytest.mark.usefixtures('no_plans')

@@ -135,15 +135,15 @@ def test_traffic_of_a_small_network(precision, itemsize):
     # A straight line through two small batches is exact.
     assert found == layers._traffic(small(), 32, precision, 7)
     expected = by_hand(7, itemsize)
-    # A GPU may have no plan for the stem's weight gradient from float16 to float32.
-    half = 2 * small().stem.conv.W.size if precision == 'mixed' else 0
+    # A GPU may have no plan for weight gradients from float16 to float32: of the stem, and of
+    # narrow groups. They are float16 then, and the update reads that.
     saved = expected['conv_backward_weights'] - found['conv_backward_weights']
-    assert saved in (0, half)
+    convolutions = sum(p.size for name, p in small().namedparams() if name.endswith('conv/W'))
+    assert 0 <= saved <= (2 * convolutions if precision == 'mixed' else 0)
     expected['conv_backward_weights'] -= saved
     for name, moved in expected.items():
         assert found[name] == moved, name
     weights = sum(p.size for p in small().params())
-    convolutions = sum(p.size for name, p in small().namedparams() if name.endswith('conv/W'))
     # Gradients, and from those the weights and their momentum.
     assert found['update'] == weights * (4 + 2 * (4 + 4)) - saved
     if precision == 'mixed':
