@@ -19,7 +19,7 @@ from trainer import cli, run_folder
 from trainer.errors import InputError
 from trainer.inference import prediction
 from trainer.optimizers import OPTIMIZERS, HeadRate
-from trainer.training import run, transfer
+from trainer.training import resolve, run, transfer
 from trainer.weights import formats, npz
 
 CLASSES = ['a', 'b', 'c']
@@ -273,7 +273,17 @@ def test_wrong_flags(converted, tmp_path, capsys):
     for argv, words in [
         (('--reset-classifier', *p, '--data', cifar), '--retrain'),
         (
-            ('--retrain', converted, '--dataset', 'folder', '--data', data, *p),
+            (
+                '--retrain',
+                converted,
+                '--recipe',
+                'original',
+                '--dataset',
+                'folder',
+                '--data',
+                data,
+                *p,
+            ),
             'a network of 10 classes, but folder has 3; --reset-classifier',
         ),
         (
@@ -305,6 +315,45 @@ def test_wrong_flags(converted, tmp_path, capsys):
         assert 'frozen' not in out
         assert end.value.code == 2 and err.count('\n') == 1 and words in err, err
     assert not (tmp_path / 'run' / 'run.json').exists()
+
+
+def test_fine_tuning_is_the_default_with_a_folder(converted, tmp_path):
+    data, said = str(write(tmp_path / 'images', 8)), []
+    given = dict(load_model=converted, dataset='folder', data=data, epoch=1, seed=1)
+    run.train(say=said.append, save_path=str(tmp_path / 'a'), **given)
+    options = run_folder.read_record(str(tmp_path / 'a'))['options']
+    assert options['recipe'] == 'fine_tune' and options['reset_classifier']
+    # Three stages, of which the last is trained; the model's own preprocessing.
+    assert options['freeze'] == ('stem', 'stage1', 'stage2')
+    assert options['preprocessing'] == formats.load(converted).preprocessing
+    assert any('with a new classifier' in line for line in said)
+    first = run_folder.model(str(tmp_path / 'a'), 1)
+    before, after = (arrays(formats.load(path)) for path in (converted, first))
+    for name, array in before.items():
+        kept = name.startswith(('stem/', 'stage1/', 'stage2/'))
+        if np.ndim(array):
+            same = array.shape == after[name].shape and (array == after[name]).all()
+            assert same == kept or name.endswith('/beta') and kept, name
+
+    # Going on with its result keeps the classifier, unless a new one is asked for.
+    for more, wanted in ((dict(), False), (dict(reset_classifier=True), True)):
+        folder = str(tmp_path / str(wanted))
+        again = dict(given, load_model=first, lr=1e-9, head_lr=1.0, warmup=1) | more
+        run.train(say=said.append, save_path=folder, **again)
+        assert run_folder.read_record(folder)['options']['reset_classifier'] == wanted
+        weights = formats.load(run_folder.model(folder, 1)).fc.W.array
+        assert np.allclose(weights, after['fc/W'], atol=1e-5) != wanted
+
+    # Flags come before the recipe; other recipes and going on by hand as before.
+    def resolved(**more):
+        return resolve.resolve('nowhere', False, said.append, dict(given, **more))[0]
+
+    assert resolved(freeze=('stem',), head_lr=2.0).freeze == ('stem',)
+    assert resolved(recipe='prlz77').recipe == 'prlz77'
+    assert resolved(start_epoch=2).recipe == 'original'
+    assert resolved(dataset='cifar10').recipe == 'original'
+    with pytest.raises(InputError, match='--recipe fine_tune: there is no model'):
+        run.train(recipe='fine_tune', data=data, save_path=str(tmp_path / 'b'))
 
 
 def test_summary_is_of_the_new_classifier(converted, tmp_path):

@@ -9,6 +9,9 @@ from trainer.errors import InputError
 # Modules here that are no recipes.
 _OTHERS = {'flags', 'options', 'spec'}
 
+#: The recipe of a run that starts from trained weights with images of one's own.
+FINE_TUNE = 'fine_tune'
+
 
 def available() -> list[str]:
     """Return the names of the recipes."""

@@ -3,7 +3,7 @@
 import chainer
 import numpy as np
 
-from trainer import run_folder
+from trainer import recipes, run_folder
 from trainer.errors import InputError
 from trainer.networks import initialization, table
 from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
@@ -44,7 +44,9 @@ def network(options, given, architecture, dataset, going_on, say=None):
         initialization.fill(built, options.initialization, options.seed)
         if options.zero_init_last:
             initialization.zero_last(built)
-    elif not going_on and options.reset_classifier:
+    elif not going_on:
+        options = transfer.fitting(options, given, built, classes)
+    if not going_on and options.reset_classifier:
         built = transfer.reset_classifier(built, classes, options.seed)
     where = RECORD if architecture is not None or model is None else f'-m {model}'
     _check_classes(built, dataset, where)
@@ -120,7 +122,8 @@ def preprocessing(options, given, built, say=None):
     if (
         options.load_model is not None
         and built.preprocessing is not None
-        and not ({'preprocessing', 'recipe'} & set(given))
+        and 'preprocessing' not in given
+        and given.get('recipe') in (None, recipes.FINE_TUNE)
     ):
         name = built.preprocessing
     if 'preprocessing' not in given:  # some sources have other means for other datasets

@@ -71,7 +71,7 @@ def _usual(given):
         raise InputError(
             f'--quick and --recipe {name}: --quick is a recipe of its own; leave one of the two out'
         )
-    name = 'quick' if quick else name or Options.recipe
+    name = 'quick' if quick else name or _default(given)
     recipe = recipes.get(name)
     network = given.get('network', recipe.network)
     usual = networks.get(network).sizes
@@ -82,6 +82,13 @@ def _usual(given):
     return recipe.replace(recipe=name, network=network, **sizes), recipe
 
 
+def _default(given):
+    """Return the recipe where none is named; going on by hand, as in 2017, has the usual one."""
+    fine_tunes = given.get('load_model') is not None and given.get('dataset') == 'folder'
+    by_hand = {'load_optimizer', 'load_log', 'start_epoch'} & set(given)
+    return recipes.FINE_TUNE if fine_tunes and not by_hand else Options.recipe
+
+
 def _new(given, say):
     used, recipe = _usual(given)
     _check_sizes(given, used.network)
@@ -89,9 +96,9 @@ def _new(given, say):
         used = used.replace(depth=None)
     used = used.replace(**given)
     if used.reset_classifier and used.load_model is None:
+        which = '--reset-classifier' if 'reset_classifier' in given else f'--recipe {used.recipe}'
         raise InputError(
-            '--reset-classifier: there is no model whose classifier could be; name it '
-            'with --retrain'
+            f'{which}: there is no model whose classifier could be replaced; name it with --retrain'
         )
     if used.repeated_augmentation > 1 and used.sampling == 'original':
         raise InputError(

@@ -37,6 +37,26 @@ def reset_classifier(network, classes, seed):
     return new
 
 
+def fitting(options, given, network, classes):
+    """Return what a recipe for fine-tuning says, as it fits a network.
+
+    Of what the user did not ask for, the last stage is not frozen, however many there are, and a
+    classifier for these classes stays.
+
+    Args:
+        options (trainer.recipes.options.Options): The run's.
+        given (dict): Those that the user gave.
+        network (trainer.networks.base.Network): From the file of ``-m``.
+        classes (list of str): To be told apart.
+    """
+    if 'freeze' not in given:
+        before = [part.name for part in _parts(network)[:-2]]
+        options = options.replace(freeze=tuple(n for n in options.freeze if n in before))
+    if 'reset_classifier' not in given and network.classes == classes:
+        options = options.replace(reset_classifier=False)
+    return options
+
+
 def describe(options):
     """Say in a few words what a run takes over from another network.
 
