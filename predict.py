@@ -44,29 +44,37 @@ def parser():
     p.add_argument(
         '--draw', metavar='FILE.png', help='draw each image with the probabilities of its classes'
     )
+    p.add_argument(
+        '--cam',
+        metavar='FILE.png',
+        help='draw where in each image its likeliest classes are seen (class activation maps)',
+    )
     return p
 
 
-def _sources(given, path):
-    """Return the images that are given; check that they fit a drawing."""
+def _sources(args):
+    """Return the images that are given; check that they fit the drawings."""
     from trainer.datasets import folder
 
-    sources = folder.expand(given)
-    if path:
-        from trainer.reports import drawing
+    sources = folder.expand(args.images)
+    for flag, path in (('--draw', args.draw), ('--cam', args.cam)):
+        if path:
+            from trainer.reports import drawing
 
-        drawing.check(path, len(sources))
+            drawing.check(path, len(sources), flag)
     return sources
 
 
 def main():
     p = parser()
     args = p.parse_args()
+    if args.cam and (args.ten_crop or len(args.load_model) > 1):
+        p.error('--cam takes one model and one crop of each image')
     from trainer.inference import prediction
     from trainer.reports import prediction as report
 
     paths, sources = together(
-        lambda: cli.check_models(args.load_model, args), lambda: _sources(args.images, args.draw)
+        lambda: cli.check_models(args.load_model, args), lambda: _sources(args)
     )
     networks = cli.make_predictors([cli.load_network(path, args) for path in paths], args)
     sys.stdout.reconfigure(errors='backslashreplace')  # names of classes may be no text
@@ -87,6 +95,12 @@ def main():
         from trainer.reports import drawing
 
         drawing.draw(readable, args.draw)
+    if args.cam and readable:
+        from trainer.inference import cam
+        from trainer.reports import drawing
+
+        network = networks[0].network
+        drawing.draw_maps([cam.explain(network, said) for said in readable], args.cam)
     return 0 if len(readable) == len(found) else 2
 
 

@@ -1,9 +1,12 @@
-"""Predictions as a drawing: each image with bars for the probabilities of its classes."""
+"""Predictions as drawings: each image with bars for the probabilities of its classes, or with
+maps of where they are seen."""
 
 import os
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from trainer.errors import InputError
 from trainer.reports import figures
@@ -16,8 +19,13 @@ MOST_CLASSES = 10
 _BAR, _BEST, _INK, _FAINT = '#9ecae1', '#2171b5', '#222222', '#eeeeee'
 
 
-def check(path, number):
-    """Check that :func:`draw` can write ``path`` with so many images.
+def check(path, number=0, flag='--draw'):
+    """Check that a drawing of so many images can be written.
+
+    Args:
+        path (str): The image to write.
+        number (int): Images in it.
+        flag (str): What names the path, for messages.
 
     Raises:
         trainer.errors.InputError: It cannot.
@@ -25,16 +33,17 @@ def check(path, number):
     known = sorted(FigureCanvasAgg.get_supported_filetypes())
     if os.path.splitext(path)[1][1:].lower() not in known:
         raise InputError(
-            '--draw {}: a name that ends in one of these is wanted: {}'.format(
+            '{} {}: a name that ends in one of these is wanted: {}'.format(
+                flag,
                 path, ', '.join('.' + suffix for suffix in known)
             )
         )
     if number > MOST:
         raise InputError(
-            f'--draw {path}: {number} images do not fit one drawing, at most {MOST} do'
+            f'{flag} {path}: {number} images do not fit one drawing, at most {MOST} do'
         )
     if not os.path.isdir(os.path.dirname(path) or '.'):
-        raise InputError(f'--draw {path}: there is no such folder')
+        raise InputError(f'{flag} {path}: there is no such folder')
 
 
 def draw(predictions, path):
@@ -112,3 +121,55 @@ def _draw_one(prediction, title, classes, axes, bars):
             color=_INK,
             fontweight='normal' if i else 'bold',
         )
+
+
+#: Maps that one drawing has of an image.
+MOST_MAPS = 3
+
+
+def draw_maps(explanations, path):
+    """Draw images and over them, class by class, where each class is seen.
+
+    The brighter a place the more it speaks for the class; the maps of an image share a scale.
+
+    Args:
+        explanations (sequence of trainer.inference.cam.Explanation): Up to :data:`MOST`.
+        path (str): The image to write; its suffix is the format.
+    """
+    check(path, len(explanations), '--cam')
+    columns = 1 + min(MOST_MAPS, max(len(e.maps) for e in explanations))
+    figure = Figure(figsize=(3 * columns, 3.35 * len(explanations)), layout='constrained')
+    axes = figure.subplots(len(explanations), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis('off')
+    for row, explained in zip(axes, explanations):
+        row[0].imshow(explained.image)
+        _title(row[0], _name(explained.prediction.source, 28))
+        scale = float(explained.maps[:MOST_MAPS].max())
+        for axis, answer, values in zip(row[1:], explained.prediction.answers, explained.maps):
+            _draw_map(axis, explained.image, values, scale)
+            name = figures.plain(answer.name, 28)
+            _title(axis, f'{name}\n{100 * answer.probability:.2f} %')
+    figures.save(figure, path)
+
+
+def _name(source, width):
+    """Return what an image's title is: its file's name."""
+    if not isinstance(source, (str, os.PathLike)):
+        return ''
+    return figures.plain(os.path.basename(os.fspath(source)), width)
+
+
+def _title(axis, text):
+    axis.set_title(text, fontsize=9, color=_INK, parse_math=False)
+
+
+def _draw_map(axis, image, values, scale):
+    height, width = image.shape[:2]
+    axis.imshow(image.mean(axis=2), cmap='gray', vmin=-60, vmax=255)
+    # Each value covers its part of the image.
+    smooth = Image.fromarray(values.astype(np.float32)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    share = np.clip(np.asarray(smooth) / max(scale, 1e-12), 0, 1)
+    axis.imshow(share, cmap='inferno', vmin=0, vmax=1, alpha=0.75 * share)

@@ -1,0 +1,97 @@
+"""Class activation maps (Zhou et al. 2016, arXiv 1512.04150): where a network sees a class.
+
+A network averages its last feature maps f_k and weights the means with the classifier's w_k. So
+the sum of w_k f_k is a map whose mean, plus the bias, is the score. (The 2017 CIFAR network has
+batch normalisation there, which belongs to w_k, and a ReLU on the score.)
+"""
+
+import collections
+
+import chainer
+import numpy as np
+
+from trainer.errors import InputError
+from trainer.inference import prediction
+from trainer.networks import layers
+from trainer.transforms import decoding
+
+#: What an image shows where. prediction: see :class:`trainer.inference.prediction.Prediction`;
+#: image: uint8 (height, width, 3), as the network was given it, before normalisation;
+#: maps: float32 (answers, rows, columns), of the prediction's answers.
+Explanation = collections.namedtuple('Explanation', 'prediction image maps')
+
+
+def activation_maps(network, x, classes):
+    """Compute class activation maps.
+
+    Args:
+        network (trainer.networks.base.Network): The network, anywhere.
+        x (numpy.ndarray): Images, float32 (batch, 3, height, width), preprocessed.
+        classes (array-like): Numbers of classes, int (batch, n).
+
+    Returns:
+        numpy.ndarray: float32 (batch, n, rows, columns) of the last stage: 7x7 for an image of
+        224x224. The mean over rows and columns, plus :func:`bias`, is the score before a ReLU.
+    """
+    with chainer.no_backprop_mode(), chainer.using_config('train', False):
+        x = chainer.Variable(network.device.send(np.asarray(x, np.float32)))
+        # The last is the mean.
+        (_, h), _ = collections.deque(network.activations(x), maxlen=2)
+    get = chainer.get_device('@numpy').send
+    weights = get(_classifier(network)[0])[np.asarray(classes)]
+    return np.einsum('bnk,bkrc->bnrc', weights, get(h.array))
+
+
+def _classifier(network):
+    """Return the classifier's weights (classes, channels) and biases (classes,)."""
+    if not isinstance(network.fc, layers.ConvBN):
+        return network.fc.W.array, network.fc.b.array
+    weights, bn = network.fc.conv.W.array, network.fc.bn
+    scale = bn.gamma.array / (bn.avg_var + bn.eps) ** 0.5
+    return weights.reshape(len(weights), -1) * scale[:, None], bn.beta.array - bn.avg_mean * scale
+
+
+def bias(network):
+    """Return what the classifier adds to the mean of each class's map: float32 (classes,)."""
+    return chainer.get_device('@numpy').send(_classifier(network)[1])
+
+
+def seen(transform, source):
+    """Return an image as a network is given it for evaluation, before normalisation.
+
+    Args:
+        transform (type): A class of ``data_augmentation``.
+        source: As the class takes it.
+
+    Returns:
+        numpy.ndarray: uint8 (height, width, 3).
+    """
+    if hasattr(transform, 'test_pixels'):
+        return transform.test_pixels(source).x.values
+    size = transform.shape[:0:-1]
+    return np.asarray(decoding.load_rgb(source).resize(size))
+
+
+def explain(network, said, upright=True):
+    """Say where in an image the classes are that a network sees there.
+
+    Args:
+        network (trainer.networks.base.Network): The network.
+        said (trainer.inference.prediction.Prediction): Of an image that could be read.
+        upright (bool): See :func:`trainer.inference.prediction.predict`.
+
+    Returns:
+        Explanation
+
+    Raises:
+        trainer.errors.InputError: The image cannot be read any more.
+    """
+    transform = prediction.preprocessing([network])
+    source = decoding.upright(said.source) if upright else said.source
+    numbers = [[answer.number for answer in said.answers]]
+    (maps,) = activation_maps(network, transform.test(source).x[None], numbers)
+    if not np.isfinite(maps).all():
+        raise InputError(
+            '-m: the network computes numbers that are not finite; its weights are damaged'
+        )
+    return Explanation(said, seen(transform, source), maps)
