@@ -12,6 +12,7 @@ import sys
 from trainer import cli, recipes
 from trainer.recipes import flags as option_flags
 from trainer.recipes.options import SPECS, Options
+from trainer.text import printable
 from trainer.training import launch
 
 
@@ -50,6 +51,11 @@ def parser():
         help="describe the network's layers and end; sizes, parameters, multiply-adds",
     )
     cli.add_list_weights_flag(p)
+    p.add_argument(
+        '--show-augmented',
+        metavar='FILE.png',
+        help='draw images as the network is given them in training, and end',
+    )
     option_flags.add_flags(p, recipes.get(Options.recipe))
     return p
 
@@ -76,6 +82,10 @@ def main():
     resume = bool(given.pop('resume', False))
     if given.pop('summary', False):
         print(run.summary(resume=resume, **given))
+        return 0
+    if path := given.pop('show_augmented', None):
+        number = run.show_augmented(path, resume=resume, **given)
+        print(f'{printable(path)}: {number} images of the first batch')
         return 0
     return 0 if run.train(resume=resume, **given) else 130
 

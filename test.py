@@ -78,11 +78,13 @@ def main():
     from trainer import devices, run_folder
     from trainer.inference import evaluation
     from trainer.reports import evaluation as report
+    from trainer.reports import results
 
-    path, _, _ = together(
+    path, *_ = together(
         lambda: run_folder.weights(args.model, args.epoch or 'best'),
         lambda: devices.get(args.gpu),
         lambda: _check_output(args.save_path),
+        lambda: results.check(args.results, args.mistakes),
     )
     network, dataset = together(
         lambda: cli.load_network(path, args),
@@ -90,7 +92,10 @@ def main():
     )
     images = run_folder.images(dataset, args.part)
     predictors = cli.make_predictors([network], args)
-    with report.Progress(len(images)) as progress:
+    with (
+        results.Results(network, images, args.results, args.mistakes) as each,
+        report.Progress(len(images)) as progress,
+    ):
         found = evaluation.evaluate(
             predictors,
             images,
@@ -98,13 +103,16 @@ def main():
             ten_crop=args.ten_crop,
             workers=args.workers,
             progress=progress,
+            each=each,
         )
+        written = each.end(found.unreadable)
     print(
         '{:<12s} {}, {}'.format(
             'dataset', dataset.name, 'all images' if dataset.test is None else args.part + ' images'
         )
     )
     print(report.table(found, [path], network, args.ten_crop))
+    print(*written, sep='\n', end='\n' if written else '')
     if args.save_path:
         os.makedirs(args.save_path, exist_ok=True)
         files.save_json(

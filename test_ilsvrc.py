@@ -91,15 +91,19 @@ def main():
     cli.check_workers(p, args)
     if args.features and len(args.load_model) > 1:
         p.error('--features takes one model')
+    if args.features and (args.results or args.mistakes):
+        p.error('--features measures nothing: leave out --results and --mistakes')
     from trainer.datasets import ilsvrc
     from trainer.inference import evaluation
     from trainer.reports import evaluation as report
+    from trainer.reports import results
     from trainer.weights import description
 
-    models, images, _ = together(
+    models, images, *_ = together(
         lambda: cli.check_models(args.load_model, args),
         lambda: ilsvrc.find(args.load_data),
         lambda: _check_output(args),
+        lambda: results.check(args.results, args.mistakes),
     )
     networks = []
     for path in models:
@@ -120,13 +124,18 @@ def main():
         print(report.features_table(args.features, images, unreadable, predictors[0].description))
         return 0
     os.makedirs(args.save_path, exist_ok=True)
-    with report.Progress(len(images)) as progress:
-        found = evaluation.evaluate(predictors, images, progress=progress, **options)
+    with (
+        results.Results(networks[0], images, args.results, args.mistakes) as each,
+        report.Progress(len(images)) as progress,
+    ):
+        found = evaluation.evaluate(predictors, images, progress=progress, each=each, **options)
+        written = each.end(found.unreadable)
     files.save_json(
         os.path.join(args.save_path, 'log.json'),
         report.log(found, models, images, networks[0], args.ten_crop),
     )
     print(report.table(found, models, networks[0], args.ten_crop))
+    print(*written, sep='\n', end='\n' if written else '')
     return 0
 
 

@@ -165,8 +165,18 @@ def add_ten_crop_flag(p):
 
 
 def add_evaluation_flags(p):
-    """Add --ten-crop and --workers."""
+    """Add --ten-crop, --workers, --results and --mistakes."""
     add_ten_crop_flag(p)
+    p.add_argument(
+        '--results',
+        metavar='FILE.csv',
+        help='write label, answer and their probabilities, an image a line',
+    )
+    p.add_argument(
+        '--mistakes',
+        metavar='FILE.png',
+        help='draw the images whose wrong answers the network is surest of',
+    )
     p.add_argument(
         '--workers',
         type=int,

@@ -33,6 +33,7 @@ OUTPUTS = (
     'confusion.jpg',
     'confusion.json',
     'model',
+    'tensorboard',
 )
 
 _SNAPSHOT = re.compile(r'snapshot_iter_(\d+)')

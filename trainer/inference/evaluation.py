@@ -17,7 +17,9 @@ from trainer.metrics import Tally
 Evaluation = collections.namedtuple('Evaluation', 'tally unreadable seconds computed_by')
 
 
-def evaluate(networks, images, batch=64, divide=1, ten_crop=False, workers=None, progress=None):
+def evaluate(
+    networks, images, batch=64, divide=1, ten_crop=False, workers=None, progress=None, each=None
+):
     """Count how many images networks recognise.
 
     An image that cannot be read is neither right nor wrong: it is not counted, but named.
@@ -31,6 +33,8 @@ def evaluate(networks, images, batch=64, divide=1, ten_crop=False, workers=None,
         ten_crop (bool): Whether to average over ten crops of each image.
         workers (int): Processes that load; ``None``: one for each core; 0: this one.
         progress (callable): Called with (number of images, Tally) after each batch.
+        each (callable): Called with the indices, labels and scores of each batch's images that
+            could be read (:class:`trainer.reports.results.Results`).
 
     Returns:
         Evaluation
@@ -47,7 +51,10 @@ def evaluate(networks, images, batch=64, divide=1, ten_crop=False, workers=None,
 
     def count(x, read, items):
         if len(read):
-            tally.add(prediction.scores(computing, x, _chunk(batch, divide)), labels[items[read]])
+            scores = prediction.scores(computing, x, _chunk(batch, divide))
+            tally.add(scores, labels[items[read]])
+            if each is not None:
+                each(items[read], labels[items[read]], scores)
 
     begun = time.perf_counter()
     unreadable = _each_batch(

@@ -93,6 +93,12 @@ class Options:
         metavar='N',
     )
 
+    tensorboard: bool = option(
+        False,
+        "write the log for TensorBoard as well (extra tensorboard), to -p's tensorboard",
+        free=True,
+    )
+
     network: str = option(
         'original',
         "the 2017 program's for CIFAR, the paper's for CIFAR, or the paper's for ImageNet; this "
@@ -216,6 +222,14 @@ class Options:
     )
 
     epoch: int | None = option(None, 'last epoch', _TRAINING, '-e', kind=_WHOLE, free=True)
+    patience: int | None = option(
+        None,
+        'end when the accuracy in testing was highest so many epochs ago',
+        _TRAINING,
+        kind=_WHOLE,
+        free=True,
+        metavar='EPOCHS',
+    )
     batch: int | None = option(
         None, 'images in a batch, of all processes together', _TRAINING, '-b', kind=_WHOLE
     )

@@ -34,16 +34,18 @@ class Figures(extension.Extension):
         evaluator (trainer.training.extensions.Evaluator): Where the confusion matrix is.
         classes (list of str): Names of the classes.
         epochs (int): Epochs of the whole run.
+        ends (callable): Whether the run ends before them, now.
     """
 
     trigger = 1, 'epoch'
     priority = extension.PRIORITY_READER - 20
 
-    def __init__(self, log, evaluator, classes, epochs):
+    def __init__(self, log, evaluator, classes, epochs, ends=lambda: False):
         self._log = log
         self._evaluator = evaluator
         self._classes = classes
         self._epochs = epochs
+        self._ends = ends
         self._drawn = -INTERVAL
 
     def __call__(self, trainer):
@@ -57,7 +59,8 @@ class Figures(extension.Extension):
             },
         )
         now = time.monotonic()
-        if trainer.updater.epoch < self._epochs and now - self._drawn < INTERVAL:
+        last = trainer.updater.epoch >= self._epochs or self._ends()
+        if not last and now - self._drawn < INTERVAL:
             return
         loss(self._log.log, os.path.join(trainer.out, 'loss.jpg'))
         accuracy(

@@ -13,7 +13,9 @@ from trainer.errors import InputError
 from trainer.inference import predictors
 from trainer.reports import ending, figures
 from trainer.reports.console import Console
+from trainer.reports.tensorboard import TensorBoard
 from trainer.training import build, extensions, schedules, snapshots
+from trainer.training.patience import Patience
 from trainer.training.stop import Stop
 from trainer.training.updater import ChunkedUpdater
 
@@ -46,7 +48,13 @@ class Loop:
             captured=setup.engine == 'cudnn',
         )
         last = triggers.IntervalTrigger(setup.options.epoch, 'epoch')
-        self.trainer = chainer.training.Trainer(self.updater, self.stop.before(last), setup.folder)
+        patience = setup.options.patience
+        self.patience = None if patience is None else Patience(patience, log, group)
+
+        def ends(trainer):
+            return last(trainer) or self._is_patient_no_more()
+
+        self.trainer = chainer.training.Trainer(self.updater, self.stop.before(ends), setup.folder)
         #: The networks that are saved or evaluated: the trained one, its moving average.
         self.networks = [setup.network]
         self._extend(optimizer, data)
@@ -73,15 +81,28 @@ class Loop:
                 self.log,
                 Console(self.log, options.epoch, self.iterations, network.category_num, self.say),
                 self.models,
-                figures.Figures(self.log, evaluator, setup.dataset.classes, options.epoch),
+                figures.Figures(
+                    self.log,
+                    evaluator,
+                    setup.dataset.classes,
+                    options.epoch,
+                    self._is_patient_no_more,
+                ),
             ]
+            if options.tensorboard:
+                chosen.append(TensorBoard(self.log, setup.folder))
             self.trainer.extend(self.snapshot, trigger=snapshots.Trigger(lambda: self.stop.wanted))
+        if self.patience is not None:
+            chosen.append(self.patience)
         for extension in chosen:
             each_epoch = extension.trigger[1] == 'epoch'
             trigger = triggers.IntervalTrigger(1, 'epoch') if each_epoch else None
             self.trainer.extend(extension, trigger=trigger)
         if group.size > 1:
             self._extend_for_several()
+
+    def _is_patient_no_more(self):
+        return self.patience is not None and self.patience.reached
 
     def _extend_for_several(self):
         # Triggers without a state: snapshots are the same for any number of processes.
@@ -130,6 +151,12 @@ class Loop:
         if self.updater.epoch >= options.epoch:
             self.say(f'{setup.folder}: all {options.epoch} epochs are done; -e takes it further')
             return True
+        if self.patience is not None and self.updater.epoch and self.patience():
+            self.say(
+                f'{setup.folder}: after epoch {self.updater.epoch} it did not get better for '
+                f'{options.patience} epochs; a higher --patience takes it further'
+            )
+            return True
         gradients = np.float16 if setup.precision == 'mixed' else None
         self.group.begin(setup.device, *self.networks, gradients=gradients)
         # BLAS's threads wait by spinning: a network as small as --quick's gains nothing by
@@ -149,6 +176,10 @@ class Loop:
                 f'python main.py --resume {shlex.quote(setup.folder)}'
             )
             return False
+        if self._is_patient_no_more() and self.updater.epoch < options.epoch:
+            self.say(
+                f'ended after epoch {self.updater.epoch}: no better for {options.patience} epochs'
+            )
         if not self.group.rank:
             rows = [row for row in self.log.log if row['epoch'] >= options.start_epoch]
             best = self.models.path('best')

@@ -1,9 +1,13 @@
 """A training run: everything that ``main.py`` does, for Python."""
 
+import numpy as np
+
 from trainer import datasets, earlier, run_folder
 from trainer.errors import InputError
 from trainer.recipes.options import Options
+from trainer.reports import augmented
 from trainer.reports.log import Log
+from trainer.reports.prediction import check_drawing
 from trainer.reports.summary import summary as summarise
 from trainer.text import wrapped
 from trainer.training import build, processes, transfer
@@ -11,6 +15,7 @@ from trainer.training.data import data_path
 from trainer.training.loop import Loop
 from trainer.training.resolve import resolve
 from trainer.training.setup import introduce, set_up, take_over
+from trainer.transforms import mixing
 from trainer.transforms.table import CLASSES
 
 
@@ -75,6 +80,46 @@ def _begin_folder(setup, resume, say):
     if not resume and (left := run_folder.outputs(setup.folder)):
         earlier.move_aside(setup.folder, left, say)
     run_folder.begin(setup.folder, setup.options, setup.network, setup.images, setup.split)
+
+
+def show_augmented(path, resume=False, **given):
+    """Draw images as :func:`train` would give them to the network, and train nothing.
+
+    They are of the first batch: preprocessed, augmented, erased and mixed.
+
+    Args:
+        path (str): The image to write; its suffix is the format.
+        resume, given: See :func:`train`.
+
+    Returns:
+        int: The images that are drawn.
+
+    Raises:
+        trainer.errors.InputError: Something given cannot be used.
+    """
+    check_drawing(path, augmented.MOST, '--show-augmented')
+    # A GPU computes the same images.
+    given = given | {'gpu': -1, 'engine': 'reference', 'precision': None}
+    folder = given.get('save_path', Options.save_path)
+    setup = set_up(folder, resume, lambda message: None, given, processes.ALONE)
+    preprocessing = CLASSES[setup.options.preprocessing]
+    batches = data_path(setup.dataset, setup.options, preprocessing).train
+    try:
+        x, t, *rows = batches.next()
+        chunks = min(setup.options.train_batch_divide, len(t))
+        if rows:
+            x = np.concatenate(
+                [
+                    mixing.apply(*chunk)
+                    for chunk in zip(np.array_split(x, chunks), np.array_split(rows[0], chunks))
+                ]
+            )
+        x, t, *rows = (array[: augmented.MOST] for array in (x, t, *rows))
+        words = augmented.titles(setup.dataset.classes, t, *rows)
+        augmented.draw(augmented.visible(preprocessing, x), words, path)
+    finally:
+        batches.finalize()
+    return len(t)
 
 
 def summary(resume=False, **given):

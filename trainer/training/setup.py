@@ -10,6 +10,7 @@ from trainer import datasets, engines, run_folder
 from trainer.datasets import Dataset, splits
 from trainer.errors import InputError, together
 from trainer.recipes.options import Options
+from trainer.reports import tensorboard
 from trainer.training import build, schedules, snapshots, transfer
 from trainer.training.resolve import resolve
 from trainer.weights import formats, npz
@@ -66,12 +67,13 @@ def set_up(folder: str, resume: bool, say: Callable, given: dict, group) -> Setu
     def load():
         return _dataset(folder, options, resumed, group)
 
-    device, (engine, precision, why), _, *loaded = together(
+    device, (engine, precision, why), _, _, *loaded = together(
         lambda: group.together(lambda: group.device(options.gpu)),
         lambda: group.first(
             lambda: engines.choose(options.gpu, options.precision, True, options.engine)
         ),
         lambda: group.first(lambda: going_on or _check_files(options)),
+        lambda: group.first(lambda: options.tensorboard and tensorboard.need() and None),
         # Others may have to be fetched, for nothing where there is another fault.
         *([load] if options.data is not None or options.quick else []),
     )

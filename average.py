@@ -1,0 +1,78 @@
+"""Average the models of a run: ``python average.py --help``."""
+
+import argparse
+import os
+import sys
+
+from trainer import cli, run_folder, values
+from trainer.errors import InputError
+from trainer.inference import evaluation
+from trainer.reports import evaluation as report
+from trainer.text import printable
+from trainer.training import averaging
+from trainer.weights import formats
+
+
+def parser():
+    """Return the parser of the flags."""
+    p = cli.ArgumentParser(
+        description='Average the weights of the last or of the best models of a run, compute the '
+        'statistics of batch normalisation anew, and test the result on the images that the run '
+        'is tested on. The model is written beside the others.',
+        formatter_class=argparse.HelpFormatter,
+    )
+    natural = values.positive(int)
+    p.add_argument('run', metavar='RUN', help='folder of a run')
+    p.add_argument(
+        '-n', type=natural, default=10, metavar='N', help='how many models (default: %(default)s)'
+    )
+    p.add_argument(
+        '--best', action='store_true', help='those of the least test error, not the last'
+    )
+    p.add_argument(
+        '--images',
+        type=natural,
+        default=20_000,
+        metavar='N',
+        help='about how many training images the statistics are of (default: %(default)s)',
+    )
+    p.add_argument(
+        '--data', metavar='PATH', help="folder or archive with the dataset (default: the run's)"
+    )
+    p.add_argument(
+        '--output',
+        '-o',
+        metavar='FILE',
+        help='the model to write (default: RUN/model/..._average.model)',
+    )
+    cli.add_inference_flags(p, batch=64)
+    return p
+
+
+def main():
+    args = parser().parse_args()
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of folders may be no text
+    found = averaging.checkpoints(args.run, args.n, args.best)
+    output = args.output or found[-1][1].replace(f'_{found[-1][0]}.model', '_average.model')
+    if not os.path.isdir(os.path.dirname(output) or '.'):
+        raise InputError(f'-o {output}: there is no such folder')
+    network, epochs = averaging.average(args.run, args.n, args.best, args.images, args.data)
+    network.save_model(output)
+    images = run_folder.images(run_folder.dataset(args.run, None, args.data))
+    print(f'epochs {", ".join(map(str, epochs))}: averaged in {printable(output)}')
+    for name, path in (('best model', run_folder.model(args.run)), ('average', output)):
+        (predictor,) = cli.make_predictors([formats.load(path, args.gpu)], args)
+        with report.Progress(len(images)) as progress:
+            tally = evaluation.evaluate([predictor], images, args.batch, progress=progress).tally
+        top1, top5 = report.errors_of(tally)
+        print(f'{name:<12s} top-1 error {top1:6.2f} %, top-5 error {top5:6.2f} %', flush=True)
+    return 0
+
+
+def command():
+    """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
+    cli.run(main)
+
+
+if __name__ == '__main__':
+    command()

@@ -1,0 +1,82 @@
+"""What a network is given in training, as a figure."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from trainer.reports import figures
+from trainer.transforms import ilsvrc, mixing
+
+#: Images in the figure, and how many stand side by side.
+MOST = 24
+_COLUMNS = 6
+
+
+def visible(preprocessing, x):
+    """Undo the normalisation of images.
+
+    Args:
+        preprocessing (type): The class of ``data_augmentation`` that made them.
+        x (numpy.ndarray): float32 (batch, 3, height, width).
+
+    Returns:
+        numpy.ndarray: uint8 (batch, height, width, 3). What was normalised image by image has
+        the contrast of the whole range, as its mean and deviation are not known any more.
+    """
+    if issubclass(preprocessing, ilsvrc.DataAugmentationNormalizeBigger):
+        mean, std = (255 * np.array(values) for values in (ilsvrc.MEAN, ilsvrc.STD))
+    elif hasattr(preprocessing, 'mean'):
+        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+    else:
+        low, high = (f(x, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
+        mean, std = 0, 1
+        x = 255 * (x - low) / np.maximum(high - low, 1e-12)
+    x = x.transpose(0, 2, 3, 1) * std + mean
+    return np.rint(x).clip(0, 255).astype(np.uint8)
+
+
+def titles(classes, t, rows=None):
+    """Return the labels of images in words, one text for each.
+
+    Args:
+        classes (list of str): Names of the classes.
+        t (numpy.ndarray): Labels, int (batch,).
+        rows (numpy.ndarray): How images were mixed (:mod:`trainer.transforms.mixing`).
+    """
+    if rows is None:
+        return [figures.plain(classes[label], 26) for label in t]
+    share, other = (
+        rows[:, mixing.FIELDS.index(name)].astype(kind)
+        for name, kind in (('share', float), ('other', int))
+    )
+    found = []
+    for label, own, partner in zip(t, share, other):
+        parts = [(own, label), (1 - own, partner)] if label != partner else [(1.0, label)]
+        parts = [(part, name) for part, name in parts if round(100 * part)]
+        found.append(
+            figures.plain(classes[parts[0][1]], 26)
+            if len(parts) == 1
+            else '\n'.join(
+                f'{100 * part:.0f} % {figures.plain(classes[name], 20)}' for part, name in parts
+            )
+        )
+    return found
+
+
+def draw(images, words, path):
+    """Draw images and what they are.
+
+    Args:
+        images (numpy.ndarray): uint8 (images, height, width, 3), up to :data:`MOST`.
+        words (list of str): One for each.
+        path (str): The image to write; its suffix is the format.
+    """
+    columns = min(_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2 * columns, 2.45 * rows), layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis('off')
+    for axis, image, text in zip(axes.flat, images, words):
+        axis.imshow(image)
+        axis.set_title(text, fontsize=8, parse_math=False)
+    figures.save(figure, path)

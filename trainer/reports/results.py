@@ -1,0 +1,188 @@
+"""An evaluation image by image: a table, and a figure of the mistakes."""
+
+import contextlib
+import csv
+import heapq
+import os
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from trainer import files
+from trainer.datasets import class_names
+from trainer.errors import InputError
+from trainer.metrics import log_softmax
+from trainer.reports import figures, prediction
+from trainer.text import printable
+from trainer.transforms import decoding
+
+#: The columns of the table. Labels and answers are numbers of classes; probability is the
+#: answer's, label_probability the label's (0..1); rank is the label's among the classes, from 1;
+#: error says why an image could not be read, and the columns between are empty then.
+COLUMNS = (
+    'image',
+    'label',
+    'label_name',
+    'answer',
+    'answer_name',
+    'probability',
+    'label_probability',
+    'rank',
+    'error',
+)
+
+#: Mistakes that the figure has, and how many stand side by side.
+MOST_MISTAKES = 24
+_COLUMNS = 6
+
+_INK, _WRONG = '#222222', '#c0392b'
+
+
+def check(table, mistakes):
+    """Check that :class:`Results` can be written.
+
+    Args:
+        table, mistakes (str): See :class:`Results`.
+
+    Raises:
+        trainer.errors.InputError: They cannot.
+    """
+    if table is not None and not table.lower().endswith('.csv'):
+        raise InputError(f'--results {table}: a name that ends in .csv is wanted')
+    if table is not None and not os.path.isdir(os.path.dirname(table) or '.'):
+        raise InputError(f'--results {table}: there is no such folder')
+    if mistakes is not None:
+        prediction.check_drawing(mistakes, MOST_MISTAKES, '--mistakes')
+
+
+class Results:
+    """What an evaluation found of each image; a context manager, within which it is called.
+
+    Args:
+        network (trainer.networks.base.Network): Gives the names of the classes.
+        images (trainer.datasets.folder.ImageFiles): What is evaluated.
+        table (str): CSV file of :data:`COLUMNS`, an image a line; ``None``: none.
+        mistakes (str): Figure of the mistakes that the network is surest of; ``None``: none.
+    """
+
+    def __init__(self, network, images, table=None, mistakes=None):
+        self._names = class_names.of(network)
+        self._images = images
+        self._table, self._mistakes = table, mistakes
+        self._worst = []
+        self._open = contextlib.ExitStack()
+        self._writer = None
+
+    def __enter__(self):
+        if self._table is not None:
+            path = self._open.enter_context(files.replacing(self._table))
+            f = self._open.enter_context(
+                open(path, 'w', newline='', encoding='utf-8', errors='backslashreplace')
+            )
+            self._writer = csv.writer(f)
+            self._writer.writerow(COLUMNS)
+        return self
+
+    def __exit__(self, *exception):
+        self._open.__exit__(*exception)
+
+    def __call__(self, items, labels, scores):
+        """Take over a batch.
+
+        Args:
+            items (numpy.ndarray): Indices of the images, int (batch,).
+            labels (numpy.ndarray): int (batch,).
+            scores (numpy.ndarray): Before softmax, (batch, classes).
+        """
+        p = np.exp(log_softmax(scores))
+        answers, each = p.argmax(axis=1), np.arange(len(p))
+        own = p[each, labels]
+        # Of equal ones the answer comes first, and the label last, as if it were not known.
+        ranks = np.where(answers == labels, 1, (p >= own[:, None]).sum(axis=1))
+        for row in zip(
+            items.tolist(),
+            labels.tolist(),
+            answers.tolist(),
+            p[each, answers].tolist(),
+            own.tolist(),
+            ranks.tolist(),
+        ):
+            self._one(*row)
+
+    def _one(self, item, label, answer, probability, own, rank):
+        if self._writer is not None:
+            self._writer.writerow(
+                [
+                    self._name(item),
+                    label,
+                    self._names[label],
+                    answer,
+                    self._names[answer],
+                    f'{probability:.6f}',
+                    f'{own:.6f}',
+                    rank,
+                    '',
+                ]
+            )
+        if self._mistakes is not None and answer != label:
+            mistake = probability, -item, label, answer
+            if len(self._worst) < MOST_MISTAKES:
+                heapq.heappush(self._worst, mistake)
+            else:
+                heapq.heappushpop(self._worst, mistake)
+
+    def _name(self, item):
+        source = self._images.paths[item]
+        return os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(item)
+
+    def end(self, unreadable):
+        """Write down the images that could not be read, and draw the mistakes.
+
+        Args:
+            unreadable (list of tuple): (path, what is wrong with it).
+
+        Returns:
+            list of str: Lines that say what was written.
+        """
+        told = []
+        if self._writer is not None:
+            for path, error in unreadable:
+                self._writer.writerow([path] + (len(COLUMNS) - 2) * [''] + [error])
+            told.append(f'{printable(self._table)}: an image a line')
+        if self._mistakes is not None and self._worst:
+            self._draw()
+            told.append(
+                f'{printable(self._mistakes)}: the {len(self._worst)} mistakes that it is surest of'
+            )
+        elif self._mistakes is not None:
+            told.append(f'{printable(self._mistakes)}: not drawn, as there is no mistake')
+        return told
+
+    def _draw(self):
+        columns = min(_COLUMNS, len(self._worst))
+        rows = -(-len(self._worst) // columns)
+        figure = Figure(figsize=(2.3 * columns, 2.75 * rows), layout='constrained')
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.axis('off')
+        worst = sorted(self._worst, reverse=True)
+        for axis, (probability, item, label, answer) in zip(axes.flat, worst):
+            image = decoding.load_rgb(self._images.paths[-item]).copy()
+            image.thumbnail((320, 320))
+            axis.imshow(image)
+            said, real = (figures.plain(self._names[i], 24) for i in (answer, label))
+            axis.set_title(
+                f'{said} {100 * probability:.0f} %', fontsize=8, color=_WRONG, parse_math=False
+            )
+            axis.text(
+                0.5,
+                -0.02,
+                f'is {real}',
+                transform=axis.transAxes,
+                ha='center',
+                va='top',
+                fontsize=8,
+                color=_INK,
+                parse_math=False,
+            )
+        figures.save(figure, self._mistakes)

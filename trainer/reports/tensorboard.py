@@ -1,0 +1,65 @@
+"""What a run logs, for TensorBoard, by tensorboardX (extra ``tensorboard``)."""
+
+import math
+import os
+
+from chainer.training import extension
+
+from trainer import extras
+from trainer.reports.log import ACCURACY
+
+#: In a run's folder.
+FOLDER = 'tensorboard'
+
+#: Name in the log -> name in TensorBoard, where those before the slash share a chart.
+SCALARS = {
+    'main/loss': 'loss/train',
+    'validation/main/loss': 'loss/test',
+    'main/accuracy': 'accuracy/train',
+    ACCURACY: 'accuracy/test',
+    'validation/main/top5_accuracy': 'accuracy/test_top5',
+    'lr': 'learning_rate',
+}
+
+
+def need():
+    """Return the package.
+
+    Raises:
+        trainer.errors.InputError: It is not installed.
+    """
+    return extras.need('tensorboardX', '--tensorboard', 'tensorboard')
+
+
+class TensorBoard(extension.Extension):
+    """Write each epoch's numbers for ``tensorboard --logdir RUN``.
+
+    Args:
+        log (trainer.reports.log.Log): Where the numbers are.
+        folder (str): The run's.
+    """
+
+    trigger = 1, 'epoch'
+    priority = extension.PRIORITY_READER - 10
+
+    def __init__(self, log, folder):
+        self._log = log
+        self._folder = os.path.join(folder, FOLDER)
+        self._writer = None
+
+    def initialize(self, trainer):
+        # Epochs that a killed run wrote without a snapshot come again.
+        self._writer = need().SummaryWriter(
+            self._folder, purge_step=trainer.updater.epoch + 1 if self._log.log else None
+        )
+
+    def __call__(self, trainer):
+        row = self._log.log[-1]
+        for key, name in SCALARS.items():
+            if key in row and math.isfinite(row[key]):
+                self._writer.add_scalar(name, float(row[key]), row['epoch'])
+        self._writer.flush()
+
+    def finalize(self):
+        if self._writer is not None:
+            self._writer.close()

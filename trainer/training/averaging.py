@@ -1,0 +1,154 @@
+"""The mean of a run's models (stochastic weight averaging, arXiv 1803.05407)."""
+
+import os
+import re
+
+import chainer
+import numpy as np
+import tqdm
+
+from trainer import run_folder
+from trainer.engines import choose
+from trainer.errors import InputError
+from trainer.reports.comparison import Run
+from trainer.training import resolve, transfer
+from trainer.training.data import data_path
+from trainer.transforms import mixing
+from trainer.transforms.table import CLASSES
+from trainer.weights import formats, npz
+
+#: What the model is called in place of an epoch's number.
+NAME = 'average'
+
+
+def checkpoints(folder: str, n: int, best: bool = False) -> list[tuple[int, str]]:
+    """Return the models of a run that are to be averaged.
+
+    Args:
+        folder: The run's folder.
+        n: How many.
+        best: Those of the least error in testing, instead of the last.
+
+    Returns:
+        list: (epoch, path), in the order of the epochs.
+
+    Raises:
+        trainer.errors.InputError: There are not so many.
+    """
+    run_folder.read_record(folder)
+    models = os.path.join(folder, 'model')
+    names = os.listdir(models) if os.path.isdir(models) else []
+    found = {int(m[1]): name for name in names if (m := re.search(r'_(\d+)\.model$', name))}
+    if len(found) < n:
+        raise InputError(f'-n {n}: there are {len(found)} models in {models}')
+    epochs = sorted(found)
+    if best:
+        errors = {
+            row['epoch']: row['test_error'] for row in Run(folder).epochs if 'test_error' in row
+        }
+        epochs.sort(key=lambda epoch: (-errors.get(epoch, np.inf), epoch))
+    return [(epoch, os.path.join(models, found[epoch])) for epoch in sorted(epochs[-n:])]
+
+
+def mean(paths: list[str]):
+    """Return a network whose parameters and statistics are the means of those in files.
+
+    Args:
+        paths: Models of one run.
+
+    Returns:
+        trainer.networks.base.Network: On the CPU. The sums are made in float64.
+
+    Raises:
+        trainer.errors.InputError: One is damaged, or of another network.
+    """
+    network = formats.load(paths[0])
+    held = npz.state(network)
+    sums = {name: np.array(array, np.float64) for name, array in held.items() if np.ndim(array)}
+    for path in paths[1:]:
+        other = npz.state(formats.load(path))
+        for name, total in sums.items():
+            if np.shape(other.get(name)) != total.shape:
+                raise InputError(f'{path}: another network than in {paths[0]}')
+            total += other[name]
+    for name, total in sums.items():
+        held[name][...] = total / len(paths)
+    return network
+
+
+def recompute_statistics(network, batches, chunks: int, images: int, progress=None) -> int:
+    """Let batch normalisation's statistics be the means over batches of training.
+
+    Args:
+        network (trainer.networks.base.Network): Its statistics are replaced.
+        batches (trainer.datasets.parallel.Iterator): Of training.
+        chunks: Chunks of a batch, as batch normalisation saw them in training.
+        images: About how many images to take; at most an epoch of them is.
+        progress (callable): Called with the number of images of each batch.
+
+    Returns:
+        int: How many were taken.
+    """
+    norms = [link for link in network.links() if isinstance(link, chainer.links.BatchNormalization)]
+    decays = [link.decay for link in norms]
+    done = k = 0
+    try:
+        for _ in range(len(batches.plan)):
+            x, t, *rows = batches.next()
+            n = min(chunks, len(t))
+            parts = [np.array_split(array, n) for array in (x, *rows)]
+            for part in zip(*parts):
+                for link in norms:
+                    link.decay = k / (k + 1)  # so that all weigh the same
+                k += 1
+                given = mixing.apply(*part) if rows else part[0]
+                with chainer.no_backprop_mode(), chainer.using_config('train', True):
+                    network(chainer.Variable(network.device.send(given)))
+            done += len(t)
+            if progress is not None:
+                progress(len(t))
+            if done >= images:
+                break
+    finally:
+        batches.finalize()
+        for link, decay in zip(norms, decays):
+            link.decay = decay
+    return done
+
+
+def average(
+    folder: str, n: int = 10, best: bool = False, images: int = 20_000, data: str | None = None
+):
+    """Average models of a run, with statistics recomputed on its training images.
+
+    Args:
+        folder: The run's folder.
+        n: How many models.
+        best: Those of the least error in testing, instead of the last.
+        images: About how many training images statistics are computed of, preprocessed,
+            augmented and mixed as the run does it.
+        data: Where the dataset is; ``None``: where the run had it.
+
+    Returns:
+        tuple: The network, on the CPU, and the epochs of the models.
+
+    Raises:
+        trainer.errors.InputError: There is no such run, or its models or images cannot be read.
+    """
+    found = checkpoints(folder, n, best)
+    options, _ = resolve.resolve(folder, True, lambda message: None, {})
+    options = options.replace(gpu=-1, workers=0)
+    dataset = run_folder.dataset(folder, None, data)
+    network = mean([path for _, path in found])
+    if options.freeze:
+        transfer.Frozen(network, options.freeze)
+    batches = data_path(dataset, options, CLASSES[options.preprocessing]).train
+    total = min(images, len(dataset.train.labels))
+    engine, precision, _ = choose(-1, None, True)
+    with (
+        tqdm.tqdm(total=total, unit='img', desc='statistics', leave=False, ncols=79) as bar,
+        chainer.using_config('engine', engine),
+        chainer.using_config('precision', precision),
+    ):
+        recompute_statistics(network, batches, options.train_batch_divide, images, bar.update)
+    return network, [epoch for epoch, _ in found]
