@@ -1,17 +1,17 @@
 """Class activation maps against gradients and scores; as a user draws them."""
 
-import subprocess
 import sys
 
 import chainer
 import numpy as np
 import pytest
-from conftest import ROOT
 from helpers.images import random_image
 from helpers.networks import build, cifar, ilsvrc, paper_cifar
 from helpers.networks import network as small_network
 from PIL import Image
 
+import predict
+from trainer import cli
 from trainer.errors import InputError
 from trainer.inference import cam, prediction
 from trainer.reports import drawing as report
@@ -95,28 +95,28 @@ def network_preprocessing(network):
     return prediction.preprocessing([network])
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, monkeypatch, capsys):
     small_network(4, 0, ['cat', 'dog', 'horse', 'hen']).save_model(str(tmp_path / 'model.npz'))
     Image.fromarray(random_image(300, 260)).save(tmp_path / 'photo.png')
 
-    def predict(*arguments):
-        return subprocess.run(
-            [sys.executable, ROOT / 'predict.py', 'photo.png', *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
+    def predict_photo(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['predict.py', 'photo.png', *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.run(predict.main)
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
 
-    done = predict('-m', 'model.npz', '--cam', 'cam.png')
-    assert done.returncode == 0 and 'photo.png' in done.stdout, done.stderr
+    status, out, err = predict_photo('-m', 'model.npz', '--cam', 'cam.png')
+    assert status == 0 and 'photo.png' in out, err
     assert (tmp_path / 'cam.png').stat().st_size > 10_000
     for arguments, words in (
         (('-m', 'model.npz', '-m', 'model.npz', '--cam', 'a.png'), '--cam takes one model'),
         (('-m', 'model.npz', '--ten-crop', '--cam', 'a.png'), '--cam takes one model and one crop'),
         (('-m', 'model.npz', '--cam', 'a.xyz'), '--cam a.xyz: a name that ends in'),
     ):
-        done = predict(*arguments)
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count('\n') == 1
+        status, _, err = predict_photo(*arguments)
+        assert status == 2 and words in err and err.count('\n') == 1
     assert not (tmp_path / 'a.png').exists()
 
 
