@@ -1,16 +1,13 @@
 """Average the models of a run: ``python average.py --help``."""
 
-import argparse
+from trainer import interrupts  # noqa: F401, I001  before what takes time
+
 import os
 import sys
 
-from trainer import cli, run_folder, values
+from trainer import cli, values
 from trainer.errors import InputError
-from trainer.inference import evaluation
-from trainer.reports import evaluation as report
 from trainer.text import printable
-from trainer.training import averaging
-from trainer.weights import formats
 
 
 def parser():
@@ -19,7 +16,9 @@ def parser():
         description='Average the weights of the last or of the best models of a run, compute the '
         'statistics of batch normalisation anew, and test the result on the images that the run '
         'is tested on. The model is written beside the others.',
-        formatter_class=argparse.HelpFormatter,
+        usage='%(prog)s RUN [flags]',
+        examples='  python average.py runs/a -n 10',
+        rare=('engine', 'precision', 'batch'),
     )
     natural = values.positive(int)
     p.add_argument('run', metavar='RUN', help='folder of a run')
@@ -52,6 +51,12 @@ def parser():
 def main():
     args = parser().parse_args()
     sys.stdout.reconfigure(errors='backslashreplace')  # names of folders may be no text
+    from trainer import run_folder
+    from trainer.inference import evaluation
+    from trainer.reports import evaluation as report
+    from trainer.training import averaging
+    from trainer.weights import formats
+
     found = averaging.checkpoints(args.run, args.n, args.best)
     output = args.output or found[-1][1].replace(f'_{found[-1][0]}.model', '_average.model')
     if not os.path.isdir(os.path.dirname(output) or '.'):

@@ -53,8 +53,8 @@ def parser():
     cli.add_list_weights_flag(p)
     p.add_argument(
         '--show-augmented',
-        metavar='FILE.png',
-        help='draw images as the network is given them in training, and end',
+        metavar='PNG',
+        help='draw images as training augments them, and end',
     )
     option_flags.add_flags(p, recipes.get(Options.recipe))
     return p

@@ -34,8 +34,7 @@ def check(path, number=0, flag='--draw'):
     if os.path.splitext(path)[1][1:].lower() not in known:
         raise InputError(
             '{} {}: a name that ends in one of these is wanted: {}'.format(
-                flag,
-                path, ', '.join('.' + suffix for suffix in known)
+                flag, path, ', '.join('.' + suffix for suffix in known)
             )
         )
     if number > MOST:

@@ -12,7 +12,7 @@ from trainer import files
 from trainer.datasets import class_names
 from trainer.errors import InputError
 from trainer.metrics import log_softmax
-from trainer.reports import figures, prediction
+from trainer.reports import drawing, figures
 from trainer.text import printable
 from trainer.transforms import decoding
 
@@ -52,7 +52,7 @@ def check(table, mistakes):
     if table is not None and not os.path.isdir(os.path.dirname(table) or '.'):
         raise InputError(f'--results {table}: there is no such folder')
     if mistakes is not None:
-        prediction.check_drawing(mistakes, MOST_MISTAKES, '--mistakes')
+        drawing.check(mistakes, MOST_MISTAKES, '--mistakes')
 
 
 class Results:

@@ -5,9 +5,8 @@ import numpy as np
 from trainer import datasets, earlier, run_folder
 from trainer.errors import InputError
 from trainer.recipes.options import Options
-from trainer.reports import augmented
+from trainer.reports import augmented, drawing
 from trainer.reports.log import Log
-from trainer.reports.prediction import check_drawing
 from trainer.reports.summary import summary as summarise
 from trainer.text import wrapped
 from trainer.training import build, processes, transfer
@@ -97,7 +96,7 @@ def show_augmented(path, resume=False, **given):
     Raises:
         trainer.errors.InputError: Something given cannot be used.
     """
-    check_drawing(path, augmented.MOST, '--show-augmented')
+    drawing.check(path, augmented.MOST, '--show-augmented')
     # A GPU computes the same images.
     given = given | {'gpu': -1, 'engine': 'reference', 'precision': None}
     folder = given.get('save_path', Options.save_path)
