@@ -52,9 +52,7 @@ def parser():
     )
     cli.add_list_weights_flag(p)
     p.add_argument(
-        '--show-augmented',
-        metavar='PNG',
-        help='draw images as training augments them, and end',
+        '--show-augmented', metavar='PNG', help='draw images as training augments them, and end'
     )
     option_flags.add_flags(p, recipes.get(Options.recipe))
     return p

@@ -68,7 +68,7 @@ def small(recipe):
 @pytest.mark.parametrize('recipe', [name for name in recipes.available() if name != 'quick'])
 def test_every_recipe_goes_on_before_its_first_snapshot(recipe, images, tmp_path, monkeypatch):
     for name, given in (
-        ('new', dict(small(recipe), batch=20)),
+        *([] if recipe == 'fine_tune' else [('new', dict(small(recipe), batch=20))]),
         ('tuned', dict(load_model=MODEL, reset_classifier=True, recipe=recipe, batch=20)),
         ('model', dict(load_model=MODEL, reset_classifier=True, epoch=2)),
     ):
@@ -107,6 +107,26 @@ OPTIONS = (
         threads=1,
     ),
     dict(load_model=MODEL, reset_classifier=True, freeze=('stem', 'stage1'), head_lr=3.0),
+    dict(
+        auto_augment='ta_wide',
+        mixup=0.2,
+        cutmix=1.0,
+        reprob=0.1,
+        repeated_augmentation=2,
+        sampling='every-image',
+        norm_weight_decay=0.0,
+        bias_weight_decay=0.1,
+        clip_grad=1.0,
+        ema_decay=0.9,
+        ema_steps=2,
+        warmup=1,
+        warmup_by='epoch',
+        zero_init_last=True,
+        patience=3,
+        block_num=(1, 1, 1),
+        C=2,
+        d=2,
+    ),
 )
 
 
@@ -138,8 +158,10 @@ def test_what_2017_goes_on_with_goes_on(done, cifar, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert killed(tmp_path, monkeypatch, resume=True) == began
     covered = set(given).union(*OPTIONS, ['data', 'save_path'])
-    # Of the machine: there may be no GPU.
-    assert covered | {'gpu', 'engine', 'precision'} == set(options.Options.__dataclass_fields__)
+    # Of the machine: there may be no GPU, and no tensorboardX.
+    assert covered | {'gpu', 'engine', 'precision', 'tensorboard'} == set(
+        options.Options.__dataclass_fields__
+    )
 
 
 def test_fine_tuning_killed_before_its_first_snapshot(images, tmp_path):

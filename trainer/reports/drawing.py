@@ -95,7 +95,7 @@ def _draw_one(prediction, title, classes, axes, bars):
     axes.imshow(image)
     if title:
         # Of a long path the end tells.
-        axes.set_title(figures.plain(title, 40), fontsize=9, color=_INK, parse_math=False)
+        _title(axes, figures.plain(title, 40))
     bars.set(xlim=(0, 1), ylim=(classes - 0.6, -0.6))
     for i, answer in enumerate(prediction.answers[:classes]):
         bars.barh(i + 0.12, 1, 0.3, color=_FAINT)
@@ -141,22 +141,16 @@ def draw_maps(explanations, path):
     axes = figure.subplots(len(explanations), columns, squeeze=False)
     for axis in axes.flat:
         axis.axis('off')
-    for row, explained in zip(axes, explanations):
+    titles = _titles([e.prediction.source for e in explanations])
+    for row, title, explained in zip(axes, titles, explanations):
         row[0].imshow(explained.image)
-        _title(row[0], _name(explained.prediction.source, 28))
+        _title(row[0], figures.plain(title, 28))
         scale = float(explained.maps[:MOST_MAPS].max())
         for axis, answer, values in zip(row[1:], explained.prediction.answers, explained.maps):
             _draw_map(axis, explained.image, values, scale)
             name = figures.plain(answer.name, 28)
             _title(axis, f'{name}\n{100 * answer.probability:.2f} %')
     figures.save(figure, path)
-
-
-def _name(source, width):
-    """Return what an image's title is: its file's name."""
-    if not isinstance(source, (str, os.PathLike)):
-        return ''
-    return figures.plain(os.path.basename(os.fspath(source)), width)
 
 
 def _title(axis, text):
