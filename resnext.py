@@ -40,6 +40,9 @@ class ResNext(Model, Network):
         initialize=True,
         shortcut='A',
     ):
+        layers.check_arguments(
+            category_num=category_num, block_num=block_num, C=C, d=d, multiplier=multiplier
+        )
         super().__init__()
         self.multiplier = multiplier
         stages = [
@@ -156,7 +159,9 @@ class PaperResNext(Model, paper.PaperNetwork):
         eps=1e-5,
         initialize=True,
     ):
+        layers.check_arguments(category_num=category_num, stem_width=stem_width)
         if stages is None:
+            layers.check_arguments(block_num=block_num, C=C, d=d, widen_factor=widen_factor)
             stages = paper.stages(block_num, C, d, 64 * widen_factor / (C * d), shortcut)
             if shortcut == 'B' and stages[0].out_channels == stem_width:
                 stages = (stages[0]._replace(projections='none'),) + stages[1:]

@@ -2,7 +2,7 @@
 
 from trainer.errors import InputError
 from trainer.inference.model import Model
-from trainer.networks import paper
+from trainer.networks import layers, paper
 from trainer.weights.formats import load
 
 __all__ = [
@@ -84,7 +84,9 @@ class ResNext(Model, paper.PaperNetwork):
         se_reduction=None,
         pool_pad=1,
     ):
+        layers.check_arguments(category_num=category_num, stem_width=stem_width)
         if stages is None:
+            layers.check_arguments(block_num=block_num, C=C, d=d, multiplier=multiplier)
             stages = paper.stages(block_num, C, d, multiplier, shortcut)
         if deep_stem is not None and len(deep_stem) != 2:
             raise ValueError(f'deep_stem {deep_stem}: it has two widths')
@@ -165,6 +167,11 @@ class ResNext(Model, paper.PaperNetwork):
         return units
 
 
+def _multiplier(C, d):
+    layers.check_arguments(C=C, d=d)
+    return 256 / (C * d)
+
+
 def resnext50(category_num=1000, C=32, d=4, **arguments):
     """Build the paper's ResNeXt-50 of any cardinality and base width.
 
@@ -176,17 +183,17 @@ def resnext50(category_num=1000, C=32, d=4, **arguments):
         C (int): Cardinality. d (int): Width of one group in the first stage.
         arguments: Further ones of :class:`ResNext`.
     """
-    return ResNext.of_depth(50, category_num, C=C, d=d, multiplier=256 / (C * d), **arguments)
+    return ResNext.of_depth(50, category_num, C=C, d=d, multiplier=_multiplier(C, d), **arguments)
 
 
 def resnext101(category_num=1000, C=32, d=4, **arguments):
     """Build ResNeXt-101; see :func:`resnext50`."""
-    return ResNext.of_depth(101, category_num, C=C, d=d, multiplier=256 / (C * d), **arguments)
+    return ResNext.of_depth(101, category_num, C=C, d=d, multiplier=_multiplier(C, d), **arguments)
 
 
 def resnext152(category_num=1000, C=32, d=4, **arguments):
     """Build ResNeXt-152; see :func:`resnext50`."""
-    return ResNext.of_depth(152, category_num, C=C, d=d, multiplier=256 / (C * d), **arguments)
+    return ResNext.of_depth(152, category_num, C=C, d=d, multiplier=_multiplier(C, d), **arguments)
 
 
 def seresnext50(category_num=1000, C=32, d=4, **arguments):

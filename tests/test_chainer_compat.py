@@ -73,6 +73,8 @@ def test_any_module_may_come_first(module):
 
 def test_after_an_import_of_chainer_that_failed():
     out = python("""
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != '_Before']
 try:
     import chainer
 except Exception:

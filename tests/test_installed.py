@@ -61,6 +61,20 @@ def test_modules_and_data_files_are_found(installed):
     assert (train, classes) == ('2500', '1000')
 
 
+def test_chainer_may_be_imported_first(installed):
+    code = f"""
+import site, sys
+# What this environment has of it.
+sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != '_Before']
+sys.modules.pop('_resnext_chainer_before', None)
+site.addsitedir({str(installed)!r})
+import chainer, trainer
+print(chainer.__version__, trainer.__file__)
+"""
+    process = python(installed, '-c', code)
+    assert process.stdout.split() == ['7.8.1', str(installed / 'trainer' / '__init__.py')]
+
+
 def test_commands(installed):
     code = f"""
 import importlib, sys
@@ -75,4 +89,4 @@ for command, place in {COMMANDS}.items():
     process = python(installed, '-c', code)
     assert process.stdout.count('status 0\n') == len(COMMANDS), process.stderr
     for command in COMMANDS:
-        assert f'usage: {command} [-h]' in process.stdout
+        assert f'usage: {command} ' in process.stdout

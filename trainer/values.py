@@ -26,6 +26,8 @@ def one_of(find):
 
 def _number(kind, text, most):
     value = kind(text)
+    if value != value:
+        raise argparse.ArgumentTypeError(f'{text} is no number')
     if not -most < value < most:
         raise argparse.ArgumentTypeError(f'{text:.20} is too large')
     return value

@@ -38,7 +38,7 @@ class _Chainer:
         others = (finder for finder in sys.meta_path if not isinstance(finder, _Chainer))
         specs = (finder.find_spec(name, path, target) for finder in others)
         spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None:
+        if spec is not None and spec.loader is not self:  # one of the others may ask us
             self._loader, spec.loader = spec.loader, self
         return spec
 

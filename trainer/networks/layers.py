@@ -45,6 +45,35 @@ chainer.global_config.weight_limit = None
 _MAX_BLOCKS = 2000
 
 
+def check_arguments(**given):
+    """Check arguments of a network, and name the one that is wrong.
+
+    Args:
+        given: Positive integers; ``block_num`` a sequence of them; ``multiplier`` and
+            ``widen_factor`` positive numbers.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, value in given.items():
+        if name == 'block_num':
+            fits = isinstance(value, (list, tuple)) and value and all(map(_is_size, value))
+            wanted = 'positive integers, one for each stage,'
+        elif name in ('multiplier', 'widen_factor'):
+            fits = isinstance(value, (int, float)) and value > 0
+            wanted = 'a positive number'
+        else:
+            fits, wanted = _is_size(value), 'a positive integer'
+        if not fits:
+            raise ValueError(
+                f'{name}={value!r}: {wanted} {"are" if name == "block_num" else "is"} wanted'
+            )
+
+
+def _is_size(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def check_sizes(category_num, stem, stages, se_reduction=None):
     """Check the sizes of a network before anything is allocated.
 

@@ -52,7 +52,7 @@ def check(name: str, value: object) -> None:
         _check_one(name, spec, value)
         return
     if not isinstance(value, (list, tuple)):
-        raise ValueError('not a list')
+        raise ValueError(f'it is of type {type(value).__name__}, not a list or tuple')
     for one in value:
         _check_one(name, spec, one)
 
@@ -63,8 +63,10 @@ def _check_one(name, spec, value):
     if spec.kind is None:
         kind = bool if isinstance(DEFAULTS[name], bool) else str
         if not isinstance(value, kind):
-            raise ValueError(f'not a {kind.__name__}')
+            raise ValueError(f'it is of type {type(value).__name__}, not a {kind.__name__}')
         return
+    if isinstance(value, (str, bool)) or value is None:
+        raise ValueError(f'it is of type {type(value).__name__}, not a number')
     try:
         same = spec.kind(str(value)) == value
     except argparse.ArgumentTypeError as e:
@@ -72,7 +74,7 @@ def _check_one(name, spec, value):
     except ValueError:
         same = False
     if not same:
-        raise ValueError('not a number that it can have')
+        raise ValueError('it cannot have this value')
 
 
 def _choices(name, spec):

@@ -1,5 +1,6 @@
 """The options of a run, put together: what is given, over what the run has, over a recipe."""
 
+import difflib
 import os
 from collections.abc import Callable
 
@@ -7,7 +8,7 @@ from trainer import recipes, run_folder
 from trainer.errors import InputError, together
 from trainer.networks import table as networks
 from trainer.recipes.flags import check, from_json
-from trainer.recipes.options import FREE, PATHS, SIZES, Options
+from trainer.recipes.options import FREE, PATHS, SIZES, SPECS, Options
 from trainer.recipes.spec import flag
 from trainer.weights import published
 
@@ -45,17 +46,20 @@ def resolve(folder: str, resume: bool, say: Callable, given: dict) -> tuple[Opti
 
 
 def _checked(given):
+    given = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
     together(*(lambda item=item: _check(*item) for item in given.items()))
     return _anywhere(from_json(given))
 
 
 def _check(name, value):
     if name not in Options.__dataclass_fields__:
-        raise TypeError(f'no option {name!r}')
+        close = difflib.get_close_matches(name, Options.__dataclass_fields__, 1)
+        raise TypeError(f'no option {name!r}' + (f'; {close[0]!r} may be meant' if close else ''))
     try:
         check(name, value)
     except ValueError as e:
-        raise InputError(f'{flag(name)} {value}: {e}') from e
+        shown = repr(value) if isinstance(value, str) and SPECS[name].kind else value
+        raise InputError(f'{flag(name)} {shown}: {e}') from e
 
 
 def _anywhere(given):

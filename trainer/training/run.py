@@ -1,5 +1,7 @@
 """A training run: everything that ``main.py`` does, for Python."""
 
+import os
+
 import numpy as np
 
 from trainer import datasets, earlier, run_folder
@@ -41,7 +43,7 @@ def train(resume=False, say=say_on_console, **given):
         SystemExit: The same, in all but the first of several processes
             (:mod:`trainer.training.processes`).
     """
-    folder = given.get('save_path', Options.save_path)
+    folder = _folder(given)
     with processes.joined() as group:
         lock = group.together(lambda: None if group.rank else run_folder.claim(folder, resume))
         try:
@@ -54,6 +56,15 @@ def train(resume=False, say=say_on_console, **given):
         finally:
             if lock is not None:
                 lock.release()
+
+
+def _folder(given):
+    folder = given.get('save_path', Options.save_path)
+    if not isinstance(folder, (str, os.PathLike)):
+        raise InputError(
+            f'--save-path {folder!r}: it is of type {type(folder).__name__}, not a path'
+        )
+    return os.fspath(folder)
 
 
 def _train(folder, resume, say, given, group):
@@ -133,7 +144,7 @@ def summary(resume=False, **given):
     Raises:
         trainer.errors.InputError: Something given cannot be used.
     """
-    folder = given.get('save_path', Options.save_path)
+    folder = _folder(given)
     options, architecture = resolve(folder, resume, lambda message: None, given)
     name = 'quick' if options.quick else options.dataset
     classes = datasets.class_count(name)

@@ -3,10 +3,13 @@
 A format is one module of this package with a ``FORMAT``; it is found here by being there.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
+import os
 import pkgutil
+import tempfile
 from collections.abc import Callable
 
 from trainer import files
@@ -151,11 +154,32 @@ def read(path: str, entry: str | None = None, headless: bool = False) -> tuple:
     return network, Contents(fmt.name, details, size, (*notes, *said))
 
 
+@contextlib.contextmanager
+def _on_disk(source):
+    """Yield the path of a file; of a file object, of a copy that is there meanwhile."""
+    if not hasattr(source, 'read'):
+        yield source
+        return
+    name = str(getattr(source, 'name', 'the file object'))
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'weights')
+        with open(path, 'wb') as f:
+            while data := source.read(1 << 20):
+                if not isinstance(data, bytes):
+                    raise InputError(f"{name}: is open as text; open it with mode 'rb'")
+                f.write(data)
+        try:
+            yield path
+        except InputError as e:
+            raise InputError(*(line.replace(path, name) for line in e.args)) from e
+
+
 def load(path, gpu=-1, say=None):
     """Load a network from a file of weights, which says what network it holds.
 
     Args:
-        path (str): A file of any format that :func:`read` reads, or the name of published
+        path (str): A file of any format that :func:`read` reads, or a file object, open in
+            binary, whose content it is; or the name of published
             weights (:mod:`trainer.weights.published`). In npz files of the 2017
             program the architecture is read off the arrays; ILSVRC networks get Torch7's
             pooling, which their weights were trained with: set ``round_up_pooling`` to
@@ -170,7 +194,8 @@ def load(path, gpu=-1, say=None):
     Raises:
         trainer.errors.InputError: The file is damaged or not such a file.
     """
-    network, found = read(path)
+    with _on_disk(path) as file:
+        network, found = read(file)
     for note in found.notes if say else ():
         say(f'note: {note}')
     network.check_gpu(gpu)
