@@ -18,7 +18,7 @@ from trainer.optimizers import OPTIMIZERS
 from trainer.recipes.options import SPECS
 from trainer.transforms import table
 
-SCRIPTS = ['main', 'test', 'predict', 'test_ilsvrc', 'ilsvrc_converter', 'compare']
+SCRIPTS = ['main', 'test', 'predict', 'test_ilsvrc', 'ilsvrc_converter', 'compare', 'average']
 
 HEAVY = {'numpy', 'chainer', 'matplotlib', 'PIL', 'multiprocessing'}
 
