@@ -1,6 +1,7 @@
 """Mixing, erasing, TrivialAugment and repeated augmentation against formulas written out here."""
 
 import itertools
+import json
 import math
 import os
 import signal
@@ -495,3 +496,18 @@ def test_blocks_begin_as_their_shortcuts(cifar, tmp_path):
     with chainer.using_config('train', True):
         h = abs(built[True].stage1.block1(built[True].stem(x)).array)
         np.testing.assert_array_equal(block(h).array, h)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('auto_augment', ['none', 'ta_wide'])
+def test_a_gpu_trains_as_the_cpu_does(cifar, tmp_path, auto_augment):
+    """Images are made, erased and mixed in the captured step, or loaded and mixed there."""
+    losses = []
+    for gpu in (-1, 0):
+        folder = tmp_path / str(gpu)
+        given = dict(gpu=gpu, precision='float32', epoch=3, auto_augment=auto_augment)
+        train(folder, cifar, lr=0.02, **given)
+        entries = json.loads((folder / 'log.json').read_text())
+        losses.append([e['loss'] for e in entries if e['_id'] in ('train_loss', 'test_loss')])
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(losses[1], losses[0], rtol=5e-3)
