@@ -34,7 +34,7 @@ import resnext  # noqa: E402
 import resnext_ilsvrc  # noqa: E402
 from trainer import cli, cuda, engines, values  # noqa: E402
 from trainer.engines import autograd, shapes  # noqa: E402
-from trainer.engines.cudnn import arrays, graphs, kernels, parameters  # noqa: E402
+from trainer.engines.cudnn import arrays, convolutions, graphs, kernels, parameters  # noqa: E402
 from trainer.engines.cudnn.timing import milliseconds  # noqa: E402
 from trainer.training.captured_step import CapturedStep  # noqa: E402
 
@@ -89,28 +89,32 @@ def operations(layer, dtype, precision):
     gamma, beta, mean, var = (cupy.ones(y_shape[1], np.float32) for _ in range(4))
     conv = layer.stride, layer.pad, layer.groups
     a, b = x.size * size, y.size * size
-    yield 'conv forward', lambda: graphs.conv_forward(x, w, *conv, precision), a + b
+    yield 'conv forward', lambda: convolutions.conv_forward(x, w, *conv, precision), a + b
     if not layer.first:
         yield (
             'conv backward, data',
-            lambda: graphs.conv_backward_data(y, w, layer.x, *conv, None, precision),
+            lambda: convolutions.conv_backward_data(y, w, layer.x, *conv, None, precision),
             a + b,
         )
         if layer.w[2] == 1:
             yield (
                 '  with a gradient added',
-                lambda: graphs.conv_backward_data(y, w, layer.x, *conv, x, precision),
+                lambda: convolutions.conv_backward_data(y, w, layer.x, *conv, x, precision),
                 2 * a + b,
             )
     yield (
         'conv backward, weights',
-        lambda: graphs.conv_backward_weights(x, y, layer.w, *conv, precision),
+        lambda: convolutions.conv_backward_weights(x, y, layer.w, *conv, precision),
         a + b,
     )
     residual = g if layer.kind >= autograd.ADD else None
     running = autograd.Running(mean, var, 1e-5, 0.9, 0.0)
     if layer.w[2] == 1:
-        yield '  with statistics', lambda: graphs.conv_with_sums(x, w, *conv, precision), a + b
+        yield (
+            '  with statistics',
+            lambda: convolutions.conv_with_sums(x, w, *conv, precision),
+            a + b,
+        )
     found = kernels.statistics(y, running)
     mask = kernels.normalize(y, residual, *found, gamma, beta, layer.kind)[1]
     keep = layer.kind >= autograd.ADD

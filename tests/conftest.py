@@ -96,13 +96,13 @@ def no_plans(monkeypatch, tmp_path):
     monkeypatch.setattr(timing, '_path', lambda: str(tmp_path / 'choices.json'))
     monkeypatch.setattr(timing, '_ways', {})
     for name in (
-        '_conv_forward',
-        '_conv_backward_data',
-        '_group_backward_data',
-        '_conv_backward_weights',
-        '_conv_bias',
+        'conv_forward',
+        'conv_backward_data',
+        'group_backward_data',
+        'conv_backward_weights',
+        'conv_bias',
     ):
-        monkeypatch.setattr(graphs, name, graphs._once(getattr(graphs, 'build' + name)))
+        monkeypatch.setattr(graphs, name, graphs._once(getattr(graphs, 'build_' + name)))
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def test_mixed_follows_roughly_and_scales():
 def half_gradients(monkeypatch, no_plans):
     """Let no weight gradient have a plan from float16 to float32, as on a GPU the stem's and
     those of narrow groups have none; return the types of gradients that updates were given."""
-    build, types = graphs._conv_backward_weights, []
+    build, types = graphs.conv_backward_weights, []
 
     def without_float32(*key):
         if key[5:7] == ('f', 'e'):
@@ -235,7 +235,7 @@ def half_gradients(monkeypatch, no_plans):
             super().fill(table)
             types.append({p.grad.dtype.char for p in self.params if p.ndim == 4})
 
-    monkeypatch.setattr(graphs, '_conv_backward_weights', without_float32)
+    monkeypatch.setattr(graphs, 'conv_backward_weights', without_float32)
     monkeypatch.setattr(parameters, 'Update', Seen)
     return types
 

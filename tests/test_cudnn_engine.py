@@ -14,7 +14,7 @@ from helpers.networks import NETWORKS, build, cifar, ilsvrc, step
 
 from trainer import cuda, engines
 from trainer.engines import cudnn
-from trainer.engines.cudnn import kernels
+from trainer.engines.cudnn import grouped, kernels
 from trainer.errors import InputError
 from trainer.networks import layers
 from trainer.optimizers import OPTIMIZERS
@@ -183,7 +183,7 @@ def sources():
     ]
     folder = ROOT / 'trainer' / 'engines' / 'cudnn'
     for depth in (8, 16, 32):
-        files = folder / 'tiles.cuh', folder / 'grouped.cu'
+        files = tuple(folder / name for name in grouped.SOURCES)
         found.append(pytest.param(files, {'PRODUCT_DEPTH': depth}, id=f'grouped-{depth}'))
     return found
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import simulated
 from test_cudnn_kernels import close, send
 
-from trainer.engines.cudnn import arrays, graphs, grouped, library, timing
+from trainer.engines.cudnn import arrays, convolutions, graphs, grouped, library, timing
 
 pytestmark = pytest.mark.gpu
 
@@ -111,7 +111,7 @@ def test_turned_weights(groups, channels):
     w = rng.standard_normal((2 * channels, channels // groups, 3, 3)).astype(np.float32)
     gy = rng.standard_normal((2, 2 * channels, 6, 5)).astype(np.float32)
     x_shape = 2, channels, 6, 5
-    turned = graphs._turned(send(w), groups)
+    turned = convolutions._turned(send(w), groups)
     assert turned.transpose(0, 2, 3, 1).flags.c_contiguous
     found = arrays.conv_forward(gy, turned.get(), 1, 1, groups)
     golden = arrays.conv_backward_data(gy, w, x_shape, 1, 1, groups, None)
@@ -134,7 +134,7 @@ def test_group_by_group(monkeypatch, dtype):
     monkeypatch.setattr(timing, 'by_time', noted)
     there = send(gy), send(w)
     precision = 'mixed' if dtype == np.float16 else 'float32'
-    graphs.conv_backward_data(*there, x_shape, 2, 1, 2, None, precision)
+    convolutions.conv_backward_data(*there, x_shape, 2, 1, 2, None, precision)
     assert set(ways) == {'cuDNN', 'group by group'}
     golden = arrays.conv_backward_data(gy.astype(float), w.astype(float), x_shape, 2, 1, 2, None)
     for name, way in ways.items():
@@ -159,10 +159,10 @@ def test_the_fastest_way_is_chosen(monkeypatch):
         return fastest(key, ways, timed)
 
     monkeypatch.setattr(timing, 'fastest', noted)
-    graphs.conv_forward(x, w, 1, 1, 8, 'mixed')
-    graphs.conv_backward_data(gy, w, x.shape, 1, 1, 8, None, 'mixed')
-    graphs.conv_backward_weights(x, gy, w.shape, 1, 1, 8, 'mixed')
-    graphs.conv_bias(x, w, bias, 1, 1, 8, None, True, False, 'mixed')
+    convolutions.conv_forward(x, w, 1, 1, 8, 'mixed')
+    convolutions.conv_backward_data(gy, w, x.shape, 1, 1, 8, None, 'mixed')
+    convolutions.conv_backward_weights(x, gy, w.shape, 1, 1, 8, 'mixed')
+    convolutions.conv_bias(x, w, bias, 1, 1, 8, None, True, False, 'mixed')
     ways = [set(names) for key, names in taken.items() if 'conv_' not in key]
     assert {'own kernel', 'cuDNN'} in ways
     assert {'own kernel', 'cuDNN', 'turned weights'} in ways

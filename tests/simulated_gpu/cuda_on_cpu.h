@@ -551,11 +551,12 @@ static inline float16 half_of(unsigned word, int which) {
   memcpy(&h, &bits, 2);
   return h;
 }
-static void ldmatrix(unsigned (&r)[4], const char *row, bool transposed, int line) {
+template <int COUNT>
+static void ldmatrix(unsigned (&r)[COUNT], const char *row, bool transposed, int line) {
   if ((uintptr_t)row % 16) fail("a row of a matrix is not aligned to 16 bytes", line);
   Lanes<const char *> rows = gather(row, line);
   int i = lane() / 4, j = lane() % 4 * 2;
-  for (int m = 0; m < 4; ++m) {
+  for (int m = 0; m < COUNT; ++m) {
     unsigned short pair[2];
     for (int k = 0; k < 2; ++k)
       memcpy(&pair[k], transposed ? rows.of[8 * m + j + k] + 2 * i : rows.of[8 * m + i] + 2 * (j + k), 2);
@@ -578,13 +579,20 @@ static inline void load_matrices(unsigned (&r)[4], const char *shared, int at,
                                  int line = __builtin_LINE()) {
   cuda_on_cpu::ldmatrix(r, shared + at, false, line);
 }
-static inline void load_transposed(unsigned (&r)[4], const char *shared, int at,
+template <int COUNT>
+static inline void load_transposed(unsigned (&r)[COUNT], const char *shared, int at,
                                    int line = __builtin_LINE()) {
   cuda_on_cpu::ldmatrix(r, shared + at, true, line);
 }
-static inline void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
+static inline void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                            const unsigned (&b)[2], int line = __builtin_LINE()) {
+  unsigned a[4] = {a0, a1, a2, a3};
+  cuda_on_cpu::mma(d, a, b[0], b[1], line);
+}
+static inline void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned b,
                             int line = __builtin_LINE()) {
-  cuda_on_cpu::mma(d, a, b0, b1, line);
+  unsigned a[4] = {a0, a1, 0, 0};
+  cuda_on_cpu::mma(d, a, b, 0, line);
 }
 static inline void copy_async(char *shared, int at, const void *from, bool inside) {
   if (((uintptr_t)(shared + at) | (uintptr_t)from) % 16)

@@ -67,7 +67,7 @@ def precisions():
 
 #: Layers that are tried: channels, output channels, groups, stride. The first is for cuDNN,
 #: the others for the kernels of grouped convolutions.
-_TRIED = ((16, 32, 4, 2), (64, 64, 16, 1), (64, 64, 2, 2))
+_TRIED = ((16, 32, 4, 2), (64, 64, 16, 1), (64, 64, 4, 1), (64, 64, 2, 2))
 
 
 def _try_out(precision, gpu):

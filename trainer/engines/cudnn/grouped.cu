@@ -2,8 +2,9 @@
 // of 4, 8, 16 or 32 channels, as many of the output as of the input.
 //
 // A block has 64 channels and one tile of pixels at a time in shared memory, with the pixels
-// around it; the next tile is on its way meanwhile. A product of the tensor cores is 16 pixels
-// by 16 input channels by 8 output channels. Groups of 4 and 8 fill only 8 of the 16 input
+// around it; the next tile is on its way meanwhile. A product of the tensor cores is 16 pixels,
+// a patch of 2 rows by 8 columns, by 16 input channels by 8 output channels. Groups of 4 and
+// 8 load the rows of a patch's windows once for all taps. Groups of 4 and 8 fill only 8 of the 16 input
 // channels: two taps of the window then go into one product (K = 8 below). Groups of 4 have
 // zeros where two of them meet.
 //
@@ -11,160 +12,46 @@
 // t = lane % 4, of A rows g and g + 8 at columns 2t, 2t + 1, 2t + 8, 2t + 9; of B these four as
 // rows at column g; of the sums rows g and g + 8 at columns 2t and 2t + 1.
 
-// Which of a block's channels and pixels a warp has.
-template <int K> struct Share {
-    static constexpr int BLOCKS = K == 8 ? 4 : 2;  // of 8 output channels
-    static constexpr int BESIDE = CHANNELS / (8 * BLOCKS), LANES = THREADS / 32 / BESIDE;
-    int lane, g, t, channel, first;  // channel: the first of the warp's, in the block
+// Products of K = 8, two taps in each: of three columns of the window two rows, then what is left
+// of them, the third. TAPS for none.
+template <int S> __device__ constexpr int tap_of(int step, int half) {
+    constexpr int WITH_FIRST = S == 1 ? 2 : 1, ALONE = S == 1 ? 1 : 2;
+    return step < 3 ? half * WITH_FIRST * 3 + step
+        : step == 3 ? ALONE * 3 + half : half ? TAPS : ALONE * 3 + 2;
+}
 
-    __device__ Share() {
-        lane = threadIdx.x % 32;
-        g = lane / 4;
-        t = lane % 4;
-        int warp = threadIdx.x / 32;
-        channel = warp % BESIDE * 8 * BLOCKS;
-        first = warp / BESIDE;
-    }
-    // The first input channel that a warp's outputs depend on, in the block.
-    __device__ int input() const { return K == 8 ? channel : channel / K * K; }
+// Where, of a patch's windows, the row and column are that a lane loads: of four rows, in this
+// order or the second before the first of the two between; `fifth`: of the fifth row, those of
+// the window's columns.
+template <int S> struct Rows {
+    int mine, fifth, columns[3];
 
-    // The output channel, of the warp's, of a column of a product. Groups of 16 and 32 may have
-    // them in any order: a thread's are then beside each other.
-    __device__ static int output(int block, int column) {
-        return K == 8 ? block * 8 + column : column / 2 * 4 + block * 2 + column % 2;
-    }
-};
-
-// Weights: that of a channel of the sums (k), an output (n) and a tap. `backward`: the sums are
-// over the outputs of the convolution. A group's size is a power of two.
-struct Weights {
-    const Half *w;
-    int group;
-    bool backward;
-
-    // Channels k and k + 1, both counted from the same multiple of the group's size as n. All
-    // loads of a thread are under way together: nothing here is a branch.
-    __device__ unsigned pair(int channel, int n, int k, int tap) const {
-        int inner = group - 1, base = channel + (n & ~inner), row = n & inner, column = k & inner;
-        int from = backward ? column : row, to = backward ? row : column;
-        const Half *p = w + ((base + from) * TAPS + tap) * group + to;
-        unsigned word = both(p[0], p[backward ? TAPS * group : 1]);
-        return (k ^ n) & ~inner ? 0 : word;
+    __device__ Rows(const Window<S> &window, bool exchanged) {
+        int part = threadIdx.x % 32 / 8, x = threadIdx.x % 8;
+        int row = exchanged && (part == 1 || part == 2) ? 3 - part : part;
+        mine = row * window.pitch * PIXEL + x * PIXEL;
+        fifth = (4 - row) * window.pitch * PIXEL + window.tap(0, min(part, 2));
+        for (int kx = 0; kx < 3; ++kx) columns[kx] = window.tap(0, kx);
     }
 };
 
-// What is done with outputs: nothing; bias and ReLU are added; they are summed for statistics.
-enum { PLAIN, BIASED, SUMMED };
-
-// A warp's outputs of 16 pixels, in float16 to memory.
-template <int K, int MODE> struct Output {
-    static constexpr int BLOCKS = Share<K>::BLOCKS;
-    Half *y;
-    bool relu;
-    int channels, channel;
-    float shift[2 * BLOCKS] = {}, sum[2 * BLOCKS] = {}, square[2 * BLOCKS] = {};
-
-    __device__ Output(const Share<K> &share, Half *y_, const float *bias, bool relu_,
-                      int channels_, int channel_)
-        : y(y_), relu(relu_), channels(channels_), channel(channel_) {
-        if (MODE == BIASED)
-            for (int i = 0; i < 2 * BLOCKS; ++i)
-                shift[i] = bias[channel + Share<K>::output(i / 2, 2 * share.t + i % 2)];
-    }
-
-    // `pixel` of a lane: that of row lane % 16, or -1 outside the map.
-    __device__ void write(const Share<K> &share, float (&d)[BLOCKS][4], int pixel) {
+// The outputs of 8 channels of groups of 4 or 8, from 8 input channels.
+template <int S, int STEPS, int BLOCKS>
+__device__ inline void convolve_block(float (&d)[4], const char *shared, int at,
+                                      const Rows<S> &rows, const unsigned (&b)[STEPS][BLOCKS][2],
+                                      int block) {
+    unsigned q[3][4], fifth[4];
+    if (S == 2) load_matrices(fifth, shared, at + rows.fifth);
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            int at = __shfl_sync(~0u, pixel, share.g + 8 * row);
-            unsigned words[BLOCKS];
+    for (int kx = 0; kx < 3; ++kx) load_matrices(q[kx], shared, at + rows.columns[kx]);
 #pragma unroll
-            for (int block = 0; block < BLOCKS; ++block) {
-                float low = d[block][2 * row], high = d[block][2 * row + 1];
-                if (MODE == BIASED) {
-                    low += shift[2 * block];
-                    high += shift[2 * block + 1];
-                    if (relu) {
-                        low = fmaxf(low, 0.f);
-                        high = fmaxf(high, 0.f);
-                    }
-                }
-                words[block] = both(low, high);
-                if (MODE == SUMMED && at >= 0) {
-                    apart(words[block], low, high);
-                    sum[2 * block] += low;
-                    sum[2 * block + 1] += high;
-                    square[2 * block] = fmaf(low, low, square[2 * block]);
-                    square[2 * block + 1] = fmaf(high, high, square[2 * block + 1]);
-                }
-            }
-            store_row(share, words, at);
-        }
-    }
-
-    __device__ void store_row(const Share<K> &share, unsigned (&words)[BLOCKS], int pixel) const {
-        Half *to = y + (long long)pixel * channels + channel;
-        if (K == 8) {
-            // Four threads have two channels each of four blocks: each gets one whole block.
-            exchange(words[0], words[1 % BLOCKS], share.t & 1, 1);
-            exchange(words[2 % BLOCKS], words[3 % BLOCKS], share.t & 1, 1);
-            exchange(words[0], words[2 % BLOCKS], share.t & 2, 2);
-            exchange(words[1 % BLOCKS], words[3 % BLOCKS], share.t & 2, 2);
-            if (pixel < 0) return;
-            Sixteen all = {{words[0], words[1 % BLOCKS], words[2 % BLOCKS], words[3 % BLOCKS]}};
-            *reinterpret_cast<Sixteen *>(to + 8 * share.t) = all;
-        } else if (pixel >= 0) {
-            *reinterpret_cast<Eight *>(to + 4 * share.t) = Eight{{words[0], words[1]}};
-        }
-    }
-
-    // The thread without the bit gives its second for the other's first.
-    __device__ static void exchange(unsigned &first, unsigned &second, int has_bit, int bit) {
-        unsigned other = __shfl_xor_sync(~0u, has_bit ? first : second, bit);
-        if (has_bit) first = other;
-        else second = other;
-    }
-
-    // Add up the block's sums to `partial`, float (gridDim.x, 2, channels), and in the block
-    // that comes last of its channels those of all blocks to `total`, float (2, channels).
-    __device__ void add_up(const Share<K> &share, char *shared, float *partial, float *total,
-                           unsigned int *counters) {
-        __shared__ bool last;
-        float *sums = reinterpret_cast<float *>(shared);
-#pragma unroll
-        for (int i = 0; i < 2 * BLOCKS; ++i) {
-            float a = sum[i], b = square[i];
-            for (int bit = 4; bit < 32; bit *= 2) {
-                a += __shfl_xor_sync(~0u, a, bit);
-                b += __shfl_xor_sync(~0u, b, bit);
-            }
-            if (share.g) continue;
-            int c = share.channel + Share<K>::output(i / 2, 2 * share.t + i % 2);
-            sums[share.first * 2 * CHANNELS + c] = a;
-            sums[(share.first * 2 + 1) * CHANNELS + c] = b;
-        }
-        __syncthreads();
-        int which = threadIdx.x / CHANNELS, c = threadIdx.x % CHANNELS;
-        int to = which * channels + blockIdx.y * CHANNELS + c;
-        if (which < 2) {
-            float s = 0;
-            for (int i = 0; i < Share<K>::LANES; ++i) s += sums[(i * 2 + which) * CHANNELS + c];
-            partial[blockIdx.x * 2LL * channels + to] = s;
-        }
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0)  // wraps around to 0, ready for the next launch
-            last = atomicInc(counters + blockIdx.y, gridDim.x - 1) == gridDim.x - 1;
-        __syncthreads();
-        if (!last || which >= 2) return;
-        __threadfence();
-        float s = 0;
-#pragma unroll 8
-        for (int block = 0; block < (int)gridDim.x; ++block)
-            s += __ldcg(partial + block * 2LL * channels + to);
-        total[to] = s;
-    }
-};
+    for (int kx = 0; kx < 3; ++kx)
+        multiply(d, q[kx][0], q[kx][1], q[kx][2], q[kx][3], b[kx][block]);
+    // Of the tap that is left, what the upper and the lower outputs read.
+    multiply(d, q[0][1], S == 1 ? q[0][2] : fifth[0], q[1][1], S == 1 ? q[1][2] : fifth[1],
+             b[3][block]);
+    multiply(d, q[2][1], S == 1 ? q[2][2] : fifth[2], b[4][block][0]);
+}
 
 // y = conv(x, w) + bias, ReLU; or with `backward`, of stride 1, the gradient of x from y's.
 template <int K, int S, int MODE>
@@ -173,55 +60,66 @@ __device__ void convolve(const Half *x, const Half *w, const float *bias, int gr
                          float *partial, float *total, unsigned int *counters) {
     extern __shared__ char shared[];
     Window<S> window(tiles, 1, 1, 2);
-    Share<K> share;
-    constexpr int BLOCKS = Share<K>::BLOCKS, STEPS = K == 8 ? 5 : TAPS * K / 16;
+    // As many channels for a warp as there are registers for.
+    constexpr int BLOCKS = K == 8 && S == 1 && MODE != SUMMED ? 4 : 2, DEPTH = K == 8 ? 1 : K / 16;
+    Share<K, BLOCKS> share;
+    constexpr int STEPS = K == 8 ? 5 : TAPS * DEPTH;
     int channel = blockIdx.y * CHANNELS;
     Weights weights = {w, group, backward};
     unsigned b[STEPS][BLOCKS][2];
-    int taps[STEPS];
 #pragma unroll
-    for (int step = 0; step < STEPS; ++step) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            // K = 8: two taps beside each other; else 16 channels of one.
-            int tap = K == 8 ? 2 * step + half : step / (K / 16);
-            int k = 2 * share.t + (K == 8 ? 0 : step % (K / 16) * 16 + 8 * half);
-#pragma unroll
-            for (int block = 0; block < BLOCKS; ++block) {
-                // n and k from the warp's first input channel, or of K = 8 the block's.
-                int n = Share<K>::output(block, share.g), base = channel + share.input();
-                n = K == 8 ? n - 8 * block : n + share.channel - share.input();
-                b[step][block][half] = tap == TAPS ? 0 : weights.pair(
-                    base + (K == 8 ? 8 * block : 0), n, k, backward ? TAPS - 1 - tap : tap);
-            }
-        }
-        int tap = K == 8 ? min(2 * step + share.lane / 16, TAPS - 1) : step / (K / 16);
-        taps[step] = window.tap(tap / 3, tap % 3) + (K == 8 ? 0 : step % (K / 16) * 32);
+    for (int i = 0; i < STEPS * BLOCKS * 2; ++i) {
+        int half = i % 2, block = i / 2 % BLOCKS, step = i / 2 / BLOCKS;
+        int tap = K == 8 ? tap_of<S>(step, half) : step / DEPTH;
+        int k = 2 * share.t + (K == 8 ? 0 : step % DEPTH * 16 + 8 * half);
+        b[step][block][half] = tap == TAPS ? 0 : weights.pair(
+            share.base(channel, block), share.offset(block), k, backward ? TAPS - 1 - tap : tap);
     }
-    Output<K, MODE> output(share, y, bias, relu, tiles.channels, channel + share.channel);
-    int mine = share.input() * 2 + (K == 8 ? 0 : share.lane / 16 * 16);
-    Pixels pixels(shared, tiles, window);
+    Output<K, MODE, BLOCKS> output(share, y, bias, relu, tiles.channels, channel);
+    // Where a lane loads from: of K = 8 its row of four; else its row of two, and 8 of 16 channels.
+    Rows<S> rows(window, S == 2);
+    int mine = share.input() * 2 + (K == 8 ? rows.mine : window.tap(share.lane / 8 % 2 * S, 0)
+                                    + share.lane % 8 * PIXEL + share.lane / 16 * 16);
     each_tile(
-        tiles, pixels.bytes, window.bytes(tiles),
+        tiles, window.bytes(tiles),
         [&](Corner corner, int buffer) {
             window.fetch(shared, buffer, x, tiles, corner, from, channel);
         },
         [&](Corner corner, int buffer) {
-            for (int i = share.first * 16; i < pixels.count; i += Share<K>::LANES * 16) {
-                Eight pixel = pixels.table[i + share.lane % 16];
-                int at = buffer + (int)pixel.word[0] + mine;
+            for (Patch patch(tiles, share.first); patch.there(tiles);
+                 patch.skip(tiles, share.LANES)) {
+                int image = corner.image + patch.image, at_y = corner.y + patch.y;
+                int at_x = corner.x + patch.x, pixels[2];
+                if (image >= tiles.images || at_y >= to.height || at_x >= to.width) continue;
+                for (int r = 0; r < 2; ++r)
+                    pixels[r] = at_y + r < to.height && at_x + share.g < to.width
+                        ? (image * to.height + at_y + r) * to.width + at_x + share.g : -1;
+                int at = buffer + window.place(patch) + mine;
                 float d[BLOCKS][4] = {};
+                if (K == 8) {
 #pragma unroll
-                for (int step = 0; step < STEPS; ++step) {
-                    unsigned a[4];
-                    if (K != 8) load_matrices(a, shared, at + taps[step]);
+                    for (int block = 0; block < BLOCKS; ++block)
+                        convolve_block<S>(d[block], shared, at + 16 * block, rows, b, block);
+                } else {
 #pragma unroll
-                    for (int block = 0; block < BLOCKS; ++block) {
-                        if (K == 8) load_matrices(a, shared, at + taps[step] + 16 * block);
-                        multiply(d[block], a, b[step][block][0], b[step][block][1]);
+                    for (int step = 0; step < STEPS; ++step) {
+                        int tap = step / DEPTH;
+                        unsigned a[4];
+                        load_matrices(a, shared, at + window.tap(tap / 3, tap % 3)
+                                      + step % DEPTH * 32);
+#pragma unroll
+                        for (int block = 0; block < BLOCKS; ++block)
+                            multiply(d[block], a[0], a[1], a[2], a[3], b[step][block]);
                     }
                 }
-                output.write(share, d, Place(pixel, corner, tiles).in(to));
+                unsigned words[2][BLOCKS];
+#pragma unroll
+                for (int i = 0; i < 2 * BLOCKS; ++i) {
+                    int block = i / 2, r = i % 2;
+                    words[r][block] = output.word(share, block, d[block][2 * r], d[block][2 * r + 1],
+                                                  pixels[r] >= 0);
+                }
+                for (int r = 0; r < 2; ++r) output.store(share, words[r], pixels[r]);
             }
         });
     if (MODE == SUMMED) output.add_up(share, shared, partial, total, counters);
@@ -237,126 +135,159 @@ __device__ void spread(const Half *gy, const Half *w, int group, const Tiles &ti
                        Map to, Half *gx) {
     extern __shared__ char shared[];
     Window<1> window(tiles, 0, 0, 1);
-    Share<K> share;
-    constexpr int BLOCKS = Share<K>::BLOCKS, DEPTH = K == 8 ? 1 : K / 16;
+    constexpr int BLOCKS = 2, DEPTH = K == 8 ? 1 : K / 16;
+    Share<K, BLOCKS> share;
     constexpr int PRODUCTS = K == 8 ? 5 : TAPS;
-    // Of each product: the pixel, its outputs and their taps; of K = 8 two beside each other,
-    // TAPS for none.
+    // Of each product: the pixel, its outputs (2 dy + dx) and their taps; of K = 8 two of each,
+    // the tap TAPS for none.
     constexpr int PIXELS[TAPS] = {0, 1, 1, 2, 2, 3, 3, 3, 3};
+    constexpr int OUTPUTS[TAPS] = {0, 1, 0, 2, 0, 3, 2, 1, 0}, AT[TAPS] = {4, 3, 5, 1, 7, 0, 2, 6, 8};
     constexpr int PAIRS[5] = {0, 1, 2, 3, 3};
-    constexpr int OUTPUTS[TAPS] = {0, 1, 0, 2, 0, 3, 2, 1, 0};  // 2 dy + dx
-    constexpr int AT[TAPS] = {4, 3, 5, 1, 7, 0, 2, 6, 8};
-    constexpr int PAIR_OUTPUTS[5][2] = {{1, 0}, {1, 0}, {2, 0}, {3, 2}, {1, 0}};
+    constexpr int PAIR_SOURCES[3][2] = {{1, 0}, {2, 0}, {3, 2}}, PAIR_OUTPUTS[5] = {0, 0, 1, 2, 0};
     constexpr int PAIR_AT[5][2] = {{TAPS, 4}, {3, 5}, {1, 7}, {0, 2}, {6, 8}};
-    int channel = blockIdx.y * CHANNELS, base = channel + share.input();
+    int channel = blockIdx.y * CHANNELS;
     Weights weights = {w, group, true};
     unsigned b[PRODUCTS * DEPTH][BLOCKS][2];
-    int places[PRODUCTS];
 #pragma unroll
-    for (int i = 0; i < PRODUCTS; ++i) {
-        int output = K == 8 ? (share.lane < 16 ? PAIR_OUTPUTS[i % 5][0] : PAIR_OUTPUTS[i % 5][1])
-                            : OUTPUTS[i];
-        places[i] = window.tap(output / 2, output % 2);
-#pragma unroll
-        for (int j = 0; j < DEPTH * BLOCKS * 2; ++j) {
-            int half = j % 2, block = j / 2 % BLOCKS, depth = j / 2 / BLOCKS;
-            int tap = K == 8 ? PAIR_AT[i % 5][half] : AT[i];
-            int n = Share<K>::output(block, share.g);
-            n = K == 8 ? n - 8 * block : n + share.channel - share.input();
-            int k = 2 * share.t + (K == 8 ? 0 : depth * 16 + 8 * half);
-            b[i * DEPTH + depth][block][half] = tap == TAPS ? 0 : weights.pair(
-                base + (K == 8 ? 8 * block : 0), n, k, tap);
-        }
+    for (int i = 0; i < PRODUCTS * DEPTH * BLOCKS * 2; ++i) {
+        int half = i % 2, block = i / 2 % BLOCKS, j = i / 2 / BLOCKS;
+        int tap = K == 8 ? PAIR_AT[j % 5][half] : AT[j / DEPTH];
+        int k = 2 * share.t + (K == 8 ? 0 : j % DEPTH * 16 + 8 * half);
+        b[j][block][half] = tap == TAPS ? 0 : weights.pair(
+            share.base(channel, block), share.offset(block), k, tap);
     }
-    Output<K, PLAIN> output(share, gx, nullptr, false, tiles.channels, channel + share.channel);
-    int mine = share.input() * 2 + (K == 8 ? 0 : share.lane / 16 * 16);
-    Pixels pixels(shared, tiles, window);
+    Output<K, PLAIN, BLOCKS> output(share, gx, nullptr, false, tiles.channels, channel);
+    // Where a lane loads from: its row of two, and of K = 8 one of two outputs, else 8 of 16
+    // channels.
+    constexpr int SOURCES = K == 8 ? 3 : 4;
+    int mine = window.tap(share.lane / 8 % 2, share.lane % 8) + share.input() * 2;
+    int sources[SOURCES];
+#pragma unroll
+    for (int i = 0; i < SOURCES; ++i) {
+        int o = K != 8 ? i : share.lane < 16 ? PAIR_SOURCES[i % 3][0] : PAIR_SOURCES[i % 3][1];
+        sources[i] = window.tap(o / 2, o % 2) + (K == 8 ? 0 : share.lane / 16 * 16);
+    }
     each_tile(
-        tiles, pixels.bytes, window.bytes(tiles),
+        tiles, window.bytes(tiles),
         [&](Corner corner, int buffer) {
             window.fetch(shared, buffer, gy, tiles, corner, from, channel);
         },
         [&](Corner corner, int buffer) {
-            for (int i = share.first * 16; i < pixels.count; i += Share<K>::LANES * 16) {
-                Eight place = pixels.table[i + share.lane % 16];
-                int at = buffer + (int)place.word[0] + mine;
-                Place output_of(place, corner, tiles);
+            for (Patch patch(tiles, share.first); patch.there(tiles);
+                 patch.skip(tiles, share.LANES)) {
+                int image = corner.image + patch.image, y = corner.y + patch.y;
+                int x = corner.x + patch.x + share.g;
+                if (image >= tiles.images) continue;
+                int at = buffer + window.place(patch) + mine;
+                unsigned words[4][2][BLOCKS];
+                constexpr int TOGETHER = K == 8 ? 1 : BLOCKS;
 #pragma unroll
-                for (int pixel = 0; pixel < 4; ++pixel) {
-                    float d[BLOCKS][4] = {};
+                for (int n = 0; n < BLOCKS; n += TOGETHER) {
+                    float d[4][TOGETHER][4] = {};
 #pragma unroll
-                    for (int j = 0; j < PRODUCTS * DEPTH; ++j) {
-                        if ((K == 8 ? PAIRS[j % 5] : PIXELS[j / DEPTH]) != pixel) continue;
-                        unsigned a[4];
-                        int from_here = at + places[j / DEPTH] + j % DEPTH * 32;
-                        if (K != 8) load_matrices(a, shared, from_here);
+                    for (int depth = 0; depth < DEPTH; ++depth) {
+                        unsigned a[SOURCES][4];
 #pragma unroll
-                        for (int block = 0; block < BLOCKS; ++block) {
-                            if (K == 8) load_matrices(a, shared, from_here + 16 * block);
-                            multiply(d[block], a, b[j][block][0], b[j][block][1]);
+                        for (int i = 0; i < SOURCES; ++i)
+                            load_matrices(a[i], shared, at + sources[i] + 16 * n + 32 * depth);
+#pragma unroll
+                        for (int j = 0; j < PRODUCTS; ++j) {
+                            int i = K == 8 ? PAIR_OUTPUTS[j % 5] : OUTPUTS[j];
+                            int pixel = K == 8 ? PAIRS[j % 5] : PIXELS[j];
+#pragma unroll
+                            for (int m = 0; m < TOGETHER; ++m)
+                                multiply(d[pixel][m], a[i][0], a[i][1], a[i][2], a[i][3],
+                                         b[j * DEPTH + depth][n + m]);
                         }
                     }
-                    output.write(share, d, output_of.in(to, pixel / 2, pixel % 2));
+#pragma unroll
+                    for (int j = 0; j < 4 * TOGETHER * 2; ++j) {
+                        int pixel = j / (2 * TOGETHER), m = j / 2 % TOGETHER, r = j % 2;
+                        words[pixel][r][n + m] = output.word(share, n + m, d[pixel][m][2 * r],
+                                                             d[pixel][m][2 * r + 1], true);
+                    }
+                }
+#pragma unroll
+                for (int j = 0; j < 8; ++j) {
+                    int at_y = 2 * (y + j % 2) + j / 4, at_x = 2 * x + j / 2 % 2;
+                    output.store(share, words[j / 2][j % 2], at_y < to.height && at_x < to.width
+                                 ? (image * to.height + at_y) * to.width + at_x : -1);
                 }
             }
         });
 }
 
+// The outputs of a patch as a product's second factor: of 8 channels, and of 16.
+__device__ inline void load_outputs(unsigned (&b)[1][2], const char *shared, int at) {
+    load_transposed(b[0], shared, at);
+}
+__device__ inline void load_outputs(unsigned (&b)[2][2], const char *shared, int at) {
+    unsigned all[4];
+    load_transposed(all, shared, at);
+    for (int i = 0; i < 4; ++i) b[i / 2][i % 2] = all[i];
+}
+
 // Weight gradients: products sum over pixels, with the input's channels as rows (of K = 8 those
 // of two taps) and y's as columns. Each block adds up what its tiles have, to `partial`, float
 // (slices, channels, 3, 3, group).
+template <int S, int STEPS, int BLOCKS>
+__device__ inline void correlate_block(float (&d)[STEPS][BLOCKS][4], const char *shared, int at,
+                                       const Rows<S> &rows, const unsigned (&b)[BLOCKS][2]) {
+    unsigned q[3][4], fifth[4];
+    if (S == 2) load_transposed(fifth, shared, at + rows.fifth);
+#pragma unroll
+    for (int kx = 0; kx < 3; ++kx) load_transposed(q[kx], shared, at + rows.columns[kx]);
+#pragma unroll
+    for (int kx = 0; kx < 3; ++kx)
+        multiply(d[kx][0], q[kx][0], q[kx][1], q[kx][2], q[kx][3], b[0]);
+    constexpr int LAST = STEPS - 1;
+    multiply(d[LAST - 1][0], q[0][2], q[1][2], S == 1 ? q[0][1] : fifth[0],
+             S == 1 ? q[1][1] : fifth[1], b[0]);
+    multiply(d[LAST][0], q[2][2], q[2][2], S == 1 ? q[2][1] : fifth[2],
+             S == 1 ? q[2][1] : fifth[2], b[0]);
+}
+
 template <int K, int S>
 __device__ void correlate(const Half *x, const Half *gy, int group, const Tiles &tiles, Map from,
                           Map to, float *partial) {
     extern __shared__ char shared[];
     Window<S> window(tiles, 1, 1, 2);
     Window<1> outputs(tiles, 0, 0, 0);
-    // K = 8: a warp has 8 channels; 16: 16, and every second 16 pixels; 32: 16 by 16 of 32.
+    // K = 8: a warp has 8 channels; 16: 16, and every second patch; 32: 16 by 16 of 32.
     constexpr int BLOCKS = K == 8 ? 1 : 2, STEPS = K == 8 ? 5 : TAPS, TURNS = K == 16 ? 2 : 1;
-    constexpr int AT_ONCE = K == 8 ? 32 : 16;
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x / 32;
     int channel = blockIdx.y * CHANNELS, turn = K == 16 ? warp / 4 : 0;
     int in = K == 8 ? 8 * warp : K == 16 ? warp % 4 * 16 : warp / 2 * 16;
     int out = K == 32 ? warp / 4 * 32 + warp % 2 * 16 : in;
-    int first = lane % 8 + lane / 16 * 8, second = lane / 8 % 2;
-    int taps[STEPS];
-#pragma unroll
-    for (int step = 0; step < STEPS; ++step) {
-        int tap = K == 8 ? min(2 * step + second, TAPS - 1) : step;
-        taps[step] = window.tap(tap / 3, tap % 3) + in * 2 + (K == 8 ? 0 : second * 16);
-    }
+    // Where a lane loads from: of K = 8 its row of four; else 8 of 16 channels, and its row of two.
+    Rows<S> rows(window, S == 1);
+    int mine = in * 2 + (K == 8 ? rows.mine : window.tap(lane / 16 * S, 0) + lane % 8 * PIXEL
+                         + lane / 8 % 2 * 16);
+    // Two rows of outputs, then (lanes from 16) those of the next 8 channels.
+    int mine_of_y = outputs.tap(lane / 8 % 2, lane % 8) + out * 2 + lane / 16 * 16;
     float d[STEPS][BLOCKS][4] = {};
-    Pixels pixels(shared, tiles, window);
-    int behind = window.bytes(tiles), padded = (pixels.count + 31) / 32 * 32;
-    int bytes = behind + padded * PIXEL, extra = (padded - pixels.count) * (PIXEL / 4);
-    // What is behind the last pixel counts as 0.
-    for (int i = threadIdx.x; i < 2 * extra; i += THREADS) {
-        int buffer = i / extra, at = pixels.bytes + buffer * bytes + behind + pixels.count * PIXEL;
-        reinterpret_cast<unsigned *>(shared + at)[i - buffer * extra] = 0;
-    }
+    int behind = window.bytes(tiles);
     each_tile(
-        tiles, pixels.bytes, bytes,
+        tiles, behind + outputs.bytes(tiles),
         [&](Corner corner, int buffer) {
             window.fetch(shared, buffer, x, tiles, corner, from, channel);
             outputs.fetch(shared, buffer + behind, gy, tiles, corner, to, channel);
         },
         [&](Corner, int buffer) {
-            for (int i = turn * AT_ONCE; i < pixels.count; i += TURNS * AT_ONCE) {
-                unsigned b[4];
-                int pixel = i + (K == 8 ? lane : lane % 16);
-                load_transposed(b, shared, buffer + behind + pixel * PIXEL + out * 2
-                                + (K == 8 ? 0 : lane / 16 * 16));
+            for (Patch patch(tiles, turn); patch.there(tiles); patch.skip(tiles, TURNS)) {
+                int at = buffer + window.place(patch) + mine;
+                unsigned b[BLOCKS][2];
+                load_outputs(b, shared, buffer + behind + outputs.place(patch) + mine_of_y);
+                if (K == 8) {
+                    correlate_block<S>(d, shared, at, rows, b);
+                } else {
 #pragma unroll
-                for (int part = 0; part < AT_ONCE / 16; ++part) {
-                    int at = buffer + pixels.window(i + 16 * part + first);
-#pragma unroll
-                    for (int step = 0; step < STEPS; ++step) {
+                    for (int tap = 0; tap < TAPS; ++tap) {
                         unsigned a[4];
-                        load_transposed(a, shared, at + taps[step]);
+                        load_transposed(a, shared, at + window.tap(tap / 3, tap % 3));
 #pragma unroll
                         for (int block = 0; block < BLOCKS; ++block)
-                            multiply(d[step][block], a, b[2 * (part + block)],
-                                     b[2 * (part + block) + 1]);
+                            multiply(d[tap % STEPS][block], a[0], a[1], a[2], a[3], b[block]);
                     }
                 }
             }
@@ -366,7 +297,7 @@ __device__ void correlate(const Half *x, const Half *gy, int group, const Tiles 
 #pragma unroll
     for (int i = 0; i < STEPS * BLOCKS * 4; ++i) {
         int step = i / (BLOCKS * 4), block = i / 4 % BLOCKS, row = i / 2 % 2;
-        int tap = K == 8 ? 2 * step + row : step;
+        int tap = K == 8 ? tap_of<S>(step, row) : step;
         int k = in + g + (K == 8 ? 0 : 8 * row), n = out + 8 * block + 2 * t + i % 2;
         if (tap < TAPS && !((k ^ n) & ~(group - 1)))
             to_slice[((long long)(channel + n) * TAPS + tap) * group + (k & (group - 1))]

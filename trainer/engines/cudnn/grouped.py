@@ -13,6 +13,9 @@ import numpy as np
 from trainer import cuda
 from trainer.engines.cudnn import arrays, library
 
+#: The files, compiled one behind the other; PRODUCT_DEPTH is 8, 16 or 32.
+SOURCES = 'tiles.cuh', 'fragments.cuh', 'grouped.cu'
+
 #: Channels of a group.
 WIDTHS = (4, 8, 16, 32)
 
@@ -24,7 +27,7 @@ _SHARED = 112 * 1024
 
 #: What choosing tiles goes by: cycles of a multiprocessor for a tile, for a pixel that is
 #: copied to shared memory, and for one that is computed.
-_TILE, _COPY, _COMPUTE = 800, 4, 10
+_TILE, _COPY, _COMPUTE = 800, 4, 6
 
 
 def supports(w_shape: tuple, stride: int, pad: int, groups: int, dtype) -> bool:
@@ -79,23 +82,20 @@ def _tiles(images, height, width, channels, stride, more, outputs, processors):
     """
     most = max(1, 2 * processors // (channels // _CHANNELS))
     found = []
-    for columns in {-(-width // n) for n in range(1, 1 + -(-width // 8))}:
-        for rows in range(1, height + 1):
-            whole = (rows, columns) == (height, width)
+    for columns in range(8, width + 8, 8):
+        for rows in range(2, height + 2, 2):
+            whole = rows >= height and columns >= width
             for together in range(1, images + 1 if whole else 2):
                 window = _window(rows, stride, more), _window(columns, stride, more)
                 if stride == 2:
                     window = window[0], (window[1] + 1) // 2 * 2
                 pixels = together * rows * columns
-                copied = together * window[0] * window[1]
-                computed = -(-pixels // 64) * 64
-                padded = -(-pixels // 32) * 32
-                shared = 8 * padded + 2 * _PIXEL * copied
-                if outputs:
-                    copied, computed = copied + pixels, padded
-                    shared += 2 * _PIXEL * padded
+                copied = together * window[0] * window[1] + outputs * pixels
+                shared = 2 * _PIXEL * copied
                 if shared > _SHARED:
                     break
+                # Four warps share a tile's patches.
+                computed = -(-pixels // 64) * 64
                 count = -(-images // together) * -(-height // rows) * -(-width // columns)
                 blocks = min(count, most)
                 cycles = -(-count // blocks) * (_TILE + _COPY * copied + _COMPUTE * computed)
@@ -118,7 +118,7 @@ def _deal(x_shape, y_shape, stride, more, outputs=False):
 
 def _launch(width, *args, **kwargs):
     """Launch a kernel for groups of so many channels."""
-    launch = cuda.kernels(__file__, 'tiles.cuh', 'grouped.cu', PRODUCT_DEPTH=max(width, 8))
+    launch = cuda.kernels(__file__, *SOURCES, PRODUCT_DEPTH=max(width, 8))
     launch(*args, **kwargs)
 
 

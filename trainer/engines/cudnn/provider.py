@@ -1,6 +1,6 @@
 """The provider of :mod:`trainer.engines.autograd` that computes on CuPy's arrays.
 
-cuDNN computes the convolutions (:mod:`trainer.engines.cudnn.graphs`), and kernels of our
+cuDNN computes the convolutions (:mod:`trainer.engines.cudnn.convolutions`), and kernels of our
 own what surrounds them (:mod:`trainer.engines.cudnn.kernels`). What cuDNN has no plan for
 is computed by :mod:`trainer.engines.cudnn.arrays`, which also computes everything on NumPy
 arrays: so the tests hold this engine's wiring against the reference without a GPU.
@@ -15,7 +15,7 @@ import numpy as np
 from chainer import backend
 
 from trainer.engines import arrays as numpy_arrays
-from trainer.engines.cudnn import arrays, graphs, kernels
+from trainer.engines.cudnn import arrays, convolutions, graphs, kernels
 
 PRECISIONS = ('float32', 'tf32', 'mixed')
 
@@ -45,7 +45,7 @@ def _warn(what):
 
 
 def _convolution(name):
-    by_graph, by_arrays = getattr(graphs, name), getattr(arrays, name)
+    by_graph, by_arrays = getattr(convolutions, name), getattr(arrays, name)
 
     def compute(first, *args):
         if not _on_numpy(first):
@@ -90,7 +90,7 @@ def _conv_statistics(x, *args, running):
     """Return a convolution's output and its statistics; see arrays."""
     if not _on_numpy(x):
         with contextlib.suppress(graphs.NotSupported):  # nor has the convolution by itself
-            return graphs.conv_statistics(x, *args, running, chainer.config.precision)
+            return convolutions.conv_statistics(x, *args, running, chainer.config.precision)
     h = _conv_forward(x, *args)
     return (h, *_statistics(h, running))
 

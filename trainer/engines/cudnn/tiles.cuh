@@ -28,11 +28,25 @@ __device__ inline void load_transposed(unsigned (&r)[4], const char *shared, int
                  : "r"(address(shared, at)) : "memory");
 }
 
-__device__ inline void multiply(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+__device__ inline void load_transposed(unsigned (&r)[2], const char *shared, int at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(address(shared, at)) : "memory");
+}
+
+// d += a b, a of the words a0 to a3.
+__device__ inline void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                const unsigned (&b)[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b[0]), "r"(b[1]));
+}
+
+// The same of half the depth: a0 and a1 have 8 columns of a, b has 8 rows of b.
+__device__ inline void multiply(float (&d)[4], unsigned a0, unsigned a1, unsigned b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(b));
 }
 
 // Copy 16 bytes to shared memory, zeros where not `inside`; wait_copies() waits.
@@ -82,7 +96,8 @@ struct Divisor {
 };
 
 // Maps in memory, and how their pixels are dealt out in tiles: `rows` by `columns` pixels of
-// each of `together` images.
+// each of `together` images. A tile is made of patches, 2 rows by 8 columns: the 16 pixels of a
+// product.
 struct Map { int height, width; };
 struct Tiles {
     int images, channels, together, rows, columns, down, across, count;
@@ -94,7 +109,6 @@ struct Tiles {
           across((m.width + columns_ - 1) / columns_), by_down(down), by_across(across) {
         count = (images + together - 1) / together * down * across;
     }
-    __device__ int pixels() const { return together * rows * columns; }
 };
 
 // The first pixel of a tile.
@@ -106,6 +120,22 @@ struct Corner {
         x = (tile - strip * tiles.across) * tiles.columns;
         y = (strip - part * tiles.down) * tiles.rows;
         image = part * tiles.together;
+    }
+};
+
+// A patch of a tile: its image, row and column. Patches below each other come first.
+struct Patch {
+    int image = 0, y = 0, x = 0;
+
+    __device__ Patch(const Tiles &tiles, int number) { skip(tiles, number); }
+    __device__ bool there(const Tiles &tiles) const { return image < tiles.together; }
+    __device__ void skip(const Tiles &tiles, int patches) {
+        for (y += 2 * patches; y >= tiles.rows; y -= tiles.rows) {
+            x += 8;
+            if (x < tiles.columns) continue;
+            x = 0;
+            ++image;
+        }
     }
 };
 
@@ -129,6 +159,11 @@ template <int S> struct Window {
 
     // Bytes from a pixel to the one that a tap reads.
     __device__ int tap(int ky, int kx) const { return (ky * pitch + column(kx)) * PIXEL; }
+
+    // Where the first output of a patch begins to read.
+    __device__ int place(Patch patch) const {
+        return ((patch.image * rows + patch.y * S) * pitch + patch.x) * PIXEL;
+    }
 
     // Begin to copy 64 channels from `channel`, at the corner of a tile of outputs. A warp has
     // whole rows, four pixels at a time.
@@ -154,68 +189,22 @@ template <int S> struct Window {
     }
 };
 
-// Of each pixel of a tile, in shared memory: where its window begins, and where in the tile it
-// is. Their number is rounded up to a multiple of 32; those behind the last have its window.
-struct Pixels {
-    const Eight *table;
-    int count, bytes;
-
-    // Ends with the first barrier.
-    template <int S>
-    __device__ Pixels(char *shared, const Tiles &tiles, const Window<S> &window)
-        : table(reinterpret_cast<const Eight *>(shared)), count(tiles.pixels()) {
-        int padded = (count + 31) / 32 * 32;
-        bytes = padded * sizeof(Eight);
-        for (int p = threadIdx.x; p < padded; p += THREADS) {
-            int last = min(p, count - 1), row = last / tiles.columns;
-            int x = last - row * tiles.columns, image = row / tiles.rows;
-            int y = row - image * tiles.rows;
-            int place = ((image * window.rows + y * S) * window.pitch + x) * PIXEL;
-            reinterpret_cast<Eight *>(shared)[p]
-                = Eight{{(unsigned)place, p < count ? image << 20 | y << 10 | x : ~0u}};
-        }
-    }
-    __device__ int window(int p) const { return table[p].word[0]; }
-};
-
-// A pixel of the map, or none.
-struct Place {
-    int image, y, x;
-    bool inside;
-
-    __device__ Place(Eight pixel, Corner corner, const Tiles &tiles)
-        : image(corner.image + (pixel.word[1] >> 20)), y(corner.y + (pixel.word[1] >> 10 & 1023)),
-          x(corner.x + (pixel.word[1] & 1023)),
-          inside(pixel.word[1] != ~0u && image < tiles.images) {}
-    // Its number, or -1 outside the map; or that of a pixel of the map twice as large.
-    __device__ int in(Map m) const {
-        return inside && y < m.height && x < m.width ? (image * m.height + y) * m.width + x : -1;
-    }
-    __device__ int in(Map m, int dy, int dx) const {
-        int v = 2 * y + dy, h = 2 * x + dx;
-        return inside && v < m.height && h < m.width ? (image * m.height + v) * m.width + h : -1;
-    }
-};
-
 // Call compute(corner, buffer) for each of a block's tiles, while the next is on its way by
 // fetch(corner, buffer).
-// There are two buffers of so many bytes, the first at `begin`.
+// There are two buffers of so many bytes.
 template <typename Fetch, typename Compute>
-__device__ inline void each_tile(const Tiles &tiles, int begin, int bytes, Fetch fetch,
-                                 Compute compute) {
-    int buffer = begin, other = begin + bytes;
+__device__ inline void each_tile(const Tiles &tiles, int bytes, Fetch fetch, Compute compute) {
+    int buffer = 0;
     if ((int)blockIdx.x < tiles.count) fetch(Corner(tiles, blockIdx.x), buffer);
     commit_copies();
     for (int tile = blockIdx.x; tile < tiles.count; tile += gridDim.x) {
         int next = tile + gridDim.x;
-        if (next < tiles.count) fetch(Corner(tiles, next), other);
+        if (next < tiles.count) fetch(Corner(tiles, next), bytes - buffer);
         commit_copies();
         wait_copies<1>();
         __syncthreads();
         compute(Corner(tiles, tile), buffer);
         __syncthreads();
-        next = buffer;
-        buffer = other;
-        other = next;
+        buffer = bytes - buffer;
     }
 }

@@ -1,0 +1,234 @@
+"""The convolutions of the cuDNN engine: of several ways to compute one, the fastest.
+
+The ways are cuDNN's graphs (:mod:`trainer.engines.cudnn.graphs`), one or several for a
+convolution, and the kernels of :mod:`trainer.engines.cudnn.grouped`. Each function computes
+what the one of its name in :mod:`trainer.engines.cudnn.arrays` computes.
+"""
+
+import numpy as np
+
+from trainer.engines.cudnn import arrays, graphs, grouped, kernels, timing
+
+#: Groups that are worth a graph each.
+FEW_GROUPS = 8
+
+
+def _like(array, shape, dtype=None):
+    import cupy
+
+    return arrays.empty(cupy, shape, dtype or array.dtype)
+
+
+def _own(own, what, x, w_shape, stride, pad, groups, precision, ways):
+    """Compute in the fastest of several ways, ``own`` first where it is supported."""
+    if grouped.supports(w_shape, stride, pad, groups, x.dtype):
+        ways = {'own kernel': own, **ways}
+    if len(ways) == 1:
+        return next(iter(ways.values()))()
+    return timing.by_time(f'{precision} {what} {x.shape} {w_shape} {stride} {pad}', ways)
+
+
+def conv_forward(x, w, stride, pad, groups, precision):
+    def by_graph():
+        y = _like(x, graphs.out_shape(x.shape, w.shape, stride, pad))
+        graphs.conv_forward(x.shape, w.shape, stride, pad, False, x.dtype.char, precision)(x, w, y)
+        return y
+
+    return _own(
+        lambda: grouped.conv_forward(x, w, stride),
+        'forward',
+        x,
+        w.shape,
+        stride,
+        pad,
+        groups,
+        precision,
+        {'cuDNN': by_graph},
+    )
+
+
+def conv_with_sums(x, w, stride, pad, groups, precision):
+    """Return what :func:`conv_forward` does, and the sums of each channel's values and of
+    their squares, float32 (channels,)."""
+    import cupy
+
+    y = _like(x, graphs.out_shape(x.shape, w.shape, stride, pad))
+    total, square = (cupy.empty(len(w), np.float32) for _ in range(2))
+    graphs.conv_forward(x.shape, w.shape, stride, pad, True, x.dtype.char, precision)(
+        x, w, y, total, square
+    )
+    return y, total, square
+
+
+def conv_statistics(x, w, stride, pad, groups, running, precision):
+    """Return what :func:`conv_forward` does, and its statistics
+    (:func:`trainer.engines.cudnn.arrays.statistics`)."""
+
+    def of_sums(y, total, square):
+        return (y, *kernels.statistics_of_sums(total, square, y.size // len(total), running))
+
+    def from_sums():
+        return of_sums(*conv_with_sums(x, w, stride, pad, groups, precision))
+
+    def then_read():
+        y = conv_forward(x, w, stride, pad, groups, precision)
+        return (y, *kernels.statistics(y, running))
+
+    # float32 deserves sums that squares do not cancel in; cuDNN has no plan for groups.
+    ways = {'two steps': then_read}
+    if x.dtype.char == 'e' and groups == 1:
+        ways = {'one graph': from_sums, **ways}
+    elif grouped.supports(w.shape, stride, pad, groups, x.dtype):
+        ways = {'own kernel': lambda: of_sums(*grouped.conv_with_sums(x, w, stride)), **ways}
+    else:
+        return then_read()
+    key = f'{precision} {x.shape} {w.shape} {stride} {pad} statistics'
+    return timing.by_time(key, ways, (running.mean, running.var))
+
+
+def _parts(array, groups, axis):
+    """Return what each group has of a map's channels (axis 1) or of weights (axis 0)."""
+    size = array.shape[axis] // groups
+    parts = (slice(i * size, (i + 1) * size) for i in range(groups))
+    return [array[part] if axis == 0 else array[:, part] for part in parts]
+
+
+def _turned(w, groups):
+    """Return weights with which a convolution of stride 1 computes the data gradient of
+    another: of NHWC memory, inputs and outputs of each group exchanged, rows and columns from
+    the last to the first."""
+    out, width, *window = w.shape
+    turned = _like(w, (width * groups, out // groups, *window))
+    parts = w.reshape(groups, out // groups, width, *window)[..., ::-1, ::-1]
+    turned.reshape(groups, width, out // groups, *window)[...] = parts.transpose(0, 2, 1, 3, 4)
+    return turned
+
+
+def _data_gradient(gy, w, x_shape, stride, pad, precision, *addend):
+    gx = _like(gy, x_shape)
+    graph = graphs.conv_backward_data(
+        gy.shape, w.shape, x_shape, stride, pad, bool(addend), gy.dtype.char, precision
+    )
+    graph(gy, w, *addend, gx)
+    return gx
+
+
+def _data_gradient_as_convolution(gy, w, x_shape, pad, groups, precision):
+    turned, gx = _turned(w, groups), _like(gy, x_shape)
+    graph = graphs.conv_forward(gy.shape, turned.shape, 1, pad, False, gy.dtype.char, precision)
+    graph(gy, turned, gx)
+    return gx
+
+
+def _data_gradient_by_group(gy, w, x_shape, stride, pad, groups, precision):
+    gx = _like(gy, x_shape)
+    channels = gy.shape[1], gx.shape[1]
+    parts = _parts(gy, groups, 1), _parts(w, groups, 0), _parts(gx, groups, 1)
+    for group in zip(*parts, strict=True):
+        shapes = (part.shape for part in group)
+        graph = graphs.group_backward_data(*shapes, stride, pad, channels, gy.dtype.char, precision)
+        graph(*group)
+    return gx
+
+
+def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
+    def compute(*addend):
+        return _data_gradient(gy, w, x_shape, stride, pad, precision, *addend)
+
+    def alone():
+        ways = {'cuDNN': compute}
+        # cuDNN's data gradients of groups take three to six times as long as its convolutions.
+        if groups > 1 and stride == 1 and all(k == 2 * pad + 1 for k in w.shape[2:]):
+            ways['turned weights'] = lambda: _data_gradient_as_convolution(
+                gy, w, x_shape, pad, groups, precision
+            )
+        if 1 < groups <= FEW_GROUPS and stride > 1:
+            ways['group by group'] = lambda: _data_gradient_by_group(
+                gy, w, x_shape, stride, pad, groups, precision
+            )
+        return _own(
+            lambda: grouped.conv_backward_data(gy, w, x_shape, stride),
+            f'data gradient {x_shape}',
+            gy,
+            w.shape,
+            stride,
+            pad,
+            groups,
+            precision,
+            ways,
+        )
+
+    def then_add():
+        gx = alone()
+        kernels.accumulate(gx, addend)
+        return gx
+
+    if addend is None:
+        return alone()
+    return timing.by_time(
+        f'{precision} {gy.shape} {w.shape} {x_shape} {stride} added',
+        {'one graph': lambda: compute(addend), 'two steps': then_add},
+    )
+
+
+def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
+    """As in arrays, but of float16 inputs in float16 where that is faster or all there is."""
+
+    def compute(out):
+        gw = _like(x, w_shape, out)
+        graphs.conv_backward_weights(
+            x.shape, gy.shape, w_shape, stride, pad, out, x.dtype.char, precision
+        )(x, gy, gw)
+        return gw
+
+    if x.dtype.char == 'f':
+        return compute('f')
+    # Summed in float32 both ways; the second rounds once.
+    return _own(
+        lambda: grouped.conv_backward_weights(x, gy, w_shape, stride),
+        f'weights {gy.shape}',
+        x,
+        w_shape,
+        stride,
+        pad,
+        groups,
+        precision,
+        {'float32': lambda: compute('f'), 'float16': lambda: compute('e')},
+    )
+
+
+def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precision):
+    def by_graph():
+        y = _like(x, graphs.out_shape(x.shape, w.shape, stride, pad))
+        graph = graphs.conv_bias(
+            x.shape,
+            w.shape,
+            stride,
+            pad,
+            residual is not None,
+            relu,
+            relu and relu_first and residual is not None,
+            x.dtype.char,
+            precision,
+        )
+        graph(*(a for a in (x, w, b, residual, y) if a is not None))
+        return y
+
+    def two_steps():
+        y = conv_forward(x, w, stride, pad, groups, precision)
+        return kernels.add_bias(y, b, relu)
+
+    if residual is not None:
+        return by_graph()
+    # cuDNN's plans with bias and ReLU are slow for the stem, whose channels are few.
+    return _own(
+        lambda: grouped.conv_bias(x, w, b, stride, relu),
+        f'with bias {relu}',
+        x,
+        w.shape,
+        stride,
+        pad,
+        groups,
+        precision,
+        {'cuDNN': by_graph, 'two steps': two_steps},
+    )
