@@ -1,11 +1,12 @@
 """Training and inference on a GPU, side by side with PyTorch, in one run.
 
-    python benchmarks/gpu.py [-o gpu.json] [--only WORD] [--data FOLDER]
+    python benchmarks/gpu.py [-o gpu.json] [--only WORD ...] [--data FOLDER] [--together SECONDS]
 
 ResNeXt-50 32x4d at 224x224 and the CIFAR networks, by this project's cuDNN engine
 and by PyTorch, eager and compiled: images/s, median and range over blocks of 20 steps
-after warming up, and peak device memory. Each row runs in a process of its own. Images
-of the bare steps are on the device already, for both alike: NHWC, for inference in float16
+after warming up, and peak device memory. Each row runs in a process of its own: one after
+the other, or set up side by side (``--together``) and then measured one after the other, which
+takes minutes where compiling and choosing plans would take an hour. Images of the bare steps are on the device already, for both alike: NHWC, for inference in float16
 where the network is. Rows 'main.py' are whole epochs as
 a user has them, from the second on: data, augmentation and logging included, and in
 brackets with evaluation and files as well; they need CIFAR-10 (``--data``).
@@ -14,13 +15,16 @@ Needs CuPy, nvidia-cudnn-frontend and PyTorch.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import select
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
@@ -70,6 +74,10 @@ BARS += [
     for network, wanted in (('cifar2x64d', 1.2), ('cifar8x64d', 1.4))
 ]
 
+#: In the environment of a row's process that waits: a file that is locked while plans are timed.
+WAITS = 'GPU_BENCHMARK_LOCK'
+READY = 'ready'
+
 #: Epochs of the rows main.py; the first does not count.
 EPOCHS = 6
 
@@ -78,6 +86,12 @@ def blocks(step, wait, batch):
     for _ in range(10):
         step()
     wait()
+    if WAITS in os.environ:  # for the other rows to be set up, and for its turn
+        print(READY, flush=True)
+        input()
+        for _ in range(5):
+            step()
+        wait()
     rates = []
     for _ in range(BLOCKS):
         begun = time.perf_counter()
@@ -281,25 +295,122 @@ def peer(task, network, batch, how, data):
     return rates, torch.cuda.max_memory_allocated()
 
 
+@contextlib.contextmanager
+def in_turn():
+    """Time plans while no other row does, where rows are set up side by side."""
+    if WAITS not in os.environ:
+        yield
+        return
+    import fcntl
+
+    from trainer.engines.cudnn import timing
+
+    compute = timing._times
+
+    def locked(*args):
+        with open(os.environ[WAITS], 'a') as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return compute(*args)
+
+    with mock.patch.object(timing, '_times', locked):
+        yield
+
+
+def measure_row(row, data):
+    task, network, batch, who, how = ROWS[row]
+    if who == 'ours':
+        with in_turn():
+            found = ours(task, network, batch, how, data)
+    else:
+        found = peer(task, network, batch, how, data)
+    rates, memory, *whole = found
+    print(json.dumps({'rates': rates, 'memory': memory, 'whole': whole and whole[0]}))
+
+
+class Process:
+    """The process of a row; with a lock it waits, once it is set up, until it is asked."""
+
+    def __init__(self, row, data, lock=None):
+        self.row = row
+        self.log = tempfile.TemporaryFile('w+')
+        environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+        if lock is not None:
+            environment[WAITS] = lock
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, '--row', row] + (['--data', data] if data else []),
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+
+    def ready(self, seconds):
+        """Return whether it is set up within so many seconds."""
+        lines, _, _ = select.select([self.process.stdout], [], [], max(0, seconds))
+        return bool(lines) and self.process.stdout.readline().strip() == READY
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def result(self):
+        """Return what it measured, or the last line of what went wrong."""
+        try:
+            lines = self.process.communicate('\n')[0].splitlines()
+        except BrokenPipeError:
+            lines = []
+        self.log.seek(0)
+        errors = self.log.read().strip().splitlines() or ['?']
+        if self.process.wait() or not lines:
+            return None, errors[-1][:60]
+        return json.loads(lines[-1]), None
+
+
+def one_by_one(rows, data):
+    """Yield rows and their processes."""
+    for row in rows:
+        yield row, Process(row, data)
+
+
+def side_by_side(rows, data, seconds):
+    """As :func:`one_by_one`, of rows that are set up at once, for so many seconds at most.
+
+    Runs of main.py cannot wait: they come last.
+    """
+    alone = [row for row in rows if row.startswith('main.py')]
+    with tempfile.TemporaryDirectory() as folder:
+        lock = os.path.join(folder, 'lock')
+        processes = [Process(row, data, lock) for row in rows if row not in alone]
+        end = time.monotonic() + seconds
+        waiting = []
+        for process in processes:
+            if process.ready(end - time.monotonic()):
+                waiting.append(process)
+            else:
+                process.stop()
+        for process in processes:
+            yield process.row, process if process in waiting else None
+    yield from one_by_one(alone, data)
+
+
 def parser():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('-o', '--output', default='gpu.json', help='where the numbers go, as JSON')
-    p.add_argument('--only', default='', help='only the rows with this word')
+    p.add_argument('--only', nargs='+', default=[''], help='only the rows with one of these words')
     p.add_argument('--data', help='folder with CIFAR-10, for the rows main.py')
+    p.add_argument(
+        '--together',
+        type=float,
+        metavar='SECONDS',
+        help='set the rows up side by side, for so many seconds at most; needs the memory of all',
+    )
     p.add_argument('--row', help=argparse.SUPPRESS)
     return p
 
 
-def main():
-    args = parser().parse_args()
-    if args.row:
-        task, network, batch, who, how = ROWS[args.row]
-        rates, memory, *whole = (ours if who == 'ours' else peer)(
-            task, network, batch, how, args.data
-        )
-        print(json.dumps({'rates': rates, 'memory': memory, 'whole': whole and whole[0]}))
-        return
-    versions = subprocess.run(
+def versions():
+    found = subprocess.run(
         [
             sys.executable,
             '-c',
@@ -310,61 +421,72 @@ def main():
         capture_output=True,
         text=True,
     )
-    if versions.returncode:
+    if found.returncode:
         sys.exit(
             'needs a GPU, CuPy, nvidia-cudnn-frontend and PyTorch: '
-            f'{versions.stderr.strip().splitlines()[-1]}'
+            f'{found.stderr.strip().splitlines()[-1]}'
         )
-    print(versions.stdout.strip())
+    return found.stdout.strip()
+
+
+def print_row(row, found):
+    rates, whole = found['rates'], found['whole']
+    print(
+        '{:44s} {:10,.0f} {:>17s} {:8.2f}{}'.format(
+            row,
+            statistics.median(rates),
+            f'{min(rates):,.0f}..{max(rates):,.0f}',
+            found['memory'] / 2**30,
+            f' ({statistics.median(whole):,.0f})' if whole else '',
+        ),
+        flush=True,
+    )
+
+
+def print_bars(found):
+    print('\n{:44s} {:>10s} {:>17s} {:>8s}'.format('', 'times peer', 'wanted', 'memory'))
+    for row, other, wanted in BARS:
+        if row in found and other in found:
+            ours_, theirs = found[row], found[other]
+            speed = statistics.median(ours_['rates']) / statistics.median(theirs['rates'])
+            memory = ours_['memory'] / theirs['memory']
+            print(f'{row:44s} {speed:10.2f} {wanted:17.1f} {memory:8.2f}')
+
+
+def main():
+    args = parser().parse_args()
+    if args.row:
+        measure_row(args.row, args.data)
+        return
+    found = {'machine': versions()}
+    print(found['machine'])
     from trainer import files  # not in the processes that PyTorch is measured in
 
-    found = {'machine': versions.stdout.strip()}
     try:
         files.save_json(args.output, found)
     except OSError as e:
         print(f'gpu.py: error: -o {args.output}: cannot be written ({e.strerror})', file=sys.stderr)
         sys.exit(2)
+    rows = [row for row in ROWS if any(word in row for word in args.only)]
+    if not args.data:
+        for row in rows:
+            if row.startswith('main.py'):
+                print(f'{row:44s} not run: needs --data')
+        rows = [row for row in rows if not row.startswith('main.py')]
     print('{:44s} {:>10s} {:>17s} {:>8s}'.format('', 'images/s', 'range', 'GiB'))
-    for row in ROWS:
-        if args.only not in row:
+    if args.together is None:
+        processes = one_by_one(rows, args.data)
+    else:
+        processes = side_by_side(rows, args.data, args.together)
+    for row, process in processes:
+        result, why = (None, 'not set up in time') if process is None else process.result()
+        if result is None:
+            print(f'{row:44s} failed: {why}')
             continue
-        if row.startswith('main.py') and not args.data:
-            print(f'{row:44s} not run: needs --data')
-            continue
-        process = subprocess.run(
-            [sys.executable, __file__, '--row', row] + (['--data', args.data] if args.data else []),
-            capture_output=True,
-            text=True,
-        )
-        if process.returncode:
-            print(
-                '{:44s} failed: {}'.format(
-                    row, (process.stderr.strip().splitlines() or ['?'])[-1][:60]
-                )
-            )
-            continue
-        found[row] = json.loads(process.stdout.splitlines()[-1])
-        rates = found[row]['rates']
-        whole = found[row]['whole']
-        print(
-            '{:44s} {:10,.0f} {:>17s} {:8.2f}{}'.format(
-                row,
-                statistics.median(rates),
-                f'{min(rates):,.0f}..{max(rates):,.0f}',
-                found[row]['memory'] / 2**30,
-                f' ({statistics.median(whole):,.0f})' if whole else '',
-            ),
-            flush=True,
-        )
+        found[row] = result
+        print_row(row, result)
         files.save_json(args.output, found)
-    print('\n{:44s} {:>10s} {:>17s} {:>8s}'.format('', 'times peer', 'wanted', 'memory'))
-    for row, other, wanted in BARS:
-        if row in found and other in found:
-            speed, memory = (
-                statistics.median(found[row]['rates']) / statistics.median(found[other]['rates']),
-                found[row]['memory'] / found[other]['memory'],
-            )
-            print(f'{row:44s} {speed:10.2f} {wanted:17.1f} {memory:8.2f}')
+    print_bars(found)
 
 
 if __name__ == '__main__':
