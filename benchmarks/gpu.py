@@ -6,10 +6,11 @@ ResNeXt-50 32x4d at 224x224 and the CIFAR networks, by this project's cuDNN engi
 and by PyTorch, eager and compiled: images/s, median and range over blocks of 20 steps
 after warming up, and peak device memory. Each row runs in a process of its own: one after
 the other, or set up side by side (``--together``) and then measured one after the other, which
-takes minutes where compiling and choosing plans would take an hour. Images of the bare steps are on the device already, for both alike: NHWC, for inference in float16
-where the network is. Rows 'main.py' are whole epochs as
-a user has them, from the second on: data, augmentation and logging included, and in
-brackets with evaluation and files as well; they need CIFAR-10 (``--data``).
+takes minutes where compiling and choosing plans would take an hour. Images of the bare steps
+are on the device already, for both alike: NHWC, for inference in float16 where the network is.
+Rows 'main.py' are whole epochs as a user has them, from the second on: data, augmentation and
+logging included, and in brackets with evaluation and files as well; they need CIFAR-10
+(``--data``).
 
 Needs CuPy, nvidia-cudnn-frontend and PyTorch.
 """
@@ -332,7 +333,7 @@ class Process:
 
     def __init__(self, row, data, lock=None):
         self.row = row
-        self.log = tempfile.TemporaryFile('w+')
+        self.log = tempfile.TemporaryFile('w+')  # noqa: SIM115  it is read at the end
         environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
         if lock is not None:
             environment[WAITS] = lock
