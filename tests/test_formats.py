@@ -1,6 +1,8 @@
 """All formats of weights, told apart by what is in them; the converter as a script."""
 
+import os
 import shutil
+import stat
 import sys
 
 import numpy as np
@@ -167,6 +169,14 @@ def test_a_read_only_file_is_not_replaced(tmp_path):
     with pytest.raises(OSError, match='it is read-only'):
         small().save_model(tmp_path / 'x.npz')
     assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
+
+
+def test_a_device_or_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / 'x.npz')
+    with pytest.raises(OSError, match='it is not a file'):
+        small().save_model(tmp_path / 'x.npz')
+    (left,) = tmp_path.iterdir()
+    assert stat.S_ISFIFO(left.stat().st_mode)
 
 
 def test_what_a_format_does_not_hold_is_told(run_converter, tmp_path):

@@ -31,10 +31,12 @@ def replacing(path):
         path (str): The file to create or replace. Its folder must exist.
 
     Raises:
-        OSError: It cannot be written, or is there and read-only.
+        OSError: It cannot be written, or is there and read-only or no regular file.
     """
     folder, name = os.path.split(os.fspath(path))
-    # Renaming would replace it all the same.
+    # Renaming would replace them all the same: /dev/null would be gone.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, 'it is not a file', os.fspath(path))
     if is_read_only(path):
         raise PermissionError(errno.EACCES, 'it is read-only', os.fspath(path))
     # The suffix stays: Pillow and Matplotlib read the format from it. Of a long name only
