@@ -13,10 +13,10 @@ import numpy as np
 
 
 def lasting():
-    """Return a context manager: arrays made in it may be kept, whatever is being captured.
+    """Return a context manager that allocates from CuPy's default pool.
 
-    Memory of the work that is captured in a CUDA graph belongs to the graph
-    (:class:`trainer.engines.cudnn.captured.Room`).
+    Arrays made in it stay valid after a CUDA graph is captured; what the captured work
+    allocates belongs to the graph (:class:`trainer.engines.cudnn.captured.Room`).
     """
     import cupy
 
@@ -41,11 +41,11 @@ def capture(stream, function):
 
     Args:
         stream (cupy.cuda.Stream): The current stream, not the null stream.
-        function (callable): It has run before: what is made once (plans, compiled kernels)
-            cannot be captured.
+        function (callable): Has run once before: building plans and compiling kernels cannot
+            be captured.
 
     Raises:
-        RuntimeError: It does what cannot be captured.
+        RuntimeError: The function does something that CUDA cannot capture.
     """
     stream.begin_capture()
     try:
@@ -58,10 +58,10 @@ def capture(stream, function):
 
 
 def source(*paths, **defined):
-    """Return what is compiled for ``.cu`` files, one behind the other.
+    """Return the source that is compiled for ``.cu`` files, concatenated.
 
     Args:
-        paths (str): The files; ``cuda.cuh`` is put in front of them.
+        paths (str): The files; ``cuda.cuh`` comes first.
         defined (int): Macros, by name.
     """
     parts = [f'#define {name} {value}\n' for name, value in defined.items()]
@@ -84,7 +84,7 @@ def kernels(module_file, *names, **defined):
 
     Args:
         module_file (str): The ``__file__`` of the module that the files lie beside.
-        names (str): The files' names, such as 'bn.cu', compiled one behind the other.
+        names (str): The files' names, such as 'bn.cu', compiled as one source.
         defined (int): Macros, by name.
 
     Returns:

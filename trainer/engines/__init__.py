@@ -1,8 +1,8 @@
 """Engines compute the layers; the networks are defined once, in :mod:`trainer.networks`.
 
-An engine is a module here with the functions of :mod:`trainer.engines.reference`,
-which says what each must compute. Every other engine is tested against it. What it can compute
-on a device, it says by ``unavailable`` and ``precisions``.
+An engine is a module in this package with the functions of :mod:`trainer.engines.reference`,
+which defines what they compute; tests hold every other engine against it. ``unavailable`` and
+``precisions`` report what it supports on a device.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from trainer.errors import InputError
 def current():
     """Return the engine module that ``chainer.config.engine`` names.
 
-    Choose another for a while with ``chainer.using_config('engine', name)``.
+    Switch temporarily with ``chainer.using_config('engine', name)``.
     """
     import chainer
 
@@ -22,7 +22,7 @@ def current():
     return importlib.import_module('trainer.engines.' + chainer.config.engine)
 
 
-#: All precisions; an engine has some of them.
+#: All precisions; an engine supports some of them.
 PRECISIONS = ('float32', 'tf32', 'mixed', 'bfloat16')
 
 #: Engines on a CPU and on a GPU, the fastest first.
@@ -39,14 +39,14 @@ def choose(
         gpu: Number of the GPU; below 0 is the CPU.
         precision: One that the engine has; ``None``: 'mixed' for training by cuDNN, else
             'float32'.
-        training: What it is for.
-        engine: One of :data:`ON_CPU` or :data:`ON_GPU`; ``None``: the fastest that can be used.
+        training: Whether the engine is for training.
+        engine: One of :data:`ON_CPU` or :data:`ON_GPU`; ``None``: the fastest available.
 
     Returns:
-        The engine, the precision, and why it is not a faster engine (or ``None``).
+        Engine, precision, and why no faster engine was chosen (or ``None``).
 
     Raises:
-        trainer.errors.InputError: The engine or the precision cannot be had.
+        trainer.errors.InputError: The engine or the precision is not available.
     """
     there = ON_GPU if gpu >= 0 else ON_CPU
     if engine not in (None, *there):

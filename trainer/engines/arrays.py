@@ -1,7 +1,7 @@
-"""The layers on NumPy's arrays, for :mod:`trainer.engines.autograd`: what a provider computes.
+"""The provider of :mod:`trainer.engines.autograd` on NumPy arrays; defines what providers compute.
 
-Feature maps are (batch, channels, height, width) in NHWC memory; ``empty`` and ``nhwc`` make
-such. Statistics and sums are in float32 at least, whatever the type of the feature maps.
+Feature maps are (batch, channels, height, width) in NHWC memory, as ``empty`` and ``nhwc``
+return. Statistics and sums are at least float32, whatever the dtype of the feature maps.
 """
 
 import math
@@ -11,23 +11,23 @@ import numpy as np
 from trainer.engines import chunks, products
 from trainer.engines.autograd import ADD, ADD_RELU, PLAIN, RELU, RELU_ADD
 
-#: Precisions, and those in which the classifier is computed instead.
+#: Precision -> precision of the classifier, where they differ.
 FULL_PRECISION = {}
 
 
 def empty(like, shape, dtype):
-    """Return feature maps of any content."""
+    """Return uninitialised feature maps."""
     n, c, h, w = shape
     return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
 def feature_type(x):
-    """Return the type of the feature maps that x becomes or is."""
+    """Return the dtype of feature maps computed from x."""
     return np.promote_types(x.dtype, np.float32)
 
 
 def nhwc(array, dtype):
-    """Return an array in a type and in NHWC memory, itself where it is so already."""
+    """Return an array with a dtype and in NHWC memory, without a copy if possible."""
     if array.dtype == dtype and array.transpose(0, 2, 3, 1).flags.c_contiguous:
         return array
     converted = empty(array, array.shape, dtype)
@@ -36,13 +36,16 @@ def nhwc(array, dtype):
 
 
 def weights(w, dtype):
-    """Return a convolution's weights as the convolutions take them."""
+    """Return weights in the form that this provider's convolutions take."""
     return w
 
 
 def weights_gradient(gw, dtype, added):
-    """Return a gradient of :func:`conv_backward_weights` as the parameter, of a type, takes it;
-    ``added`` says whether it is added to one that is there."""
+    """Return a weight gradient in the dtype of the parameter.
+
+    Args:
+        added (bool): Whether it will be added to an existing gradient.
+    """
     return gw.astype(dtype, copy=False)
 
 
@@ -52,7 +55,7 @@ def add(x, y):
 
 
 def wide(dtype):
-    """Return the type of sums."""
+    """Return the dtype of sums over a dtype."""
     return np.promote_types(dtype, np.float32)
 
 
@@ -74,8 +77,7 @@ def conv_forward(x, w, stride, pad, groups):
 
 
 def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend):
-    """Gradient for the input of :func:`conv_forward`, + ``addend`` where that is not ``None``,
-    in ``gy``'s type."""
+    """Return the gradient of the input, in ``gy``'s dtype; ``addend`` is added."""
     n, c, h, width = x_shape
     w = w.astype(wide(gy.dtype), copy=False)
     gx = products.backward_data(_inside(gy), w, (n, h, width, c), stride, pad, groups)
@@ -85,14 +87,14 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend):
 
 
 def conv_backward_weights(x, gy, w_shape, stride, pad, groups):
-    """Gradient for the weights of :func:`conv_forward`, float32 at least."""
+    """Return the gradient of :func:`conv_forward`'s weights, at least float32."""
     return products.backward_weights(_inside(x), _inside(gy), w_shape, stride, pad, groups)
 
 
 def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first):
     """relu(conv(x, w) + b + residual): inference, batch normalisation folded.
 
-    ``relu_first`` adds the residual behind the ReLU.
+    With ``relu_first`` the residual is added after the ReLU.
     """
     w = w.astype(wide(x.dtype), copy=False)
     y = products.forward(_inside(x), w, stride, pad, groups)
@@ -105,7 +107,7 @@ def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first):
     return _outside(y, x.dtype)
 
 
-# Batch normalisation, a piece after the other: each is read from memory once.
+# Batch normalisation, piece by piece, so that memory is read once.
 
 
 def _rows(x):
@@ -133,7 +135,7 @@ def _moments(x):
 
 
 def average(running, mean, var, n):
-    """Update running statistics, in place, from those of a batch of ``n`` values a channel."""
+    """Update running statistics in place from a batch with ``n`` values per channel."""
     unbiased = (var + running.eps_in_average) * (n / max(n - 1, 1))
     for kept, value in ((running.mean, mean), (running.var, unbiased)):
         kept *= running.decay
@@ -141,13 +143,13 @@ def average(running, mean, var, n):
 
 
 def conv_bn(x, w, stride, pad, groups, running, residual, gamma, beta, kind):
-    """Convolution, batch normalisation by the batch's statistics, and what comes behind it.
+    """Convolution, batch normalisation with batch statistics, and what follows.
 
     Args:
         running (trainer.engines.autograd.Running): Updated in place; the variance's share is
             unbiased.
         kind (int): :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added;
-            :data:`ADD_RELU`, then comes a ReLU; :data:`RELU_ADD`, the ReLU comes first.
+            :data:`ADD_RELU`, followed by a ReLU; :data:`RELU_ADD`, preceded by a ReLU.
 
     Returns:
         tuple: y, and what :func:`bn_backward` takes as ``kept``.
@@ -185,7 +187,7 @@ def bn_backward(gy, kept, gamma, beta, kind, keep):
     """Gradients of :func:`conv_bn` for the convolution's output, gamma, beta and the residual.
 
     Args:
-        keep (bool): Whether the last is wanted.
+        keep (bool): Whether the residual's gradient is wanted.
     """
     h, mean, inv_std, mask = kept
     h, gy_rows = _rows(h), _rows(gy)
@@ -239,14 +241,14 @@ def _padded(x, y_shape, size, stride, pad, value):
 
 
 def _shifted(padded, y_shape, size, stride):
-    """Yield of each place in a window its values, (batch, out height, out width, channels)."""
+    """Yield, for each position in the window, (batch, out height, out width, channels)."""
     height, width = ((n - 1) * stride + 1 for n in y_shape[2:])
     for i, j in np.ndindex(size, size):
         yield padded[:, i : i + height : stride, j : j + width : stride]
 
 
 def max_pooling(x, y_shape, size, stride, pad):
-    """Maximum of each window: y, and what :func:`max_pooling_backward` takes as ``place``."""
+    """Return the maximum of each window, and its position for :func:`max_pooling_backward`."""
     padded, inner = _padded(x, y_shape, size, stride, pad, -np.inf)
     inner[...] = x.transpose(0, 2, 3, 1)
     places = _shifted(padded, y_shape, size, stride)
@@ -260,7 +262,7 @@ def max_pooling(x, y_shape, size, stride, pad):
 
 
 def max_pooling_backward(gy, place, x_shape, size, stride, pad):
-    """Gradient of :func:`max_pooling`, for the first of equal values."""
+    """Return the gradient of :func:`max_pooling`; of equal values the first gets it."""
     gx = empty(gy, x_shape, gy.dtype)
     padded, inner = _padded(gx, gy.shape, size, stride, pad, 0)
     for number, values in enumerate(_shifted(padded, gy.shape, size, stride)):
@@ -270,7 +272,7 @@ def max_pooling_backward(gy, place, x_shape, size, stride, pad):
 
 
 def average_pooling(x):
-    """Mean of each 2x2 window, stride 2; of those pixels of a last window that are there."""
+    """Return the mean of each 2x2 window, stride 2; padding does not count."""
     n, c, h, w = x.shape
     dtype = wide(x.dtype)
     y = empty(x, (n, c, -(-h // 2), -(-w // 2)), x.dtype)

@@ -1,8 +1,8 @@
-"""The layers' functions, forward and backward; a provider computes them.
+"""Chainer functions of the layers, forward and backward, on top of a provider of array operations.
 
-Feature maps are arrays (batch, channels, height, width) whose memory is NHWC, from the stem
-to the classifier. Parameters are Chainer's, and so is the graph. A provider has the functions
-of :mod:`trainer.engines.arrays`, which says what each computes.
+Feature maps are arrays (batch, channels, height, width) in NHWC memory, from the stem to the
+classifier. Parameters and the computational graph are Chainer's. A provider is a module with the
+functions of :mod:`trainer.engines.arrays`, which documents them.
 """
 
 import collections
@@ -17,23 +17,23 @@ from chainer.utils.conv import get_conv_outsize
 from trainer import cuda
 from trainer.engines import config, reference  # noqa: F401
 
-# Layers (convolution, batch normalisation) and their weights and biases with the one folded
-# into the other, where a predictor keeps them; None folds at each call.
+# Cache of folded weights, (convolution, batch normalisation) -> (weights, biases), set by
+# predictors; None folds at each call.
 chainer.global_config.folded = None
 
-#: What comes behind a normalisation.
+#: What follows a batch normalisation.
 PLAIN, RELU, ADD, ADD_RELU, RELU_ADD = range(5)
 
-#: Running statistics, mean and var, and how a batch changes them: batch normalisation's
-#: eps, what they keep, and what is added to a batch's variance
-#: (:func:`trainer.engines.reference.conv_bn`).
+#: Running statistics (mean, var), batch normalisation's eps, their decay, and the share of eps
+#: in the running variance (:func:`trainer.engines.reference.conv_bn`).
 Running = collections.namedtuple('Running', 'mean var eps decay eps_in_average')
 
 
 def _give(node, gradient):
-    """Return a gradient as Chainer takes it: of the type of its variable.
+    """Return a gradient as a variable of its node's dtype.
 
-    One of another type is left at the variable, a parameter.
+    Chainer rejects another dtype: such a gradient is set on the parameter, and the result is
+    ``None``.
     """
     if gradient.dtype == node.dtype:
         return chainer.Variable(gradient)
@@ -42,20 +42,20 @@ def _give(node, gradient):
 
 
 def _there(node, gradient):
-    """Return the array of a gradient, or what :func:`_give` left in its place, or ``None``."""
+    """Return the array of a gradient, wherever :func:`_give` put it, or ``None``."""
     if gradient is None and node.creator_node is None:
         gradient = node.get_variable().grad_var
     return None if gradient is None else gradient.array
 
 
 class _Function(chainer.FunctionNode):
-    """A function whose gradients are added to those that its inputs have already.
+    """A function that accumulates gradients into those that its inputs already have.
 
-    :meth:`gradients` returns them as arrays; the last argument has, for each input, the
-    array that is there, or ``None``, and what is in :attr:`adds` adds it by itself.
+    :meth:`gradients` returns arrays. Its last argument maps each input to its existing gradient
+    or ``None``; inputs in :attr:`adds` add that themselves.
     """
 
-    #: Indices of inputs.
+    #: Indices of the inputs whose existing gradient :meth:`gradients` adds.
     adds = ()
 
     def __init__(self, provider):

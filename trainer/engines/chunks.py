@@ -1,4 +1,4 @@
-"""Pieces of arrays that stay in a CPU's cache while several NumPy functions go over them."""
+"""Splits arrays into pieces that stay in the CPU's cache across several NumPy calls."""
 
 import concurrent.futures
 import functools
@@ -6,14 +6,14 @@ import os
 
 import chainer
 
-# Values of a piece: 256 KiB in float32, of which a second-level cache holds several.
+# Values in a piece: 256 KiB in float32; a second-level cache holds several.
 _VALUES = 1 << 16
 
-# The same for the matrix of a convolution, of which there is one.
+# Values in a convolution's matrix; only one exists at a time.
 _MATRIX = 1 << 18
 
 
-# How many threads there are; None is one for each core.
+# Number of threads; None means one per core.
 chainer.global_config.threads = None
 
 
@@ -22,7 +22,7 @@ def _threads(n):
     return concurrent.futures.ThreadPoolExecutor(n)
 
 
-if hasattr(os, 'register_at_fork'):  # a forked process has none of the threads
+if hasattr(os, 'register_at_fork'):  # threads do not survive a fork
     os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
@@ -31,29 +31,29 @@ def _cores():
 
 
 def run(function, arguments):
-    """Call a function with each of the arguments, on several threads; return what it returned."""
+    """Map a function over arguments on several threads; return the list of results."""
     threads = chainer.config.threads or _cores()
     return list((_threads(threads).map if threads > 1 else map)(function, arguments))
 
 
 def pieces(length, values=1):
-    """Return slices of that many rows, of so many values each."""
+    """Return slices that split ``length`` rows of ``values`` values each into pieces."""
     size = max(1, _VALUES // values)
     return [slice(i, i + size) for i in range(0, length, size)]
 
 
 def each(function, rows):
-    """Call a function with slices of a matrix's rows, on several threads; return what it returned.
+    """Map a function over pieces of a matrix's rows on several threads.
 
-    The slices do not depend on how many.
+    The pieces do not depend on the number of threads, so results repeat bit for bit.
     """
     return run(function, pieces(*rows.shape))
 
 
 def of_images(batch, height, width, values):
-    """Yield slices of a batch and of its images' height, for ``values`` of each pixel.
+    """Yield (slice of the batch, slice of rows) for matrices of ``values`` values per pixel.
 
-    They are of several whole images, or of some rows of one.
+    Each covers several whole images or some rows of one.
     """
     rows = max(1, _MATRIX // (width * values))
     if rows >= height:

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.engines import chunks
 
-# A product of fewer channels than this is computed at a small part of the speed.
+# Matrix products with fewer channels than this run at a fraction of the speed.
 _CHANNELS = 32
 
 

@@ -1,4 +1,4 @@
-"""Plain Chainer functions, on any device and in any precision: what the layers mean.
+"""Plain Chainer functions, on any device and in any precision: the definition of the layers.
 
 All feature maps are (batch, channels, height, width).
 """
@@ -44,12 +44,12 @@ def subsample_and_pad(x, stride, out_channels):
 
 
 def max_pooling(x, ksize, stride, pad, round_up):
-    """Max pooling; ``round_up`` counts a last window that is not full."""
+    """Max pooling; with ``round_up`` a last, partial window counts."""
     return F.max_pooling_2d(x, ksize, stride, pad, cover_all=round_up)
 
 
 def average_pooling(x):
-    """Mean of each 2x2 window, stride 2; of those pixels of a last window that are there."""
+    """Mean of each 2x2 window, stride 2; padding does not count."""
     for axis in (2, 3):
         if x.shape[axis] % 2:  # the mean of a value with itself is that value
             last = F.get_item(x, (slice(None),) * axis + (slice(-1, None),))

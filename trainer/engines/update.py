@@ -1,4 +1,4 @@
-"""An optimizer's update of all parameters at once: what it is made of, and on NumPy's arrays."""
+"""The fused update of all parameters: what an optimizer's update consists of, and on the CPU."""
 
 import chainer
 import numpy as np
@@ -8,7 +8,7 @@ from trainer.optimizers import ClipGradient, HeadRate, TorchSGD, WeightDecays
 
 
 class NotSupported(Exception):
-    """This optimizer, or what hooks into it, has no such update."""
+    """The optimizer or one of its hooks has no fused update."""
 
 
 #: Kinds of updates; the numbers are those of parameters.cu.
@@ -25,7 +25,7 @@ def _kind(optimizer):
 
 
 class Update:
-    """What the update of an optimizer is made of.
+    """The parts of an optimizer's update.
 
     Args:
         optimizer (chainer.Optimizer): MomentumSGD or TorchSGD, set up, whose hooks are the
@@ -86,7 +86,7 @@ class Update:
 
 
 def _update(update, param, grad, state, clip, decay, factor):
-    """Update values of one parameter as Chainer's functions do, one after the other."""
+    """Update values of one parameter by the same operations, in the same order, as Chainer."""
     optimizer, room = update.optimizer, np.empty_like(param)
     if clip < 1:
         grad *= grad.dtype.type(clip)

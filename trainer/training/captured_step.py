@@ -10,11 +10,11 @@ from trainer.training.step import Step
 
 
 class _Captured:
-    """A step for batches of one shape: what it reads and writes, and its graphs.
+    """The buffers and graphs of a step for batches of one shape.
 
     Attributes:
         batch (list of cupy.ndarray): x, t, and how images are mixed, or ``None``.
-        totals (cupy.ndarray): float64 (2,): sum of the losses, images recognised.
+        totals (cupy.ndarray): float64 (2,): sum of the losses, number of correct images.
         table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.Update`.
         graphs (list): One graph, or two between which processes exchange gradients;
             ``None`` before it is captured.
@@ -33,14 +33,13 @@ class _Captured:
 class CapturedStep(Step):
     """A :class:`~trainer.training.step.Step` that is captured once and then replayed.
 
-    Forward, loss, backward, update and loss scale are one CUDA graph for each shape of
-    batch (several processes have two, and exchange gradients between them). The first
-    batch of a shape is computed as it comes, the second is captured. What changes from
-    step to step, the batch, the rates and the loss scale, is in the device's memory; a
-    batch travels there while the step before is still computed.
+    Forward, loss, backward, update and loss scaling form one CUDA graph per batch shape (two
+    under MPI, which exchanges gradients between them). The first batch of a shape runs eagerly,
+    the second is captured. Batch, rates and loss scale are in device memory; a batch is uploaded
+    while the previous step is still running.
 
-    What cannot be captured (another optimizer than MomentumSGD or TorchSGD, or a layer
-    that needs cuBLAS) is computed as it comes; a warning says so, once.
+    Steps that cannot be captured (other optimizers than MomentumSGD and TorchSGD, layers that
+    need cuBLAS) run eagerly, with one warning.
     """
 
     def __init__(self, *args, **kwargs):
@@ -65,7 +64,7 @@ class CapturedStep(Step):
                 return self._replay(x, t, rows)
             except NotSupported as e:
                 self._give_up(str(e))
-        # One of several processes may have no image of a batch.
+        # Under MPI a process may have no image of a batch.
         self.settle()
         self.forget()
         return super().__call__(x, t, rows)
@@ -93,7 +92,7 @@ class CapturedStep(Step):
         ]
 
     def _moved(self):
-        """Tell whether somebody put other arrays in the place of those that graphs point to."""
+        """Return whether arrays that the graphs point to have been replaced."""
         return any(p.array is not a for p, a in zip(self._params, self._arrays)) or any(
             getattr(link, name) is not a for link, name, a in self._statistics
         )
@@ -150,10 +149,10 @@ class CapturedStep(Step):
                     param.grad = param.grad.astype(param.dtype, copy=False)
 
     def _compute(self, captured, images):
-        """Make the update as it comes."""
+        """Run the update eagerly."""
         from trainer.engines.cudnn.timing import untimed
 
-        # The last batch of an epoch is seldom computed.
+        # Timing does not pay for the short last batch of an epoch.
         rest = any(
             len(captured.batch[1]) < len(other.batch[1]) for other in self._captured.values()
         )
@@ -163,10 +162,10 @@ class CapturedStep(Step):
         with self._room.entered():
             self._update.fill(captured.table)
             self._update(captured.table)
-        self.network.cleargrads()  # they are in memory that graphs write
+        self.network.cleargrads()  # replay overwrites their memory
 
     def _capture(self, captured, images):
-        """Capture the update; return why that cannot be, or ``None``."""
+        """Capture the update; return the reason if that is impossible, else ``None``."""
 
         def gradients():
             self._gradients(captured, images)
@@ -191,7 +190,7 @@ class CapturedStep(Step):
             if self._room.lost():
                 self._captured.clear()
                 captured.graphs = None
-        # What cuBLAS cannot do under capture, what CuPy refuses there, what CUDA does.
+        # cuBLAS, CuPy and CUDA all refuse some operations during capture.
         except RuntimeError as e:
             return str(e)
         return None
@@ -209,10 +208,9 @@ class CapturedStep(Step):
 
 
 class _Upload:
-    """Copies batches to the device, while what was begun there goes on.
+    """Uploads batches while the device computes.
 
-    A batch goes by way of page-locked memory, of which there are two pieces: one is being
-    filled while the other is still under way.
+    Two page-locked buffers alternate: one is filled while the other is being transferred.
     """
 
     def __init__(self):

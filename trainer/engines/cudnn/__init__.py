@@ -18,7 +18,7 @@ from trainer.engines.cudnn import library, provider, timing
 
 PRECISIONS = provider.PRECISIONS
 
-#: How far each precision may be from float32, relative to the array's norm.
+#: Tolerated difference of each precision from float32, relative to the array's norm.
 TOLERANCES = {'float32': 1e-4, 'tf32': 5e-3, 'mixed': 3e-2}
 
 
@@ -36,10 +36,10 @@ fold = _layers.fold
 
 @functools.cache
 def unavailable(gpu):
-    """Say why this engine cannot compute on a GPU, or return ``None``.
+    """Return why this engine cannot be used on a GPU, or ``None``.
 
-    It computes a small layer forward and backward, in each precision, and compares:
-    nothing is trained by kernels that were not seen to work here.
+    Small layers are computed forward and backward in each precision and compared with the
+    reference, so that no network is trained with kernels that fail on this machine.
 
     Args:
         gpu (int): Number of the GPU.
@@ -56,7 +56,7 @@ def unavailable(gpu):
                 error = _try_out(precision, gpu)
                 if not error < TOLERANCES[precision]:
                     return f'its {precision} results are off by {error:.1e}'
-    except Exception as e:  # whatever goes wrong with a driver, the reference remains
+    except Exception as e:  # drivers fail in many ways; the reference remains
         return f'it failed here ({type(e).__name__}: {textwrap.shorten(str(e), 200)})'
     return None
 
@@ -65,8 +65,8 @@ def precisions():
     return PRECISIONS
 
 
-#: Layers that are tried: channels, output channels, groups, stride. The first is for cuDNN,
-#: the others for the kernels of grouped convolutions.
+#: Layers for the try-out: channels, output channels, groups, stride. The first is computed by
+#: cuDNN, the others by the kernels of grouped convolutions.
 _TRIED = ((16, 32, 4, 2), (64, 64, 16, 1), (64, 64, 4, 1), (64, 64, 2, 2))
 
 
@@ -98,7 +98,7 @@ def _error(precision, gpu, channels, out_channels, groups, stride):
             chainer.using_config('fallback', False),
             timing.untimed(),
         ):
-            # Without a ReLU, whose flips say nothing of the arithmetic.
+            # No ReLU: near 0 rounding flips its gradient.
             y = conv_bn(inputs[0], layer.conv, layer.bn, False, inputs[1])
             y.grad = device.send(gy).astype(y.dtype)
             y.backward()

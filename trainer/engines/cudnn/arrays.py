@@ -1,9 +1,8 @@
-"""The operations of the cuDNN engine on plain arrays.
+"""The operations of the cuDNN engine on plain arrays: the definition of its graphs and kernels.
 
-They say what the graphs of :mod:`trainer.engines.cudnn.graphs` and the kernels of
-:mod:`trainer.engines.cudnn.kernels` compute, on NumPy's arrays; the convolutions also
-compute on CuPy's, where cuDNN has no plan. Statistics and sums are in float32 at least,
-whatever the type of the feature maps. ``precision`` is accepted and ignored.
+Everything runs on NumPy arrays; the convolutions also run on CuPy arrays, as the fallback where
+cuDNN has no plan. Statistics and sums are at least float32, whatever the dtype of the feature
+maps. ``precision`` is accepted and ignored.
 """
 
 import chainer
@@ -48,8 +47,7 @@ def _conv_grad(x, w, gy, stride, pad, groups, which):
 
 
 def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision=None):
-    """Gradient for the input of :func:`conv_forward`, + ``addend`` where that is not ``None``,
-    in ``gy``'s type."""
+    """Return the gradient of the input, in ``gy``'s dtype; ``addend`` is added."""
     xp = backend.get_array_module(gy)
     x = xp.zeros(x_shape, gy.dtype)
     gx = _conv_grad(x, w, gy, stride, pad, groups, 0)
@@ -59,7 +57,7 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision=No
 
 
 def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision=None):
-    """Gradient for the weights of :func:`conv_forward`, float32 at least."""
+    """Return the gradient of :func:`conv_forward`'s weights, at least float32."""
     xp = backend.get_array_module(gy)
     return _conv_grad(x, xp.zeros(w_shape, x.dtype), gy, stride, pad, groups, 1)
 
@@ -67,7 +65,7 @@ def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision=None):
 def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precision=None):
     """relu(conv(x, w) + b + residual): inference, batch normalisation folded.
 
-    ``relu_first`` adds the residual behind the ReLU.
+    With ``relu_first`` the residual is added after the ReLU.
     """
     y = _conv(x, w, stride, pad, groups)[2].array + _channels(b)
     if relu and relu_first:
@@ -99,14 +97,14 @@ def statistics(x, running):
 
 
 def normalize(x, residual, mean, inv_std, gamma, beta, kind):
-    """Batch normalisation of x by its statistics, and what comes behind it.
+    """Normalise x by its statistics, then add and apply a ReLU as ``kind`` says.
 
     Args:
         kind (int): :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added;
-            :data:`ADD_RELU`, then comes a ReLU; :data:`RELU_ADD`, the ReLU comes first.
+            :data:`ADD_RELU`, followed by a ReLU; :data:`RELU_ADD`, preceded by a ReLU.
 
     Returns:
-        tuple: y, and what :func:`bn_backward` takes as ``mask``.
+        tuple: y, and the mask for :func:`bn_backward`.
     """
     y = (x - _channels(mean)) * _channels(inv_std * gamma) + _channels(beta)
     if kind == RELU_ADD:
@@ -124,7 +122,7 @@ def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     """Gradients of :func:`normalize`, through the statistics as well.
 
     Args:
-        keep (bool): Whether the gradient of the residual is wanted.
+        keep (bool): Whether the residual's gradient is wanted.
 
     Returns:
         tuple: for x, gamma, beta, and the residual.
@@ -142,7 +140,7 @@ def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
 
 
 def max_pooling(x, y_shape, size, stride, pad):
-    """Maximum of each window: y, and what :func:`max_pooling_backward` takes as ``place``."""
+    """Return the maximum of each window, and its position for :func:`max_pooling_backward`."""
     n, c, h, w = x.shape
     rows, columns = ((out - 1) * stride + size for out in y_shape[2:])
     padded = np.full((n, c, max(rows, h + 2 * pad), max(columns, w + 2 * pad)), -np.inf, x.dtype)
@@ -155,7 +153,7 @@ def max_pooling(x, y_shape, size, stride, pad):
 
 
 def max_pooling_backward(gy, place, x_shape, size, stride, pad):
-    """Gradient of :func:`max_pooling`, for the first of equal values."""
+    """Return the gradient of :func:`max_pooling`; of equal values the first gets it."""
     n, c, h, w = x_shape
     rows, columns = ((out - 1) * stride + size for out in gy.shape[2:])
     gx = np.zeros((n, c, max(rows, h + 2 * pad), max(columns, w + 2 * pad)), gy.dtype)
@@ -181,7 +179,7 @@ def scale_backward(gy, y, x, weights):
 
 
 def mean_pooling(x):
-    """Mean over height and width, float32 at least: (batch, channels, 1, 1)."""
+    """Return the mean over height and width, at least float32: (batch, channels, 1, 1)."""
     return x.mean(axis=(2, 3), dtype=_wide(x), keepdims=True)
 
 

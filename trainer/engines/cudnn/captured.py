@@ -1,4 +1,4 @@
-"""Work that is captured once as a CUDA graph and then replayed: Python costs nothing then."""
+"""Work that is captured once as a CUDA graph and then replayed without Python's overhead."""
 
 import contextlib
 
@@ -7,12 +7,12 @@ from trainer.engines.cudnn import timing
 
 
 class Room:
-    """A stream, and memory for what captured graphs compute on the way.
+    """A stream, and a memory pool for the intermediate results of captured graphs.
 
-    Graphs write there whenever they are replayed, whoever may have that memory then. They
-    share it, as they are never replayed at the same time: what one leaves there lasts until
-    the next. Nothing else may be there; what is made once and kept is made in
-    :func:`trainer.cuda.lasting` memory.
+    Replay overwrites this pool even if its blocks were reassigned. The graphs share the pool
+    because they never replay at the same time: results last until the next replay. Nothing
+    else may be allocated here; arrays that outlive a replay are allocated in
+    :func:`trainer.cuda.lasting`.
 
     Attributes:
         stream (cupy.cuda.Stream): The stream.
@@ -29,24 +29,25 @@ class Room:
     def _allocate(self, size):
         before = self.pool.total_bytes()
         memory = self.pool.malloc(size)
-        # It stays where memory is used again, else grows by at least what was asked for.
+        # The total is unchanged if a block is reused, and grows by at least `size` otherwise;
+        # anything else means that CuPy freed blocks.
         if self.pool.total_bytes() != before and self.pool.total_bytes() < before + size:
             self._lost = True
         return memory
 
     def lost(self):
-        """Return whether graphs lost their memory since this was last asked.
+        """Return whether the pool has freed blocks since the last call.
 
-        Where a GPU has no more of it, CuPy gives back what it holds. Graphs that were
-        captured so far must not be replayed.
+        CuPy frees cached blocks when the GPU runs out of memory. Graphs captured before that
+        must not be replayed.
         """
         lost, self._lost = self._lost, False
         return lost
 
     @contextlib.contextmanager
     def entered(self):
-        """Compute on the stream: after what the current one was given so far, and before
-        what it will be given."""
+        """Make this stream current; its work is ordered after the work already queued on the
+        previous stream and before the work queued there later."""
         before = self._cupy.cuda.get_current_stream()
         self.stream.wait_event(before.record())
         try:
@@ -56,16 +57,15 @@ class Room:
             before.wait_event(self.stream.record())
 
     def run(self, function):
-        """Return what a function computes, on the way in the room's memory; in
-        :meth:`entered`."""
+        """Call a function with allocations from this pool. Call it in :meth:`entered`."""
         with self._cupy.cuda.using_allocator(self._allocate):
             return function()
 
     def capture(self, function):
-        """Return the graph of what a function computes, and what the function returns.
+        """Return the CUDA graph of a function, and what the function returned.
 
-        To be called in :meth:`entered`, after the function was run once: what it makes but
-        once (plans, compiled kernels) cannot be captured.
+        Call it in :meth:`entered`, after the function has run once: building plans and
+        compiling kernels cannot be captured.
         """
         with timing.untimed():
             return cuda.capture(self.stream, lambda: self.run(function))

@@ -3,8 +3,8 @@
 Feature maps are CuPy arrays (batch, channels, height, width) whose memory is NHWC;
 weights likewise. A graph is built once for each GPU and combination of shapes; its plan is
 chosen by time among the heuristics' first few (:mod:`trainer.engines.cudnn.timing`).
-:class:`NotSupported` is raised where cuDNN has no plan; any other error, of a library that is
-missing, say, is nobody's answer.
+:class:`NotSupported` is raised where cuDNN has no plan. All other errors, such as a missing
+library, propagate.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ import numpy as np
 from trainer.engines.cudnn import library, timing
 from trainer.engines.cudnn.timing import NotSupported
 
-#: Workspace that a plan may ask for, in bytes.
+#: Largest workspace of a plan, in bytes.
 WORKSPACE = 1 << 28
 
-#: Plans of each graph that are compiled at run time, which takes up to 1.5 s for each.
+#: Plans tried for each graph that cuDNN compiles at run time, up to 1.5 s each.
 COMPILED = 3
 
 
@@ -30,7 +30,7 @@ def dims(shape, channels=None):
 
     Args:
         shape (tuple): (batch, channels, height, width).
-        channels (int): Of the map that its channels are some of, if they are.
+        channels (int): Channels of the whole map, if the tensor is a slice of its channels.
     """
     n, c, h, w = shape
     pixel = channels or c
@@ -41,9 +41,9 @@ class Graph:
     """A cuDNN graph under construction, then its chosen plan.
 
     Args:
-        key (tuple): What the graph is, for the file of choices.
+        key (tuple): Operation and shapes; the key in the cache of choices.
         precision (str): 'float32' (no TF32), 'tf32' or 'mixed'.
-        device (trainer.engines.cudnn.library.Device): The GPU that it is for.
+        device (trainer.engines.cudnn.library.Device): The target GPU.
     """
 
     def __init__(self, key, precision, device):
@@ -74,18 +74,18 @@ class Graph:
         return tensor
 
     def channels(self, n):
-        """An input of one float32 for each channel."""
+        """Declare a float32 input (1, n, 1, 1)."""
         return self.input((1, n, 1, 1), np.float32)
 
     def output(self, tensor, shape, dtype, channels=None):
-        # Left unset, sizes and strides would be guessed.
+        # cuDNN guesses NHWC strides for outputs that have none.
         dim, stride = dims(shape, channels)
         tensor.set_output(True).set_data_type(self._type(dtype)).set_dim(dim).set_stride(stride)
         self.tensors.append(tensor)
         return tensor
 
     def virtual(self, tensor, shape):
-        """Fix the layout of a tensor that stays inside the graph."""
+        """Set the layout of an intermediate tensor."""
         dim, stride = dims(shape)
         tensor.set_data_type(self.cudnn.data_type.FLOAT).set_dim(dim).set_stride(stride)
         return tensor
@@ -95,11 +95,12 @@ class Graph:
         return NotSupported(f'{self.key} ({textwrap.shorten(first, 200)})')
 
     def finish(self):
-        """Have cuDNN check the graph and find plans.
+        """Validate the graph and query its plans.
 
         Raises:
-            NotSupported: There are none.
-            RuntimeError: Of the libraries; ValueError: the graph is not a valid one.
+            NotSupported: cuDNN has no plan.
+            RuntimeError: A library failed.
+            ValueError: The graph is invalid.
         """
         cudnn, graph = self.cudnn, self.graph
         graph.validate()
@@ -116,7 +117,7 @@ class Graph:
         return self
 
     def __call__(self, *arrays):
-        """Compute. Arrays are in the order in which inputs and outputs were declared."""
+        """Compute on arrays, given in the order in which tensors were declared."""
         if self.refused is not None:
             raise NotSupported(self.refused)
         pack = {t: a.data.ptr for t, a in zip(self.tensors, arrays, strict=True)}
@@ -134,7 +135,7 @@ class Graph:
 
         handle = self.device.handle
         self.cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
-        # Too small a workspace is an illegal access, not an error.
+        # cuDNN does not check the size: too small a workspace is an illegal access.
         workspace = cupy.cuda.alloc(max(size, 1))
         self.graph.execute_plan_at_index(pack, workspace.ptr, index, handle=handle)
 
@@ -142,7 +143,7 @@ class Graph:
         """Return a plan: its index and the size of its workspace."""
         known = timing.choices().get(self.key)
         if known is not None:
-            with contextlib.suppress(NotSupported):  # it is of another list of plans
+            with contextlib.suppress(NotSupported):  # not among this version's plans
                 return next(self._running(pack, known))[0]
             timing.choices().pop(self.key)
         if timed:
@@ -154,9 +155,9 @@ class Graph:
         return plan
 
     def _running(self, pack, only=None):
-        """Yield plans and functions that compute by them, once each has.
+        """Run each plan once; yield those that work, as (plan, function).
 
-        Some plans fail when they are built or run, and take no part.
+        Plans can fail when they are built or run; those are skipped.
         """
         graph, compiled, runs, why = self.graph, 0, False, 'no plan'
         at_run_time = self.cudnn.behavior_note.RUNTIME_COMPILATION
@@ -179,7 +180,7 @@ class Graph:
             raise self._not_supported(why)
 
 
-# The graphs. Shapes are tuples; each builder is called once for each combination.
+# Builders. Shapes are tuples; each combination of arguments is built once.
 
 
 def out_shape(x, w, stride, pad):
@@ -217,7 +218,7 @@ def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, dev
 
 
 def build_group_backward_data(gy, w, x, stride, pad, channels, dtype, precision, device):
-    """The data gradient of one group, among so many channels of both maps, (gy's, x's)."""
+    """The data gradient of one group; ``channels`` are those of the whole maps (gy, x)."""
     g = Graph(('group_backward_data', gy, w, x, stride, pad, channels), precision, device)
     gx = g.graph.conv_dgrad(
         loss=g.input(gy, dtype, channels[0]),
@@ -258,14 +259,14 @@ def build_conv_bias(x, w, stride, pad, residual, relu, relu_first, dtype, precis
 
 
 def _once(build):
-    """Build each graph once for each GPU; remember too what is not supported."""
+    """Cache a builder by its arguments and GPU, unsupported graphs included."""
 
     @functools.cache
     def attempt(*key):
         try:
             return build(*key)
         except NotSupported as e:
-            return str(e)  # the exception itself would keep callers' arrays
+            return str(e)  # caching the exception would keep its frames' arrays alive
 
     def get(*key):
         graph = attempt(*key, library.device())

@@ -1,10 +1,9 @@
-"""What surrounds the convolutions, by kernels of this project (``kernels.cu``,
-``pooling.cu``, ``channels.cu``).
+"""Kernels for everything around the convolutions (``kernels.cu``, ``pooling.cu``,
+``channels.cu``).
 
-cuDNN computes batch normalisation as well, but keeps a byte for each value behind a ReLU
-where these need none or a bit. Functions take and return what those of their names in
-:mod:`trainer.engines.cudnn.arrays` do, as CuPy arrays of float16 or float32 whose memory
-is NHWC.
+cuDNN has batch normalisation too, but stores a byte per value for the ReLU's mask, where these
+kernels store at most a bit. Functions take and return what those of their names in
+:mod:`trainer.engines.cudnn.arrays` do, as CuPy arrays of float16 or float32 in NHWC memory.
 """
 
 import functools
@@ -21,12 +20,10 @@ _launch_channels = cuda.kernels(__file__, 'channels.cu')
 
 _THREADS = 256
 
-#: Packs of channels beside each other in a block: 128 bytes, what one access of the
-#: memory moves.
+#: Packs of adjacent channels in a block: 128 bytes, one memory transaction.
 _ACROSS = 8
 
-#: Blocks of a kernel that a multiprocessor runs at once: its registers are bounded so
-#: (``__launch_bounds__`` in ``kernels.cu``).
+#: Resident blocks per multiprocessor, as ``__launch_bounds__`` in ``kernels.cu`` ensures.
 AT_ONCE = {'statistics': 4, 'normalize': 4, 'backward_sums': 3, 'backward_input': 3}
 
 
@@ -52,17 +49,16 @@ def _counters(device, tiles):
 
 
 def _kind(dtype, channels):
-    """Return the two parts of the suffix of the kernels for a type and a number of channels:
-    a letter, and how many channels a thread moves at once."""
+    """Return the parts of a kernel's suffix: the dtype's letter, and channels per access."""
     letter, pack = ('h', 8) if dtype == np.float16 else ('f', 4)
     return (letter, 1) if channels % pack else (letter, pack)
 
 
 class _Rows:
-    """How a kernel deals a map's pixels out to blocks: to as many as run at once.
+    """Distributes a map's pixels over as many blocks as are resident at once.
 
-    They walk through the map together, so that what a kernel read last is in the L2 cache
-    when the next one begins there.
+    The blocks advance through the map together, so the part read last is still in the L2 cache
+    when the next kernel starts there.
     """
 
     def __init__(self, kernel, x):
@@ -78,7 +74,7 @@ class _Rows:
         tiles = -(-self.packs // self.across)
         device = cupy.cuda.Device().id
         high = _THREADS // self.across
-        # Each thread should have a few pixels.
+        # A few pixels per thread at least.
         blocks = min(AT_ONCE[kernel] * _processors(device) // tiles, -(-self.rows // (4 * high)))
         self.grid = max(1, blocks), tiles
         self.shared = _THREADS * 2 * pack * 4
@@ -88,10 +84,10 @@ class _Rows:
         return np.int32(self.rows), np.int32(self.channels), np.int32(self.across)
 
     def sums(self):
-        """Return where sums of two kinds meet: of each block, and a counter of blocks."""
+        """Return buffers for a reduction over blocks: partial sums, and a counter of blocks."""
         import cupy
 
-        # Counters return to 0; of a power of two, so that there are few sizes of them.
+        # Kernels reset the counters to 0. Powers of two keep the number of sizes small.
         tiles = 1 << (self.grid[1] - 1).bit_length()
         return (
             cupy.empty((self.grid[0], 2, self.channels), np.float32),
@@ -103,7 +99,7 @@ class _Rows:
 
 
 def _statistics(running):
-    """Return the arguments of kernels that make statistics, the results first among them."""
+    """Return (results, arguments) for kernels that finish statistics."""
     import cupy
 
     mean, inv_std = cupy.empty_like(running.mean), cupy.empty_like(running.mean)
@@ -124,7 +120,7 @@ def statistics(x, running):
 
 
 def statistics_of_sums(total, square, rows, running):
-    """As :func:`statistics`, from the sums of ``rows`` values and of their squares."""
+    """As :func:`statistics`, from the sums of ``rows`` values and of their squares per channel."""
     found, arguments = _statistics(running)
     _launch(
         'statistics_of_sums',
@@ -153,7 +149,7 @@ def normalize(x, residual, mean, inv_std, gamma, beta, kind):
 
 @functools.cache
 def _identity(device, channels):
-    """Return a mean, and the other parameters, that a normalisation changes nothing by."""
+    """Return zeros and ones, as statistics and parameters of an identity normalisation."""
     import cupy
 
     with cuda.lasting():
@@ -161,7 +157,7 @@ def _identity(device, channels):
 
 
 def add_bias(x, b, relu):
-    """Return x + b, float32 (channels,), behind a ReLU if wanted."""
+    """Return x + b, then a ReLU if wanted; b is float32 (channels,)."""
     import cupy
 
     zero, one = _identity(cupy.cuda.Device().id, x.shape[1])
@@ -192,7 +188,7 @@ def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     )
     gx = _empty(x.shape, x.dtype)
     rows = _Rows('backward_input', x)
-    # What was kept is masked already.
+    # `kept` is masked already.
     rows.launch(
         *((gy, x, mask) if kept is None else (kept, x, None)),
         mean,
@@ -220,7 +216,7 @@ def _count(threads):
 
 
 def _each(kernel, like, values, *args):
-    """Launch a kernel with a thread for each pack of so many values."""
+    """Launch a kernel with one thread per pack of ``values`` values."""
     letter, pack = _kind(like.dtype, like.shape[1])
     threads = _count(values // pack)
     _launch_pooling(f'{kernel}_{letter}{pack}', -(-threads // _THREADS), _THREADS, *args)

@@ -8,9 +8,9 @@ import typing
 def frontend():
     """Return the module of nvidia-cudnn-frontend.
 
-    What it and cuDNN load of CUDA is loaded before, wherever it is installed: beside Python's
-    packages the system's loader does not find libcudart, nor NVRTC 13.0 its own builtins,
-    without which cuDNN has none of the plans that it compiles at run time.
+    Loads libcudart and NVRTC first, from wherever they are installed: the system's loader does
+    not find them among Python's packages, and without NVRTC's builtins cuDNN has no plans that
+    are compiled at run time.
 
     Raises:
         cuda.pathfinder.DynamicLibNotFoundError: A library is not installed.
@@ -31,13 +31,12 @@ def version() -> str:
 
 
 class Device(typing.NamedTuple):
-    """A GPU that graphs are made for.
+    """A target GPU of graphs.
 
     Attributes:
         sm_version: Compute capability, 90 for Hopper.
-        handle: The handle of cuDNN that all its graphs share.
-        properties: cuDNN's description of a GPU that is not there: graphs are then planned,
-            and none can run.
+        handle: cuDNN handle, shared by all its graphs.
+        properties: cuDNN's description of an absent GPU: graphs can be planned but not run.
     """
 
     sm_version: int

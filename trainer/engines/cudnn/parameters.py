@@ -1,9 +1,9 @@
-"""Work on all parameters at once: an optimizer's update, loss scaling included, and the
-conversion of weights to float16. Each is one kernel.
+"""Fused kernels over all parameters: the optimizer's update with loss scaling, and the
+conversion of weights to float16.
 
-What changes from one update to the next is in the device's memory, so that the update
-can be captured in a CUDA graph: the rates, the loss scale, and a table of where
-parameters, gradients and states are.
+Everything that changes between updates (rates, loss scale, a table of the addresses of
+parameters, gradients and states) is in device memory, so the update can be captured in a CUDA
+graph.
 """
 
 import chainer
@@ -18,7 +18,7 @@ _launch = cuda.kernels(__file__, 'parameters.cu')
 
 _THREADS = 256
 
-#: Values of a parameter that one block has.
+#: Values of a parameter per block.
 _PART = 1 << 13
 
 #: The structures of parameters.cu.
@@ -39,7 +39,7 @@ COPY = np.dtype([('from', np.uintp), ('to', np.uintp), *_OF_PART])
 
 
 def _parts(params, dtype):
-    """Return a table for parameters, and for each of them its entries, a part in each."""
+    """Return a table with one entry per block, and views of the entries of each parameter."""
     begins = [np.arange(0, param.size, _PART) for param in params]
     table = np.zeros(sum(map(len, begins)), dtype)
     each = np.split(table, np.cumsum([len(begin) for begin in begins])[:-1])
@@ -72,20 +72,20 @@ class Update(update.Update):
 
     @property
     def scale(self):
-        """float64 array of no dimension, on the device: what the loss is multiplied by."""
+        """The loss scale, a float64 array () on the device."""
         return self._scale[0]
 
     def table(self):
-        """Return the memory for a table, on the device."""
+        """Return uninitialised device memory for a table."""
         import cupy
 
         return cupy.empty(self._entries * ENTRY.itemsize, np.uint8)
 
     def fill(self, table):
-        """Write to a table where everything is now.
+        """Write the current addresses and layouts to a table.
 
         Raises:
-            NotSupported: A gradient's memory is of another kind.
+            NotSupported: A gradient has an unsupported memory layout.
         """
         head = set() if self.head is None else {id(p) for p in self.head.params}
         entries, each = _parts(self.params, ENTRY)
@@ -101,7 +101,7 @@ class Update(update.Update):
         table.set(entries.view(np.uint8))
 
     def prepare(self):
-        """Bring the device's rates up to date with the optimizer's."""
+        """Copy the optimizer's rates to the device."""
         optimizer = self.optimizer
         rates = optimizer.lr, optimizer.momentum, *self.decays()
         if rates != self._given:
@@ -151,7 +151,7 @@ class Update(update.Update):
             )
 
     def settle(self):
-        """Bring the optimizer's counters and loss scale up to date with the updates."""
+        """Copy counters and loss scale back to the optimizer."""
         optimizer = self.optimizer
         optimizer.t += self._done
         for param in self.params:
@@ -163,7 +163,7 @@ class Update(update.Update):
 
 
 def _layout(grad):
-    """Return (channels, pixels) of an NHWC gradient, or (1, 1) of one like its parameter."""
+    """Return (channels, pixels) of an NHWC gradient, or (1, 1) of a contiguous one."""
     if grad.flags.c_contiguous:
         return 1, 1
     if grad.ndim == 4 and grad.transpose(0, 2, 3, 1).flags.c_contiguous:

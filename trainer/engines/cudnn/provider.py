@@ -1,9 +1,10 @@
 """The provider of :mod:`trainer.engines.autograd` that computes on CuPy's arrays.
 
-cuDNN computes the convolutions (:mod:`trainer.engines.cudnn.convolutions`), and kernels of our
-own what surrounds them (:mod:`trainer.engines.cudnn.kernels`). What cuDNN has no plan for
-is computed by :mod:`trainer.engines.cudnn.arrays`, which also computes everything on NumPy
-arrays: so the tests hold this engine's wiring against the reference without a GPU.
+Convolutions run in cuDNN or in kernels of this project
+(:mod:`trainer.engines.cudnn.convolutions`), everything else in kernels of this project
+(:mod:`trainer.engines.cudnn.kernels`). :mod:`trainer.engines.cudnn.arrays` computes what
+cuDNN has no plan for, and everything on NumPy arrays, so that tests compare the wiring with
+the reference without a GPU.
 """
 
 import contextlib
@@ -22,13 +23,13 @@ PRECISIONS = ('float32', 'tf32', 'mixed')
 #: Precisions, and those in which the classifier is computed instead.
 FULL_PRECISION = {'mixed': 'tf32'}
 
-# Weights that are converted already (trainer.engines.cudnn.parameters.HalfWeights), for as
-# long as they do not change; None converts them at each call. The gradients of such weights
-# are float16 where cuDNN makes them so, which trainer.engines.cudnn.parameters.Update reads.
+# float16 copies of the weights (trainer.engines.cudnn.parameters.HalfWeights), valid until the
+# weights change; None converts at each call. Gradients of such weights may stay float16, which
+# trainer.engines.cudnn.parameters.Update accepts.
 chainer.global_config.converted = None
 
-# Whether what cuDNN has no plan for is computed by arrays, with a warning; else NotSupported
-# is raised.
+# Whether to compute by arrays, with a warning, where cuDNN has no plan; False raises
+# NotSupported.
 chainer.global_config.fallback = True
 
 
@@ -89,16 +90,16 @@ mean_pooling_backward = _kernel('mean_pooling_backward')
 def _conv_statistics(x, *args, running):
     """Return a convolution's output and its statistics; see arrays."""
     if not _on_numpy(x):
-        with contextlib.suppress(graphs.NotSupported):  # nor has the convolution by itself
+        with contextlib.suppress(graphs.NotSupported):  # _conv_forward falls back and warns
             return convolutions.conv_statistics(x, *args, running, chainer.config.precision)
     h = _conv_forward(x, *args)
     return (h, *_statistics(h, running))
 
 
 def nhwc(array, dtype):
-    """Return ``array`` in a type and in NHWC memory, itself where it is so already.
+    """Return ``array`` with a dtype and in NHWC memory, without a copy if possible.
 
-    On a GPU it begins at a multiple of 16 bytes, which a part of a batch need not.
+    On a GPU the memory is aligned to 16 bytes; slices of a batch may not be.
     """
     if (
         array.dtype == dtype
@@ -112,7 +113,7 @@ def nhwc(array, dtype):
 
 
 def weights(w, dtype):
-    """As :func:`_nhwc`, of a convolution's weights."""
+    """Return the weights of a convolution as :func:`nhwc` does."""
     converted = chainer.config.converted or {}
     if dtype == np.float16 and id(w) in converted:
         return converted[id(w)][1]
@@ -141,7 +142,7 @@ def bn_backward(gy, kept, gamma, beta, kind, keep):
 
 
 def weights_gradient(gw, dtype, added):
-    # Not what is added to a gradient that is there already: sums are in float32.
+    # Accumulated gradients are summed in float32.
     if chainer.config.converted and not added:
         return gw
     return numpy_arrays.weights_gradient(gw, dtype, added)

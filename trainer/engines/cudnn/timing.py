@@ -1,7 +1,8 @@
-"""Of several ways to compute the same the fastest one, found by time and kept on disk.
+"""Chooses the fastest of several implementations by timing, and caches the choice on disk.
 
-A way is a function without arguments: a plan of cuDNN's for a graph, or one graph where two
-would do. Choices are kept for each kind of GPU and version of cuDNN.
+An implementation ("way") is a function without arguments: one of cuDNN's execution plans for a
+graph, or one of several graphs and kernels that compute the same. Choices are cached for each
+GPU model and version of cuDNN.
 """
 
 import contextlib
@@ -16,23 +17,22 @@ import chainer
 from trainer import cuda, files
 from trainer.engines.cudnn import library
 
-# How many plans are timed for each graph, once. 1 takes the best one known so far, or the
-# first that runs: for shapes that are seldom computed timing is not worth its time, and while
-# a CUDA graph is captured it is not possible.
+# How many plans are timed for each graph. 1 takes the cached choice, or the first plan that
+# runs: timing does not pay for rare shapes, and is impossible during graph capture.
 chainer.global_config.plans = 6
 
-#: Runs in each graph that is timed.
+#: Runs in each graph that is timed, so that launch overhead does not count.
 REPEATED = 10
 
-#: Seconds of work before anything is timed: a GPU that was idle runs slowly at first.
+#: Seconds of warm-up before timing: an idle GPU has reduced clocks.
 WARM_UP = 0.02
 
-#: How often each way is timed, in turn with the others; the least time counts.
+#: Rounds in which each way is timed in turn; the minimum counts.
 ROUNDS = 3
 
 
 def untimed(when: bool = True):
-    """Return a context manager in which no plans are timed, if ``when`` is true."""
+    """Return a context manager that disables timing if ``when`` is true."""
     return chainer.using_config('plans', 1 if when else chainer.config.plans)
 
 
@@ -42,7 +42,7 @@ class NotSupported(Exception):
 
 @contextlib.contextmanager
 def _stream():
-    """Enter the current stream, or another where that is the null stream, which cannot be
+    """Enter the current stream, or a new one if that is the null stream, which cannot be
     captured."""
     import cupy
 
@@ -57,7 +57,7 @@ def _stream():
             yield stream
     finally:
         device.synchronize()
-        cupy.get_default_memory_pool().free_all_blocks(stream)  # it is kept for each stream
+        cupy.get_default_memory_pool().free_all_blocks(stream)  # pools are per stream
 
 
 def _capture(run, stream, times):
@@ -80,7 +80,7 @@ def _times(graphs, stream):
     least = dict.fromkeys(graphs, math.inf)
     for _ in range(ROUNDS):
         for name, graph in graphs.items():
-            graph.launch()  # the timed one is then queued before the GPU gets to it
+            graph.launch()  # keeps the GPU busy until the timed launch is queued
             begin.record()
             graph.launch()
             end.record()
@@ -92,8 +92,8 @@ def _times(graphs, stream):
 def milliseconds(run) -> float:
     """Return the time of a function on the GPU, replayed as a CUDA graph.
 
-    So it runs in a training step; launched one by one, what is small would take as long as
-    Python does.
+    This is how it runs in a training step; launched from Python, small kernels would be
+    limited by launch overhead.
     """
     run()
     with _stream() as stream:
@@ -101,27 +101,27 @@ def milliseconds(run) -> float:
 
 
 def fastest(key: str, ways, timed: bool):
-    """Return the name of the fastest of several ways, or of the first if they are not timed.
+    """Return the name of the fastest way, or of the first one if ``timed`` is false.
 
-    A way that cannot be captured in a CUDA graph is passed over.
+    Ways that cannot be captured in a CUDA graph are skipped.
 
     Args:
         key (str): What is computed.
-        ways (iterable): Pairs of a name and a function, which has run by then.
+        ways (iterable): Pairs of a name and a function that has already run once.
         timed (bool): Whether to time them.
 
     Raises:
-        NotSupported: None can be captured.
+        NotSupported: No way can be captured.
     """
     graphs, why = {}, ''
     with _stream() as stream:
-        # All have run before any is captured: memory that a graph uses must not become that of
-        # what another way makes once and keeps.
+        # All run before any is captured: a way that caches arrays on its first run must not get
+        # blocks that a captured graph writes.
         for name, run in list(ways) if timed else ways:
             try:
                 graphs[name] = _capture(run, stream, REPEATED if timed else 1)
             except RuntimeError as e:
-                why = str(e)  # an exception that is kept would keep the arrays of its frames
+                why = str(e)  # keeping the exception would keep the arrays of its frames alive
                 continue
             if not timed:
                 return name
@@ -131,26 +131,26 @@ def fastest(key: str, ways, timed: bool):
         return min(times, key=times.get)
 
 
-# What is computed in which of several ways in this process: (GPU, key) -> (name, whether they
-# were timed).
+# (GPU, operation) -> (name of the chosen way, whether the ways were timed).
 _ways = {}
 
 
 def by_time(key: str, ways: dict, changed=()):
-    """Compute in the fastest of several ways, name -> function; remember which that is.
+    """Compute in the fastest of several ways and remember the choice.
 
     Args:
         key (str): What is computed.
-        ways (dict): The functions; one that raises :class:`NotSupported` is passed over.
-        changed (sequence of cupy.ndarray): Arrays that they change.
+        ways (dict): Name -> function; functions that raise :class:`NotSupported` are skipped.
+        changed (sequence of cupy.ndarray): Arrays that the functions update in place; they are
+            restored before the result is computed.
 
     Raises:
-        NotSupported: In no way.
+        NotSupported: No way is supported.
     """
     timed, here = chainer.config.plans > 1, (library.device(), key)
     name, was_timed = _ways.get(here) or (choices().get(key), True)
     if name in ways and (was_timed or not timed):
-        with contextlib.suppress(NotSupported):  # it was chosen on another machine
+        with contextlib.suppress(NotSupported):  # chosen on another machine
             return ways[name]()
     before = [array.copy() for array in changed]
     name = fastest(key, _running(ways), timed)
@@ -163,7 +163,7 @@ def by_time(key: str, ways: dict, changed=()):
 
 
 def _running(ways):
-    """Yield the ways that run, once each has."""
+    """Run each way once; yield those that are supported."""
     runs, why = False, ''
     for name, way in ways.items():
         try:
@@ -177,7 +177,7 @@ def _running(ways):
         raise NotSupported(why)
 
 
-# The choices of earlier processes.
+# The cache on disk.
 
 
 def _path():
@@ -199,16 +199,16 @@ def _read(path):
 
 
 def choices() -> dict:
-    """Return what was chosen on GPUs of this kind: key of a graph -> name of the plan or way."""
+    """Return the cached choices for this GPU model: key -> name of the plan or way."""
     return _read(_path())
 
 
 def keep(key: str, name: str) -> None:
-    """Keep a choice, for this process and later ones."""
+    """Cache a choice for this and later processes."""
     kept, path = choices(), _path()
     kept[key] = name
-    kept.update({**_read.__wrapped__(path), **kept})  # another process may time others
-    with contextlib.suppress(OSError):  # a choice that cannot be kept is made again
+    kept.update({**_read.__wrapped__(path), **kept})  # merges what other processes added
+    with contextlib.suppress(OSError):  # without a cache the choice is made again next time
         files.save_json(path, kept)
 
 

@@ -24,7 +24,7 @@ _ANY_LAYOUT = 1
 _USER_SCRATCHPAD = 1
 _AVX512, _AVX512_BFLOAT16 = 0x27, 0xE7
 
-#: NumPy has no bfloat16: its numbers are kept as uint16.
+#: NumPy has no bfloat16: arrays of it are uint16.
 BFLOAT16 = np.dtype(np.uint16)
 _TYPES = {np.dtype(np.float32): 3, BFLOAT16: 2, np.dtype(np.uint8): 6}
 
@@ -34,7 +34,7 @@ class NotSupported(Exception):
 
 
 def _path():
-    """Return the path of the package's library, or the name by which the system finds its own."""
+    """Return the path of the package's library, or the name of a system library."""
     try:
         found = importlib.metadata.files(_PACKAGE) or ()
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Memory for feature maps that is used again.
+"""A memory pool for feature maps.
 
-New memory from the system is cleared by it first, which costs a step more than most of what
-is computed there.
+The system zeroes new pages, which takes longer than most operations on them; reused memory
+avoids that.
 """
 
 import collections
@@ -10,16 +10,15 @@ import numpy as np
 
 _ALIGNMENT = 64  # bytes: a cache line, and AVX-512's width
 
-# Sizes are rounded up to so many for each power of two: what is rounded up is never touched.
+# Size classes per power of two. The excess is never touched, so it costs no physical memory.
 _STEPS = 8
 
-# Size -> memory that nobody uses. Appending and taking are atomic: blocks come back whenever
-# Python collects them.
+# Size -> free blocks. append and pop are atomic, as blocks return whenever Python collects them.
 _free = collections.defaultdict(list)
 
 
 class _Block:
-    """Memory that goes back to the pool with the last array that is in it."""
+    """Memory that returns to the pool when the last array on it is freed."""
 
     def __init__(self, memory, home, shape, dtype):
         self._memory, self._home = memory, home
@@ -36,7 +35,7 @@ class _Block:
 
 
 def empty(shape, dtype):
-    """Return an array of any content, as :func:`numpy.empty` does."""
+    """Return an uninitialised array, as :func:`numpy.empty` does."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize + _ALIGNMENT
     step = max(1 << size.bit_length() - 1, 4096) // _STEPS
