@@ -51,7 +51,11 @@ def has_compiler():
     )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config):
+    from helpers import time_left
+
+    time_left.register(config)
     config.addinivalue_line('markers', 'gpu: needs a GPU and CuPy')
     if 'simulated_gpu' in os.environ.get('PYTHONPATH', '') and not simulated():
         raise pytest.UsageError('the simulated GPU that PYTHONPATH names cannot be imported')
