@@ -68,6 +68,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
+    # Conflicts between changes would be frequent where each test is marked by itself.
+    slow = set((ROOT / 'tests' / 'slow.txt').read_text().split())
+    for item in items:
+        if item.nodeid.partition('[')[0] in slow:
+            item.add_marker('slow')
     if not has_gpu():
         reason = 'needs a GPU with CuPy, and there is none here'
     elif simulated() and not has_compiler():

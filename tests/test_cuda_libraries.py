@@ -82,7 +82,7 @@ def test_chainer_s_search_for_nccl_prints_nothing():
     """CuPy's advice of several lines would otherwise begin every run on a single GPU."""
     code = r"""
 import warnings
-import trainer
+import trainer, chainer
 warnings.warn('\nnccl library could not be loaded.\n\nReason: ImportError (libnccl.so.2)\n')
 """
     run = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)

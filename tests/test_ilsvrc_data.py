@@ -538,7 +538,7 @@ def test_trees_and_folders_that_are_wrong(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     _touch(tmp_path, 'flat', 'x.jpg')
     for name in ('empty', 'flat'):
-        with pytest.raises(InputError, match='no images in class folders; wanted is .*n01440764'):
+        with pytest.raises(InputError, match='no .*class folders; wanted is .*n01440764'):
             ilsvrc.find(name)
     _touch(tmp_path, 'half', 'train', 'n01440764', 'x.jpg')
     with pytest.raises(InputError, match='-ld half: half/val is missing'):

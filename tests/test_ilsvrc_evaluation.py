@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import chainer
@@ -399,16 +398,12 @@ def test_bad_input_is_one_line(tree, arguments, message, tmp_path, monkeypatch, 
     assert not (tmp_path / 'log.json').exists() and not list(tmp_path.glob('*.npy'))
 
 
-def test_without_data_the_default_is_told(tree, tmp_path):
-    process = subprocess.run(
-        [sys.executable, ROOT / 'test_ilsvrc.py', '-m', tree.models[0]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 2 and process.stdout == ''
-    assert process.stderr.startswith('test_ilsvrc.py: error: -ld ./ILSVRC: no such folder; wanted')
-    assert process.stderr.count('\n') == 1 and os.listdir(tmp_path) == []
+def test_without_data_the_default_is_told(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(monkeypatch, capsys, '-m', tree.models[0])
+    assert (status, out) == (2, '')
+    assert err.startswith('test_ilsvrc.py: error: -ld ./ILSVRC: no such folder; wanted')
+    assert err.count('\n') == 1 and os.listdir(tmp_path) == []
 
 
 def test_cifar_network_on_class_folders(tree, tmp_path):

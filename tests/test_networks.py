@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import re
-import subprocess
 import sys
 
 import chainer
 import chainer.functions as F
 import numpy as np
 import pytest
-from conftest import ROOT
 
 import main
 import resnext
@@ -477,12 +475,11 @@ def test_summary_flag_with_a_run(printed, tmp_path):
     assert printed('--resume', tmp_path).splitlines() == summary(network).splitlines()
 
 
-def test_summary_of_a_depth_that_is_none_is_one_line():
-    done = subprocess.run(
-        [sys.executable, 'main.py', '--summary', '--network', 'paper', '--depth', '30'],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith('main.py: error: --depth 30: ') and done.stderr.count('\n') == 1
+def test_summary_of_a_depth_that_is_none_is_one_line(monkeypatch, capsys):
+    argv = ['main.py', '--summary', '--network', 'paper', '--depth', '30']
+    monkeypatch.setattr(sys, 'argv', argv)
+    with pytest.raises(SystemExit) as end:
+        main.command()
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and not out
+    assert err.startswith('main.py: error: --depth 30: ') and err.count('\n') == 1

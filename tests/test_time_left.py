@@ -1,5 +1,6 @@
 """The time left that pytest shows while the tests run."""
 
+import pathlib
 import types
 
 from helpers import time_left
@@ -34,6 +35,13 @@ def test_left(monkeypatch):
     assert plugin.left() == 600 * 440 / 220
     plugin.pytest_sessionfinish()
     assert cache[time_left.KEY] == {'a': 100.0, 'b': 320.0, 'c': 400.0}
+
+
+def test_every_slow_test_is_there():
+    here = pathlib.Path(__file__).parent
+    for line in (here / 'slow.txt').read_text().split():
+        file, *_, name = line.split('::')
+        assert f'def {name}(' in (here.parent / file).read_text(), line
 
 
 def test_nothing_is_said_of_what_is_not_known():

@@ -148,8 +148,9 @@ def class_folders(root):
     if not paths:
         if any(name.lower().endswith(SUFFIXES) for name in _visible(os.listdir(root))):
             raise InputError(
-                f'{root}: one level too deep: it holds images, not class folders; the folder '
-                f'above, {os.path.dirname(os.path.abspath(root))}, may be meant'
+                f'{root}: holds images, but no class folders; wanted is '
+                f'{os.path.join(root, "n01440764", "anything.JPEG")}, or, one level higher, '
+                f'{os.path.dirname(os.path.abspath(root))}'
             )
         raise InputError(
             '{}: no images in class folders; wanted is {} (or another suffix of {})'.format(
