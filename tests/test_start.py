@@ -73,7 +73,8 @@ def test_ctrl_c_is_one_line(seconds, tmp_path):
     if sys.platform == 'win32':
         pytest.skip('there, Ctrl-C goes to all processes of the console')
     code = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
 print('begun', flush=True)
 import predict
 sys.argv = ['predict.py', *['none.jpg'] * 10**6, '-m', 'none']

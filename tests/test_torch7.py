@@ -509,7 +509,7 @@ def test_script_writes_the_original_layout(run_converter, tmp_path):
     [
         ((), '-t/--t7'),
         (('-t', 'missing.t7'), 'missing.t7: cannot be read (No such file'),
-        (('-t', '.'), 'not a file'),
+        (('-t', '.'), "neither a file of weights nor a run's folder"),
         (('-t', 'bad.t7'), 'bad.t7: not a whole Torch7 file'),
         (('-t', 'bad.t7', '-o', 'bad.t7'), '-o bad.t7: is the file to convert itself'),
         (('-t', str(CIFAR), '-o', 'no/x.npz'), '-o no/x.npz: there is no folder no'),
