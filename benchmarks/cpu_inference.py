@@ -1,7 +1,7 @@
 """Images/s of ResNeXt-50 32x4d on the CPU, side by side with what users would take instead.
 
 ``python benchmarks/cpu_inference.py``: the same weights and images go through this
-program's engines, PyTorch (eager, channels_last) and ONNX Runtime, as far as they are
+program's engines and PyTorch (eager and torch.compile, channels_last), as far as they are
 installed. Times are by wall clock. In each round each of them computes each batch once, so
 that whatever else the machine does falls on all; a ratio is of two times of one round.
 """
@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 
 import resnext_ilsvrc  # noqa: E402
 from trainer.errors import InputError  # noqa: E402
-from trainer.weights import npz, onnx, state_dict  # noqa: E402
+from trainer.weights import npz, state_dict  # noqa: E402
 
 BASELINE = 'PyTorch float32'
 
@@ -48,7 +48,7 @@ def pytorch(network):
         len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     )
 
-    def peer(dtype):
+    def peer(dtype, compiled=False):
         sizes = torch_networks.Sizes((3, 4, 6, 3), 32, 128, 256, 64, 1000)
         model = torch_networks.Torchvision(sizes)
         model.load_state_dict(
@@ -58,6 +58,8 @@ def pytorch(network):
             }
         )
         model = model.eval().to(dtype).to(memory_format=torch.channels_last)
+        if compiled:
+            model = torch.compile(model)
 
         def compute(x):
             with torch.inference_mode():
@@ -67,23 +69,15 @@ def pytorch(network):
         return compute
 
     yield BASELINE, peer(torch.float32)
+    yield 'torch.compile float32', peer(torch.float32, compiled=True)
     yield 'PyTorch bfloat16', peer(torch.bfloat16)
-
-
-def onnx_runtime(network):
-    try:
-        import onnxruntime
-
-        model = onnx.build(network).SerializeToString()
-    except (ImportError, InputError):
-        return
-    session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
-    yield 'ONNX Runtime float32', lambda x: session.run(None, {'x': x})[0]
+    yield 'torch.compile bfloat16', peer(torch.bfloat16, compiled=True)
 
 
 def ours(network):
     for engine, precision in (
         ('reference', 'float32'),
+        ('onnxruntime', 'float32'),
         ('openvino', 'float32'),
         ('openvino', 'bfloat16'),
     ):
@@ -101,7 +95,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=15)
     args = parser.parse_args()
     network = build()
-    peers = dict([*pytorch(network), *onnx_runtime(network), *ours(network)])
+    peers = dict([*pytorch(network), *ours(network)])
     if BASELINE not in peers:
         print('PyTorch is not installed: there is nothing to compare with')
     for batch in args.batch:

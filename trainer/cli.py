@@ -98,8 +98,9 @@ def add_inference_flags(p, batch):
     p.add_argument(
         '--engine',
         choices=predictors.available(),
-        help='what computes (default: openvino on a CPU and cudnn on a GPU, where '
-        'they are installed, otherwise reference, which is plain Chainer)',
+        help='what computes (default: on a CPU the faster of openvino and '
+        'onnxruntime, cudnn on a GPU, where they are installed, otherwise reference, which is '
+        'plain Chainer)',
     )
     p.add_argument(
         '--precision',

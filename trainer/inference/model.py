@@ -29,9 +29,9 @@ class Model:
         """Make the network ready for inference alone, as fast as it goes.
 
         Args:
-            engine (str): 'reference' (plain Chainer, where the network is), 'openvino'
-                (CPU) or 'cudnn' (GPU). ``None``: 'openvino' on a CPU and 'cudnn' on a
-                GPU where they are installed, else 'reference'.
+            engine (str): 'reference' (plain Chainer, where the network is), 'openvino' or
+                'onnxruntime' (CPU), or 'cudnn' (GPU). ``None``: the faster of the two on a
+                CPU and 'cudnn' on a GPU where they are installed, else 'reference'.
             precision (str): 'float32'; openvino: 'bfloat16' as well, where the CPU has
                 it; cudnn: 'tf32' and 'mixed' as well.
 

@@ -60,6 +60,22 @@ def _module(name):
     return importlib.import_module(f'{__name__}.{name}')
 
 
+def installed(name: str) -> bool:
+    """Return whether the packages of an engine are installed."""
+    return _module(name).available()
+
+
+def _on_cpu(network, precision):
+    if precision != 'float32':
+        return 'openvino' if installed('openvino') else 'reference'
+    from trainer.inference import fastest
+
+    names = [name for name in fastest.CANDIDATES if installed(name)]
+    if not names:
+        return 'reference'
+    return fastest.engine(names, lambda name: predictor(network, name), network.image_size)
+
+
 def predictor(
     network, engine: str | None = None, precision: str = 'float32', finish: Callable | None = None
 ) -> Predictor:
@@ -67,8 +83,9 @@ def predictor(
 
     Args:
         network (trainer.networks.base.Network): The network, on its device.
-        engine (str): One of :func:`available`. ``None``: cuDNN on a GPU and OpenVINO on a
-            CPU where they can be used, else the reference.
+        engine (str): One of :func:`available`. ``None``: cuDNN on a GPU, on a CPU the faster
+            of OpenVINO and ONNX Runtime (:mod:`trainer.inference.fastest`); the reference
+            where they are not installed.
         precision (str): One that the engine has.
         finish (callable): Makes the images, on the device, of what the predictor is given
             (:class:`trainer.training.data.DataPath`). ``None``: on a GPU, with a network for
@@ -83,7 +100,7 @@ def predictor(
     if engine is None and on_gpu:
         engine, precision, _ = engines.choose(network.device.device.id, precision)
     elif engine is None:
-        engine = 'openvino' if _module('openvino').available() else 'reference'
+        engine = _on_cpu(network, precision)
     if engine not in available():
         raise InputError(f'engine {engine}: for inference there are {", ".join(available())}')
     module = _module(engine)

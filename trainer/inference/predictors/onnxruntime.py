@@ -1,0 +1,65 @@
+"""Inference on the CPU by ONNX Runtime: the network's ONNX graph, in memory.
+
+Needs the packages onnxruntime and onnx (extra ``onnxruntime``).
+"""
+
+import importlib.util
+
+import numpy as np
+
+from trainer import extras
+from trainer.errors import InputError
+from trainer.inference.predictors import Predictor
+from trainer.weights import onnx
+
+ON_GPU = False
+
+_EXTRA = 'onnxruntime'
+
+
+def available() -> bool:
+    """Return whether its packages are installed."""
+    return all(importlib.util.find_spec(name) for name in ('onnxruntime', 'onnx'))
+
+
+class _Predictor(Predictor):
+    def __init__(self, network, precision):
+        onnxruntime = extras.need('onnxruntime', 'the engine onnxruntime', _EXTRA)
+        extras.need('onnx', 'the engine onnxruntime', _EXTRA)
+        if precision != 'float32':
+            raise InputError(f'precision {precision}: onnxruntime has float32')
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors: warnings of its are not for users
+        self._session = onnxruntime.InferenceSession(
+            onnx.build(network, features=True).SerializeToString(),
+            options,
+            providers=['CPUExecutionProvider'],
+        )
+        super().__init__(network, 'onnxruntime', f'ONNX Runtime {onnxruntime.__version__}, float32')
+
+    def _compute(self, x, output):
+        return self._session.run([output], {'x': np.ascontiguousarray(x, np.float32)})[0]
+
+    def __call__(self, x):
+        return self._compute(x, 'scores')
+
+    def features(self, x):
+        return self._compute(x, 'features')
+
+
+def predictor(network, precision: str = 'float32', finish=None) -> Predictor:
+    """Prepare a network for inference on the CPU.
+
+    Args:
+        network (trainer.networks.base.Network): The network; later changes of its weights
+            have no effect.
+        precision: 'float32'.
+        finish: Not used on a CPU.
+
+    Returns:
+        For images of any size, in batches of any size.
+
+    Raises:
+        trainer.errors.InputError: ONNX Runtime is missing, or the precision is another one.
+    """
+    return _Predictor(network, precision)
