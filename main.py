@@ -72,6 +72,7 @@ def flags():
 
 
 def main():
+    launch.share_cores()
     with launch.first_speaks():
         given = flags()
     sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be no text

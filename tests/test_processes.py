@@ -19,7 +19,7 @@ from process_cases import TINY
 from trainer import run_folder
 from trainer.datasets import loading
 from trainer.errors import InputError
-from trainer.training import processes, run
+from trainer.training import launch, processes, run
 from trainer.weights import npz
 
 CASES = ROOT / 'tests' / 'process_cases.py'
@@ -426,3 +426,59 @@ class TestWithoutMPI:
         with pytest.raises(SystemExit) as end:
             run.train(save_path=str(tmp_path / 'run'))
         assert end.value.code == 2 and not os.listdir(tmp_path)
+
+
+class TestCores:
+    """Processes on one machine share its cores."""
+
+    @pytest.fixture
+    def bound(self, monkeypatch):
+        """The cores that a process was bound to, of a machine with eight that it may use."""
+        found = []
+        for name in ('MPI_LOCALNRANKS', 'MPI_LOCALRANKID'):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+        monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(8)), raising=False)
+        monkeypatch.setattr(
+            os, 'sched_setaffinity', lambda _, cores: found.append(cores), raising=False
+        )
+        return found
+
+    def begin(self, monkeypatch, rank, size):
+        monkeypatch.setenv('MPI_LOCALRANKID', str(rank))
+        monkeypatch.setenv('MPI_LOCALNRANKS', str(size))
+        launch.share_cores()
+
+    @pytest.mark.parametrize('size', [2, 3, 8])
+    def test_each_has_its_own(self, bound, monkeypatch, size):
+        for rank in range(size):
+            self.begin(monkeypatch, rank, size)
+        assert sorted(sum(bound, [])) == list(range(8)) and len(bound) == size
+        assert all(bound)
+
+    def test_nothing_is_bound_without_need(self, bound, monkeypatch):
+        launch.share_cores()  # one process
+        self.begin(monkeypatch, 0, 9)  # more processes than cores
+        monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {2, 3})
+        self.begin(monkeypatch, 0, 4)  # mpiexec bound them
+        assert not bound
+
+    @needs_mpi
+    def test_libraries_start_so_many_threads(self):
+        """Of NumPy's BLAS and of what asks for the cores, in two processes."""
+        code = (
+            'from trainer.training import launch; launch.share_cores(); import os, sys; '
+            'sys.stdout.write("%s\\n" % sorted(os.sched_getaffinity(0)))'
+        )
+        run = subprocess.run(
+            [_mpiexec(), '-n', '2', sys.executable, '-c', code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+        there = sorted(os.sched_getaffinity(0))
+        cores = [json.loads(line) for line in run.stdout.splitlines()]
+        if len(there) < 2 or len(there) <= os.cpu_count() // 2:
+            pytest.skip('this process may use too few of the cores')
+        assert sorted(sum(cores, [])) == there and len(cores) == 2

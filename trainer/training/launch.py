@@ -11,13 +11,39 @@ _MANAGERS = (
     ('MV2_COMM_WORLD_SIZE', 'MV2_COMM_WORLD_RANK'),
 )
 
+# The same of the processes on this machine.
+_ON_MACHINE = (
+    ('MPI_LOCALNRANKS', 'MPI_LOCALRANKID'),
+    ('OMPI_COMM_WORLD_LOCAL_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+    ('MV2_COMM_WORLD_LOCAL_SIZE', 'MV2_COMM_WORLD_LOCAL_RANK'),
+)
 
-def launched():
-    """Return this process's rank and the number of processes: (0, 1) without mpiexec."""
-    for size, rank in _MANAGERS:
+
+def _told(managers):
+    for size, rank in managers:
         with contextlib.suppress(KeyError, ValueError):
             return int(os.environ[rank]), int(os.environ[size])
     return 0, 1
+
+
+def launched():
+    """Return this process's rank and the number of processes: (0, 1) without mpiexec."""
+    return _told(_MANAGERS)
+
+
+def share_cores() -> None:
+    """Bind this process to its share of the machine's cores, unless mpiexec has bound it.
+
+    Call it before NumPy is imported: BLAS and OpenMP start a thread for each core that they see.
+    """
+    rank, size = _told(_ON_MACHINE)
+    if size < 2 or not hasattr(os, 'sched_setaffinity'):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if size > len(cores) or len(cores) <= (os.cpu_count() or 1) // size:
+        return
+    begin, end = (i * len(cores) // size for i in (rank, rank + 1))
+    os.sched_setaffinity(0, cores[begin:end])
 
 
 @contextlib.contextmanager
