@@ -19,7 +19,8 @@ from process_cases import TINY
 from trainer import run_folder
 from trainer.datasets import loading
 from trainer.errors import InputError
-from trainer.training import launch, processes, run
+from trainer.training import launch as mpiexec
+from trainer.training import processes, run
 from trainer.weights import npz
 
 CASES = ROOT / 'tests' / 'process_cases.py'
@@ -447,7 +448,7 @@ class TestCores:
     def begin(self, monkeypatch, rank, size):
         monkeypatch.setenv('MPI_LOCALRANKID', str(rank))
         monkeypatch.setenv('MPI_LOCALNRANKS', str(size))
-        launch.share_cores()
+        mpiexec.share_cores()
 
     @pytest.mark.parametrize('size', [2, 3, 8])
     def test_each_has_its_own(self, bound, monkeypatch, size):
@@ -457,7 +458,7 @@ class TestCores:
         assert all(bound)
 
     def test_nothing_is_bound_without_need(self, bound, monkeypatch):
-        launch.share_cores()  # one process
+        mpiexec.share_cores()  # one process
         self.begin(monkeypatch, 0, 9)  # more processes than cores
         monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {2, 3})
         self.begin(monkeypatch, 0, 4)  # mpiexec bound them
