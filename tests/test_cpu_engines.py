@@ -164,6 +164,22 @@ class TestChoice:
             with pytest.raises(InputError, match='--engine onednn: .*' + said):
                 engines.choose(-1, engine='onednn')
 
+    @onednn
+    def test_one_that_computes_something_else_is_not_used(self, monkeypatch):
+        from trainer.engines import onednn as engine
+
+        compute = engine.conv_bn
+        found = []
+        for wrong in (lambda *args: compute(*args) * 1.001, lambda *args: 1 / 0):
+            engine._wrong.cache_clear()
+            with monkeypatch.context() as patched:
+                patched.setattr(engine, 'conv_bn', wrong)
+                found.append(engines.choose(-1))
+        engine._wrong.cache_clear()
+        assert [(name, precision) for name, precision, _ in found] == [('numpy', 'float32')] * 2
+        assert 'its results are off by 1.0e-03' in found[0][2]
+        assert 'it failed here (ZeroDivisionError: division by zero)' in found[1][2]
+
     def test_named(self):
         for engine in ('numpy', 'reference'):
             assert engines.choose(-1, engine=engine) == (engine, 'float32', None)

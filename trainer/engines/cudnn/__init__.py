@@ -10,10 +10,8 @@ import importlib.util
 import textwrap
 
 import chainer
-import chainer.links as L
-import numpy as np
 
-from trainer.engines import autograd
+from trainer.engines import autograd, tryout
 from trainer.engines.cudnn import library, provider, timing
 
 PRECISIONS = provider.PRECISIONS
@@ -72,38 +70,9 @@ _TRIED = ((16, 32, 4, 2), (64, 64, 16, 1), (64, 64, 4, 1), (64, 64, 2, 2))
 
 def _try_out(precision, gpu):
     """Return the greatest relative error of some grouped layers, forward and backward."""
-    return max(_error(precision, gpu, *layer) for layer in _TRIED)
-
-
-def _error(precision, gpu, channels, out_channels, groups, stride):
-    rng = np.random.default_rng(0)
-    layer = chainer.Chain()
-    with layer.init_scope():
-        layer.conv = L.Convolution2D(
-            channels, out_channels, 3, stride, 1, nobias=True, groups=groups
-        )
-        layer.bn = L.BatchNormalization(out_channels)
-    x = rng.standard_normal((4, channels, 9, 7)).astype(np.float32)
-    size = (5, 4) if stride == 2 else (9, 7)
-    residual, gy = rng.standard_normal((2, 4, out_channels, *size)).astype(np.float32)
-    results = []
-    for device in ('@numpy', f'@cupy:{gpu}'):
-        device = chainer.get_device(device)
-        layer.to_device(device)
-        layer.cleargrads()
-        inputs = [chainer.Variable(device.send(a)) for a in (x, residual)]
-        with (
-            chainer.using_config('precision', precision),
-            chainer.using_config('train', True),
-            chainer.using_config('fallback', False),
-            timing.untimed(),
-        ):
-            # No ReLU: near 0 rounding flips its gradient.
-            y = conv_bn(inputs[0], layer.conv, layer.bn, False, inputs[1])
-            y.grad = device.send(gy).astype(y.dtype)
-            y.backward()
-        found = (
-            [y.array] + [i.grad for i in inputs] + [p.grad for _, p in sorted(layer.namedparams())]
-        )
-        results.append([chainer.get_device('@numpy').send(a).astype(np.float64) for a in found])
-    return max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(*results))
+    with (
+        chainer.using_config('precision', precision),
+        chainer.using_config('fallback', False),
+        timing.untimed(),
+    ):
+        return max(tryout.error(conv_bn, f'@cupy:{gpu}', *layer) for layer in _TRIED)
