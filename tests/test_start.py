@@ -57,6 +57,18 @@ finally:
     assert done.stdout == '[]\n'
 
 
+def test_workers_import_nothing_that_draws():
+    """What unpickling brings into a process that loads images, where it begins with nothing."""
+    code = f"""
+import sys
+import {', '.join(SCRIPTS[:-1])}
+import trainer.datasets.parallel, trainer.inference.prediction, trainer.training.data
+print([name for name in ('matplotlib', 'setuptools', 'onnx') if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == '[]\n', done.stderr
+
+
 def test_the_names_that_flags_list_are_those_that_are_there():
     assert SPECS['sampling'].choices() == tuple(loading.PLANS)
     assert SPECS['initialization'].choices() == initialization.INITIALIZATIONS

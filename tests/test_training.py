@@ -225,38 +225,57 @@ class TestNothingLost:
         resume(tmp_path, cifar)
         assert_same_end(tmp_path, uninterrupted)
 
-    def test_ctrl_c(self, uninterrupted, cifar, tmp_path):
+    def interrupt(self, command, cifar, tmp_path, wait):
+        """Ctrl-C when ``wait(process)`` returns; the run stops with a snapshot, and goes on."""
         options = [f'--{k}={v}' for k, v in TINY.items() if not isinstance(v, tuple)]
-        options += ['--block_num', '1', '1', '1', '--lr_steps', '2', '3']
+        options += ['--block_num', '1', '1', '1', '--lr_steps', '2', '3', '--workers', '2']
         process = subprocess.Popen(
-            [
-                sys.executable,
-                'main.py',
-                '-p',
-                str(tmp_path),
-                '--data',
-                cifar,
-                *options,
-                '--workers',
-                '2',
-            ],
+            [sys.executable, *command, '-p', str(tmp_path), '--data', cifar, *options],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        for line in process.stdout:
-            if line.startswith('epoch'):
-                break
-        time.sleep(0.3)
+        wait(process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers too
         out, err = process.communicate(timeout=60)
-        assert process.returncode == 130 and 'Traceback' not in err
+        assert (process.returncode, err) == (130, '')
         assert 'nothing is lost; to go on:' in out
         assert len(run_folder.snapshots(tmp_path)) > 0
+
+    def test_ctrl_c(self, uninterrupted, cifar, tmp_path):
+        def wait(process):
+            for line in process.stdout:
+                if line.startswith('epoch'):
+                    break
+            time.sleep(0.3)
+
+        self.interrupt(['main.py'], cifar, tmp_path, wait)
         assert train(tmp_path, cifar, resume=True)
         assert_same_end(tmp_path, uninterrupted)
+
+    @pytest.mark.parametrize('method', ['forkserver', 'spawn'])  # of Python 3.14, of macOS
+    def test_ctrl_c_while_workers_are_imported(self, cifar, tmp_path, method):
+        script, begun = tmp_path / 'script.py', tmp_path / 'begun'
+        script.write_text(f"""
+import multiprocessing, pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import main
+if __name__ == '__main__':
+    multiprocessing.set_start_method({method!r})
+    main.command()
+else:
+    pathlib.Path({str(begun)!r}).touch()
+    time.sleep(1)
+""")
+
+        def wait(process):
+            while not begun.exists():
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.01)
+
+        self.interrupt([str(script)], cifar, tmp_path / 'run', wait)
 
     @pytest.mark.parametrize('update', [1, 2, 5])
     def test_interrupted_inside_an_epoch(self, uninterrupted, cifar, tmp_path, update):

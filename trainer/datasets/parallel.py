@@ -8,6 +8,7 @@ error when one is killed.
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import math
@@ -112,16 +113,12 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
         while True:
             for items in itertools.islice(plan, ahead - len(under_way)):
                 place = free.popleft()
-                under_way.append(
-                    (
-                        items,
-                        place,
-                        [
-                            (at, executor.submit(_load_at, place, at, items[at : at + piece]))
-                            for at in range(0, len(items), piece)
-                        ],
-                    )
-                )
+                with _interrupts_held():  # to submit starts processes
+                    pieces = [
+                        (at, executor.submit(_load_at, place, at, items[at : at + piece]))
+                        for at in range(0, len(items), piece)
+                    ]
+                under_way.append((items, place, pieces))
             if not under_way:
                 break
             items, place, pieces = under_way.popleft()
@@ -137,6 +134,20 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
         ) from e
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held():
+    """Processes that start here never see Ctrl-C, and neither does the fork server that Python
+    3.14 starts them from: they inherit what is blocked. Ours is handled at the end."""
+    if not hasattr(signal, 'pthread_sigmask'):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Iterator(chainer.dataset.Iterator):
