@@ -3,6 +3,8 @@ fast those that ran were now."""
 
 import time
 
+import pytest
+
 KEY = 'seconds/of_tests'
 
 
@@ -15,8 +17,15 @@ class TimeLeft:
         self._seconds, self._expected, self._done = {}, {}, set()
 
     def pytest_collection_finish(self, session):
+        self._collected([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node, ids):
+        # Each of several processes collects them all.
+        self._collected(ids)
+
+    def _collected(self, names):
         usual = sum(self._known.values()) / max(len(self._known), 1)
-        names = [item.nodeid for item in session.items]
         self._expected = {name: self._known.get(name, usual) for name in names}
         self._begun = time.monotonic()
 
@@ -54,6 +63,8 @@ def clock(seconds):
 
 def register(config):
     """Show the time left in pytest's lines of progress."""
+    if hasattr(config, 'workerinput'):  # one of several processes: the first one shows it
+        return
     plugin = TimeLeft(config)
     config.pluginmanager.register(plugin, 'time-left')
     reporter = config.pluginmanager.get_plugin('terminalreporter')
