@@ -347,7 +347,7 @@ def test_repetitions_are_augmented_anew():
 
 
 def test_original_sampling_has_no_repetitions():
-    with pytest.raises(InputError, match='--repeated-augmentation 2: --sampling original'):
+    with pytest.raises(InputError, match='repeated_augmentation 2: sampling original'):
         options(sampling='original', repeated_augmentation=2)
 
 

@@ -170,7 +170,7 @@ class TestChoice:
         engine, precision, why = engines.choose(0)
         assert (engine, precision) == ('reference', 'float32')
         assert why.startswith('cudnn is not used: ')
-        with pytest.raises(InputError, match='--precision tf32: cudnn is not used'):
+        with pytest.raises(InputError, match='precision tf32: cudnn is not used'):
             engines.choose(0, 'tf32')
 
 

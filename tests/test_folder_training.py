@@ -218,7 +218,7 @@ def test_classes_too_small_to_be_divided_are_named_before_training(tmp_path):
     write(tmp_path / 'some', 3, classes={3: 'cat', 5: 'dog'})
     write(tmp_path / 'some', 1, classes={7: 'horse'})
     for name, words in [
-        ('all', f'--data {tmp_path}/all: 2 of 2 classes have one image only.*: cat, dog; '),
+        ('all', f'data {tmp_path}/all: 2 of 2 classes have one image only.*: cat, dog; '),
         ('some', '1 of 3 classes has one image only.*: horse; .*DIR/val'),
     ]:
         said = []
@@ -255,7 +255,7 @@ def test_bad_folders(tmp_path):
             datasets.load('folder', str(tmp_path / name))
         with pytest.raises(InputError, match=words):
             train(tmp_path / 'run', tmp_path / name)
-    with pytest.raises(InputError, match='--data DIR says which'):
+    with pytest.raises(InputError, match='data DIR says which'):
         datasets.load('folder')
     assert os.listdir(tmp_path / 'run') == ['.lock']
 

@@ -19,14 +19,14 @@ from trainer.training import run
 @pytest.mark.parametrize(
     'given, words',
     [
-        ({'dataset': 'x'}, '--dataset x: there are cifar10, '),
-        ({'epoch': '3'}, "--epoch '3': it is of type str, not a number"),
-        ({'lr': -1}, '--lr -1: -1 is not above zero'),
-        ({'lr': float('nan')}, '--lr nan: nan is no number'),
-        ({'block_num': 3}, '--block-num 3: it is of type int, not a list'),
+        ({'dataset': 'x'}, 'dataset x: there are cifar10, '),
+        ({'epoch': '3'}, "epoch '3': it is of type str, not a number"),
+        ({'lr': -1}, 'lr -1: -1 is not above zero'),
+        ({'lr': float('nan')}, 'lr nan: nan is no number'),
+        ({'block_num': 3}, 'block_num 3: it is of type int, not a list'),
         ({'lr_steps': [1, 'a']}, 'it is of type str, not a number'),
-        ({'quick': 1}, '--quick 1: it is of type int, not a bool'),
-        ({'save_path': None}, '--save-path None: it is of type NoneType, not a path'),
+        ({'quick': 1}, 'quick 1: it is of type int, not a bool'),
+        ({'save_path': None}, 'save_path None: it is of type NoneType, not a path'),
     ],
 )
 def test_options_are_named(given, words, tmp_path):

@@ -245,7 +245,7 @@ def test_flags_that_cannot_be_used(flags, words, tmp_path, capfd, monkeypatch):
 
 
 def test_networks_of_small_images_have_none():
-    with pytest.raises(InputError, match='--img-size: ResNext of 10 classes.* takes images of 32'):
+    with pytest.raises(InputError, match='img_size: ResNext of 10 classes.* takes images of 32'):
         resnext.ResNext(10, (1, 1, 1), 1, 4, 2).set_geometry(img_size=224)
 
 

@@ -229,7 +229,7 @@ def test_what_a_plain_network_would_misread():
         for held, into in ((plain, other), (other, plain)):
             with pytest.raises(InputError, match=next(iter(variant))):
                 npz.fill(into, npz.state(held), 'x.npz', held.architecture())
-        with pytest.raises(InputError, match='--naming clcarwin'):
+        with pytest.raises(InputError, match='naming clcarwin'):
             state_dict.write(other, 'clcarwin')
     with pytest.raises(InputError, match='its se_reduction'):
         state_dict.write(resnext_ilsvrc.ResNext(3, (1, 1), 2, 2, 4, se_reduction=2), 'clcarwin')

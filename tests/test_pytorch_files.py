@@ -371,9 +371,9 @@ def test_what_does_not_fit_is_refused(change, message, tmp_path):
         ),
         (dict(stages=[[2, 4, 2, 16, 1, 'all']]), 'timm', 'the shortcuts of stage 1'),
         (dict(stages=[[2, 4, 2, 4, 1, 'first']]), None, 'the shortcuts of stage 1'),
-        (dict(), 'prlz77', '--naming prlz77: it has no names for ResNext of 3 classes'),
+        (dict(), 'prlz77', 'naming prlz77: it has no names for ResNext of 3 classes'),
         (dict(kind='cifar'), 'torchvision', 'it has no names for PaperResNext of 3 classes'),
-        (dict(), 'keras', '--naming keras: there are torchvision, timm'),
+        (dict(), 'keras', 'naming keras: there are torchvision, timm'),
     ],
 )
 def test_networks_that_a_naming_cannot_hold(network, naming, message, tmp_path):

@@ -530,9 +530,9 @@ def test_a_model_brings_its_network_and_its_preprocessing(cifar, tmp_path):
         11,
     )
     assert recorded['preprocessing'] == 'DataAugmentationCifarPrlz77'
-    with pytest.raises(InputError, match='--network original: .* holds PaperResNext'):
+    with pytest.raises(InputError, match='network original: .* holds PaperResNext'):
         train(tmp_path / 'c', cifar, load_model=model, network='original')
-    with pytest.raises(InputError, match='--widen-factor 2: .* holds'):
+    with pytest.raises(InputError, match='widen_factor 2: .* holds'):
         train(tmp_path / 'c', cifar, load_model=model, widen_factor=2)
 
 

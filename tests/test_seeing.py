@@ -199,7 +199,7 @@ def test_show_augmented(cifar, tmp_path, monkeypatch, command):
     done = command(main, '--data', cifar, '--show-augmented', 'c.png', '-p', 'run', cwd=tmp_path)
     assert done.returncode == 0 and 'c.png: 24 images of the first batch' in done.stdout
     assert sorted(os.listdir(tmp_path)) == ['a.png', 'b.png', 'c.png']
-    with pytest.raises(InputError, match='--show-augmented x.txt: a name'):
+    with pytest.raises(InputError, match='show_augmented x.txt: a name'):
         run.show_augmented('x.txt', **given)
 
 

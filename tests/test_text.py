@@ -76,3 +76,11 @@ def test_runs(tmp_path):
     with pytest.raises(InputError) as e:
         comparison.Run(str(tmp_path / ('x\n' * 99)))
     assert str(e.value).isprintable()
+
+
+def test_messages_name_arguments_and_scripts_flags():
+    from trainer.errors import InputError
+
+    error = InputError('`save_path` x: no', 'a `C` of 3: use --all, and `--this`')
+    assert str(error) == 'save_path x: no; a C of 3: use --all, and `--this`'
+    assert error.for_script() == ['--save-path x: no', 'a --C of 3: use --all, and `--this`']

@@ -631,16 +631,16 @@ class TestFlags:
             **dict(options, epoch=1),
         )
         assert (tmp_path / 'run' / 'model' / 'ResNext_10_4_1.model').exists()
-        with pytest.raises(InputError, match='--C 2: .* holds .*4x2d'):
+        with pytest.raises(InputError, match='C 2: .* holds .*4x2d'):
             train(tmp_path / 'run', cifar, load_model=str(tmp_path / 'm'))
 
     def test_precision_is_for_gpus(self, cifar, tmp_path):
-        with pytest.raises(InputError, match='--precision mixed: .*has float32.* here'):
+        with pytest.raises(InputError, match='precision mixed: .*has float32.* here'):
             train(tmp_path / 'run', cifar, precision='mixed')
 
     def test_options_of_a_run_are_its_own(self, cifar, tmp_path):
         train(tmp_path, cifar, epoch=1)
-        with pytest.raises(InputError, match='--batch 50: the run in .* has 60'):
+        with pytest.raises(InputError, match='batch 50: the run in .* has 60'):
             train(tmp_path, cifar, resume=True, batch=50)
         said = []
         assert run.train(resume=True, say=said.append, save_path=str(tmp_path), data=cifar)

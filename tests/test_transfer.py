@@ -122,7 +122,7 @@ def test_wrong_layers():
     OPTIMIZERS['momentum'](0.1, 0.9).setup(network)
     with pytest.raises(
         InputError,
-        match='--freeze stage: there is no such layer; there are stem, stage1, stage2, stage3, fc',
+        match='freeze stage: there is no such layer; there are stem, stage1, stage2, stage3, fc',
     ):
         transfer.Frozen(network, ['stage'])
     with pytest.raises(InputError, match='nothing would be left to train'):
@@ -352,7 +352,7 @@ def test_fine_tuning_is_the_default_with_a_folder(converted, tmp_path):
     assert resolved(recipe='prlz77').recipe == 'prlz77'
     assert resolved(start_epoch=2).recipe == 'original'
     assert resolved(dataset='cifar10').recipe == 'original'
-    with pytest.raises(InputError, match='--recipe fine_tune: there is no model'):
+    with pytest.raises(InputError, match='recipe fine_tune: there is no model'):
         run.train(recipe='fine_tune', data=data, save_path=str(tmp_path / 'b'))
 
 

@@ -27,7 +27,7 @@ def prog():
 def reason(error):
     """Return one line on an error that a user can mend; ``None`` for others."""
     if isinstance(error, InputError):
-        message = str(error)
+        message = '; '.join(error.for_script())
     elif isinstance(error, OSError) and error.errno is not None:
         message = '{}{}'.format(f'{error.filename}: ' if error.filename else '', error.strerror)
     elif isinstance(error, MemoryError):
@@ -274,7 +274,7 @@ def run(main):
         if isinstance(e, KeyboardInterrupt) or interrupted:
             print(f'\n{prog()}: interrupted', file=sys.stderr)
             sys.exit(130)
-        lines = e.args if isinstance(e, InputError) else [reason(e)]
+        lines = e.for_script() if isinstance(e, InputError) else [reason(e)]
         if lines == [None]:
             raise
     for line in lines:

@@ -1,14 +1,21 @@
 """The one exception that a user is meant to read."""
 
+import re
+
 from trainer.text import printable
+
+# An argument's name in a message.
+_ARGUMENT = re.compile(r'`([A-Za-z]\w*)`')
 
 
 class InputError(Exception):
     """Something that the user gave cannot be used.
 
-    The message is one line that names the file or flag and says how to mend it; what it
+    The message is one line that names the file or argument and says how to mend it; what it
     tells of files is made printable and short (:func:`trainer.text.printable`).
-    Scripts print it and exit with status 2 (:func:`trainer.cli.run`).
+    Scripts print it and exit with status 2 (:func:`trainer.cli.run`). Names of arguments are
+    in backquotes in the messages, so that scripts can name flags in their place: ``str`` has
+    ``save_path`` where :meth:`for_script` has ``--save-path``.
 
     Args:
         messages (str): The message; several where several things cannot be used
@@ -19,7 +26,14 @@ class InputError(Exception):
         super().__init__(*map(printable, messages))
 
     def __str__(self):
-        return '; '.join(self.args)
+        return '; '.join(_ARGUMENT.sub(r'\1', message) for message in self.args)
+
+    def for_script(self) -> list[str]:
+        """Return the messages with flags in the place of arguments."""
+        return [
+            _ARGUMENT.sub(lambda name: '--' + name[1].replace('_', '-'), message)
+            for message in self.args
+        ]
 
 
 def together(*checks):

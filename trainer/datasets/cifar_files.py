@@ -121,7 +121,7 @@ def _find(spec, data):
         candidates += [os.path.join(data, name) for name in spec.folders]
         candidates += [os.path.join(data, archive.name) for archive in spec.archives]
     elif not os.path.exists(data):
-        raise InputError(f'--data {data}: no such file or folder')
+        raise InputError(f'`data` {data}: no such file or folder')
     partly = None
     for path in candidates:
         if os.path.isdir(path):
@@ -137,7 +137,7 @@ def _find(spec, data):
             if len(missing) < len(wanted[binary]):
                 partly = partly or f'{source.where(min(missing))} is missing'
     raise InputError(
-        '--data {}: {}; wanted is {} or {}, as a folder or as the published archive'.format(
+        '`data` {}: {}; wanted is {} or {}, as a folder or as the published archive'.format(
             data, partly or f'no {spec.name} there', *spec.folders
         )
     )

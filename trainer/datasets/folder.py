@@ -179,9 +179,9 @@ def load(data=None):
             training and testing have different ones.
     """
     if data is None:
-        raise InputError(f'--dataset folder: --data DIR says which; {_LAYOUT}')
+        raise InputError(f'`dataset` folder: `data` DIR says which; {_LAYOUT}')
     if not os.path.isdir(data):
-        raise InputError(f'--data {data}: not a folder; {_LAYOUT}')
+        raise InputError(f'`data` {data}: not a folder; {_LAYOUT}')
     root, test = data, None
     # A class may be called so as well: its folder holds images, not folders.
     if _subfolders(os.path.join(data, 'train')):

@@ -69,7 +69,7 @@ def load(data=None):
         trainer.errors.InputError: It is not there, a class has no images, or training
             and testing have different classes.
     """
-    return folder.dataset('ilsvrc', *(find(data, split, '--data') for split in ('train', 'val')))
+    return folder.dataset('ilsvrc', *(find(data, split, '`data`') for split in ('train', 'val')))
 
 
 def _wanted(path, root, flag):

@@ -53,7 +53,7 @@ def load(data=None):
     """
     if data is not None and not os.path.isdir(data):
         raise InputError(
-            '--data {}: not a folder; wanted is one with {}, with or without .gz'.format(
+            '`data` {}: not a folder; wanted is one with {}, with or without .gz'.format(
                 data, ', '.join(FILES)
             )
         )
@@ -89,7 +89,7 @@ def _find(name, data):
             path = os.path.join(data, known + suffix)
             if os.path.isfile(path):
                 return path
-    raise InputError(f'--data {data}: {name} is missing, with or without .gz')
+    raise InputError(f'`data` {data}: {name} is missing, with or without .gz')
 
 
 def _read(path, dimensions):

@@ -130,7 +130,7 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
     except concurrent.futures.process.BrokenProcessPool as e:
         raise InputError(
             'a process that loads images was killed, perhaps for want of memory; '
-            'fewer --workers or a smaller batch (-b) need less'
+            'fewer `workers` or a smaller batch (-b) need less'
         ) from e
     finally:
         executor.shutdown(cancel_futures=True)

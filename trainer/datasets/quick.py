@@ -38,7 +38,7 @@ def load(data=None):
     """
     if data is not None:
         raise InputError(
-            f'--data {data}: the images of --quick are part of the project; leave one '
+            f'`data` {data}: the images of `quick` are part of the project; leave one '
             'of the two out'
         )
     sheets = [_read(os.path.join(_FOLDER, name + '.webp')) for name in cifar10.SPEC.classes]

@@ -38,7 +38,7 @@ def make(images, seed):
     small = [images.categories[i] for i in np.flatnonzero(counts < 2)]
     if small:
         raise InputError(
-            '--data {}: {} of {} classes {} one image only, which leaves none for testing: {}; '
+            '`data` {}: {} of {} classes {} one image only, which leaves none for testing: {}; '
             'add images, remove these folders, or divide all into DIR/train and DIR/val'.format(
                 images.root,
                 len(small),

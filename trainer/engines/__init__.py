@@ -51,7 +51,7 @@ def choose(
     there = ON_GPU if gpu >= 0 else ON_CPU
     if engine not in (None, *there):
         raise InputError(
-            f'--engine {engine}: on a {"GPU" if gpu >= 0 else "CPU"} there are {", ".join(there)}'
+            f'`engine` {engine}: on a {"GPU" if gpu >= 0 else "CPU"} there are {", ".join(there)}'
         )
     why = None
     for name in there if engine is None else (engine,):
@@ -61,9 +61,9 @@ def choose(
             break
         why = f'{name} is not used: {reason}'
     else:
-        raise InputError(f'--engine {engine}: {reason}')
+        raise InputError(f'`engine` {engine}: {reason}')
     if precision not in (None, *module.precisions()):
         has = f'{name} has {", ".join(module.precisions())} here'
-        raise InputError(f'--precision {precision}: {"; ".join(filter(None, (why, has)))}')
+        raise InputError(f'`precision` {precision}: {"; ".join(filter(None, (why, has)))}')
     usual = 'mixed' if training and 'mixed' in module.precisions() else 'float32'
     return name, precision or usual, why

@@ -153,9 +153,9 @@ def check_features(path):
         trainer.errors.InputError: It cannot.
     """
     if os.path.splitext(path)[1] != '.npy':
-        raise InputError(f'--features {path}: a name that ends in .npy is wanted')
+        raise InputError(f'`features` {path}: a name that ends in .npy is wanted')
     if not os.path.isdir(os.path.dirname(path) or '.'):
-        raise InputError(f'--features {path}: there is no such folder')
+        raise InputError(f'`features` {path}: there is no such folder')
 
 
 def _chunk(batch, divide):

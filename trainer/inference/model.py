@@ -14,10 +14,6 @@ from trainer.transforms import geometry, table
 from trainer.weights import description, formats, npz, published
 
 
-def _flag(name):
-    return name.replace('_', '-')
-
-
 class Model:
     """The methods that :class:`resnext.ResNext` and its like have from here.
 
@@ -92,7 +88,7 @@ class Model:
         tested = table.of(self)
         if not hasattr(tested, 'test_row'):
             raise InputError(
-                f'--{_flag(next(iter(changes)))}: {npz.describe(self)} takes images of '
+                f'`{next(iter(changes))}`: {npz.describe(self)} takes images of '
                 f'{self.image_size} pixels as they are'
             )
         held = self.geometry or geometry.of_class(tested)
@@ -100,7 +96,7 @@ class Model:
             changed = dataclasses.replace(held, **changes)
         except ValueError as e:
             name, _, rest = str(e).partition(' ')
-            raise InputError(f'--{_flag(name)} {rest}') from e
+            raise InputError(f'`{name}` {rest}') from e
         description.set_geometry(self, changed)
 
     def load_model(self, path):

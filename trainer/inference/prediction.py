@@ -67,7 +67,7 @@ class Load:
 
     def __init__(self, transform, sources, ten_crop=False, rows=False, upright=False):
         if ten_crop and not hasattr(transform, 'ten_crop'):
-            raise InputError(f'--ten-crop: there is none in {transform.__name__}')
+            raise InputError(f'`ten_crop`: there is none in {transform.__name__}')
         self.sources = sources
         self.upright = upright
         self.crops = 10 if ten_crop else 1

@@ -25,5 +25,5 @@ def get(name: str):
         trainer.errors.InputError: There is no such recipe.
     """
     if name not in available():
-        raise InputError(f'--recipe {name}: there are {", ".join(available())}')
+        raise InputError(f'`recipe` {name}: there are {", ".join(available())}')
     return importlib.import_module(f'{__name__}.{name}').RECIPE

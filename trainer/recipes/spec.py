@@ -40,8 +40,8 @@ class Spec:
 
 
 def flag(name: str) -> str:
-    """Return the flag of an option, as messages call it."""
-    return '--' + name.replace('_', '-')
+    """Return the name of an option as messages have it (:class:`trainer.errors.InputError`)."""
+    return f'`{name}`'
 
 
 def option(default, help, group=GENERAL, *flags, **spec):

@@ -19,7 +19,7 @@ MOST_CLASSES = 10
 _BAR, _BEST, _INK, _FAINT = '#9ecae1', '#2171b5', '#222222', '#eeeeee'
 
 
-def check(path, number=0, flag='--draw'):
+def check(path, number=0, flag='`draw`'):
     """Check that a drawing of so many images can be written.
 
     Args:
@@ -135,7 +135,7 @@ def draw_maps(explanations, path):
         explanations (sequence of trainer.inference.cam.Explanation): Up to :data:`MOST`.
         path (str): The image to write; its suffix is the format.
     """
-    check(path, len(explanations), '--cam')
+    check(path, len(explanations), '`cam`')
     columns = 1 + min(MOST_MAPS, max(len(e.maps) for e in explanations))
     figure = Figure(figsize=(3 * columns, 3.35 * len(explanations)), layout='constrained')
     axes = figure.subplots(len(explanations), columns, squeeze=False)

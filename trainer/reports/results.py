@@ -48,11 +48,11 @@ def check(table, mistakes):
         trainer.errors.InputError: They cannot.
     """
     if table is not None and not table.lower().endswith('.csv'):
-        raise InputError(f'--results {table}: a name that ends in .csv is wanted')
+        raise InputError(f'`results` {table}: a name that ends in .csv is wanted')
     if table is not None and not os.path.isdir(os.path.dirname(table) or '.'):
-        raise InputError(f'--results {table}: there is no such folder')
+        raise InputError(f'`results` {table}: there is no such folder')
     if mistakes is not None:
-        drawing.check(mistakes, MOST_MISTAKES, '--mistakes')
+        drawing.check(mistakes, MOST_MISTAKES, '`mistakes`')
 
 
 class Results:

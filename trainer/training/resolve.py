@@ -73,7 +73,7 @@ def _usual(given):
     quick, name = given.get('quick'), given.get('recipe')
     if quick and name not in (None, 'quick'):
         raise InputError(
-            f'--quick and --recipe {name}: --quick is a recipe of its own; leave one of the two out'
+            f'`quick` and `recipe` {name}: `quick` is a recipe of its own; leave one of the two out'
         )
     name = 'quick' if quick else name or _default(given)
     recipe = recipes.get(name)
@@ -100,13 +100,13 @@ def _new(given, say):
         used = used.replace(depth=None)
     used = used.replace(**given)
     if used.reset_classifier and used.load_model is None:
-        which = '--reset-classifier' if 'reset_classifier' in given else f'--recipe {used.recipe}'
+        which = '`reset_classifier`' if 'reset_classifier' in given else f'`recipe` {used.recipe}'
         raise InputError(
             f'{which}: there is no model whose classifier could be replaced; name it with --retrain'
         )
     if used.repeated_augmentation > 1 and used.sampling == 'original':
         raise InputError(
-            f'--repeated-augmentation {used.repeated_augmentation}: --sampling original draws each '
+            f'`repeated_augmentation` {used.repeated_augmentation}: `sampling` original draws each '
             'batch anew, without repetitions; take every-image or full-batches'
         )
     if used.depth is not None:
@@ -121,12 +121,12 @@ def _check_sizes(given, network):
     for size in SIZES:
         if size in given and size not in known and given.get('load_model') is None:
             raise InputError(
-                f'{flag(size)} {given[size]}: --network {network} has no such size; it has '
+                f'{flag(size)} {given[size]}: `network` {network} has no such size; it has '
                 + ', '.join(flag(s) for s in SIZES if s in known)
             )
     if 'block_num' in given and 'depth' in given:
         raise InputError(
-            f'--depth {given["depth"]} and --block-num: either of them says how deep the network '
+            f'`depth` {given["depth"]} and `block_num`: either of them says how deep the network '
             'is; leave one out'
         )
 
@@ -136,7 +136,7 @@ def _blocks(network, depth):
     try:
         return networks.get(network).cls.blocks_of_depth(depth)
     except InputError as e:
-        raise InputError(f'--{e}') from None
+        raise InputError(f'`depth` {str(e).removeprefix("depth ")}') from None
 
 
 def _scale(used, recipe, given, say):

@@ -62,7 +62,7 @@ def _folder(given):
     folder = given.get('save_path', Options.save_path)
     if not isinstance(folder, (str, os.PathLike)):
         raise InputError(
-            f'--save-path {folder!r}: it is of type {type(folder).__name__}, not a path'
+            f'`save_path` {folder!r}: it is of type {type(folder).__name__}, not a path'
         )
     return os.fspath(folder)
 
@@ -107,7 +107,7 @@ def show_augmented(path, resume=False, **given):
     Raises:
         trainer.errors.InputError: Something given cannot be used.
     """
-    drawing.check(path, augmented.MOST, '--show-augmented')
+    drawing.check(path, augmented.MOST, '`show_augmented`')
     # A GPU computes the same images.
     given = given | {'gpu': -1, 'engine': 'reference', 'precision': None}
     folder = given.get('save_path', Options.save_path)

@@ -122,7 +122,7 @@ def _dataset(folder, options, resumed, group):
     dataset = group.in_turn(lambda: datasets.load(name, options.data))
     images = run_folder.describe(dataset)
     if any(other != images for other in group.collect([images])):
-        raise InputError(f'--data {options.data}: the processes find different images there')
+        raise InputError(f'`data` {options.data}: the processes find different images there')
     if resumed:
         group.first(lambda: run_folder.check_images(folder, images))
     if dataset.test is not None:

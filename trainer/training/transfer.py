@@ -89,7 +89,7 @@ def links_of(network, prefixes):
     wrong = next((p for p in prefixes if p.strip('/') not in links), None)
     if wrong is not None:
         raise InputError(
-            '--freeze {}: there is no such layer; there are {} and what is below '
+            '`freeze` {}: there is no such layer; there are {} and what is below '
             'them, stage1/block1 for example'.format(
                 wrong, ', '.join(part.name for part in _parts(network))
             )
@@ -113,7 +113,7 @@ def check_frozen(network, prefixes):
     tops = links_of(network, prefixes)
     frozen = {id(param) for link in tops for param in link.params()}
     if all(id(param) in frozen for param in network.params()):
-        raise InputError('--freeze {}: nothing would be left to train'.format(' '.join(prefixes)))
+        raise InputError('`freeze` {}: nothing would be left to train'.format(' '.join(prefixes)))
     return tops, frozen
 
 

@@ -136,14 +136,14 @@ def read(path: str, entry: str | None = None, headless: bool = False) -> tuple:
     fmt = available()[kind_of(path)]
     if entry is not None and not fmt.has_entries:
         raise InputError(
-            f'--entry {entry}: only PyTorch files have state dicts to choose from; '
+            f'`entry` {entry}: only PyTorch files have state dicts to choose from; '
             f'{path} is {fmt.name}'
         )
     network, details, image_size, *notes = fmt.read(path, entry)
     if not network.has_classifier and not headless:
         raise InputError(
             f'{path}: holds a network without its classifier; main.py --retrain with '
-            '--reset-classifier trains a new one'
+            '`reset_classifier` trains a new one'
         )
     geometry, said = published.about(path)
     if geometry is not None and network.geometry is None:

@@ -380,7 +380,7 @@ def _read(path, entry):
     network, found, entry, others = read_and_tell(path, entry)
     notes = [
         f"{path} holds {printable(', '.join(others))} too; {entry} was taken; the converter's "
-        '--entry takes another'
+        '`entry` takes another'
     ]
     details = found.details + (entry and f', its {printable(entry)}')
     return network, details, None, *(notes if others else ())

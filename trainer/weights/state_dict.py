@@ -296,7 +296,7 @@ def _check_held(network, naming):
 
     def refuse(why):
         return InputError(
-            f'--naming {naming.name}: state dicts in this naming cannot hold the network: {why}; '
+            f'`naming` {naming.name}: state dicts in this naming cannot hold the network: {why}; '
             'npz and ONNX can'
         )
 
@@ -337,7 +337,7 @@ def choose(network, name=None):
     """
     table = namings.table()
     if name is not None and name not in table:
-        raise InputError('--naming {}: there are {}'.format(name, ', '.join(table)))
+        raise InputError('`naming` {}: there are {}'.format(name, ', '.join(table)))
     fitting = [
         naming
         for key, of_project in table.items()
@@ -347,7 +347,7 @@ def choose(network, name=None):
     if not fitting:
         raise InputError(
             '{} no names for {}; npz and ONNX can hold it'.format(
-                f'--naming {name}: it has' if name else 'PyTorch state dicts: there are',
+                f'`naming` {name}: it has' if name else 'PyTorch state dicts: there are',
                 npz.describe(network),
             )
         )
