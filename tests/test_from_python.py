@@ -117,3 +117,18 @@ except AttributeError as e:
     (tmp_path / 'trainer.py').write_text('raise SystemExit(3)')
     own = python(f'sys.path.insert(0, {str(tmp_path)!r})')
     assert own.startswith(('as it was published: `np.sctypes` was remov', '7.8.1 False'))
+
+
+@pytest.mark.parametrize(
+    'given, folder',
+    [
+        ({}, './'),  # as in 2017
+        ({'recipe': 'original'}, './'),
+        ({'quick': True}, 'runs/quick'),
+        ({'recipe': 'torch7'}, 'runs/torch7'),
+        ({'recipe': 'torch7', 'save_path': 'a'}, 'a'),
+        ({'quick': True, 'save_path': './'}, './'),
+    ],
+)
+def test_where_a_run_is(given, folder):
+    assert run._folder(given) == folder

@@ -52,7 +52,12 @@ class Options:
         False, 'a small network on 2,500 images that are part of the project: two minutes on a CPU'
     )
     save_path: str = option(
-        './', 'folder for models, snapshots, log, figures', GENERAL, '-p', metavar='DIR', free=True
+        './',
+        'folder for models, snapshots, log, figures (with --quick or --recipe: runs/ and its name)',
+        GENERAL,
+        '-p',
+        metavar='DIR',
+        free=True,
     )
     gpu: int = option(
         -1,

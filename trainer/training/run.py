@@ -59,7 +59,12 @@ def train(resume=False, say=say_on_console, **given):
 
 
 def _folder(given):
-    folder = given.get('save_path', Options.save_path)
+    """Return where a run is; of a recipe that is named, below runs/ where nothing else is said."""
+    usual = Options.save_path
+    named = 'quick' if given.get('quick') is True else given.get('recipe', Options.recipe)
+    if named != Options.recipe and isinstance(named, str):
+        usual = os.path.join('runs', named)
+    folder = given.get('save_path', usual)
     if not isinstance(folder, (str, os.PathLike)):
         raise InputError(
             f'`save_path` {folder!r}: it is of type {type(folder).__name__}, not a path'
@@ -110,8 +115,7 @@ def show_augmented(path, resume=False, **given):
     drawing.check(path, augmented.MOST, '`show_augmented`')
     # A GPU computes the same images.
     given = given | {'gpu': -1, 'engine': 'reference', 'precision': None}
-    folder = given.get('save_path', Options.save_path)
-    setup = set_up(folder, resume, lambda message: None, given, processes.ALONE)
+    setup = set_up(_folder(given), resume, lambda message: None, given, processes.ALONE)
     preprocessing = CLASSES[setup.options.preprocessing]
     batches = data_path(setup.dataset, setup.options, preprocessing).train
     try:

@@ -160,6 +160,8 @@ def introduce(setup: Setup, say: Callable, processes: int) -> None:
             f'processes: {processes}, each with its share of every batch'
             + (' and a GPU of its own' if options.gpu >= 0 else '')
         )
+    if os.path.normpath(setup.folder) != os.curdir:
+        say(f'folder: {setup.folder}')
     if options.load_model is not None and not setup.going_on:
         say(transfer.describe(options))
     if options.freeze:
