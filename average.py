@@ -57,6 +57,7 @@ def main():
     from trainer.training import averaging
     from trainer.weights import formats
 
+    cli.check_precision(args)
     found = averaging.checkpoints(args.run, args.n, args.best)
     output = args.output or found[-1][1].replace(f'_{found[-1][0]}.model', '_average.model')
     if not os.path.isdir(os.path.dirname(output) or '.'):

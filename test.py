@@ -83,6 +83,7 @@ def main():
     path, *_ = together(
         lambda: run_folder.weights(args.model, args.epoch or 'best'),
         lambda: devices.get(args.gpu),
+        lambda: cli.check_precision(args),
         lambda: _check_output(args.save_path),
         lambda: results.check(args.results, args.mistakes),
     )

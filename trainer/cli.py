@@ -78,7 +78,7 @@ def add_model_flag(p):
 
 
 def add_inference_flags(p, batch):
-    """Add --batch, whose default is ``batch``, --gpu, --engine and --precision."""
+    """Add --batch, whose default is ``batch``, --gpu, --engine, --precision, --calibration."""
     p.add_argument(
         '--batch',
         '-b',
@@ -104,11 +104,31 @@ def add_inference_flags(p, batch):
     )
     p.add_argument(
         '--precision',
-        choices=['float32', 'bfloat16', 'tf32', 'mixed'],
+        choices=['float32', 'bfloat16', 'int8', 'tf32', 'mixed'],
         default='float32',
         help='precision of what is computed: bfloat16 for openvino and onednn on CPUs that '
-        'have it; tf32 and mixed (float16) for cudnn (default: float32)',
+        'have it; int8 for openvino; tf32 and mixed (float16) for cudnn (default: float32)',
     )
+    p.rare += ('calibration',)
+    p.add_argument(
+        '--calibration',
+        metavar='DIR',
+        help='images that int8 takes the ranges of numbers from: some hundred of the kind that is '
+        'to be recognised, in the folder or below it',
+    )
+
+
+def check_precision(args):
+    """Check what --precision needs, before any weights are loaded.
+
+    Raises:
+        trainer.errors.InputError: It is not there.
+    """
+    predictors.check_precision(args.precision, args.calibration, args.engine)
+    if args.calibration is not None:
+        from trainer.inference import quantization
+
+        quantization.check(args.calibration)
 
 
 def add_geometry_flags(p):
@@ -227,13 +247,17 @@ def check_models(paths, args):
         return path
 
     return together(
-        lambda: devices.get(args.gpu), *(lambda path=path: weights(path) for path in paths)
-    )[1:]
+        lambda: devices.get(args.gpu),
+        lambda: check_precision(args),
+        *(lambda path=path: weights(path) for path in paths),
+    )[2:]
 
 
 def make_predictors(networks, args):
     """Return the predictors that :func:`add_inference_flags` asks for."""
-    return [network.predictor(args.engine, args.precision) for network in networks]
+    return [
+        network.predictor(args.engine, args.precision, args.calibration) for network in networks
+    ]
 
 
 @contextlib.contextmanager

@@ -1,12 +1,30 @@
 """Packages that only some of the program needs: optional, and asked for by name."""
 
+import contextlib
 import importlib
+import sys
 
 from trainer.errors import InputError
 
+# OpenVINO and nncf import it, and then tell Google Analytics of every import and use, unless
+# somebody forbade it. They do without it.
+_TELEMETRY = 'openvino_telemetry'
+
+
+@contextlib.contextmanager
+def _without_telemetry():
+    held = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        if held is not None:
+            sys.modules[_TELEMETRY] = held
+
 
 def need(package, purpose, extra=None):
-    """Import a package that may be missing.
+    """Import a package that may be missing; of OpenVINO and nncf without their telemetry.
 
     Args:
         package (str): Its name.
@@ -20,7 +38,8 @@ def need(package, purpose, extra=None):
         trainer.errors.InputError: It is not installed, or cannot be imported.
     """
     try:
-        return importlib.import_module(package)
+        with _without_telemetry():
+            return importlib.import_module(package)
     except ImportError as e:
         raise InputError(
             f'{purpose} needs the package {package} ({e}); install it with "uv sync --inexact '

@@ -21,7 +21,7 @@ class Model:
     :class:`trainer.networks.base.Network`, which computes.
     """
 
-    def predictor(self, engine=None, precision='float32'):
+    def predictor(self, engine=None, precision='float32', calibration=None):
         """Make the network ready for inference alone, as fast as it goes.
 
         Args:
@@ -29,7 +29,9 @@ class Model:
                 'onnxruntime' (CPU), or 'cudnn' (GPU). ``None``: the faster of the two on a
                 CPU and 'cudnn' on a GPU where they are installed, else 'reference'.
             precision (str): 'float32'; openvino: 'bfloat16' as well, where the CPU has
-                it; cudnn: 'tf32' and 'mixed' as well.
+                it, and 'int8'; cudnn: 'tf32' and 'mixed' as well.
+            calibration: For 'int8': a folder of images of the kind that is to be recognised,
+                some hundred; or a sequence of preprocessed ones, float32 (3, height, width).
 
         Returns:
             trainer.inference.predictors.Predictor: Called with float32 (batch, 3, height,
@@ -40,7 +42,7 @@ class Model:
             trainer.errors.InputError: There is no such engine, it is not installed, or has
                 not the precision.
         """
-        return predictors.predictor(self, engine, precision)
+        return predictors.predictor(self, engine, precision, calibration=calibration)
 
     @classmethod
     def accuracy(cls, y, t, xp=np):

@@ -20,9 +20,10 @@ _IR_VERSION = 8
 class _Graph:
     """Nodes and weights in the order in which they are computed."""
 
-    def __init__(self, onnx, fold):
+    def __init__(self, onnx, fold, group_width=1):
         self._onnx = onnx
         self._fold = fold
+        self._group_width = group_width
         self.nodes, self.weights = [], []
 
     def node(self, op, inputs, name, **attributes):
@@ -39,13 +40,14 @@ class _Graph:
     def conv_bn(self, link, name, h, residual=None, relu=None):
         """Add a :class:`ConvBN <trainer.networks.layers.ConvBN>`."""
         conv, bn = link.conv, link.bn
+        w = chainer.backends.cuda.to_cpu(conv.W.array)
+        w, groups = merge_groups(w, conv.groups, self._group_width)
         size = {
             'kernel_shape': conv.W.shape[2:],
             'strides': conv.stride,
             'pads': conv.pad * 2,
-            'group': conv.groups,
+            'group': groups,
         }
-        w = chainer.backends.cuda.to_cpu(conv.W.array)
         if self._fold:
             gamma, beta, mean, var = (
                 chainer.backends.cuda.to_cpu(a).astype(np.float64)
@@ -135,6 +137,29 @@ class _Graph:
         return h
 
 
+def merge_groups(w, groups, width):
+    """Return a grouped convolution as one of fewer, wider groups, which computes the same.
+
+    Args:
+        w (numpy.ndarray): Weights (out channels, in channels of a group, height, width).
+        groups (int): How many there are.
+        width (int): In channels that a group shall have; groups are merged in pairs as long as
+            they have no more.
+
+    Returns:
+        tuple: The weights, with zeros between what were groups, and the number of groups.
+    """
+    channels, merged = w.shape[1], 1
+    while groups % (2 * merged) == 0 and 2 * merged * channels <= width:
+        merged *= 2
+    if merged == 1:
+        return w, groups
+    wide = np.zeros((groups, len(w) // groups, merged, *w.shape[1:]), w.dtype)
+    group = np.arange(groups)
+    wide[group, :, group % merged] = w.reshape(groups, -1, *w.shape[1:])
+    return wide.reshape(len(w), merged * channels, *w.shape[2:]), groups // merged
+
+
 def _add_network(graph, network):
     """Add the nodes of a network, from 'x' to 'features' and 'scores'."""
     h = 'x'
@@ -171,7 +196,7 @@ def _add_network(graph, network):
         )
 
 
-def build(network, fold=True, features=False):
+def build(network, fold=True, features=False, group_width=1):
     """Return the graph of a network in evaluation mode.
 
     Input ``x``: float32 (batch, 3, height, width), preprocessed, all but the channels
@@ -183,6 +208,7 @@ def build(network, fold=True, features=False):
             biases, or stays as nodes of its own, with its numbers as they are.
         features (bool): Whether what enters the classifier is an output as well,
             ``features``: (batch, channels, 1, 1).
+        group_width (int): Groups of fewer channels are merged (:func:`merge_groups`).
 
     Returns:
         onnx.ModelProto: With what npz files record of the network in its metadata:
@@ -193,7 +219,7 @@ def build(network, fold=True, features=False):
     """
     onnx = extras.need('onnx', 'ONNX')
     helper = onnx.helper
-    graph = _Graph(onnx, fold)
+    graph = _Graph(onnx, fold, group_width)
     _add_network(graph, network)
     floats = onnx.TensorProto.FLOAT
     outputs = [helper.make_tensor_value_info('scores', floats, ['batch', network.category_num])]

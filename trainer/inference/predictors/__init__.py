@@ -66,6 +66,8 @@ def installed(name: str) -> bool:
 
 
 def _on_cpu(network, precision):
+    if precision == 'int8':
+        return 'openvino'
     if precision != 'float32':
         return 'openvino' if installed('openvino') else 'reference'
     from trainer.inference import fastest
@@ -76,8 +78,34 @@ def _on_cpu(network, precision):
     return fastest.engine(names, lambda name: predictor(network, name), network.image_size)
 
 
+def check_precision(precision: str, calibration, engine: str | None = None) -> None:
+    """Check that there are calibration images where they are needed, and nowhere else.
+
+    Args:
+        precision: What is asked for.
+        calibration: Images, or ``None``.
+        engine: The engine's name, or ``None``.
+
+    Raises:
+        trainer.errors.InputError: There are not, or there are; or the engine has no int8.
+    """
+    if precision != 'int8' and calibration is not None:
+        raise InputError(f'--calibration: precision {precision} needs none; it is for int8')
+    if precision == 'int8' and engine not in (None, 'openvino'):
+        raise InputError(f'precision int8: the engine {engine} has none; openvino has')
+    if precision == 'int8' and calibration is None:
+        raise InputError(
+            'precision int8: --calibration DIR says which images measure the ranges of numbers; '
+            'some hundred of the kind that is to be recognised'
+        )
+
+
 def predictor(
-    network, engine: str | None = None, precision: str = 'float32', finish: Callable | None = None
+    network,
+    engine: str | None = None,
+    precision: str = 'float32',
+    finish: Callable | None = None,
+    calibration=None,
 ) -> Predictor:
     """Make a network ready for inference.
 
@@ -91,11 +119,14 @@ def predictor(
             (:class:`trainer.training.data.DataPath`). ``None``: on a GPU, with a network for
             images of 224x224, :class:`trainer.transforms.device.ImageRows`, which takes images
             as well.
+        calibration: For precision 'int8', which the engine openvino has: images, as
+            :func:`trainer.inference.quantization.quantized` takes them.
 
     Raises:
         trainer.errors.InputError: There is no such engine, it is not installed, computes
             elsewhere than where the network is, or has not the precision.
     """
+    check_precision(precision, calibration, engine)
     on_gpu = not network.model_is_cpu_mode()
     if engine is None and on_gpu:
         engine, precision, _ = engines.choose(network.device.device.id, precision)
@@ -113,4 +144,6 @@ def predictor(
         from trainer.transforms import device
 
         finish = device.of(network)
+    if calibration is not None:
+        return module.predictor(network, precision, finish, calibration)
     return module.predictor(network, precision, finish)

@@ -1,6 +1,6 @@
 """Inference on the CPU by OpenVINO: the network's ONNX graph, compiled in memory.
 
-Needs the packages openvino and onnx (extra ``cpu``).
+Needs the packages openvino and onnx (extra ``cpu``), in 8-bit integers nncf as well (``int8``).
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from trainer.weights import onnx
 ON_GPU = False
 
 # OpenVINO's names. Left alone, it would take bfloat16 where the CPU has it.
-_PRECISIONS = {'float32': 'f32', 'bfloat16': 'bf16'}
+_PRECISIONS = {'float32': 'f32', 'bfloat16': 'bf16', 'int8': None}
 
 
 def available():
@@ -24,26 +24,31 @@ def available():
 
 
 class _Predictor(Predictor):
-    def __init__(self, network, precision):
-        openvino = extras.need('openvino', 'the engine openvino', 'cpu')
-        extras.need('onnx', 'the engine openvino', 'cpu')
+    def __init__(self, network, precision, calibration):
+        extra = 'int8' if precision == 'int8' else 'cpu'
+        openvino = extras.need('openvino', 'the engine openvino', extra)
+        extras.need('onnx', 'the engine openvino', extra)
         if precision not in _PRECISIONS:
             raise InputError(
                 'precision {}: openvino has {}'.format(precision, ' and '.join(_PRECISIONS))
             )
         core = openvino.Core()
-        if precision == 'bfloat16' and 'BF16' not in core.get_property(
-            'CPU', 'OPTIMIZATION_CAPABILITIES'
-        ):
+        has_bfloat16 = 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+        if precision == 'bfloat16' and not has_bfloat16:
             raise InputError(
                 'precision bfloat16: this CPU has no instructions for it; leave the precision out'
             )
         # Any batch and image size: graphs compiled for one are no faster.
-        model = core.read_model(onnx.build(network, features=True).SerializeToString())
+        if precision == 'int8':
+            from trainer.inference import quantization  # which takes nncf, and predictors
+
+            model = quantization.quantized(network, calibration)
+        else:
+            model = core.read_model(onnx.build(network, features=True).SerializeToString())
+        # What is not quantised is computed as fast as can be.
+        hint = _PRECISIONS[precision] or ('bf16' if has_bfloat16 else 'f32')
         self._request = core.compile_model(
-            model,
-            'CPU',
-            {'INFERENCE_PRECISION_HINT': _PRECISIONS[precision], 'PERFORMANCE_HINT': 'LATENCY'},
+            model, 'CPU', {'INFERENCE_PRECISION_HINT': hint, 'PERFORMANCE_HINT': 'LATENCY'}
         ).create_infer_request()
         super().__init__(
             network,
@@ -62,14 +67,15 @@ class _Predictor(Predictor):
         return self._compute(x, 'features')
 
 
-def predictor(network, precision='float32', finish=None):
+def predictor(network, precision='float32', finish=None, calibration=None):
     """Compile a network for inference on the CPU.
 
     Args:
         network (trainer.networks.base.Network): The network; later changes of its weights
             have no effect.
-        precision (str): 'float32', or 'bfloat16' where the CPU has it.
+        precision (str): 'float32', 'bfloat16' where the CPU has it, or 'int8'.
         finish: Of no use on a CPU.
+        calibration: For 'int8': see :func:`trainer.inference.quantization.quantized`.
 
     Returns:
         trainer.inference.predictors.Predictor: For images of any size, in batches of any size.
@@ -77,4 +83,4 @@ def predictor(network, precision='float32', finish=None):
     Raises:
         trainer.errors.InputError: OpenVINO is missing, or the CPU has not the precision.
     """
-    return _Predictor(network, precision)
+    return _Predictor(network, precision, calibration)
