@@ -12,6 +12,7 @@ _otherwise = sys.excepthook
 def _hook(kind, error, traceback):
     if issubclass(kind, KeyboardInterrupt):
         print(f'\n{os.path.basename(sys.argv[0])}: interrupted', file=sys.stderr)
+        raise SystemExit(130)  # Python ends with this status
     else:
         _otherwise(kind, error, traceback)
 
