@@ -91,6 +91,9 @@ def test_preprocessing_equals_the_original_program(shared):
         (3, 90),
         (700, 512),
         (512, 512),
+        (575, 275),  # more than twice as high as wide: Pillow 13 begins with the rows
+        (550, 250),
+        (250, 550),
     ],
 )
 def test_preprocessing_equals_pillow_and_numpy_written_out(height, width):

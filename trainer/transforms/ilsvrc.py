@@ -90,12 +90,14 @@ def _centre(n):
 def _resize_and_crop(image, size, interpolation, y, x):
     """Resize to ``size`` (height, width) and cut out (224, 224, 3) uint8.
 
-    It equals ``image.resize`` and cropping: Pillow resizes the columns first, then
-    the rows, and nothing needs the other columns in between.
+    It equals ``image.resize`` and cropping: Pillow resizes horizontally first, then
+    vertically, and the other columns are not needed in between. Of images that are more than
+    twice as high as wide Pillow 13 resizes some vertically first.
     """
     box = (x, y, x + _SIDE, y + _SIDE)
     height, width = size
-    if interpolation == Image.Resampling.NEAREST or image.size == (width, height):
+    whole = interpolation == Image.Resampling.NEAREST or image.size == (width, height)
+    if whole or image.height > 2 * image.width:
         return np.asarray(image.resize((width, height), interpolation).crop(box))
     image = image.resize((width, image.height), interpolation)
     image = image.crop((x, 0, x + _SIDE, image.height))
