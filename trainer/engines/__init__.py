@@ -6,11 +6,12 @@ which defines what they compute; tests hold every other engine against it. ``una
 """
 
 import importlib
+from types import ModuleType
 
 from trainer.errors import InputError
 
 
-def current():
+def current() -> ModuleType:
     """Return the engine module that ``chainer.config.engine`` names.
 
     Switch temporarily with ``chainer.using_config('engine', name)``.

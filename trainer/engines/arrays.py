@@ -4,29 +4,35 @@ Feature maps are (batch, channels, height, width) in NHWC memory, as ``empty`` a
 return. Statistics and sums are at least float32, whatever the dtype of the feature maps.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.engines import chunks, products
-from trainer.engines.autograd import ADD, ADD_RELU, PLAIN, RELU, RELU_ADD
+from trainer.engines.autograd import ADD, ADD_RELU, PLAIN, RELU, RELU_ADD, Running
+
+if TYPE_CHECKING:
+    from trainer.types import Array, Shape
 
 #: Precision -> precision of the classifier, where they differ.
-FULL_PRECISION = {}
+FULL_PRECISION: dict[str, str] = {}
 
 
-def empty(like, shape, dtype):
+def empty(like: Array, shape: Shape, dtype: np.dtype) -> Array:
     """Return uninitialised feature maps."""
     n, c, h, w = shape
     return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
-def feature_type(x):
+def feature_type(x: Array) -> np.dtype:
     """Return the dtype of feature maps computed from x."""
     return np.promote_types(x.dtype, np.float32)
 
 
-def nhwc(array, dtype):
+def nhwc(array: Array, dtype: np.dtype) -> Array:
     """Return an array with a dtype and in NHWC memory, without a copy if possible."""
     if array.dtype == dtype and array.transpose(0, 2, 3, 1).flags.c_contiguous:
         return array
@@ -35,26 +41,22 @@ def nhwc(array, dtype):
     return converted
 
 
-def weights(w, dtype):
+def weights(w: Array, dtype: np.dtype) -> Array:
     """Return weights in the form that this provider's convolutions take."""
     return w
 
 
-def weights_gradient(gw, dtype, added):
-    """Return a weight gradient in the dtype of the parameter.
-
-    Args:
-        added (bool): Whether it will be added to an existing gradient.
-    """
+def weights_gradient(gw: Array, dtype: np.dtype, added: bool) -> Array:
+    """Return a weight gradient in the parameter's dtype; ``added`` to an existing one or not."""
     return gw.astype(dtype, copy=False)
 
 
-def add(x, y):
+def add(x: Array, y: Array) -> Array:
     """Return x + y."""
     return x + y
 
 
-def wide(dtype):
+def wide(dtype: np.dtype) -> np.dtype:
     """Return the dtype of sums over a dtype."""
     return np.promote_types(dtype, np.float32)
 
@@ -70,13 +72,15 @@ def _outside(y, dtype):
     return nhwc(y.transpose(0, 3, 1, 2), dtype)
 
 
-def conv_forward(x, w, stride, pad, groups):
+def conv_forward(x: Array, w: Array, stride: int, pad: int, groups: int) -> Array:
     """Convolve: (batch, in, height, width) with (out, in / groups, k, k), no bias."""
     w = w.astype(wide(x.dtype), copy=False)
     return _outside(products.forward(_inside(x), w, stride, pad, groups), x.dtype)
 
 
-def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend):
+def conv_backward_data(
+    gy: Array, w: Array, x_shape: Shape, stride: int, pad: int, groups: int, addend: Array | None
+) -> Array:
     """Return the gradient of the input, in ``gy``'s dtype; ``addend`` is added."""
     n, c, h, width = x_shape
     w = w.astype(wide(gy.dtype), copy=False)
@@ -86,12 +90,24 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend):
     return _outside(gx, gy.dtype)
 
 
-def conv_backward_weights(x, gy, w_shape, stride, pad, groups):
+def conv_backward_weights(
+    x: Array, gy: Array, w_shape: Shape, stride: int, pad: int, groups: int
+) -> Array:
     """Return the gradient of :func:`conv_forward`'s weights, at least float32."""
     return products.backward_weights(_inside(x), _inside(gy), w_shape, stride, pad, groups)
 
 
-def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first):
+def conv_bias(
+    x: Array,
+    w: Array,
+    b: Array,
+    stride: int,
+    pad: int,
+    groups: int,
+    residual: Array | None,
+    relu: bool,
+    relu_first: bool,
+) -> Array:
     """relu(conv(x, w) + b + residual): inference, batch normalisation folded.
 
     With ``relu_first`` the residual is added after the ReLU.
@@ -134,7 +150,7 @@ def _moments(x):
     return mean, square / len(x)
 
 
-def average(running, mean, var, n):
+def average(running: Running, mean: Array, var: Array, n: int) -> None:
     """Update running statistics in place from a batch with ``n`` values per channel."""
     unbiased = (var + running.eps_in_average) * (n / max(n - 1, 1))
     for kept, value in ((running.mean, mean), (running.var, unbiased)):
@@ -142,17 +158,27 @@ def average(running, mean, var, n):
         kept += (1 - running.decay) * value
 
 
-def conv_bn(x, w, stride, pad, groups, running, residual, gamma, beta, kind):
+def conv_bn(
+    x: Array,
+    w: Array,
+    stride: int,
+    pad: int,
+    groups: int,
+    running: Running,
+    residual: Array | None,
+    gamma: Array,
+    beta: Array,
+    kind: int,
+) -> tuple[Array, tuple]:
     """Convolution, batch normalisation with batch statistics, and what follows.
 
     Args:
-        running (trainer.engines.autograd.Running): Updated in place; the variance's share is
-            unbiased.
-        kind (int): :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added;
-            :data:`ADD_RELU`, followed by a ReLU; :data:`RELU_ADD`, preceded by a ReLU.
+        running: Updated in place; the variance's share is unbiased.
+        kind: :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added; :data:`ADD_RELU`,
+            followed by a ReLU; :data:`RELU_ADD`, preceded by a ReLU.
 
     Returns:
-        tuple: y, and what :func:`bn_backward` takes as ``kept``.
+        y, and what :func:`bn_backward` takes as ``kept``.
     """
     h = conv_forward(x, w, stride, pad, groups)
     rows = _rows(h)
@@ -183,11 +209,13 @@ def conv_bn(x, w, stride, pad, groups, running, residual, gamma, beta, kind):
     return y, (h, mean, inv_std, result if kind in (RELU, ADD_RELU) else mask)
 
 
-def bn_backward(gy, kept, gamma, beta, kind, keep):
+def bn_backward(
+    gy: Array, kept: tuple, gamma: Array, beta: Array, kind: int, keep: bool
+) -> tuple[Array, Array, Array, Array]:
     """Gradients of :func:`conv_bn` for the convolution's output, gamma, beta and the residual.
 
     Args:
-        keep (bool): Whether the residual's gradient is wanted.
+        keep: Whether the residual's gradient is wanted.
     """
     h, mean, inv_std, mask = kept
     h, gy_rows = _rows(h), _rows(gy)
@@ -247,7 +275,7 @@ def _shifted(padded, y_shape, size, stride):
         yield padded[:, i : i + height : stride, j : j + width : stride]
 
 
-def max_pooling(x, y_shape, size, stride, pad):
+def max_pooling(x: Array, y_shape: Shape, size: int, stride: int, pad: int) -> tuple[Array, Array]:
     """Return the maximum of each window, and its position for :func:`max_pooling_backward`."""
     padded, inner = _padded(x, y_shape, size, stride, pad, -np.inf)
     inner[...] = x.transpose(0, 2, 3, 1)
@@ -261,7 +289,9 @@ def max_pooling(x, y_shape, size, stride, pad):
     return y.transpose(0, 3, 1, 2), place
 
 
-def max_pooling_backward(gy, place, x_shape, size, stride, pad):
+def max_pooling_backward(
+    gy: Array, place: Array, x_shape: Shape, size: int, stride: int, pad: int
+) -> Array:
     """Return the gradient of :func:`max_pooling`; of equal values the first gets it."""
     gx = empty(gy, x_shape, gy.dtype)
     padded, inner = _padded(gx, gy.shape, size, stride, pad, 0)
@@ -271,7 +301,7 @@ def max_pooling_backward(gy, place, x_shape, size, stride, pad):
     return gx
 
 
-def average_pooling(x):
+def average_pooling(x: Array) -> Array:
     """Return the mean of each 2x2 window, stride 2; padding does not count."""
     n, c, h, w = x.shape
     dtype = wide(x.dtype)
@@ -291,7 +321,7 @@ def average_pooling(x):
     return y
 
 
-def average_pooling_backward(gy, x_shape):
+def average_pooling_backward(gy: Array, x_shape: Shape) -> Array:
     """Gradient of :func:`average_pooling`."""
     gx = empty(gy, x_shape, gy.dtype)
     h, w = x_shape[2:]
@@ -315,20 +345,20 @@ def _images(x):
     return x.transpose(0, 2, 3, 1).reshape(n, h * w, c)
 
 
-def sum_pooling(x):
+def sum_pooling(x: Array) -> Array:
     """Sum over height and width, float32 at least: (batch, channels)."""
     images, dtype = _images(x), wide(x.dtype)
     pieces = chunks.pieces(len(images), images[0].size)
     return np.concatenate(chunks.run(lambda i: images[i].sum(axis=1, dtype=dtype), pieces))
 
 
-def mean_pooling(x):
+def mean_pooling(x: Array) -> Array:
     """Mean over height and width, float32 at least: (batch, channels, 1, 1)."""
     sums = sum_pooling(x)
     return (sums / sums.dtype.type(x.shape[2] * x.shape[3]))[:, :, None, None]
 
 
-def mean_pooling_backward(gy, x_shape, dtype):
+def mean_pooling_backward(gy: Array, x_shape: Shape, dtype: np.dtype) -> Array:
     """Gradient of :func:`mean_pooling`, of type ``dtype``."""
     gx = empty(gy, x_shape, dtype)
     gx[...] = gy / gy.dtype.type(x_shape[2] * x_shape[3])
@@ -338,7 +368,7 @@ def mean_pooling_backward(gy, x_shape, dtype):
 # Squeeze and excitation.
 
 
-def scale(x, weights, residual):
+def scale(x: Array, weights: Array, residual: Array) -> Array:
     """relu(x * weights + residual), weights (batch, channels) of each image's channels."""
     y = empty(x, x.shape, x.dtype)
     images, added, result = map(_images, (x, residual, y))
@@ -352,7 +382,7 @@ def scale(x, weights, residual):
     return y
 
 
-def scale_backward(gy, y, x, weights):
+def scale_backward(gy: Array, y: Array, x: Array, weights: Array) -> tuple[Array, Array, Array]:
     """Gradients of :func:`scale` for x, weights and residual."""
     gx, masked = (empty(gy, gy.shape, gy.dtype) for _ in range(2))
     gradient, output, images, for_x, for_residual = map(_images, (gy, y, x, gx, masked))

@@ -5,8 +5,11 @@ classifier. Parameters and the computational graph are Chainer's. A provider is 
 functions of :mod:`trainer.engines.arrays`, which documents them.
 """
 
-import collections
+from __future__ import annotations
+
 import contextlib
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import chainer
 import chainer.functions as F
@@ -17,6 +20,11 @@ from chainer.utils.conv import get_conv_outsize
 from trainer import cuda
 from trainer.engines import config, reference  # noqa: F401
 
+if TYPE_CHECKING:
+    import chainer.links as L
+
+    from trainer.types import Array
+
 # Cache of folded weights, (convolution, batch normalisation) -> (weights, biases), set by
 # predictors; None folds at each call.
 chainer.global_config.folded = None
@@ -24,9 +32,23 @@ chainer.global_config.folded = None
 #: What follows a batch normalisation.
 PLAIN, RELU, ADD, ADD_RELU, RELU_ADD = range(5)
 
-#: Running statistics (mean, var), batch normalisation's eps, their decay, and the share of eps
-#: in the running variance (:func:`trainer.engines.reference.conv_bn`).
-Running = collections.namedtuple('Running', 'mean var eps decay eps_in_average')
+
+class Running(NamedTuple):
+    """Running statistics of a batch normalisation.
+
+    Attributes:
+        mean, var: (channels,).
+        eps: Added to the variance.
+        decay: What the statistics keep of themselves at each update.
+        eps_in_average: Share of eps in the running variance
+            (:func:`trainer.engines.reference.conv_bn`).
+    """
+
+    mean: Array
+    var: Array
+    eps: float
+    decay: float
+    eps_in_average: float
 
 
 def _give(node, gradient):
@@ -56,7 +78,7 @@ class _Function(chainer.FunctionNode):
     """
 
     #: Indices of the inputs whose existing gradient :meth:`gradients` adds.
-    adds = ()
+    adds: tuple[int, ...] = ()
 
     def __init__(self, provider):
         self.provider = provider
@@ -254,22 +276,31 @@ class Layers:
     """An engine's functions (:mod:`trainer.engines.reference`) as a provider computes them.
 
     Args:
-        provider (module): See the module.
+        provider: See the module.
     """
 
-    def __init__(self, provider):
+    def __init__(self, provider: ModuleType) -> None:
         self.provider = provider
 
-    def conv_bn(self, x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.0):
+    def conv_bn(
+        self,
+        x: chainer.Variable,
+        conv: L.Convolution2D,
+        bn: L.BatchNormalization,
+        relu: bool,
+        residual: chainer.Variable | None = None,
+        relu_first: bool = False,
+        eps_in_average: float = 0.0,
+    ) -> chainer.Variable:
         if not chainer.config.train:
             return self._inference(x, conv, bn, relu, residual, relu_first)
+        added = () if residual is None else (residual,)
         if residual is None:
-            kind, inputs = RELU if relu else PLAIN, ()
+            kind = RELU if relu else PLAIN
         else:
             kind = ADD if not relu else RELU_ADD if relu_first else ADD_RELU
-            inputs = (residual,)
         function = _ConvBN(self.provider, conv, bn, kind, eps_in_average)
-        return function.apply((x, conv.W, bn.gamma, bn.beta) + inputs)[0]
+        return function.apply((x, conv.W, bn.gamma, bn.beta, *added))[0]
 
     def _inference(self, x, conv, bn, relu, residual, relu_first):
         x = chainer.as_variable(x)
@@ -294,7 +325,9 @@ class Layers:
         )
         return chainer.Variable(y, requires_grad=False)
 
-    def fold(self, conv, bn, dtype):
+    def fold(
+        self, conv: L.Convolution2D, bn: L.BatchNormalization, dtype: np.dtype
+    ) -> tuple[Array, Array]:
         """Return weights and float32 biases of a convolution with its normalisation."""
         kept = chainer.config.folded
         if kept is not None and (conv, bn) in kept:
@@ -308,26 +341,32 @@ class Layers:
             kept[conv, bn] = w, b
         return w, b
 
-    def subsample_and_pad(self, x, stride, out_channels):
+    def subsample_and_pad(
+        self, x: chainer.Variable, stride: int, out_channels: int
+    ) -> chainer.Variable:
         if stride == 1 and x.shape[1] == out_channels:
             return x
         return _SubsampleAndPad(self.provider, stride, out_channels).apply((x,))[0]
 
-    def max_pooling(self, x, ksize, stride, pad, round_up):
+    def max_pooling(
+        self, x: chainer.Variable, ksize: int, stride: int, pad: int, round_up: bool
+    ) -> chainer.Variable:
         return _MaxPooling(self.provider, ksize, stride, pad, round_up).apply((x,))[0]
 
-    def average_pooling(self, x):
+    def average_pooling(self, x: chainer.Variable) -> chainer.Variable:
         return _AveragePooling(self.provider).apply((x,))[0]
 
-    def excite(self, x, down, up, residual):
+    def excite(
+        self, x: chainer.Variable, down: L.Linear, up: L.Linear, residual: chainer.Variable
+    ) -> chainer.Variable:
         h = self.global_average_pooling(x)
         for fc, relu in ((down, True), (up, False)):
             h = F.cast(h, fc.W.dtype).reshape((*h.shape[:2], 1, 1))
             h = _Linear(self.provider, relu).apply((h, fc.W, fc.b))[0]
         return _Scale(self.provider).apply((x, h, residual))[0]
 
-    def global_average_pooling(self, x):
+    def global_average_pooling(self, x: chainer.Variable) -> chainer.Variable:
         return _MeanPooling(self.provider).apply((x,))[0]
 
-    def linear(self, x, fc):
+    def linear(self, x: chainer.Variable, fc: L.Linear) -> chainer.Variable:
         return _Linear(self.provider).apply((F.cast(x, fc.W.dtype), fc.W, fc.b))[0]

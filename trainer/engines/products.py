@@ -4,11 +4,17 @@ Maps are (batch, height, width, channels), weights (out, in / groups, k, k). Nar
 computed after several of them became one with weights of zero in between.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.engines import chunks
+
+if TYPE_CHECKING:
+    from trainer.types import Array, Shape
 
 # Matrix products with fewer channels than this run at a fraction of the speed.
 _CHANNELS = 32
@@ -74,7 +80,7 @@ def _is_product(k, pad, groups):
     return (k, pad, groups) == (1, 0, 1)
 
 
-def forward(x, w, stride, pad, groups):
+def forward(x: Array, w: Array, stride: int, pad: int, groups: int) -> Array:
     k = w.shape[2]
     if _is_product(k, pad, groups):
         x = x[:, ::stride, ::stride]
@@ -93,7 +99,7 @@ def forward(x, w, stride, pad, groups):
     return y
 
 
-def backward_data(gy, w, shape, stride, pad, groups):
+def backward_data(gy: Array, w: Array, shape: Shape, stride: int, pad: int, groups: int) -> Array:
     """Return the gradient for maps (batch, height, width, channels) of a shape."""
     k = w.shape[2]
     if _is_product(k, pad, groups):
@@ -111,8 +117,8 @@ def backward_data(gy, w, shape, stride, pad, groups):
     matrices = w.transpose(0, 1, 3, 4, 2).reshape(groups, out, -1)
     n, h, width, c = shape
     gx = np.zeros((n, h + 2 * pad, width + 2 * pad, c), gy.dtype)
-    _, height, wide, _ = gy.shape
-    for images, rows in chunks.of_images(*gy.shape[:3], k * k * channels):
+    batch, height, wide, _ = gy.shape
+    for images, rows in chunks.of_images(batch, height, wide, k * k * channels):
         for group in range(groups):
             part = gy[images, rows, :, group * out : (group + 1) * out]
             windows = (part.reshape(-1, out) @ matrices[group]).reshape(
@@ -130,7 +136,9 @@ def backward_data(gy, w, shape, stride, pad, groups):
     return gx[:, pad : pad + h, pad : pad + width]
 
 
-def backward_weights(x, gy, w_shape, stride, pad, groups):
+def backward_weights(
+    x: Array, gy: Array, w_shape: Shape, stride: int, pad: int, groups: int
+) -> Array:
     k = w_shape[2]
     if _is_product(k, pad, groups):
         x = x[:, ::stride, ::stride]

@@ -3,23 +3,36 @@
 All feature maps are (batch, channels, height, width).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import chainer
 import chainer.functions as F
 
+if TYPE_CHECKING:
+    import chainer.links as L
 
-def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0.0):
+
+def conv_bn(
+    x: chainer.Variable,
+    conv: L.Convolution2D,
+    bn: L.BatchNormalization,
+    relu: bool,
+    residual: chainer.Variable | None = None,
+    relu_first: bool = False,
+    eps_in_average: float = 0.0,
+) -> chainer.Variable:
     """relu(bn(conv(x)) + residual), the ReLU and the addition where asked for.
 
     Args:
-        x (chainer.Variable): Input feature map.
-        conv (chainer.links.Convolution2D): The convolution, without a bias.
-        bn (chainer.links.BatchNormalization): Its batch normalisation; it
-            follows ``chainer.config.train``.
-        relu (bool): Whether there is a ReLU.
-        residual (chainer.Variable): Added before the ReLU.
-        relu_first (bool): Whether it is added behind the ReLU instead.
-        eps_in_average (float): Added in training to the batch's variance before it enters
-            the running one.
+        x: Input feature map.
+        conv: The convolution, without a bias.
+        bn: Its batch normalisation; it follows ``chainer.config.train``.
+        relu: Whether there is a ReLU.
+        residual: Added before the ReLU.
+        relu_first: Whether it is added behind the ReLU instead.
+        eps_in_average: Added in training to the batch's variance before it enters the running one.
     """
     h = bn(conv(x))
     if eps_in_average and chainer.config.train:
@@ -32,7 +45,7 @@ def conv_bn(x, conv, bn, relu, residual=None, relu_first=False, eps_in_average=0
     return F.relu(h) if relu and not relu_first else h
 
 
-def subsample_and_pad(x, stride, out_channels):
+def subsample_and_pad(x: chainer.Variable, stride: int, out_channels: int) -> chainer.Variable:
     """Keep every ``stride``-th pixel and append zero channels up to ``out_channels``."""
     if stride > 1:
         x = F.average_pooling_2d(x, 1, stride, 0)
@@ -43,12 +56,14 @@ def subsample_and_pad(x, stride, out_channels):
     return x
 
 
-def max_pooling(x, ksize, stride, pad, round_up):
+def max_pooling(
+    x: chainer.Variable, ksize: int, stride: int, pad: int, round_up: bool
+) -> chainer.Variable:
     """Max pooling; with ``round_up`` a last, partial window counts."""
     return F.max_pooling_2d(x, ksize, stride, pad, cover_all=round_up)
 
 
-def average_pooling(x):
+def average_pooling(x: chainer.Variable) -> chainer.Variable:
     """Mean of each 2x2 window, stride 2; padding does not count."""
     for axis in (2, 3):
         if x.shape[axis] % 2:  # the mean of a value with itself is that value
@@ -57,33 +72,35 @@ def average_pooling(x):
     return F.average_pooling_2d(x, 2, 2)
 
 
-def excite(x, down, up, residual):
+def excite(
+    x: chainer.Variable, down: L.Linear, up: L.Linear, residual: chainer.Variable
+) -> chainer.Variable:
     """relu(x * sigmoid(up(relu(down(mean(x))))) + residual): squeeze and excitation.
 
     Args:
-        x (chainer.Variable): Feature map.
-        down (chainer.links.Linear): The first fully connected layer.
-        up (chainer.links.Linear): The second.
-        residual (chainer.Variable): Of x's shape.
+        x: Feature map.
+        down: The first fully connected layer.
+        up: The second.
+        residual: Of x's shape.
     """
     weights = F.sigmoid(up(F.relu(down(F.average(x, (2, 3))))))
     return F.relu(x * F.broadcast_to(weights[:, :, None, None], x.shape) + residual)
 
 
-def global_average_pooling(x):
+def global_average_pooling(x: chainer.Variable) -> chainer.Variable:
     """Mean over height and width: (batch, channels, 1, 1)."""
     return F.average_pooling_2d(x, x.shape[2:])
 
 
-def linear(x, fc):
+def linear(x: chainer.Variable, fc: L.Linear) -> chainer.Variable:
     """The classifier: (batch, channels, 1, 1) to (batch, classes)."""
     return fc(x)
 
 
-def unavailable(gpu):
+def unavailable(gpu: int) -> str | None:
     """Say why this engine cannot compute on a GPU (below 0: the CPU), or return ``None``."""
 
 
-def precisions():
+def precisions() -> tuple[str, ...]:
     """Return the precisions that can be asked for here."""
     return ('float32',)

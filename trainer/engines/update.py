@@ -15,7 +15,7 @@ class NotSupported(Exception):
 CHAINER, TORCH, NESTEROV = range(3)
 
 
-def _kind(optimizer):
+def _kind(optimizer: chainer.Optimizer) -> tuple[int, str]:
     """Return the kind of the update and the name of its state."""
     if type(optimizer) is chainer.optimizers.MomentumSGD:
         return CHAINER, 'v'
@@ -28,23 +28,22 @@ class Update:
     """The parts of an optimizer's update.
 
     Args:
-        optimizer (chainer.Optimizer): MomentumSGD or TorchSGD, set up, whose hooks are the
-            norm of the gradients, weight decay and the classifier's own rate, in this order.
+        optimizer: MomentumSGD or TorchSGD, set up, whose hooks are the norm of the gradients,
+            weight decay and the classifier's own rate, in this order.
 
     Attributes:
-        kind (int): :data:`CHAINER`, :data:`TORCH` or :data:`NESTEROV`.
-        state (str): The name of its state in an update rule.
-        clip (trainer.optimizers.ClipGradient): Largest norm of the gradients, or ``None``.
-        decay (chainer.optimizer_hooks.WeightDecay or trainer.optimizers.WeightDecays): Weight
-            decay, or ``None``.
-        head (trainer.optimizers.HeadRate): The classifier's own rate, or ``None``.
-        params (list of chainer.Parameter): Those that are not frozen; float32.
+        kind: :data:`CHAINER`, :data:`TORCH` or :data:`NESTEROV`.
+        state: The name of its state in an update rule.
+        clip: Largest norm of the gradients, or ``None``.
+        decay: Weight decay, or ``None``.
+        head: The classifier's own rate, or ``None``.
+        params: Those that are not frozen; float32.
 
     Raises:
         NotSupported: It is another one.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: chainer.Optimizer) -> None:
         self.kind, self.state = _kind(optimizer)
         self.optimizer = optimizer
         hooks = list(optimizer._hookable._pre_update_hooks.values())
@@ -54,12 +53,16 @@ class Update:
         def first(*kinds):
             return hooks.pop(0) if hooks and isinstance(hooks[0], kinds) else None
 
-        self.clip = first(ClipGradient)
-        self.decay = first(chainer.optimizer_hooks.WeightDecay, WeightDecays)
-        self.head = first(HeadRate)
+        self.clip: ClipGradient | None = first(ClipGradient)
+        self.decay: chainer.optimizer_hooks.WeightDecay | WeightDecays | None = first(
+            chainer.optimizer_hooks.WeightDecay, WeightDecays
+        )
+        self.head: HeadRate | None = first(HeadRate)
         if hooks:
             raise NotSupported(f'hook {type(hooks[0]).__name__}')
-        self.params = [p for p in optimizer.target.params() if p.update_rule.enabled]
+        self.params: list[chainer.Parameter] = [
+            p for p in optimizer.target.params() if p.update_rule.enabled
+        ]
         for param in self.params:
             rule = param.update_rule
             if param.dtype != np.float32 or not param.array.flags.c_contiguous:
@@ -74,13 +77,13 @@ class Update:
                 id(param): i for i, (_, of) in enumerate(self.decay.groups) for param in of
             }
 
-    def decays(self):
+    def decays(self) -> list[float]:
         """Return the rates of weight decay, a list of one or more."""
         if isinstance(self.decay, WeightDecays):
             return [rate for rate, _ in self.decay.groups]
         return [0.0 if self.decay is None else self.decay.rate]
 
-    def group(self, param):
+    def group(self, param: chainer.Parameter) -> int:
         """Return which of :meth:`decays` is a parameter's."""
         return self._group.get(id(param), 0)
 
@@ -126,14 +129,15 @@ def apply(optimizer: chainer.Optimizer) -> None:
     optimizer.t += 1
     clip = 1.0 if update.clip is None else update.clip.factor(update.params)
     decays = update.decays()
-    head = () if update.head is None else {id(p) for p in update.head.params}
+    head = update.head
+    rates = {} if head is None else {id(p): head.factor for p in head.params}
     parts = []
     for param in update.params:
         param.update_rule.t += 1
         if not param.grad.flags.c_contiguous:
             param.grad = np.ascontiguousarray(param.grad)
         arrays = param.array, param.grad, param.update_rule.state[update.state]
-        factor = update.head.factor if id(param) in head else None
+        factor = rates.get(id(param))
         own = decays[update.group(param)], factor
         parts.append(([a.reshape(-1) for a in arrays], own))
 

@@ -33,14 +33,14 @@ fold = _layers.fold
 
 
 @functools.cache
-def unavailable(gpu):
+def unavailable(gpu: int) -> str | None:
     """Return why this engine cannot be used on a GPU, or ``None``.
 
     Small layers are computed forward and backward in each precision and compared with the
     reference, so that no network is trained with kernels that fail on this machine.
 
     Args:
-        gpu (int): Number of the GPU.
+        gpu: Number of the GPU.
     """
     for name in ('cupy', 'cudnn'):
         if importlib.util.find_spec(name) is None:
@@ -59,7 +59,7 @@ def unavailable(gpu):
     return None
 
 
-def precisions():
+def precisions() -> tuple[str, ...]:
     return PRECISIONS
 
 

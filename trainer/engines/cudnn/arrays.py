@@ -5,16 +5,24 @@ cuDNN has no plan. Statistics and sums are at least float32, whatever the dtype 
 maps. ``precision`` is accepted and ignored.
 """
 
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 import chainer
 import chainer.functions as F
 import numpy as np
 from chainer import backend
 
 from trainer.engines import arrays
-from trainer.engines.autograd import ADD, ADD_RELU, RELU, RELU_ADD
+from trainer.engines.autograd import ADD, ADD_RELU, RELU, RELU_ADD, Running
+
+if TYPE_CHECKING:
+    from trainer.types import Array, Shape
 
 
-def empty(xp, shape, dtype):
+def empty(xp: ModuleType, shape: Shape, dtype: np.dtype) -> Array:
     """Return an array (batch, channels, height, width) whose memory is NHWC."""
     n, c, h, w = shape
     return xp.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
@@ -35,7 +43,9 @@ def _conv(x, w, stride, pad, groups):
         return x, w, F.convolution_2d(x, w, None, stride, pad, groups=groups)
 
 
-def conv_forward(x, w, stride, pad, groups, precision=None):
+def conv_forward(
+    x: Array, w: Array, stride: int, pad: int, groups: int, precision: str | None = None
+) -> Array:
     """Convolve: (batch, in, height, width) with (out, in / groups, k, k), no bias."""
     return _conv(x, w, stride, pad, groups)[2].array.astype(x.dtype, copy=False)
 
@@ -46,7 +56,16 @@ def _conv_grad(x, w, gy, stride, pad, groups, which):
     return chainer.grad([y], [inputs[which]], [gy])[0].array
 
 
-def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision=None):
+def conv_backward_data(
+    gy: Array,
+    w: Array,
+    x_shape: Shape,
+    stride: int,
+    pad: int,
+    groups: int,
+    addend: Array | None,
+    precision: str | None = None,
+) -> Array:
     """Return the gradient of the input, in ``gy``'s dtype; ``addend`` is added."""
     xp = backend.get_array_module(gy)
     x = xp.zeros(x_shape, gy.dtype)
@@ -56,13 +75,32 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision=No
     return gx.astype(gy.dtype, copy=False)
 
 
-def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision=None):
+def conv_backward_weights(
+    x: Array,
+    gy: Array,
+    w_shape: Shape,
+    stride: int,
+    pad: int,
+    groups: int,
+    precision: str | None = None,
+) -> Array:
     """Return the gradient of :func:`conv_forward`'s weights, at least float32."""
     xp = backend.get_array_module(gy)
     return _conv_grad(x, xp.zeros(w_shape, x.dtype), gy, stride, pad, groups, 1)
 
 
-def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precision=None):
+def conv_bias(
+    x: Array,
+    w: Array,
+    b: Array,
+    stride: int,
+    pad: int,
+    groups: int,
+    residual: Array | None,
+    relu: bool,
+    relu_first: bool,
+    precision: str | None = None,
+) -> Array:
     """relu(conv(x, w) + b + residual): inference, batch normalisation folded.
 
     With ``relu_first`` the residual is added after the ReLU.
@@ -75,15 +113,15 @@ def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precisio
     return (y.clip(0, None) if relu and not relu_first else y).astype(x.dtype, copy=False)
 
 
-def statistics(x, running):
+def statistics(x: Array, running: Running) -> tuple[Array, Array]:
     """Statistics of each channel; ``running`` is updated in place.
 
     Args:
-        x (array): (batch, channels, height, width).
-        running (Running): The variance's share is unbiased.
+        x: (batch, channels, height, width).
+        running: The variance's share is unbiased.
 
     Returns:
-        tuple of array: Mean and 1 / sqrt(variance + eps), (channels,).
+        Mean and 1 / sqrt(variance + eps), (channels,).
     """
     wide = _wide(x)
     mean = x.mean(axis=(0, 2, 3), dtype=wide)
@@ -96,15 +134,23 @@ def statistics(x, running):
     return mean, 1 / (var + wide.type(running.eps)) ** wide.type(0.5)
 
 
-def normalize(x, residual, mean, inv_std, gamma, beta, kind):
+def normalize(
+    x: Array,
+    residual: Array | None,
+    mean: Array,
+    inv_std: Array,
+    gamma: Array,
+    beta: Array,
+    kind: int,
+) -> tuple[Array, Array | None]:
     """Normalise x by its statistics, then add and apply a ReLU as ``kind`` says.
 
     Args:
-        kind (int): :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added;
-            :data:`ADD_RELU`, followed by a ReLU; :data:`RELU_ADD`, preceded by a ReLU.
+        kind: :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added; :data:`ADD_RELU`,
+            followed by a ReLU; :data:`RELU_ADD`, preceded by a ReLU.
 
     Returns:
-        tuple: y, and the mask for :func:`bn_backward`.
+        y, and the mask for :func:`bn_backward`.
     """
     y = (x - _channels(mean)) * _channels(inv_std * gamma) + _channels(beta)
     if kind == RELU_ADD:
@@ -118,14 +164,24 @@ def normalize(x, residual, mean, inv_std, gamma, beta, kind):
     return y.astype(x.dtype, copy=False), mask
 
 
-def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
+def bn_backward(
+    gy: Array,
+    mask: Array | None,
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    mean: Array,
+    inv_std: Array,
+    kind: int,
+    keep: bool,
+) -> tuple[Array, Array, Array, Array]:
     """Gradients of :func:`normalize`, through the statistics as well.
 
     Args:
-        keep (bool): Whether the residual's gradient is wanted.
+        keep: Whether the residual's gradient is wanted.
 
     Returns:
-        tuple: for x, gamma, beta, and the residual.
+        For x, gamma, beta, and the residual.
     """
     g = gy if mask is None else gy * mask
     wide = _wide(x)
@@ -139,7 +195,9 @@ def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
     return gx.astype(x.dtype, copy=False), ggamma, gbeta, g if kind == ADD_RELU else gy
 
 
-def max_pooling(x, y_shape, size, stride, pad):
+def max_pooling(
+    x: np.ndarray, y_shape: Shape, size: int, stride: int, pad: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the maximum of each window, and its position for :func:`max_pooling_backward`."""
     n, c, h, w = x.shape
     rows, columns = ((out - 1) * stride + size for out in y_shape[2:])
@@ -152,13 +210,15 @@ def max_pooling(x, y_shape, size, stride, pad):
     return np.take_along_axis(windows, place[..., None], -1)[..., 0], place.astype(np.uint8)
 
 
-def max_pooling_backward(gy, place, x_shape, size, stride, pad):
+def max_pooling_backward(
+    gy: np.ndarray, place: np.ndarray, x_shape: Shape, size: int, stride: int, pad: int
+) -> np.ndarray:
     """Return the gradient of :func:`max_pooling`; of equal values the first gets it."""
     n, c, h, w = x_shape
     rows, columns = ((out - 1) * stride + size for out in gy.shape[2:])
     gx = np.zeros((n, c, max(rows, h + 2 * pad), max(columns, w + 2 * pad)), gy.dtype)
-    i, j, y, x = np.indices(gy.shape, sparse=True)
-    np.add.at(gx, (i, j, y * stride + place // size, x * stride + place % size), gy)
+    image, channel, y, x = np.ix_(*map(np.arange, gy.shape))
+    np.add.at(gx, (image, channel, y * stride + place // size, x * stride + place % size), gy)
     return gx[:, :, pad : pad + h, pad : pad + w]
 
 
@@ -166,29 +226,29 @@ average_pooling = arrays.average_pooling
 average_pooling_backward = arrays.average_pooling_backward
 
 
-def scale(x, weights, residual):
+def scale(x: Array, weights: Array, residual: Array | None) -> Array:
     """relu(x * weights + residual), weights (batch, channels) of each image's channels."""
     return (x * weights[:, :, None, None] + residual).clip(0, None).astype(x.dtype, copy=False)
 
 
-def scale_backward(gy, y, x, weights):
+def scale_backward(gy: Array, y: Array, x: Array, weights: Array) -> tuple[Array, Array, Array]:
     """Gradients of :func:`scale` for x, weights and residual."""
     masked = gy * (y > 0)
     gweights = (masked * x.astype(_wide(x), copy=False)).sum(axis=(2, 3), dtype=_wide(x))
     return (masked * weights[:, :, None, None]).astype(x.dtype, copy=False), gweights, masked
 
 
-def mean_pooling(x):
+def mean_pooling(x: Array) -> Array:
     """Return the mean over height and width, at least float32: (batch, channels, 1, 1)."""
     return x.mean(axis=(2, 3), dtype=_wide(x), keepdims=True)
 
 
-def mean_pooling_backward(gy, x_shape, dtype):
+def mean_pooling_backward(gy: Array, x_shape: Shape, dtype: np.dtype) -> Array:
     """Gradient of :func:`mean_pooling`, of type ``dtype``."""
     gx = gy / gy.dtype.type(x_shape[2] * x_shape[3])
     return np.broadcast_to(gx, x_shape).astype(dtype)
 
 
-def accumulate(x, y):
+def accumulate(x: Array, y: Array) -> None:
     """Add y to x, in place."""
     x += y

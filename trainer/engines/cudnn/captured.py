@@ -1,9 +1,18 @@
 """Work that is captured once as a CUDA graph and then replayed without Python's overhead."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from trainer import cuda
 from trainer.engines.cudnn import timing
+
+if TYPE_CHECKING:
+    import cupy
+
+    from trainer.types import R
 
 
 class Room:
@@ -15,14 +24,14 @@ class Room:
     :func:`trainer.cuda.lasting`.
 
     Attributes:
-        stream (cupy.cuda.Stream): The stream.
+        stream: The stream.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         import cupy
 
         self._cupy = cupy
-        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.stream: cupy.cuda.Stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool()
         self._lost = False
 
@@ -35,7 +44,7 @@ class Room:
             self._lost = True
         return memory
 
-    def lost(self):
+    def lost(self) -> bool:
         """Return whether the pool has freed blocks since the last call.
 
         CuPy frees cached blocks when the GPU runs out of memory. Graphs captured before that
@@ -45,7 +54,7 @@ class Room:
         return lost
 
     @contextlib.contextmanager
-    def entered(self):
+    def entered(self) -> Iterator[None]:
         """Make this stream current; its work is ordered after the work already queued on the
         previous stream and before the work queued there later."""
         before = self._cupy.cuda.get_current_stream()
@@ -56,12 +65,12 @@ class Room:
         finally:
             before.wait_event(self.stream.record())
 
-    def run(self, function):
+    def run(self, function: Callable[[], R]) -> R:
         """Call a function with allocations from this pool. Call it in :meth:`entered`."""
         with self._cupy.cuda.using_allocator(self._allocate):
             return function()
 
-    def capture(self, function):
+    def capture(self, function: Callable[[], R]) -> tuple[cupy.cuda.Graph, R]:
         """Return the CUDA graph of a function, and what the function returned.
 
         Call it in :meth:`entered`, after the function has run once: building plans and

@@ -5,9 +5,19 @@ convolution, and the kernels of :mod:`trainer.engines.cudnn.grouped`. Each funct
 what the one of its name in :mod:`trainer.engines.cudnn.arrays` computes.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from trainer.engines.cudnn import arrays, graphs, grouped, kernels, timing
+
+if TYPE_CHECKING:
+    import cupy
+
+    from trainer.engines.autograd import Running
+    from trainer.types import Shape
 
 #: Groups that are worth a graph each.
 FEW_GROUPS = 8
@@ -28,7 +38,9 @@ def _own(own, what, x, w_shape, stride, pad, groups, precision, ways):
     return timing.by_time(f'{precision} {what} {x.shape} {w_shape} {stride} {pad}', ways)
 
 
-def conv_forward(x, w, stride, pad, groups, precision):
+def conv_forward(
+    x: cupy.ndarray, w: cupy.ndarray, stride: int, pad: int, groups: int, precision: str
+) -> cupy.ndarray:
     def by_graph():
         y = _like(x, graphs.out_shape(x.shape, w.shape, stride, pad))
         graphs.conv_forward(x.shape, w.shape, stride, pad, False, x.dtype.char, precision)(x, w, y)
@@ -47,7 +59,9 @@ def conv_forward(x, w, stride, pad, groups, precision):
     )
 
 
-def conv_with_sums(x, w, stride, pad, groups, precision):
+def conv_with_sums(
+    x: cupy.ndarray, w: cupy.ndarray, stride: int, pad: int, groups: int, precision: str
+) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     """Return what :func:`conv_forward` does, and the sums of each channel's values and of
     their squares, float32 (channels,)."""
     import cupy
@@ -60,7 +74,15 @@ def conv_with_sums(x, w, stride, pad, groups, precision):
     return y, total, square
 
 
-def conv_statistics(x, w, stride, pad, groups, running, precision):
+def conv_statistics(
+    x: cupy.ndarray,
+    w: cupy.ndarray,
+    stride: int,
+    pad: int,
+    groups: int,
+    running: Running,
+    precision: str,
+) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     """Return what :func:`conv_forward` does, and its statistics
     (:func:`trainer.engines.cudnn.arrays.statistics`)."""
 
@@ -131,7 +153,16 @@ def _data_gradient_by_group(gy, w, x_shape, stride, pad, groups, precision):
     return gx
 
 
-def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
+def conv_backward_data(
+    gy: cupy.ndarray,
+    w: cupy.ndarray,
+    x_shape: Shape,
+    stride: int,
+    pad: int,
+    groups: int,
+    addend: cupy.ndarray | None,
+    precision: str,
+) -> cupy.ndarray:
     def compute(*addend):
         return _data_gradient(gy, w, x_shape, stride, pad, precision, *addend)
 
@@ -171,7 +202,15 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend, precision):
     )
 
 
-def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
+def conv_backward_weights(
+    x: cupy.ndarray,
+    gy: cupy.ndarray,
+    w_shape: Shape,
+    stride: int,
+    pad: int,
+    groups: int,
+    precision: str,
+) -> cupy.ndarray:
     """As in arrays, but of float16 inputs in float16 where that is faster or all there is."""
 
     def compute(out):
@@ -197,7 +236,18 @@ def conv_backward_weights(x, gy, w_shape, stride, pad, groups, precision):
     )
 
 
-def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first, precision):
+def conv_bias(
+    x: cupy.ndarray,
+    w: cupy.ndarray,
+    b: cupy.ndarray,
+    stride: int,
+    pad: int,
+    groups: int,
+    residual: cupy.ndarray | None,
+    relu: bool,
+    relu_first: bool,
+    precision: str,
+) -> cupy.ndarray:
     def by_graph():
         y = _like(x, graphs.out_shape(x.shape, w.shape, stride, pad))
         graph = graphs.conv_bias(

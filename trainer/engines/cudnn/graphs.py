@@ -7,16 +7,26 @@ chosen by time among the heuristics' first few (:mod:`trainer.engines.cudnn.timi
 library, propagate.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import itertools
 import textwrap
+from typing import TYPE_CHECKING
 
 import chainer
 import numpy as np
 
 from trainer.engines.cudnn import library, timing
 from trainer.engines.cudnn.timing import NotSupported
+
+if TYPE_CHECKING:
+    import cudnn
+    import cupy
+    import numpy.typing as npt
+
+    from trainer.types import Shape
 
 #: Largest workspace of a plan, in bytes.
 WORKSPACE = 1 << 28
@@ -25,12 +35,12 @@ WORKSPACE = 1 << 28
 COMPILED = 3
 
 
-def dims(shape, channels=None):
+def dims(shape: Shape, channels: int | None = None) -> tuple[list[int], list[int]]:
     """Return (dim, stride) of an NHWC tensor, as graphs want them.
 
     Args:
-        shape (tuple): (batch, channels, height, width).
-        channels (int): Channels of the whole map, if the tensor is a slice of its channels.
+        shape: (batch, channels, height, width).
+        channels: Channels of the whole map, if the tensor is a slice of its channels.
     """
     n, c, h, w = shape
     pixel = channels or c
@@ -41,12 +51,14 @@ class Graph:
     """A cuDNN graph under construction, then its chosen plan.
 
     Args:
-        key (tuple): Operation and shapes; the key in the cache of choices.
-        precision (str): 'float32' (no TF32), 'tf32' or 'mixed'.
-        device (trainer.engines.cudnn.library.Device): The target GPU.
+        key: Operation and shapes; the key in the cache of choices.
+        precision: 'float32' (no TF32), 'tf32' or 'mixed'.
+        device: The target GPU.
     """
 
-    def __init__(self, key, precision, device):
+    tensors: list[cudnn.tensor]
+
+    def __init__(self, key: tuple, precision: str, device: library.Device) -> None:
         cudnn = self.cudnn = library.frontend()
         self.key = f'{precision} {key}'
         self.precision = precision
@@ -60,31 +72,36 @@ class Graph:
             device_property=device.properties,
         )
         self.tensors = []
-        self.plan = self.refused = None
+        self.plan: tuple[int, int] | None = None
+        self.refused: str | None = None
         self.timed = False
 
     def _type(self, dtype):
         types = self.cudnn.data_type
         return {'e': types.HALF, 'f': types.FLOAT}[np.dtype(dtype).char]
 
-    def input(self, shape, dtype, channels=None):
+    def input(
+        self, shape: Shape, dtype: npt.DTypeLike, channels: int | None = None
+    ) -> cudnn.tensor:
         dim, stride = dims(shape, channels)
         tensor = self.graph.tensor(dim=dim, stride=stride, data_type=self._type(dtype))
         self.tensors.append(tensor)
         return tensor
 
-    def channels(self, n):
+    def channels(self, n: int) -> cudnn.tensor:
         """Declare a float32 input (1, n, 1, 1)."""
         return self.input((1, n, 1, 1), np.float32)
 
-    def output(self, tensor, shape, dtype, channels=None):
+    def output(
+        self, tensor: cudnn.tensor, shape: Shape, dtype: npt.DTypeLike, channels: int | None = None
+    ) -> cudnn.tensor:
         # cuDNN guesses NHWC strides for outputs that have none.
         dim, stride = dims(shape, channels)
         tensor.set_output(True).set_data_type(self._type(dtype)).set_dim(dim).set_stride(stride)
         self.tensors.append(tensor)
         return tensor
 
-    def virtual(self, tensor, shape):
+    def virtual(self, tensor: cudnn.tensor, shape: Shape) -> cudnn.tensor:
         """Set the layout of an intermediate tensor."""
         dim, stride = dims(shape)
         tensor.set_data_type(self.cudnn.data_type.FLOAT).set_dim(dim).set_stride(stride)
@@ -94,7 +111,7 @@ class Graph:
         first = reason.partition('\n')[0]  # what each of cuDNN's engines says follows
         return NotSupported(f'{self.key} ({textwrap.shorten(first, 200)})')
 
-    def finish(self):
+    def finish(self) -> Graph:
         """Validate the graph and query its plans.
 
         Raises:
@@ -116,7 +133,7 @@ class Graph:
             raise self._not_supported(str(e)) from e
         return self
 
-    def __call__(self, *arrays):
+    def __call__(self, *arrays: cupy.ndarray) -> None:
         """Compute on arrays, given in the order in which tensors were declared."""
         if self.refused is not None:
             raise NotSupported(self.refused)
@@ -183,7 +200,7 @@ class Graph:
 # Builders. Shapes are tuples; each combination of arguments is built once.
 
 
-def out_shape(x, w, stride, pad):
+def out_shape(x: Shape, w: Shape, stride: int, pad: int) -> tuple[int, int, int, int]:
     """Return the shape of a convolution's output."""
     size = [(n + 2 * pad - k) // stride + 1 for n, k in zip(x[2:], w[2:])]
     return x[0], w[0], size[0], size[1]
@@ -193,7 +210,16 @@ def _conv_arguments(stride, pad):
     return {'padding': [pad, pad], 'stride': [stride, stride], 'dilation': [1, 1]}
 
 
-def build_conv_forward(x, w, stride, pad, summed, dtype, precision, device):
+def build_conv_forward(
+    x: Shape,
+    w: Shape,
+    stride: int,
+    pad: int,
+    summed: bool,
+    dtype: str,
+    precision: str,
+    device: library.Device,
+) -> Graph:
     g = Graph(('conv_forward', x, w, stride, pad, summed), precision, device)
     y = g.graph.conv_fprop(
         image=g.input(x, dtype), weight=g.input(w, dtype), **_conv_arguments(stride, pad)
@@ -205,7 +231,17 @@ def build_conv_forward(x, w, stride, pad, summed, dtype, precision, device):
     return g.finish()
 
 
-def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, device):
+def build_conv_backward_data(
+    gy: Shape,
+    w: Shape,
+    x: Shape,
+    stride: int,
+    pad: int,
+    added: bool,
+    dtype: str,
+    precision: str,
+    device: library.Device,
+) -> Graph:
     g = Graph(('conv_backward_data', gy, w, x, stride, pad, added), precision, device)
     gx = g.graph.conv_dgrad(
         loss=g.input(gy, dtype), filter=g.input(w, dtype), **_conv_arguments(stride, pad)
@@ -217,7 +253,17 @@ def build_conv_backward_data(gy, w, x, stride, pad, added, dtype, precision, dev
     return g.finish()
 
 
-def build_group_backward_data(gy, w, x, stride, pad, channels, dtype, precision, device):
+def build_group_backward_data(
+    gy: Shape,
+    w: Shape,
+    x: Shape,
+    stride: int,
+    pad: int,
+    channels: tuple[int, int],
+    dtype: str,
+    precision: str,
+    device: library.Device,
+) -> Graph:
     """The data gradient of one group; ``channels`` are those of the whole maps (gy, x)."""
     g = Graph(('group_backward_data', gy, w, x, stride, pad, channels), precision, device)
     gx = g.graph.conv_dgrad(
@@ -229,7 +275,17 @@ def build_group_backward_data(gy, w, x, stride, pad, channels, dtype, precision,
     return g.finish()
 
 
-def build_conv_backward_weights(x, gy, w, stride, pad, out, dtype, precision, device):
+def build_conv_backward_weights(
+    x: Shape,
+    gy: Shape,
+    w: Shape,
+    stride: int,
+    pad: int,
+    out: str,
+    dtype: str,
+    precision: str,
+    device: library.Device,
+) -> Graph:
     g = Graph(('conv_backward_weights', x, gy, w, stride, pad, out), precision, device)
     gw = g.graph.conv_wgrad(
         image=g.input(x, dtype), loss=g.input(gy, dtype), **_conv_arguments(stride, pad)
@@ -238,7 +294,18 @@ def build_conv_backward_weights(x, gy, w, stride, pad, out, dtype, precision, de
     return g.finish()
 
 
-def build_conv_bias(x, w, stride, pad, residual, relu, relu_first, dtype, precision, device):
+def build_conv_bias(
+    x: Shape,
+    w: Shape,
+    stride: int,
+    pad: int,
+    residual: bool,
+    relu: bool,
+    relu_first: bool,
+    dtype: str,
+    precision: str,
+    device: library.Device,
+) -> Graph:
     """relu(conv(x, w) + b + residual): inference, batch normalisation folded."""
     g = Graph(('conv_bias', x, w, stride, pad, residual, relu, relu_first), precision, device)
     y_shape = out_shape(x, w, stride, pad)

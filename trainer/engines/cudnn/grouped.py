@@ -5,13 +5,21 @@ narrow, and ten times with bias and ReLU. Functions take and return what those o
 in :mod:`trainer.engines.cudnn.arrays` do, as CuPy arrays of float16 whose memory is NHWC.
 """
 
+from __future__ import annotations
+
 import functools
 import typing
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer import cuda
 from trainer.engines.cudnn import arrays, library
+
+if TYPE_CHECKING:
+    import cupy
+
+    from trainer.types import Shape
 
 #: The files, compiled one behind the other; PRODUCT_DEPTH is 8, 16 or 32.
 SOURCES = 'tiles.cuh', 'fragments.cuh', 'grouped.cu'
@@ -30,11 +38,11 @@ _SHARED = 112 * 1024
 _TILE, _COPY, _COMPUTE = 800, 4, 6
 
 
-def supports(w_shape: tuple, stride: int, pad: int, groups: int, dtype) -> bool:
+def supports(w_shape: tuple, stride: int, pad: int, groups: int, dtype: np.dtype) -> bool:
     """Say whether there are kernels for a convolution on the current GPU.
 
     Args:
-        w_shape (tuple): Of the weights, (out, in / groups, height, width).
+        w_shape: Of the weights, (out, in / groups, height, width).
     """
     out, width, *window = w_shape
     return (
@@ -174,22 +182,28 @@ def _convolve(x, w, bias, stride, backward, relu, summed):
     return y, sums[1]
 
 
-def conv_forward(x, w, stride):
+def conv_forward(x: cupy.ndarray, w: cupy.ndarray, stride: int) -> cupy.ndarray:
     return _convolve(x, w, None, stride, False, False, False)[0]
 
 
-def conv_with_sums(x, w, stride):
+def conv_with_sums(
+    x: cupy.ndarray, w: cupy.ndarray, stride: int
+) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     """Return what :func:`conv_forward` does, and the sums of each channel's values and of
     their squares, float32 (channels,)."""
     y, sums = _convolve(x, w, None, stride, False, False, True)
     return y, sums[0], sums[1]
 
 
-def conv_bias(x, w, bias, stride, relu):
+def conv_bias(
+    x: cupy.ndarray, w: cupy.ndarray, bias: cupy.ndarray, stride: int, relu: bool
+) -> cupy.ndarray:
     return _convolve(x, w, bias, stride, False, relu, False)[0]
 
 
-def conv_backward_data(gy, w, x_shape, stride):
+def conv_backward_data(
+    gy: cupy.ndarray, w: cupy.ndarray, x_shape: Shape, stride: int
+) -> cupy.ndarray:
     if stride == 1:
         return _convolve(gy, w, None, 1, True, False, False)[0]
     gx = _empty(x_shape)
@@ -209,7 +223,9 @@ def conv_backward_data(gy, w, x_shape, stride):
     return gx
 
 
-def conv_backward_weights(x, gy, w_shape, stride):
+def conv_backward_weights(
+    x: cupy.ndarray, gy: cupy.ndarray, w_shape: Shape, stride: int
+) -> cupy.ndarray:
     import cupy
 
     width = w_shape[1]

@@ -6,13 +6,21 @@ kernels store at most a bit. Functions take and return what those of their names
 :mod:`trainer.engines.cudnn.arrays` do, as CuPy arrays of float16 or float32 in NHWC memory.
 """
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer import cuda
-from trainer.engines.autograd import ADD_RELU, PLAIN, RELU
+from trainer.engines.autograd import ADD_RELU, PLAIN, RELU, Running
 from trainer.engines.cudnn import arrays
+
+if TYPE_CHECKING:
+    import cupy
+
+    from trainer.types import Shape
 
 _launch = cuda.kernels(__file__, 'kernels.cu')
 _launch_pooling = cuda.kernels(__file__, 'pooling.cu')
@@ -112,14 +120,16 @@ def _statistics(running):
     )
 
 
-def statistics(x, running):
+def statistics(x: cupy.ndarray, running: Running) -> tuple[cupy.ndarray, cupy.ndarray]:
     rows = _Rows('statistics', x)
     found, arguments = _statistics(running)
     rows.launch(x, *rows.sizes(), *arguments, *rows.sums(), shared=rows.shared)
     return found
 
 
-def statistics_of_sums(total, square, rows, running):
+def statistics_of_sums(
+    total: cupy.ndarray, square: cupy.ndarray, rows: int, running: Running
+) -> tuple[cupy.ndarray, cupy.ndarray]:
     """As :func:`statistics`, from the sums of ``rows`` values and of their squares per channel."""
     found, arguments = _statistics(running)
     _launch(
@@ -135,7 +145,15 @@ def statistics_of_sums(total, square, rows, running):
     return found
 
 
-def normalize(x, residual, mean, inv_std, gamma, beta, kind):
+def normalize(
+    x: cupy.ndarray,
+    residual: cupy.ndarray | None,
+    mean: cupy.ndarray,
+    inv_std: cupy.ndarray,
+    gamma: cupy.ndarray,
+    beta: cupy.ndarray,
+    kind: int,
+) -> tuple[cupy.ndarray, cupy.ndarray | None]:
     import cupy
 
     rows = _Rows('normalize', x)
@@ -156,7 +174,7 @@ def _identity(device, channels):
         return cupy.zeros(channels, np.float32), cupy.ones(channels, np.float32)
 
 
-def add_bias(x, b, relu):
+def add_bias(x: cupy.ndarray, b: cupy.ndarray, relu: bool) -> cupy.ndarray:
     """Return x + b, then a ReLU if wanted; b is float32 (channels,)."""
     import cupy
 
@@ -164,7 +182,17 @@ def add_bias(x, b, relu):
     return normalize(x, None, zero, one, one, b, RELU if relu else PLAIN)[0]
 
 
-def bn_backward(gy, mask, x, gamma, beta, mean, inv_std, kind, keep):
+def bn_backward(
+    gy: cupy.ndarray,
+    mask: cupy.ndarray | None,
+    x: cupy.ndarray,
+    gamma: cupy.ndarray,
+    beta: cupy.ndarray,
+    mean: cupy.ndarray,
+    inv_std: cupy.ndarray,
+    kind: int,
+    keep: bool,
+) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     import cupy
 
     rows = _Rows('backward_sums', x)
@@ -227,13 +255,17 @@ def _window(x_shape, y_shape, size, stride, pad):
     return tuple(map(np.int32, (n, h, w, c) + tuple(y_shape[2:]) + (size, stride, pad)))
 
 
-def max_pooling(x, y_shape, size, stride, pad):
+def max_pooling(
+    x: cupy.ndarray, y_shape: Shape, size: int, stride: int, pad: int
+) -> tuple[cupy.ndarray, cupy.ndarray]:
     y, place = _empty(y_shape, x.dtype), _empty(y_shape, np.uint8)
     _each('max_pool', x, y.size, x, *_window(x.shape, y_shape, size, stride, pad), y, place)
     return y, place
 
 
-def max_pooling_backward(gy, place, x_shape, size, stride, pad):
+def max_pooling_backward(
+    gy: cupy.ndarray, place: cupy.ndarray, x_shape: Shape, size: int, stride: int, pad: int
+) -> cupy.ndarray:
     gx = _empty(x_shape, gy.dtype)
     _each(
         'max_pool_backward',
@@ -247,14 +279,14 @@ def max_pooling_backward(gy, place, x_shape, size, stride, pad):
     return gx
 
 
-def average_pooling(x):
+def average_pooling(x: cupy.ndarray) -> cupy.ndarray:
     n, c, h, w = x.shape
     y = _empty((n, c, -(-h // 2), -(-w // 2)), x.dtype)
     _each('average_pool', x, y.size, x, *map(np.int32, (n, h, w, c)), y)
     return y
 
 
-def average_pooling_backward(gy, x_shape):
+def average_pooling_backward(gy: cupy.ndarray, x_shape: Shape) -> cupy.ndarray:
     n, c, h, w = x_shape
     gx = _empty(x_shape, gy.dtype)
     _each('average_pool_backward', gx, gx.size, gy, *map(np.int32, (n, h, w, c)), gx)
@@ -277,7 +309,7 @@ def _each_image(kernel, x, inputs, outputs):
     )
 
 
-def mean_pooling(x):
+def mean_pooling(x: cupy.ndarray) -> cupy.ndarray:
     import cupy
 
     y = cupy.empty((*x.shape[:2], 1, 1), np.float32)
@@ -285,7 +317,7 @@ def mean_pooling(x):
     return y
 
 
-def scale(x, weights, residual):
+def scale(x: cupy.ndarray, weights: cupy.ndarray, residual: cupy.ndarray) -> cupy.ndarray:
     y = _empty(x.shape, x.dtype)
     letter, pack = _kind(x.dtype, x.shape[1])
     all_packs = _count(x.size // pack)
@@ -297,7 +329,9 @@ def scale(x, weights, residual):
     return y
 
 
-def scale_backward(gy, y, x, weights):
+def scale_backward(
+    gy: cupy.ndarray, y: cupy.ndarray, x: cupy.ndarray, weights: cupy.ndarray
+) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     import cupy
 
     gx, masked = _empty(x.shape, x.dtype), _empty(x.shape, x.dtype)
@@ -306,12 +340,12 @@ def scale_backward(gy, y, x, weights):
     return gx, gweights, masked
 
 
-def mean_pooling_backward(gy, x_shape, dtype):
+def mean_pooling_backward(gy: cupy.ndarray, x_shape: Shape, dtype: np.dtype) -> cupy.ndarray:
     gx = _empty(x_shape, dtype)
     n, c, h, w = x_shape
     _each('mean_pool_backward', gx, gx.size, gy, np.int32(n), np.int32(h * w), np.int32(c), gx)
     return gx
 
 
-def accumulate(x, y):
+def accumulate(x: cupy.ndarray, y: cupy.ndarray) -> None:
     _each('accumulate', x, x.size, x, y, np.uint32(x.size // _kind(x.dtype, x.shape[1])[1]))

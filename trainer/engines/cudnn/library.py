@@ -2,10 +2,11 @@
 
 import functools
 import typing
+from types import ModuleType
 
 
 @functools.cache
-def frontend():
+def frontend() -> ModuleType:
     """Return the module of nvidia-cudnn-frontend.
 
     Loads libcudart and NVRTC first, from wherever they are installed: the system's loader does

@@ -6,6 +6,10 @@ parameters, gradients and states) is in device memory, so the update can be capt
 graph.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import chainer
 import numpy as np
 
@@ -13,6 +17,9 @@ from trainer import cuda
 from trainer.engines import update
 from trainer.engines.cudnn import arrays
 from trainer.engines.update import NotSupported
+
+if TYPE_CHECKING:
+    import cupy
 
 _launch = cuda.kernels(__file__, 'parameters.cu')
 
@@ -52,12 +59,12 @@ def _parts(params, dtype):
 class Update(update.Update):
     """The updates of an optimizer: see the module."""
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: chainer.Optimizer) -> None:
         import cupy
 
         super().__init__(optimizer)
         self._entries = len(_parts(self.params, ENTRY)[0])
-        self._given = None
+        self._given: tuple[float, ...] | None = None
         self._rates = cupy.empty(2 + len(self.decays()), np.float32)
         self._clip = cupy.ones(1, np.float32)
         self._squares = cupy.empty(self._entries, np.float64) if self.clip else None
@@ -71,23 +78,23 @@ class Update(update.Update):
         self._done = 0
 
     @property
-    def scale(self):
+    def scale(self) -> cupy.ndarray:
         """The loss scale, a float64 array () on the device."""
         return self._scale[0]
 
-    def table(self):
+    def table(self) -> cupy.ndarray:
         """Return uninitialised device memory for a table."""
         import cupy
 
         return cupy.empty(self._entries * ENTRY.itemsize, np.uint8)
 
-    def fill(self, table):
+    def fill(self, table: cupy.ndarray) -> None:
         """Write the current addresses and layouts to a table.
 
         Raises:
             NotSupported: A gradient has an unsupported memory layout.
         """
-        head = set() if self.head is None else {id(p) for p in self.head.params}
+        head = {} if self.head is None else {id(p): self.head.factor for p in self.head.params}
         entries, each = _parts(self.params, ENTRY)
         for param, own in zip(self.params, each):
             own['param'] = param.array.data.ptr
@@ -96,11 +103,11 @@ class Update(update.Update):
                 own['half'] = param.grad.dtype == np.float16
                 own['inner'], own['area'] = _layout(param.grad)
             own['state'] = param.update_rule.state[self.state].data.ptr
-            own['rate'] = self.head.factor if id(param) in head else 1
+            own['rate'] = head.get(id(param), 1)
             own['group'] = self.group(param)
         table.set(entries.view(np.uint8))
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Copy the optimizer's rates to the device."""
         optimizer = self.optimizer
         rates = optimizer.lr, optimizer.momentum, *self.decays()
@@ -110,7 +117,7 @@ class Update(update.Update):
             self._given = rates
         self._done += 1
 
-    def __call__(self, table):
+    def __call__(self, table: cupy.ndarray) -> None:
         """Update; can be captured."""
         optimizer = self.optimizer
         adapts = optimizer._loss_scaling_is_dynamic
@@ -150,7 +157,7 @@ class Update(update.Update):
                 np.float64(optimizer._loss_scale_max),
             )
 
-    def settle(self):
+    def settle(self) -> None:
         """Copy counters and loss scale back to the optimizer."""
         optimizer = self.optimizer
         optimizer.t += self._done
@@ -175,30 +182,30 @@ class HalfWeights:
     """The weights of convolutions in float16, of NHWC memory, for as long as they do not change.
 
     Args:
-        network (chainer.Link): Whose convolutions, on a GPU.
+        network: Whose convolutions, on a GPU.
 
     Attributes:
-        arrays (dict): id of a parameter's array -> (that array, the converted one). What
+        arrays: id of a parameter's array -> (that array, the converted one). What
             ``chainer.config.converted`` takes.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: chainer.Link) -> None:
         import cupy
 
         params = [
             link.W for link in network.links() if isinstance(link, chainer.links.Convolution2D)
         ]
         table, each = _parts(params, COPY)
-        self.arrays = {}
+        self.arrays: dict[int, tuple[cupy.ndarray, cupy.ndarray]] = {}
         with cuda.lasting():
             for param, own in zip(params, each):
-                converted = arrays.empty(cupy, param.shape, np.float16)
+                converted: cupy.ndarray = arrays.empty(cupy, param.shape, np.dtype(np.float16))
                 self.arrays[id(param.array)] = param.array, converted
                 own['from'], own['to'] = param.array.data.ptr, converted.data.ptr
                 own['inner'], own['area'] = _layout(converted)
             self._table = cupy.asarray(table.view(np.uint8))
         self._entries = len(table)
 
-    def __call__(self):
+    def __call__(self) -> None:
         """Convert them all; can be captured."""
         _launch('convert', self._entries, _THREADS, self._table)

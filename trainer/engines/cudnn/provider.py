@@ -7,9 +7,12 @@ cuDNN has no plan for, and everything on NumPy arrays, so that tests compare the
 the reference without a GPU.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import warnings
+from typing import TYPE_CHECKING
 
 import chainer
 import numpy as np
@@ -17,6 +20,12 @@ from chainer import backend
 
 from trainer.engines import arrays as numpy_arrays
 from trainer.engines.cudnn import arrays, convolutions, graphs, kernels
+
+if TYPE_CHECKING:
+    import cupy
+
+    from trainer.engines.autograd import Running
+    from trainer.types import Array, Shape
 
 PRECISIONS = ('float32', 'tf32', 'mixed')
 
@@ -96,7 +105,11 @@ def _conv_statistics(x, *args, running):
     return (h, *_statistics(h, running))
 
 
-def nhwc(array, dtype):
+def _aligned(array: cupy.ndarray) -> bool:
+    return array.data.ptr % 16 == 0
+
+
+def nhwc(array: Array, dtype: np.dtype) -> Array:
     """Return ``array`` with a dtype and in NHWC memory, without a copy if possible.
 
     On a GPU the memory is aligned to 16 bytes; slices of a batch may not be.
@@ -104,7 +117,7 @@ def nhwc(array, dtype):
     if (
         array.dtype == dtype
         and array.transpose(0, 2, 3, 1).flags.c_contiguous
-        and (_on_numpy(array) or array.data.ptr % 16 == 0)
+        and (_on_numpy(array) or _aligned(array))
     ):
         return array
     converted = arrays.empty(backend.get_array_module(array), array.shape, dtype)
@@ -112,7 +125,7 @@ def nhwc(array, dtype):
     return converted
 
 
-def weights(w, dtype):
+def weights(w: Array, dtype: np.dtype) -> Array:
     """Return the weights of a convolution as :func:`nhwc` does."""
     converted = chainer.config.converted or {}
     if dtype == np.float16 and id(w) in converted:
@@ -120,28 +133,41 @@ def weights(w, dtype):
     return nhwc(w, dtype)
 
 
-def feature_type(x):
+def feature_type(x: Array) -> np.dtype:
     if chainer.config.precision == 'mixed':
         return np.dtype(np.float16)
     return numpy_arrays.feature_type(x)
 
 
-def empty(like, shape, dtype):
+def empty(like: Array, shape: Shape, dtype: np.dtype) -> Array:
     return arrays.empty(backend.get_array_module(like), shape, dtype)
 
 
-def conv_bn(x, w, stride, pad, groups, running, residual, gamma, beta, kind):
+def conv_bn(
+    x: Array,
+    w: Array,
+    stride: int,
+    pad: int,
+    groups: int,
+    running: Running,
+    residual: Array | None,
+    gamma: Array,
+    beta: Array,
+    kind: int,
+) -> tuple[Array, tuple]:
     h, mean, inv_std = _conv_statistics(x, w, stride, pad, groups, running=running)
     y, mask = _normalize(h, residual, mean, inv_std, gamma, beta, kind)
     return y, (h, mean, inv_std, mask)
 
 
-def bn_backward(gy, kept, gamma, beta, kind, keep):
+def bn_backward(
+    gy: Array, kept: tuple, gamma: Array, beta: Array, kind: int, keep: bool
+) -> tuple[Array, Array, Array, Array]:
     h, mean, inv_std, mask = kept
     return _normalize_backward(gy, mask, h, gamma, beta, mean, inv_std, kind, keep)
 
 
-def weights_gradient(gw, dtype, added):
+def weights_gradient(gw: Array, dtype: np.dtype, added: bool) -> Array:
     # Accumulated gradients are summed in float32.
     if chainer.config.converted and not added:
         return gw

@@ -5,17 +5,27 @@ graph, or one of several graphs and kernels that compute the same. Choices are c
 GPU model and version of cuDNN.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import chainer
 
 from trainer import cuda, files
 from trainer.engines.cudnn import library
+
+if TYPE_CHECKING:
+    import cupy
+
+    from trainer.types import R, T
 
 # How many plans are timed for each graph. 1 takes the cached choice, or the first plan that
 # runs: timing does not pay for rare shapes, and is impossible during graph capture.
@@ -31,7 +41,7 @@ WARM_UP = 0.02
 ROUNDS = 3
 
 
-def untimed(when: bool = True):
+def untimed(when: bool = True) -> AbstractContextManager[None]:
     """Return a context manager that disables timing if ``when`` is true."""
     return chainer.using_config('plans', 1 if when else chainer.config.plans)
 
@@ -89,7 +99,7 @@ def _times(graphs, stream):
     return least
 
 
-def milliseconds(run) -> float:
+def milliseconds(run: Callable[[], object]) -> float:
     """Return the time of a function on the GPU, replayed as a CUDA graph.
 
     This is how it runs in a training step; launched from Python, small kernels would be
@@ -100,15 +110,15 @@ def milliseconds(run) -> float:
         return _times({'': _capture(run, stream, REPEATED)}, stream)['']
 
 
-def fastest(key: str, ways, timed: bool):
+def fastest(key: str, ways: Iterable[tuple[T, Callable[[], object]]], timed: bool) -> T:
     """Return the name of the fastest way, or of the first one if ``timed`` is false.
 
     Ways that cannot be captured in a CUDA graph are skipped.
 
     Args:
-        key (str): What is computed.
-        ways (iterable): Pairs of a name and a function that has already run once.
-        timed (bool): Whether to time them.
+        key: What is computed.
+        ways: Pairs of a name and a function that has already run once.
+        timed: Whether to time them.
 
     Raises:
         NotSupported: No way can be captured.
@@ -132,24 +142,26 @@ def fastest(key: str, ways, timed: bool):
 
 
 # (GPU, operation) -> (name of the chosen way, whether the ways were timed).
-_ways = {}
+_ways: dict[tuple[library.Device, str], tuple[str, bool]] = {}
 
 
-def by_time(key: str, ways: dict, changed=()):
+def by_time(
+    key: str, ways: Mapping[str, Callable[[], R]], changed: Sequence[cupy.ndarray] = ()
+) -> R:
     """Compute in the fastest of several ways and remember the choice.
 
     Args:
-        key (str): What is computed.
-        ways (dict): Name -> function; functions that raise :class:`NotSupported` are skipped.
-        changed (sequence of cupy.ndarray): Arrays that the functions update in place; they are
-            restored before the result is computed.
+        key: What is computed.
+        ways: Name -> function; functions that raise :class:`NotSupported` are skipped.
+        changed: Arrays that the functions update in place; they are restored before the result is
+            computed.
 
     Raises:
         NotSupported: No way is supported.
     """
     timed, here = chainer.config.plans > 1, (library.device(), key)
     name, was_timed = _ways.get(here) or (choices().get(key), True)
-    if name in ways and (was_timed or not timed):
+    if name is not None and name in ways and (was_timed or not timed):
         with contextlib.suppress(NotSupported):  # chosen on another machine
             return ways[name]()
     before = [array.copy() for array in changed]
@@ -198,7 +210,7 @@ def _read(path):
         return {}
 
 
-def choices() -> dict:
+def choices() -> dict[str, str]:
     """Return the cached choices for this GPU model: key -> name of the plan or way."""
     return _read(_path())
 

@@ -4,13 +4,21 @@ Weights are float32 (out, in / groups, k, k) of any strides: a primitive wants t
 of its own. A primitive is built once for each combination of shapes and types.
 """
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 from trainer.engines.onednn import constants, maps, pool
 from trainer.engines.onednn.library import Primitive, any_layout, dims, engine, nhwc, vector
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def out_shape(x, w, stride, pad):
+    from trainer.types import Shape
+
+
+def out_shape(x: Shape, w: Shape, stride: int, pad: int) -> tuple[int, int, int, int]:
     """Return the shape of a convolution's output."""
     height, width = ((n + 2 * pad - k) // stride + 1 for n, k in zip(x[2:], w[2:]))
     return x[0], w[0], height, width
@@ -105,14 +113,24 @@ def _laid_out(w, groups, descriptor):
     return found
 
 
-def conv_forward(x, w, stride, pad, groups):
+def conv_forward(x: np.ndarray, w: np.ndarray, stride: int, pad: int, groups: int) -> np.ndarray:
     primitive, layout = _forward(x.shape, w.shape, stride, pad, groups, x.dtype)
     y = maps.empty(out_shape(x.shape, w.shape, stride, pad), x.dtype)
     primitive(x=x, w=_laid_out(w, groups, layout), y=y)
     return y
 
 
-def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first):
+def conv_bias(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    stride: int,
+    pad: int,
+    groups: int,
+    residual: np.ndarray | None,
+    relu: bool,
+    relu_first: bool,
+) -> np.ndarray:
     after = [
         name
         for name in (('relu', 'add') if relu_first else ('add', 'relu'))
@@ -125,7 +143,15 @@ def conv_bias(x, w, b, stride, pad, groups, residual, relu, relu_first):
     return y
 
 
-def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend):
+def conv_backward_data(
+    gy: np.ndarray,
+    w: np.ndarray,
+    x_shape: Shape,
+    stride: int,
+    pad: int,
+    groups: int,
+    addend: np.ndarray | None,
+) -> np.ndarray:
     gx = maps.empty(x_shape, gy.dtype)
     if addend is not None and w.shape[2:] == (1, 1) and (stride, pad, groups) == (1, 0, 1):
         # A forward pass with the weights transposed, which can add.
@@ -140,7 +166,9 @@ def conv_backward_data(gy, w, x_shape, stride, pad, groups, addend):
     return gx
 
 
-def conv_backward_weights(x, gy, w_shape, stride, pad, groups):
+def conv_backward_weights(
+    x: np.ndarray, gy: np.ndarray, w_shape: Shape, stride: int, pad: int, groups: int
+) -> np.ndarray:
     primitive, layout = _backward_weights(x.shape, w_shape, stride, pad, groups, x.dtype)
     found = maps.bytes_for(layout)
     primitive(x=x, gy=gy, gw=found)

@@ -3,8 +3,11 @@
 The functions of :mod:`trainer.engines.arrays`, in float32 and bfloat16.
 """
 
+from __future__ import annotations
+
 import ctypes
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +15,10 @@ from trainer.engines import arrays
 from trainer.engines.autograd import ADD_RELU, RELU, RELU_ADD
 from trainer.engines.onednn import constants, convolutions, maps
 from trainer.engines.onednn.library import Primitive, dims, engine, nhwc, vector
+
+if TYPE_CHECKING:
+    from trainer.engines.autograd import Running
+    from trainer.types import Shape
 
 # Batch normalisation.
 
@@ -77,12 +84,14 @@ def _normalization_backward(shape, dtype, eps, relu):
     )
 
 
-def normalize(x, gamma, beta, eps, relu):
+def normalize(
+    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, relu: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Batch normalisation by the batch's statistics, and a ReLU where asked for.
 
     Returns:
-        tuple: y, mean and variance (channels,), and what :func:`normalize_backward` takes
-        as ``workspace``.
+        y, mean and variance (channels,), and what :func:`normalize_backward` takes as
+        ``workspace``.
     """
     primitive, layout = _normalization(x.shape, x.dtype, eps, relu)
     y = maps.empty(x.shape, x.dtype)
@@ -92,7 +101,15 @@ def normalize(x, gamma, beta, eps, relu):
     return y, mean, var, kept.get('workspace')
 
 
-def normalize_backward(gy, x, gamma, mean, var, eps, workspace):
+def normalize_backward(
+    gy: np.ndarray,
+    x: np.ndarray,
+    gamma: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+    eps: float,
+    workspace: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of :func:`normalize` for x, gamma and beta."""
     relu = workspace is not None
     primitive = _normalization_backward(x.shape, x.dtype, eps, relu)
@@ -137,14 +154,18 @@ def _max_pooling(x_shape, y_shape, size, stride, pad, dtype):
     )
 
 
-def max_pooling(x, y_shape, size, stride, pad):
+def max_pooling(
+    x: np.ndarray, y_shape: Shape, size: int, stride: int, pad: int
+) -> tuple[np.ndarray, np.ndarray]:
     forward, _, layout = _max_pooling(x.shape, y_shape, size, stride, pad, x.dtype)
     y, place = maps.empty(y_shape, x.dtype), maps.bytes_for(layout)
     forward(x=x, y=y, place=place)
     return y, place
 
 
-def max_pooling_backward(gy, place, x_shape, size, stride, pad):
+def max_pooling_backward(
+    gy: np.ndarray, place: np.ndarray, x_shape: Shape, size: int, stride: int, pad: int
+) -> np.ndarray:
     _, backward, _ = _max_pooling(x_shape, gy.shape, size, stride, pad, gy.dtype)
     gx = maps.empty(x_shape, gy.dtype)
     backward(gy=gy, gx=gx, place=place)
@@ -166,14 +187,14 @@ def _average_pooling(x_shape, dtype):
     )
 
 
-def average_pooling(x):
+def average_pooling(x: np.ndarray) -> np.ndarray:
     n, c, h, w = x.shape
     y = maps.empty((n, c, -(-h // 2), -(-w // 2)), x.dtype)
     _average_pooling(x.shape, x.dtype)[0](x=x, y=y)
     return y
 
 
-def average_pooling_backward(gy, x_shape):
+def average_pooling_backward(gy: np.ndarray, x_shape: Shape) -> np.ndarray:
     gx = maps.empty(x_shape, gy.dtype)
     _average_pooling(x_shape, gy.dtype)[1](gy=gy, gx=gx)
     return gx
@@ -182,11 +203,13 @@ def average_pooling_backward(gy, x_shape):
 # Squeeze and excitation.
 
 
-def scale(x, weights, residual):
+def scale(x: np.ndarray, weights: np.ndarray, residual: np.ndarray) -> np.ndarray:
     return maps.multiply(x, weights[:, :, None, None], x.dtype, residual)
 
 
-def scale_backward(gy, y, x, weights):
+def scale_backward(
+    gy: np.ndarray, y: np.ndarray, x: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     masked = maps.relu_backward(gy, y)
     products = maps.multiply(masked, x, maps.FLOAT32)
     sums = arrays.sum_pooling(products)
@@ -196,7 +219,18 @@ def scale_backward(gy, y, x, weights):
 # Layers.
 
 
-def conv_bn(x, w, stride, pad, groups, running, residual, gamma, beta, kind):
+def conv_bn(
+    x: np.ndarray,
+    w: np.ndarray,
+    stride: int,
+    pad: int,
+    groups: int,
+    running: Running,
+    residual: np.ndarray | None,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    kind: int,
+) -> tuple[np.ndarray, tuple]:
     h = convolutions.conv_forward(x, w, stride, pad, groups)
     y, mean, var, workspace = normalize(h, gamma, beta, running.eps, kind in (RELU, RELU_ADD))
     arrays.average(running, mean, var, h.size // len(mean))
@@ -206,18 +240,20 @@ def conv_bn(x, w, stride, pad, groups, running, residual, gamma, beta, kind):
     return y, (h, mean, var, running.eps, workspace, output)
 
 
-def bn_backward(gy, kept, gamma, beta, kind, keep):
+def bn_backward(
+    gy: np.ndarray, kept: tuple, gamma: np.ndarray, beta: np.ndarray, kind: int, keep: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     h, mean, var, eps, workspace, output = kept
     if output is not None:
         gy = maps.relu_backward(gy, output)
     return *normalize_backward(gy, h, gamma, mean, var, eps, workspace), gy
 
 
-def mean_pooling(x):
+def mean_pooling(x: np.ndarray) -> np.ndarray:
     return arrays.mean_pooling(maps.convert(x, maps.FLOAT32))
 
 
-def mean_pooling_backward(gy, x_shape, dtype):
+def mean_pooling_backward(gy: np.ndarray, x_shape: Shape, dtype: np.dtype) -> np.ndarray:
     gx = maps.empty(x_shape, dtype)
     gx[...] = maps.convert(gy / np.float32(x_shape[2] * x_shape[3]), dtype)
     return gx

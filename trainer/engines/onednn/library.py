@@ -4,14 +4,21 @@ Any libdnnl.so.3 does. The package onednn-cpu-gomp brings one; it needs the syst
 libgomp.so.1. Names and numbers are those of dnnl.h and dnnl_types.h of oneDNN 3.2.
 """
 
+from __future__ import annotations
+
 import ctypes
 import functools
 import importlib.metadata
 import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from trainer.engines.onednn import constants, pool
+
+if TYPE_CHECKING:
+    from trainer.types import Shape
 
 _PACKAGE = 'onednn-cpu-gomp'
 _LIBRARY = 'libdnnl.so.3'
@@ -48,7 +55,7 @@ def _library():
 
 
 @functools.cache
-def unavailable():
+def unavailable() -> str | None:
     """Say why the library cannot be loaded here, or return ``None``."""
     try:
         _library()
@@ -62,7 +69,7 @@ class _Version(ctypes.Structure):
 
 
 @functools.cache
-def version():
+def version() -> str:
     """Return the library's version, as text."""
     get = _library().dnnl_version
     get.restype = ctypes.POINTER(_Version)
@@ -74,17 +81,17 @@ def _has(instructions):
     return _library().dnnl_get_effective_cpu_isa() & instructions == instructions
 
 
-def computes_bfloat16():
+def computes_bfloat16() -> bool:
     """Tell whether oneDNN can compute in bfloat16 here, if slowly."""
     return _has(_AVX512)
 
 
-def has_bfloat16():
+def has_bfloat16() -> bool:
     """Tell whether this CPU has instructions for bfloat16 that oneDNN uses."""
     return _has(_AVX512_BFLOAT16)
 
 
-def call(name, *arguments):
+def call(name: str, *arguments: object) -> None:
     """Call a function of the C API.
 
     Raises:
@@ -104,7 +111,7 @@ class Handle(ctypes.c_void_p):
     __hash__ = object.__hash__
 
 
-def create(name, *arguments):
+def create(name: str, *arguments: object) -> Handle:
     """Call a function that makes something; return the handle."""
     handle = Handle()
     call(name, ctypes.byref(handle), *arguments)
@@ -112,7 +119,7 @@ def create(name, *arguments):
 
 
 @functools.cache
-def engine():
+def engine() -> Handle:
     return create('dnnl_engine_create', ctypes.c_int(_CPU_ENGINE), ctypes.c_size_t(0))
 
 
@@ -121,13 +128,13 @@ def _stream():
     return create('dnnl_stream_create', engine(), ctypes.c_uint(_IN_ORDER))
 
 
-def dims(values):
+def dims(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     """Return a dnnl_dims_t."""
     return (ctypes.c_int64 * 12)(*values)
 
 
 @functools.cache
-def strided(shape, dtype, strides):
+def strided(shape: Shape, dtype: np.dtype, strides: tuple[int, ...]) -> Handle:
     """Describe memory by its strides, in values."""
     return create(
         'dnnl_memory_desc_create_with_strides',
@@ -139,7 +146,7 @@ def strided(shape, dtype, strides):
 
 
 @functools.cache
-def any_layout(shape, dtype):
+def any_layout(shape: Shape, dtype: np.dtype) -> Handle:
     """Describe memory whose layout the primitive chooses."""
     return create(
         'dnnl_memory_desc_create_with_tag',
@@ -150,18 +157,18 @@ def any_layout(shape, dtype):
     )
 
 
-def nhwc(shape, dtype):
+def nhwc(shape: Shape, dtype: np.dtype) -> Handle:
     """Describe feature maps (batch, channels, height, width) whose memory is NHWC."""
     n, c, h, w = shape
     return strided(shape, dtype, (h * w * c, 1, w * c, c))
 
 
-def vector(size):
+def vector(size: int) -> Handle:
     """Describe a float32 vector."""
     return strided((size,), np.dtype(np.float32), (1,))
 
 
-def bytes_of(descriptor):
+def bytes_of(descriptor: Handle) -> int:
     """Return how much memory a descriptor asks for."""
     size = _library().dnnl_memory_desc_get_size
     size.restype = ctypes.c_size_t
@@ -172,7 +179,7 @@ class _Argument(ctypes.Structure):
     _fields_ = [('index', ctypes.c_int), ('memory', ctypes.c_void_p)]
 
 
-def attributes(post_ops=None):
+def attributes(post_ops: Handle | None = None) -> Handle:
     """Return a primitive's attributes: the scratchpad is ours."""
     attributes = create('dnnl_primitive_attr_create')
     call('dnnl_primitive_attr_set_scratchpad_mode', attributes, ctypes.c_int(_USER_SCRATCHPAD))
@@ -185,30 +192,29 @@ class Primitive:
     """A primitive, ready to be called with arrays again and again.
 
     Args:
-        kind (str): Its primitive descriptor is made by ``dnnl_<kind>_primitive_desc_create``.
+        kind: Its primitive descriptor is made by ``dnnl_<kind>_primitive_desc_create``.
         arguments: Those of that function, behind the first two; attributes are ours.
-        before (tuple): Those in front of them.
         post_ops: What follows (``dnnl_post_ops_t``), if anything does.
     """
 
     # One stream, one scratchpad: one primitive at a time.
     _lock = threading.Lock()
-    _scratchpad = None
+    _scratchpad: np.ndarray | None = None
 
-    def __init__(self, kind, *arguments, post_ops=None):
+    def __init__(self, kind: str, *arguments: object, post_ops: Handle | None = None) -> None:
         attr = attributes(post_ops)
         self.descriptor = create(f'dnnl_{kind}_primitive_desc_create', *arguments, attr)
         self._primitive = create('dnnl_primitive_create', self.descriptor)
         self._scratch = bytes_of(self.memory(constants.OF_SCRATCHPAD))
-        self._bound = {}
+        self._bound: dict[str, Handle] = {}
 
-    def memory(self, query, index=0):
+    def memory(self, query: int, index: int = 0) -> Handle:
         """Return the descriptor that the primitive has chosen for one of its memories."""
         get = _library().dnnl_primitive_desc_query_md
         get.restype = ctypes.c_void_p
         return Handle(get(self.descriptor, ctypes.c_int(query), ctypes.c_int(index)))
 
-    def bind(self, **descriptors):
+    def bind(self, **descriptors: tuple[int, Handle]) -> Self:
         """Say by which names :meth:`__call__` is given memory: name=(index, descriptor)."""
         if self._scratch:
             descriptors['scratchpad'] = constants.SCRATCHPAD, self.memory(constants.OF_SCRATCHPAD)
@@ -219,14 +225,15 @@ class Primitive:
             self._bound[name] = memory
         return self
 
-    def __call__(self, **arrays):
+    def __call__(self, **arrays: np.ndarray) -> None:
         """Compute. Arrays must have the memory that the descriptors say."""
         library = _library()
         with self._lock:
             if self._scratch:
-                if Primitive._scratchpad is None or Primitive._scratchpad.nbytes < self._scratch:
-                    Primitive._scratchpad = pool.empty((self._scratch,), np.uint8)
-                arrays['scratchpad'] = Primitive._scratchpad
+                scratchpad = Primitive._scratchpad
+                if scratchpad is None or scratchpad.nbytes < self._scratch:
+                    scratchpad = Primitive._scratchpad = pool.empty((self._scratch,), np.uint8)
+                arrays['scratchpad'] = scratchpad
             for name, array in arrays.items():
                 library.dnnl_memory_set_data_handle(
                     self._bound[name], ctypes.c_void_p(array.__array_interface__['data'][0])

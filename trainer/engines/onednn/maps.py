@@ -4,13 +4,21 @@ Feature maps are (batch, channels, height, width) in NHWC memory, float32 or bfl
 kept as uint16 (:data:`BFLOAT16`).
 """
 
+from __future__ import annotations
+
 import ctypes
 import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.engines.onednn import constants, library, pool
 from trainer.engines.onednn.library import Primitive, engine, nhwc
+
+if TYPE_CHECKING:
+    from trainer.engines.onednn.library import Handle
+    from trainer.types import Shape
 
 FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = library.BFLOAT16
@@ -18,13 +26,13 @@ BFLOAT16 = library.BFLOAT16
 _ZERO = ctypes.c_float(0)
 
 
-def empty(shape, dtype):
+def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
     """Return feature maps of any content."""
     n, c, h, w = shape
     return pool.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
-def bytes_for(descriptor):
+def bytes_for(descriptor: Handle) -> np.ndarray:
     return pool.empty((library.bytes_of(descriptor),), np.uint8)
 
 
@@ -32,24 +40,24 @@ def bytes_for(descriptor):
 
 
 @functools.cache
-def reorder(source, target):
+def reorder(source: Handle, target: Handle) -> Primitive:
     return Primitive('reorder', source, engine(), target, engine()).bind(
         x=(constants.SRC, source), y=(constants.DST, target)
     )
 
 
-def strided(array):
+def strided(array: np.ndarray) -> Handle:
     return library.strided(
         array.shape, array.dtype, tuple(s // array.itemsize for s in array.strides)
     )
 
 
-def copy(target, source):
+def copy(target: np.ndarray, source: np.ndarray) -> None:
     """Copy an array into another of its shape, whatever types and strides they have."""
     reorder(strided(source), strided(target))(x=source, y=target)
 
 
-def convert(array, dtype):
+def convert(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return feature maps in a type and in NHWC memory, themselves where they are so already."""
     if array.dtype == dtype and array.transpose(0, 2, 3, 1).flags.c_contiguous:
         return array
@@ -69,12 +77,12 @@ def _add(shape, dtype, after):
     )
 
 
-def accumulate(x, other, relu=False):
+def accumulate(x: np.ndarray, other: np.ndarray, relu: bool = False) -> None:
     """Add to x in place; then a ReLU where asked for."""
     _add(x.shape, x.dtype, ('relu',) if relu else ())(x=x, other=other, y=x)
 
 
-def add(x, y):
+def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return x + y, of float32 in any layout."""
     if x.dtype == FLOAT32:
         return x + y
@@ -97,7 +105,9 @@ def _multiply(shape, dtype, other_shape, other_dtype, result, after):
     )
 
 
-def multiply(x, other, dtype, residual=None):
+def multiply(
+    x: np.ndarray, other: np.ndarray, dtype: np.dtype, residual: np.ndarray | None = None
+) -> np.ndarray:
     """Return x * other, of a type; with a residual, of x's type: relu(x * other + residual).
 
     ``other`` may be (batch, channels, 1, 1).
@@ -135,7 +145,7 @@ def _relu_backward(shape, dtype):
     ).bind(y=(constants.DST, y), gy=(constants.DIFF_DST, y), gx=(constants.DIFF_SRC, y))
 
 
-def relu_backward(gy, y):
+def relu_backward(gy: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Gradient of a ReLU by its output."""
     gx = empty(y.shape, y.dtype)
     _relu_backward(y.shape, y.dtype)(y=y, gy=gy, gx=gx)
@@ -145,7 +155,7 @@ def relu_backward(gy, y):
 # What follows a primitive.
 
 
-def post_ops(names, descriptor):
+def post_ops(names: Iterable[str], descriptor: Handle) -> Handle:
     """Return what follows a primitive: 'relu', and 'add' of an array of its output's shape."""
     found = library.create('dnnl_post_ops_create')
     for name in names:
@@ -156,7 +166,7 @@ def post_ops(names, descriptor):
     return found
 
 
-def bound_post_ops(names, descriptor):
+def bound_post_ops(names: Iterable[str], descriptor: Handle) -> dict[str, tuple[int, Handle]]:
     return {
         name: (constants.POST_OP * (i + 1) | constants.SRC_1, descriptor)
         for i, name in enumerate(names)

@@ -4,9 +4,17 @@ The system zeroes new pages, which takes longer than most operations on them; re
 avoids that.
 """
 
+from __future__ import annotations
+
 import collections
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from trainer.types import Shape
 
 _ALIGNMENT = 64  # bytes: a cache line, and AVX-512's width
 
@@ -14,7 +22,7 @@ _ALIGNMENT = 64  # bytes: a cache line, and AVX-512's width
 _STEPS = 8
 
 # Size -> free blocks. append and pop are atomic, as blocks return whenever Python collects them.
-_free = collections.defaultdict(list)
+_free: dict[int, list[np.ndarray]] = collections.defaultdict(list)
 
 
 class _Block:
@@ -34,7 +42,7 @@ class _Block:
         self._home.append(self._memory)
 
 
-def empty(shape, dtype):
+def empty(shape: Shape, dtype: npt.DTypeLike) -> np.ndarray:
     """Return an uninitialised array, as :func:`numpy.empty` does."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape)) * dtype.itemsize + _ALIGNMENT

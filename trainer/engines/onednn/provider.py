@@ -5,10 +5,19 @@ they meet in bfloat16, sums, statistics, parameters and their gradients in float
 computes what is in float64.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import chainer
 
 from trainer.engines import arrays
 from trainer.engines.onednn import convolutions, layers, maps
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trainer.types import Shape
 
 PRECISIONS = ('float32', 'bfloat16')
 
@@ -18,11 +27,11 @@ FULL_PRECISION = {'bfloat16': 'float32'}
 _TYPES = (maps.FLOAT32, maps.BFLOAT16)
 
 
-def empty(like, shape, dtype):
+def empty(like: np.ndarray, shape: Shape, dtype: np.dtype) -> np.ndarray:
     return maps.empty(shape, dtype)
 
 
-def feature_type(x):
+def feature_type(x: np.ndarray) -> np.dtype:
     # Behind the pooling bfloat16 would gain nothing, and lose what the loss is made of.
     pooled = x.shape[2:] == (1, 1) and x.dtype == maps.FLOAT32
     if chainer.config.precision == 'bfloat16' and not pooled:
@@ -30,7 +39,7 @@ def feature_type(x):
     return arrays.feature_type(x)
 
 
-def nhwc(array, dtype):
+def nhwc(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     known = array.dtype in _TYPES and dtype in _TYPES
     return maps.convert(array, dtype) if known else arrays.nhwc(array, dtype)
 
