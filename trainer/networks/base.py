@@ -1,6 +1,8 @@
 """What both networks have in common: the original's ``nutszebra_chainer.Model``."""
 
 import collections
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import chainer
 import chainer.functions as F
@@ -10,6 +12,7 @@ import numpy as np
 from trainer import engines
 from trainer.errors import InputError
 from trainer.networks import initialization, layers
+from trainer.networks.layers import StageConfig
 
 
 def _with_parts(path, link):
@@ -28,31 +31,42 @@ class Network(chainer.Chain):
     were called in 2017 (:meth:`original_units`).
 
     Attributes:
-        category_num (int): Number of classes.
-        stages (tuple of StageConfig): The stages.
-        C (int): Cardinality. d (int): Base width, of one group in stage 1.
-        block_num (tuple of int): Blocks in each stage.
-        stem_width (int): Channels of the stem.
-        classes (list of str): Names of the classes, or ``None``. Kept in npz files.
+        category_num: Number of classes.
+        stages: The stages.
+        C: Cardinality.
+        d: Base width, of one group in stage 1.
+        block_num: Blocks in each stage.
+        stem_width: Channels of the stem.
+        classes: Names of the classes, or ``None``. Kept in npz files.
     """
 
     #: The name that npz files know the network by (:mod:`trainer.weights.description`).
-    kind = None
+    kind: str = ''
     #: The class of ``data_augmentation`` that belongs to the network.
-    preprocessing = None
+    preprocessing: str | None = None
     #: How its images are made for testing (:class:`trainer.transforms.geometry.Geometry`);
     #: ``None``: as its preprocessing does.
-    geometry = None
+    geometry: Any = None  # of a module above this one
     #: Height and width of the images that it is made for; it takes others.
-    image_size = 32
+    image_size: int = 32
     #: ``False``: its classifier has no weights, as its file held none.
-    has_classifier = True
+    has_classifier: bool = True
     #: Whether the 3x3/2 max pooling after the stem rounds sizes up; ``None``: no pooling.
-    round_up_pooling = None
+    round_up_pooling: bool | None = None
     #: Its padding.
-    pool_pad = 1
+    pool_pad: int = 1
     #: What sets it apart from the plain network of its class: constructor's arguments.
-    variant = {}
+    variant: Mapping[str, object] = {}
+
+    category_num: int
+    stages: tuple[StageConfig, ...]
+    C: int
+    d: int
+    block_num: tuple[int, ...]
+    stem_width: int
+    eps: float
+    classes: list[str] | None
+    fc: chainer.Link
 
     def _build(self, category_num, stages, stem, stem_width, deep_stem=None, **of_block):
         ksize, stride, pad = stem
@@ -82,12 +96,12 @@ class Network(chainer.Chain):
         return channels
 
     @classmethod
-    def of_depth(cls, depth, category_num, **arguments):
+    def of_depth(cls, depth: int, category_num: int, **arguments: object) -> Self:
         """Build a network by its number of layers.
 
         Args:
-            depth (int): Layers, as :meth:`blocks_of_depth` takes them.
-            category_num (int): Number of classes.
+            depth: Layers, as :meth:`blocks_of_depth` takes them.
+            category_num: Number of classes.
             arguments: Further ones of the class, but for ``block_num``.
 
         Raises:
@@ -96,13 +110,13 @@ class Network(chainer.Chain):
         return cls(category_num, cls.blocks_of_depth(depth), **arguments)
 
     @classmethod
-    def of_sizes(cls, category_num, sizes, **variant):
+    def of_sizes(cls, category_num: int, sizes: Mapping[str, Any], **variant: object) -> Self:
         """Build a network, its weights zero, from sizes as flags and recipes call them.
 
         Args:
-            category_num (int): Number of classes.
-            sizes (mapping): 'block_num', 'C', 'd', 'shortcut', and what else the network
-                has of 'multi' and 'widen_factor'.
+            category_num: Number of classes.
+            sizes: 'block_num', 'C', 'd', 'shortcut', and what else the network has of 'multi' and
+                'widen_factor'.
             variant: Further arguments of the class.
         """
         return cls(
@@ -117,12 +131,12 @@ class Network(chainer.Chain):
         )
 
     @staticmethod
-    def expansion(sizes):
+    def expansion(sizes: Mapping[str, Any]) -> float:
         """Return what says how wide a block's output is, of the sizes for :meth:`of_sizes`."""
         raise NotImplementedError
 
     @staticmethod
-    def blocks_of_depth(depth):
+    def blocks_of_depth(depth: int) -> tuple[int, ...]:
         """Return the blocks in each stage of a CIFAR network of 9n + 2 layers: (n, n, n).
 
         Raises:
@@ -136,18 +150,18 @@ class Network(chainer.Chain):
         return ((depth - 2) // 9,) * 3
 
     @property
-    def layers(self):
-        """int: Depth as the paper counts it: stem, three convolutions a block, classifier."""
+    def layers(self) -> int:
+        """Depth as the paper counts it: stem, three convolutions a block, classifier."""
         return 3 * sum(self.block_num) + 2
 
     @property
-    def shortcut(self):
-        """str: Type of the shortcuts: 'A' (identities), 'B' (projections in first blocks) or
+    def shortcut(self) -> str:
+        """Type of the shortcuts: 'A' (identities), 'B' (projections in first blocks) or
         'C' (projections everywhere)."""
         found = {stage.projections for stage in self.stages}
         return 'C' if 'all' in found else 'B' if 'first' in found else 'A'
 
-    def named_layers(self):
+    def named_layers(self) -> Iterator[tuple[str, chainer.Link]]:
         """Yield (path, link) of stem, each block's layers, shortcut last, and classifier."""
         yield from _with_parts('stem', self.stem)
         for i in range(1, len(self.stages) + 1):
@@ -159,11 +173,11 @@ class Network(chainer.Chain):
 
     # What a network computes.
 
-    def activations(self, x):
+    def activations(self, x: chainer.Variable) -> Iterator[tuple[str, chainer.Variable]]:
         """Yield (name, feature map) after the stem, the pooling and each stage, in order.
 
         Args:
-            x (chainer.Variable): (batch, 3, height, width) float32, preprocessed.
+            x: (batch, 3, height, width) float32, preprocessed.
         """
         h = self.stem(x)
         yield 'stem', h
@@ -175,24 +189,24 @@ class Network(chainer.Chain):
             yield f'stage{i}', h
         yield 'features', engines.current().global_average_pooling(h)
 
-    def features(self, x):
+    def features(self, x: chainer.Variable) -> chainer.Variable:
         """Compute what enters the classifier: (batch, channels, 1, 1)."""
         return collections.deque(self.activations(x), maxlen=1).pop()[1]
 
-    def classify(self, h):
+    def classify(self, h: chainer.Variable) -> chainer.Variable:
         """Compute (batch, classes) scores from :meth:`features`."""
         raise NotImplementedError
 
-    def forward(self, x, train=None):
+    def forward(self, x: chainer.Variable, train: bool | None = None) -> chainer.Variable:
         """Compute the scores of the classes, before softmax.
 
         Args:
-            x (chainer.Variable): (batch, 3, height, width) float32, preprocessed.
-            train (bool): Whether batch normalisation uses the batch's statistics
-                and updates its own. ``None``: as ``chainer.config.train`` says.
+            x: (batch, 3, height, width) float32, preprocessed.
+            train: Whether batch normalisation uses the batch's statistics and updates its own.
+                ``None``: as ``chainer.config.train`` says.
 
         Returns:
-            chainer.Variable: (batch, category_num).
+            (batch, category_num).
         """
         if train is None:
             return self.classify(self.features(x))
@@ -200,19 +214,19 @@ class Network(chainer.Chain):
             return self.classify(self.features(x))
 
     @staticmethod
-    def calc_loss(y, t):
+    def calc_loss(y: chainer.Variable, t: chainer.Variable) -> chainer.Variable:
         """Mean softmax cross entropy of scores (batch, classes) and int32 labels (batch,)."""
         return F.softmax_cross_entropy(y, t)
 
     # Weights.
 
-    def weight_initialization(self, seed=None):
+    def weight_initialization(self, seed: int | None = None) -> None:
         """Fill the weights anew, as the original does (:mod:`trainer.networks.initialization`).
 
         Biases and shifts become 0, scales 1, running means 0 and variances 1.
 
         Args:
-            seed (int): The same seed gives the same weights; ``None`` gives others each time.
+            seed: The same seed gives the same weights; ``None`` gives others each time.
         """
         rng = np.random.default_rng(seed)
         for link in self.links():
@@ -229,7 +243,7 @@ class Network(chainer.Chain):
                 link.avg_var[...] = 1
                 link.N = 0
 
-    def count_parameters(self):
+    def count_parameters(self) -> int:
         """Count the weights of the convolutions and of the classifier (no biases, no BN).
 
         ``count_params()``, Chainer's own, counts everything that is trained.
@@ -238,16 +252,16 @@ class Network(chainer.Chain):
             link.W.size for link in self.links() if isinstance(link, (L.Convolution2D, L.Linear))
         )
 
-    def architecture(self):
+    def architecture(self) -> dict[str, Any]:
         """Return what npz files record of the network, as JSON can hold it: the
         constructor's arguments and the names of the classes."""
         raise NotImplementedError
 
-    def original_units(self):
+    def original_units(self) -> list[tuple]:
         """Return how the 2017 program called the parts, in its order.
 
         Returns:
-            list of tuple: The fields of :class:`trainer.weights.original.Unit`.
+            The fields of :class:`trainer.weights.original.Unit`.
 
         Raises:
             trainer.errors.InputError: The 2017 program cannot hold this network.

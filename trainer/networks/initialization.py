@@ -1,10 +1,17 @@
 """Initial weights as the sources draw them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import chainer.links as L
 import numpy as np
 
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
 
-def orthonormal_relu(shape, rng):
+
+def orthonormal_relu(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Draw the weights of a convolution or of a fully connected layer, as the original does.
 
     Its ``nutszebra_initialization.py``, ``orthonorm``.
@@ -14,11 +21,11 @@ def orthonormal_relu(shape, rng):
     variance 2 / fan-in that keeps ReLU networks alive (arXiv 1502.01852).
 
     Args:
-        shape (tuple of int): (out, in, height, width) or (out, in).
-        rng (numpy.random.Generator): Source of the Gaussian numbers.
+        shape: (out, in, height, width) or (out, in).
+        rng: Source of the Gaussian numbers.
 
     Returns:
-        numpy.ndarray: float32 of ``shape``.
+        float32 of ``shape``.
     """
     out, channels = shape[:2]
     area = int(np.prod(shape[2:], dtype=int))
@@ -57,13 +64,13 @@ SOURCES = {
 INITIALIZATIONS = ('orthonormal',) + tuple(SOURCES)
 
 
-def fill(network, initialization, seed):
+def fill(network: Network, initialization: str, seed: int) -> None:
     """Fill the weights of a network that was just built.
 
     Args:
-        network (trainer.networks.base.Network): Its weights are zero.
-        initialization (str): One of :data:`INITIALIZATIONS`.
-        seed (int): The same seed gives the same weights.
+        network: Its weights are zero.
+        initialization: One of :data:`INITIALIZATIONS`.
+        seed: The same seed gives the same weights.
     """
     if initialization == 'orthonormal':
         network.weight_initialization(seed)
@@ -80,12 +87,12 @@ def fill(network, initialization, seed):
                 link.b.array[...] = biases(link.b.shape, rng, link.W.shape[1])
 
 
-def zero_last(network):
+def zero_last(network: Network) -> None:
     """Let each block begin as its shortcut: the last scale of batch normalisation becomes 0
     (arXiv 1706.02677, section 5.1).
 
     Args:
-        network (trainer.networks.base.Network): Its weights are filled.
+        network: Its weights are filled.
     """
     for i in range(1, len(network.stages) + 1):
         for block in network[f'stage{i}'].children():

@@ -6,8 +6,9 @@ They hold the parameters and say what is computed; the engine computes it
 or from a file.
 """
 
-import collections
 import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import chainer
 import chainer.links as L
@@ -18,22 +19,26 @@ from trainer import engines
 BN_DECAY = 0.9
 
 
-class StageConfig(
-    collections.namedtuple('StageConfig', 'blocks width groups out_channels stride projections')
-):
+class StageConfig(NamedTuple):
     """One stage of a network: blocks that share their sizes.
 
     Attributes:
-        blocks (int): Number of blocks.
-        width (int): Channels of the 3x3 convolution, over all groups.
-        groups (int): Cardinality: groups of the 3x3 convolution.
-        out_channels (int): Channels after each block.
-        stride (int): Stride of the first block's 3x3 convolution.
-        projections (str): Which shortcuts are a 1x1 convolution with batch
-            normalisation: 'first' (the paper's type B), 'all' (type C) or
-            'none' (type A). The others are identities, subsampled and padded
-            with zero channels where the sizes differ.
+        blocks: Number of blocks.
+        width: Channels of the 3x3 convolution, over all groups.
+        groups: Cardinality: groups of the 3x3 convolution.
+        out_channels: Channels after each block.
+        stride: Stride of the first block's 3x3 convolution.
+        projections: Which shortcuts are a 1x1 convolution with batch normalisation: 'first' (the
+            paper's type B), 'all' (type C) or 'none' (type A). The others are identities,
+            subsampled and padded with zero channels where the sizes differ.
     """
+
+    blocks: int
+    width: int
+    groups: int
+    out_channels: int
+    stride: int
+    projections: str
 
 
 #: A network with more weights than this is refused, where it is not ``None``: a
@@ -45,7 +50,7 @@ chainer.global_config.weight_limit = None
 _MAX_BLOCKS = 2000
 
 
-def check_arguments(**given):
+def check_arguments(**given: object) -> None:
     """Check arguments of a network, and name the one that is wrong.
 
     Args:
@@ -74,14 +79,19 @@ def _is_size(value):
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def check_sizes(category_num, stem, stages, se_reduction=None):
+def check_sizes(
+    category_num: int,
+    stem: Sequence[tuple[int, int]],
+    stages: Sequence[StageConfig],
+    se_reduction: int | None = None,
+) -> None:
     """Check the sizes of a network before anything is allocated.
 
     Args:
-        category_num (int): Number of classes.
-        stem (sequence of tuple): (channels, filter size) of each convolution of the stem.
-        stages (sequence of StageConfig): The stages.
-        se_reduction (int): See :class:`Bottleneck`.
+        category_num: Number of classes.
+        stem: (channels, filter size) of each convolution of the stem.
+        stages: The stages.
+        se_reduction: See :class:`Bottleneck`.
 
     Raises:
         ValueError: A size is not a positive integer, the groups do not divide
@@ -136,34 +146,34 @@ class ConvBN(chainer.Chain):
     The convolution has no bias: batch normalisation would cancel it.
 
     Args:
-        in_channels (int): Channels of the input.
-        out_channels (int): Channels of the output.
-        ksize (int): Filter size.
-        stride (int): Stride.
-        pad (int): Zero padding on each side.
-        groups (int): Groups of the convolution.
-        relu (bool): Whether there is a ReLU.
-        eps (float): Added to the variance by batch normalisation.
-        relu_first (bool): Whether a residual is added behind the ReLU, not before it.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        ksize: Filter size.
+        stride: Stride.
+        pad: Zero padding on each side.
+        groups: Groups of the convolution.
+        relu: Whether there is a ReLU.
+        eps: Added to the variance by batch normalisation.
+        relu_first: Whether a residual is added behind the ReLU, not before it.
 
     Attributes:
-        eps_in_average (bool): Whether running variances include eps, as Chainer v1's did.
+        eps_in_average: Whether running variances include eps, as Chainer v1's did.
     """
 
-    eps_in_average = False
+    eps_in_average: bool = False
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        ksize,
-        stride=1,
-        pad=0,
-        groups=1,
-        relu=True,
-        eps=1e-5,
-        relu_first=False,
-    ):
+        in_channels: int,
+        out_channels: int,
+        ksize: int,
+        stride: int = 1,
+        pad: int = 0,
+        groups: int = 1,
+        relu: bool = True,
+        eps: float = 1e-5,
+        relu_first: bool = False,
+    ) -> None:
         super().__init__()
         self.relu = relu
         self.relu_first = relu_first
@@ -180,15 +190,17 @@ class ConvBN(chainer.Chain):
             )
             self.bn = L.BatchNormalization(out_channels, decay=BN_DECAY, eps=eps)
 
-    def forward(self, x, residual=None):
+    def forward(
+        self, x: chainer.Variable, residual: chainer.Variable | None = None
+    ) -> chainer.Variable:
         """Compute the layer.
 
         Args:
-            x (chainer.Variable): (batch, in_channels, height, width).
-            residual (chainer.Variable): Added to the output; see ``relu_first``.
+            x: (batch, in_channels, height, width).
+            residual: Added to the output; see ``relu_first``.
 
         Returns:
-            chainer.Variable: (batch, out_channels, out height, out width).
+            (batch, out_channels, out height, out width).
         """
         return engines.current().conv_bn(
             x,
@@ -207,19 +219,19 @@ class DeepStem(chainer.Chain):
     ``layer1``, ``layer2``, ``layer3``; the first has stride 2.
 
     Args:
-        widths (sequence of int): Channels of the first two.
-        out_channels (int): Channels of the last.
-        eps (float): See :class:`ConvBN`.
+        widths: Channels of the first two.
+        out_channels: Channels of the last.
+        eps: See :class:`ConvBN`.
     """
 
-    def __init__(self, widths, out_channels, eps=1e-5):
+    def __init__(self, widths: Sequence[int], out_channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         channels = 3
         for i, width in enumerate((*widths, out_channels), 1):
             self.add_link(f'layer{i}', ConvBN(channels, width, 3, 2 if i == 1 else 1, 1, eps=eps))
             channels = width
 
-    def forward(self, x):
+    def forward(self, x: chainer.Variable) -> chainer.Variable:
         for layer in self.children():
             x = layer(x)
         return x
@@ -231,17 +243,17 @@ class SqueezeExcite(chainer.Chain):
     Two fully connected layers, ``down`` with a ReLU and ``up`` with a sigmoid behind it.
 
     Args:
-        channels (int): Channels of the input.
-        reduction (int): Divides the channels between the two layers.
+        channels: Channels of the input.
+        reduction: Divides the channels between the two layers.
     """
 
-    def __init__(self, channels, reduction):
+    def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
         with self.init_scope():
             self.down = L.Linear(channels, channels // reduction, initialW=0)
             self.up = L.Linear(channels // reduction, channels, initialW=0)
 
-    def forward(self, x, residual):
+    def forward(self, x: chainer.Variable, residual: chainer.Variable) -> chainer.Variable:
         """Compute relu(x * weights + residual), of the shape of both."""
         return engines.current().excite(x, self.down, self.up, residual)
 
@@ -250,30 +262,33 @@ class Bottleneck(chainer.Chain):
     """The block of the paper's figure 3(c): 1x1, grouped 3x3, 1x1, and a shortcut.
 
     Args:
-        in_channels (int): Channels of the input.
-        config (StageConfig): Sizes.
-        stride (int): Stride of the 3x3 convolution.
-        projection (bool): Whether the shortcut is a 1x1 convolution.
-        relu_after_add (bool): ``True``: ReLU after the addition (the paper).
-            ``False``: ReLU before it and none after (the 2017 CIFAR program).
-        eps (float): See :class:`ConvBN`.
-        average_shortcut (bool): Whether a projection of stride 2 is average pooling over 2x2
-            and a convolution of stride 1 (arXiv 1812.01187, ResNet-D).
-        se_reduction (int): The block ends in :class:`SqueezeExcite` of this reduction;
-            ``None``: it does not. Needs ``relu_after_add``.
+        in_channels: Channels of the input.
+        config: Sizes.
+        stride: Stride of the 3x3 convolution.
+        projection: Whether the shortcut is a 1x1 convolution.
+        relu_after_add: ``True``: ReLU after the addition (the paper). ``False``: ReLU before it and
+            none after (the 2017 CIFAR program).
+        eps: See :class:`ConvBN`.
+        average_shortcut: Whether a projection of stride 2 is average pooling over 2x2 and a
+            convolution of stride 1 (arXiv 1812.01187, ResNet-D).
+        se_reduction: The block ends in :class:`SqueezeExcite` of this reduction; ``None``: it does
+            not. Needs ``relu_after_add``.
     """
+
+    se: SqueezeExcite | None
+    shortcut: ConvBN | None
 
     def __init__(
         self,
-        in_channels,
-        config,
-        stride,
-        projection,
-        relu_after_add=True,
-        eps=1e-5,
-        average_shortcut=False,
-        se_reduction=None,
-    ):
+        in_channels: int,
+        config: StageConfig,
+        stride: int,
+        projection: bool,
+        relu_after_add: bool = True,
+        eps: float = 1e-5,
+        average_shortcut: bool = False,
+        se_reduction: int | None = None,
+    ) -> None:
         super().__init__()
         self.stride = stride
         self.out_channels = config.out_channels
@@ -304,7 +319,7 @@ class Bottleneck(chainer.Chain):
             else:
                 self.shortcut = None
 
-    def forward(self, x):
+    def forward(self, x: chainer.Variable) -> chainer.Variable:
         h = self.grouped(self.reduce(x))
         if self.shortcut is None:
             residual = engines.current().subsample_and_pad(x, self.stride, self.out_channels)
@@ -320,12 +335,12 @@ class Stage(chainer.Chain):
     """Blocks ``block1``, ``block2``, ... of one :class:`StageConfig`.
 
     Args:
-        in_channels (int): Channels of the input.
-        config (StageConfig): Sizes.
+        in_channels: Channels of the input.
+        config: Sizes.
         of_block: Further arguments of :class:`Bottleneck`.
     """
 
-    def __init__(self, in_channels, config, **of_block):
+    def __init__(self, in_channels: int, config: StageConfig, **of_block: Any) -> None:
         super().__init__()
         for i in range(1, config.blocks + 1):
             first = i == 1
@@ -338,12 +353,12 @@ class Stage(chainer.Chain):
             )
             in_channels = config.out_channels
 
-    def children(self):
+    def children(self) -> Iterator[Bottleneck]:
         # In order: Chainer's own would give block10 before block2.
         for i in range(1, len(self._children) + 1):
             yield self[f'block{i}']
 
-    def forward(self, x):
+    def forward(self, x: chainer.Variable) -> chainer.Variable:
         for block in self.children():
             x = block(x)
         return x

@@ -6,9 +6,15 @@ what is defined in :mod:`trainer.inference`: an entry names its class, which is 
 is wanted.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +72,11 @@ def of_kind(kind: str) -> Entry:
     return entries[kind]
 
 
-def of(network) -> Entry:
+def of(network: Network) -> Entry:
     """Return the entry of a network: that of its variant, or of its class's plain network.
 
     Args:
-        network (trainer.networks.base.Network): The network.
+        network: The network.
     """
     variants = (get(name) for name in available())
     found = (e for e in variants if (e.kind, e.variant) == (network.kind, network.variant))
