@@ -2,6 +2,8 @@
 
 import argparse
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 from trainer.text import printable
 
@@ -17,18 +19,18 @@ class ArgumentParser(argparse.ArgumentParser):
     ``--help`` shows the common flags and the examples, ``--help-all`` all flags.
 
     Args:
-        examples (str): Commands, a line each.
-        rare (tuple of str): What the parsed arguments call flags that ``--help`` leaves out.
+        examples: Commands, a line each.
+        rare: What the parsed arguments call flags that ``--help`` leaves out.
         kwargs: argparse's.
     """
 
-    def __init__(self, examples='', rare=(), **kwargs):
+    def __init__(self, examples: str = '', rare: Iterable[str] = (), **kwargs: Any) -> None:
         kwargs.setdefault('formatter_class', _Formatter)
         kwargs.setdefault('usage', '%(prog)s [flags]')
         super().__init__(allow_abbrev=False, add_help=False, **kwargs)
         self.rare = tuple(rare)
         self.examples = examples and _Formatter.AS_IT_IS + 'examples:\n' + examples.strip('\n')
-        self._faults = []
+        self._faults: list[str] = []
         self.add_argument(
             '-h', '--help', action='help', default=argparse.SUPPRESS, help='show this help'
         )
@@ -46,11 +48,15 @@ class ArgumentParser(argparse.ArgumentParser):
                 flags.append(dashed)
             action.option_strings = list(dict.fromkeys(flags))
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(  # type: ignore[override]  # of two overloads the usual one
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         self._unify()
         return super().parse_known_args(args, namespace)
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self._faults.append(f'unrecognized arguments: {" ".join(unknown)}')
@@ -65,19 +71,20 @@ class ArgumentParser(argparse.ArgumentParser):
             self._faults.append(str(e))
             return None
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         *others, last = self._faults + [message]
         lines = [printable(line) for line in others]
         lines.append(printable(f'{last} ({self.prog} --help lists the flags)'))
         self.exit(2, ''.join(f'{self.prog}: error: {line}\n' for line in lines))
 
-    def format_help(self, everything=False):
+    def format_help(self, everything: bool = False) -> str:
         """Return the help: of the common flags, with examples; ``everything``: of all flags."""
         self._unify()
         if everything:
             return super().format_help()
         formatter = self._get_formatter()
-        formatter.short = bool(self.rare)
+        if isinstance(formatter, _Formatter):
+            formatter.short = bool(self.rare)
         formatter.add_usage(self.usage, [], [])
         formatter.add_text(self.description)
         formatter.start_section('flags')

@@ -4,11 +4,15 @@ Neither this module nor a script imports Chainer or NumPy before the flags are c
 seconds.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer import values
 from trainer.arguments import ArgumentParser
@@ -16,15 +20,19 @@ from trainer.errors import InputError, together
 from trainer.inference import predictors
 from trainer.text import printable
 
+if TYPE_CHECKING:
+    from trainer.inference.model import Model
+    from trainer.inference.predictors import Predictor
+
 __all__ = ['ArgumentParser']
 
 
-def prog():
+def prog() -> str:
     """Return what the script is called in messages."""
     return os.path.basename(sys.argv[0])
 
 
-def reason(error):
+def reason(error: BaseException) -> str | None:
     """Return one line on an error that a user can mend; ``None`` for others."""
     if isinstance(error, InputError):
         message = '; '.join(error.for_script())
@@ -53,7 +61,7 @@ class _ListWeights(argparse.Action):
         parser.exit()
 
 
-def add_list_weights_flag(p):
+def add_list_weights_flag(p: ArgumentParser) -> None:
     """Add --list-weights."""
     p.add_argument(
         '--list-weights',
@@ -62,7 +70,7 @@ def add_list_weights_flag(p):
     )
 
 
-def add_model_flag(p):
+def add_model_flag(p: ArgumentParser) -> None:
     """Add -m: one model, or several whose posteriors are averaged."""
     p.add_argument(
         '--load-model',
@@ -77,7 +85,7 @@ def add_model_flag(p):
     add_list_weights_flag(p)
 
 
-def add_inference_flags(p, batch):
+def add_inference_flags(p: ArgumentParser, batch: int) -> None:
     """Add --batch, whose default is ``batch``, --gpu, --engine, --precision, --calibration."""
     p.add_argument(
         '--batch',
@@ -118,7 +126,7 @@ def add_inference_flags(p, batch):
     )
 
 
-def check_precision(args):
+def check_precision(args: argparse.Namespace) -> None:
     """Check what --precision needs, before any weights are loaded.
 
     Raises:
@@ -131,10 +139,10 @@ def check_precision(args):
         quantization.check(args.calibration)
 
 
-def add_geometry_flags(p):
+def add_geometry_flags(p: ArgumentParser) -> None:
     """Add --img-size, --crop-pct, --interpolation, --mean and --std, by timm's names."""
     group = p.add_argument_group('geometry of testing: instead of what the model says')
-    given = {'default': argparse.SUPPRESS}
+    given: dict[str, Any] = {'default': argparse.SUPPRESS}
     p.rare += ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')
     group.add_argument(
         '--img-size',
@@ -164,7 +172,7 @@ def add_geometry_flags(p):
         )
 
 
-def set_geometry(network, args):
+def set_geometry(network: Model, args: argparse.Namespace) -> None:
     """Give a network the geometry that :func:`add_geometry_flags` asks for, if it does.
 
     Raises:
@@ -176,7 +184,7 @@ def set_geometry(network, args):
         network.set_geometry(**changes)
 
 
-def add_ten_crop_flag(p):
+def add_ten_crop_flag(p: ArgumentParser) -> None:
     """Add --ten-crop."""
     p.add_argument(
         '--ten-crop',
@@ -185,7 +193,7 @@ def add_ten_crop_flag(p):
     )
 
 
-def add_evaluation_flags(p):
+def add_evaluation_flags(p: ArgumentParser) -> None:
     """Add --ten-crop, --workers, --results and --mistakes."""
     add_ten_crop_flag(p)
     p.add_argument(
@@ -206,13 +214,13 @@ def add_evaluation_flags(p):
     )
 
 
-def check_workers(p, args):
+def check_workers(p: ArgumentParser, args: argparse.Namespace) -> None:
     """End with a line where --workers is below 0."""
     if (args.workers or 0) < 0:
         p.error('--workers takes 0 or more')
 
 
-def load_network(path, args):
+def load_network(path: str, args: argparse.Namespace) -> Model:
     """Load a network from a file to where :func:`add_inference_flags` says; tell its notes."""
     from trainer.weights import formats
 
@@ -224,15 +232,15 @@ def load_network(path, args):
     return network
 
 
-def check_models(paths, args):
+def check_models(paths: list[str], args: argparse.Namespace) -> list[str]:
     """Check, before any weights are loaded, the GPU and the files of weights.
 
     Args:
-        paths (list of str): Files, or folders of runs.
-        args (argparse.Namespace): From :func:`add_inference_flags`.
+        paths: Files, or folders of runs.
+        args: From :func:`add_inference_flags`.
 
     Returns:
-        list of str: The files; of a run its best model.
+        The files; of a run its best model.
 
     Raises:
         trainer.errors.InputError: There is no such GPU, or a file is none of weights.
@@ -253,7 +261,7 @@ def check_models(paths, args):
     )[2:]
 
 
-def make_predictors(networks, args):
+def make_predictors(networks: Sequence[Model], args: argparse.Namespace) -> list[Predictor]:
     """Return the predictors that :func:`add_inference_flags` asks for."""
     return [
         network.predictor(args.engine, args.precision, args.calibration) for network in networks
@@ -279,7 +287,7 @@ def _interrupts():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def run(main):
+def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's ``main()`` and turn what a user can mend into one line.
 
     Several faults are a line each. Exit status: 2 after an error of the input or of the

@@ -5,14 +5,24 @@ front of each. They stay within what a C++ compiler for the CPU understands give
 definitions of the CUDA names: so the tests compute with them on machines without a GPU.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import cupy
 
-def lasting():
+    from trainer.types import Array, R
+
+
+def lasting() -> AbstractContextManager[None]:
     """Return a context manager that allocates from CuPy's default pool.
 
     Arrays made in it stay valid after a CUDA graph is captured; what the captured work
@@ -23,11 +33,11 @@ def lasting():
     return cupy.cuda.using_allocator(cupy.get_default_memory_pool().malloc)
 
 
-def empty_like(array):
+def empty_like(array: Array) -> cupy.ndarray:
     """Return an uninitialised CuPy array of the shape, type and memory layout of an array.
 
     Args:
-        array (cupy.ndarray or numpy.ndarray): NumPy's is C-contiguous.
+        array: NumPy's is C-contiguous.
     """
     import cupy
 
@@ -36,13 +46,12 @@ def empty_like(array):
     return cupy.empty(array.shape, array.dtype)
 
 
-def capture(stream, function):
+def capture(stream: cupy.cuda.Stream, function: Callable[[], R]) -> tuple[cupy.cuda.Graph, R]:
     """Return the CUDA graph of what a function computes, and what the function returns.
 
     Args:
-        stream (cupy.cuda.Stream): The current stream, not the null stream.
-        function (callable): Has run once before: building plans and compiling kernels cannot
-            be captured.
+        stream: The current stream, not the null stream.
+        function: Has run once before: building plans and compiling kernels cannot be captured.
 
     Raises:
         RuntimeError: The function does something that CUDA cannot capture.
@@ -57,12 +66,12 @@ def capture(stream, function):
     return stream.end_capture(), found
 
 
-def source(*paths, **defined):
+def source(*paths: str, **defined: int) -> str:
     """Return the source that is compiled for ``.cu`` files, concatenated.
 
     Args:
-        paths (str): The files; ``cuda.cuh`` comes first.
-        defined (int): Macros, by name.
+        paths: The files; ``cuda.cuh`` comes first.
+        defined: Macros, by name.
     """
     parts = [f'#define {name} {value}\n' for name, value in defined.items()]
     for path in (os.path.splitext(os.path.abspath(__file__))[0] + '.cuh', *paths):
@@ -79,19 +88,18 @@ def _module(*paths, **defined):
 
 
 @functools.cache
-def kernels(module_file, *names, **defined):
+def kernels(module_file: str, *names: str, **defined: int) -> Callable[..., None]:
     """Return a function that launches kernels of ``.cu`` files on the current stream.
 
     Args:
-        module_file (str): The ``__file__`` of the module that the files lie beside.
-        names (str): The files' names, such as 'bn.cu', compiled as one source.
-        defined (int): Macros, by name.
+        module_file: The ``__file__`` of the module that the files lie beside.
+        names: The files' names, such as 'bn.cu', compiled as one source.
+        defined: Macros, by name.
 
     Returns:
-        callable: ``launch(kernel, grid, threads, *args, shared=0)``: name of the kernel;
-        blocks (int or tuple) and threads of a block; arrays and NumPy scalars of the
-        types that the kernel declares, ``None`` for a null pointer; bytes of dynamic
-        shared memory.
+        ``launch(kernel, grid, threads, *args, shared=0)``: name of the kernel; blocks (int or
+        tuple) and threads of a block; arrays and NumPy scalars of the types that the kernel
+        declares, ``None`` for a null pointer; bytes of dynamic shared memory.
     """
     folder = os.path.dirname(os.path.abspath(module_file))
     paths = [os.path.join(folder, name) for name in names]

@@ -6,7 +6,7 @@ from chainer.backends import cuda
 from trainer.errors import InputError
 
 
-def get(gpu):
+def get(gpu: int) -> chainer.backend.Device:
     """Return Chainer's device for a GPU number; below 0 is the CPU.
 
     Raises:

@@ -1,6 +1,7 @@
 """Fetching a file once, whole and checked."""
 
-import collections
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import http.client
@@ -10,12 +11,17 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import chainer
 import tqdm
 
 from trainer import files
 from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.types import Path
 
 _BLOCK = 1 << 18
 # Seconds without a byte, and bytes a second from then on, on average.
@@ -26,29 +32,39 @@ _WAIT = 1
 
 _BROKEN = (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException, ValueError)
 
-#: What came. size: bytes; digest: hexadecimal; headers: of each response on the way, those of
-#: redirects first.
-Got = collections.namedtuple('Got', 'size digest headers')
+
+class Got(NamedTuple):
+    """What came.
+
+    Attributes:
+        size: Bytes.
+        digest: Hexadecimal.
+        headers: Of each response on the way, those of redirects first.
+    """
+
+    size: int
+    digest: str
+    headers: list[http.client.HTTPMessage]
 
 
-def folder(*names):
+def folder(*names: str) -> str:
     """Return a folder for downloads, which is made: below where Chainer keeps datasets
     (``CHAINER_DATASET_ROOT``, by default ``~/.chainer/dataset``), in ``resnext``."""
     return chainer.dataset.get_dataset_directory('/'.join(('resnext', *names)))
 
 
-def fetch(url, size, md5):
+def fetch(url: str, size: int, md5: str) -> str:
     """Download a dataset's file once, with a progress bar; check it, then and whenever it is used.
 
     It is kept in :func:`folder`; where it is damaged there, it is fetched again.
 
     Args:
-        url (str): Where it is.
-        size (int): Its bytes.
-        md5 (str): What its MD5 digest must be, hexadecimal.
+        url: Where it is.
+        size: Its bytes.
+        md5: What its MD5 digest must be, hexadecimal.
 
     Returns:
-        str: Path of the whole, checked file.
+        Path of the whole, checked file.
 
     Raises:
         trainer.errors.InputError: It cannot be had, or is not the published file.
@@ -60,7 +76,7 @@ def fetch(url, size, md5):
     return path
 
 
-def digest_of(path, algorithm):
+def digest_of(path: Path, algorithm: str) -> str:
     """Return the digest of a regular file, hexadecimal.
 
     Raises:
@@ -70,19 +86,28 @@ def digest_of(path, algorithm):
         return hashlib.file_digest(f, algorithm).hexdigest()
 
 
-def get(url, path, mend, most, size=None, digest=('sha256', ''), attempts=1, check=None):
+def get(
+    url: str,
+    path: str,
+    mend: str,
+    most: int,
+    size: int | None = None,
+    digest: tuple[str, str] = ('sha256', ''),
+    attempts: int = 1,
+    check: Callable[[str], object] | None = None,
+) -> Got:
     """Download a file, with a progress bar. It appears whole and checked, or not at all.
 
     Args:
-        url (str): Where it is; redirects are followed, but not from https to http.
-        path (str): Where it goes.
-        mend (str): What a user can do where it fails, for messages.
-        most (int): More bytes are refused.
-        size (int): Its bytes; ``None``: as the server says.
-        digest (tuple of str): An algorithm of hashlib, and how the digest must begin.
-        attempts (int): How often a download that broke off is gone on with, from where it is,
-            before none of its bytes came.
-        check (callable): Called with the :class:`Got`; raises ValueError where it is wrong.
+        url: Where it is; redirects are followed, but not from https to http.
+        path: Where it goes.
+        mend: What a user can do where it fails, for messages.
+        most: More bytes are refused.
+        size: Its bytes; ``None``: as the server says.
+        digest: An algorithm of hashlib, and how the digest must begin.
+        attempts: How often a download that broke off is gone on with, from where it is, before none
+            of its bytes came.
+        check: Called with the :class:`Got`; raises ValueError where it is wrong.
 
     Returns:
         Got: What came.

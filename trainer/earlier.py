@@ -1,6 +1,7 @@
 """Earlier runs: moved out of the way of a new one, all of a run or nothing."""
 
 import os
+from collections.abc import Callable
 
 from trainer.errors import InputError
 
@@ -8,13 +9,13 @@ from trainer.errors import InputError
 _MOVING = '.resnext-unfinished'
 
 
-def move_aside(folder, names, say):
+def move_aside(folder: str, names: list[str], say: Callable[[str], object]) -> None:
     """Move the files of an earlier run into ``earlier/<n>/``.
 
     Args:
-        folder (str): The run's folder.
-        names (list of str): What to move of what lies there.
-        say (callable): Told where to.
+        folder: The run's folder.
+        names: What to move of what lies there.
+        say: Told where to.
     """
     moving, n = _moving(folder), 1
     while os.path.lexists(aside := os.path.join(folder, 'earlier', str(n))):
@@ -26,12 +27,12 @@ def move_aside(folder, names, say):
     say(f'moved an earlier run to {aside}')
 
 
-def is_split(folder):
+def is_split(folder: str) -> bool:
     """Return whether a process was killed while it moved the run in a folder."""
     return os.path.isdir(_moving(folder))
 
 
-def put_back(folder):
+def put_back(folder: str) -> None:
     """Put the files of a run back that a killed process had begun to move.
 
     Raises:

@@ -1,8 +1,15 @@
 """The one exception that a user is meant to read."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from trainer.text import printable
+
+if TYPE_CHECKING:
+    from trainer.types import R
 
 # An argument's name in a message.
 _ARGUMENT = re.compile(r'`([A-Za-z]\w*)`')
@@ -18,14 +25,14 @@ class InputError(Exception):
     ``save_path`` where :meth:`for_script` has ``--save-path``.
 
     Args:
-        messages (str): The message; several where several things cannot be used
-            (:func:`together`). They are its ``args``.
+        messages: The message; several where several things cannot be used (:func:`together`). They
+            are its ``args``.
     """
 
-    def __init__(self, *messages):
+    def __init__(self, *messages: str) -> None:
         super().__init__(*map(printable, messages))
 
-    def __str__(self):
+    def __str__(self) -> str:
         return '; '.join(_ARGUMENT.sub(r'\1', message) for message in self.args)
 
     def for_script(self) -> list[str]:
@@ -36,14 +43,14 @@ class InputError(Exception):
         ]
 
 
-def together(*checks):
+def together(*checks: Callable[[], R]) -> list[R]:
     """Call functions one after the other, so that a user reads of all faults at once.
 
     Args:
-        checks (callable): Without arguments.
+        checks: Without arguments.
 
     Returns:
-        list: What they return.
+        What they return.
 
     Raises:
         InputError: Of those that raise one, with all their messages.

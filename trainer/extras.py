@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import sys
+from types import ModuleType
 
 from trainer.errors import InputError
 
@@ -23,16 +24,16 @@ def _without_telemetry():
             sys.modules[_TELEMETRY] = held
 
 
-def need(package, purpose, extra=None):
+def need(package: str, purpose: str, extra: str | None = None) -> ModuleType:
     """Import a package that may be missing; of OpenVINO and nncf without their telemetry.
 
     Args:
-        package (str): Its name.
-        purpose (str): What needs it, for the message.
-        extra (str): The extra of pyproject.toml that brings it; by default of its name.
+        package: Its name.
+        purpose: What needs it, for the message.
+        extra: The extra of pyproject.toml that brings it; by default of its name.
 
     Returns:
-        module: The package.
+        The package.
 
     Raises:
         trainer.errors.InputError: It is not installed, or cannot be imported.

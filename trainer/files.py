@@ -1,5 +1,7 @@
 """Files that appear whole or not at all."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import io
@@ -10,6 +12,11 @@ import re
 import secrets
 import stat
 import struct
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.types import Path
 
 #: Limits of a JSON file that is read: bytes, values, nesting, digits of an integer. A log of
 #: 600 epochs of 1,000 classes has 42 MB and two million values.
@@ -20,7 +27,7 @@ _UNFINISHED = re.compile(r'\.resnext-unfinished-\d+-[0-9a-f]{8}-(.+)', re.DOTALL
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: Path) -> Iterator[str]:
     """Yield a path to write to; at the end it becomes ``path``, in one step.
 
     The file is written beside its place and renamed, so that whoever reads
@@ -28,7 +35,7 @@ def replacing(path):
     stays and the unfinished one is removed.
 
     Args:
-        path (str): The file to create or replace. Its folder must exist.
+        path: The file to create or replace. Its folder must exist.
 
     Raises:
         OSError: It cannot be written, or is there and read-only or no regular file.
@@ -58,7 +65,7 @@ def replacing(path):
         raise
 
 
-def is_read_only(path):
+def is_read_only(path: Path) -> bool:
     """Return whether there is a file that its owner made read-only."""
     return os.path.isfile(path) and not os.stat(path).st_mode & 0o222
 
@@ -73,7 +80,7 @@ def _sync_folder(folder):
             os.close(opened)
 
 
-def open_regular(path):
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file to read bytes; folders, pipes and devices, which may never end, are errors.
 
     Raises:
@@ -86,12 +93,12 @@ def open_regular(path):
     return open(path, 'rb')
 
 
-def read_bounded(path, most):
+def read_bounded(path: Path, most: int) -> bytes:
     """Return the bytes of a regular file.
 
     Args:
-        path (str): The file.
-        most (int): Bytes; of a larger one nothing is read.
+        path: The file.
+        most: Bytes; of a larger one nothing is read.
 
     Raises:
         OSError: It cannot be read, or is larger.
@@ -102,7 +109,7 @@ def read_bounded(path, most):
         return f.read(most)
 
 
-def read_lines(path):
+def read_lines(path: Path) -> list[str]:
     """Return the lines of a list in UTF-8; ILSVRC's of 50,000 images has 2 MB.
 
     Raises:
@@ -112,7 +119,7 @@ def read_lines(path):
     return io.StringIO(read_bounded(path, 8 << 20).decode(), newline=None).readlines()
 
 
-def read_json(path):
+def read_json(path: Path) -> Any:
     """Read a JSON file that may be damaged, or made to harm.
 
     Returns:
@@ -155,19 +162,19 @@ def _finite(text):
     return value
 
 
-def save_json(path, content):
+def save_json(path: Path, content: object) -> None:
     """Write JSON to a file that appears whole or not at all."""
     with replacing(path) as unfinished, open(unfinished, 'w') as f:
         json.dump(content, f, indent=0)
 
 
-def remove_unfinished(folder, ours):
+def remove_unfinished(folder: str, ours: Callable[[str], bool]) -> None:
     """Remove the files that :func:`replacing` left in ``folder`` (not below it) when it was killed.
 
     Args:
-        folder (str): The folder.
-        ours (callable): Tells of a file's final name whether no other process can be
-            writing it; what others write stays.
+        folder: The folder.
+        ours: Tells of a file's final name whether no other process can be writing it; what others
+            write stays.
     """
     for entry in os.scandir(folder):
         match = _UNFINISHED.fullmatch(entry.name)

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def log_softmax(y):
+def log_softmax(y: np.ndarray) -> np.ndarray:
     """Return the logarithm of the softmax of scores (..., classes), float64."""
     y = np.subtract(y, y.max(axis=-1, keepdims=True), dtype=np.float64)
     return y - np.log(np.exp(y).sum(axis=-1, keepdims=True))
@@ -22,28 +22,28 @@ class Tally:
     """Loss, top-1 and top-5 accuracy, and the confusion matrix of many batches.
 
     Args:
-        category_num (int): Number of classes.
+        category_num: Number of classes.
 
     Attributes:
-        images (int): Images counted.
-        confusion (numpy.ndarray): int64 (classes, classes): [label, answer].
-        top5 (numpy.ndarray): int64 (classes,): images whose label is among the five best.
+        images: Images counted.
+        confusion: int64 (classes, classes): [label, answer].
+        top5: int64 (classes,): images whose label is among the five best.
     """
 
-    def __init__(self, category_num):
+    def __init__(self, category_num: int) -> None:
         self.loss_sum = 0.0
-        self.confusion = np.zeros((category_num, category_num), np.int64)
-        self.top5 = np.zeros(category_num, np.int64)
+        self.confusion: np.ndarray = np.zeros((category_num, category_num), np.int64)
+        self.top5: np.ndarray = np.zeros(category_num, np.int64)
 
-    def add(self, y, t):
+    def add(self, y: np.ndarray, t: np.ndarray) -> np.ndarray:
         """Count a batch.
 
         Args:
-            y (numpy.ndarray): Scores before softmax (batch, classes).
-            t (numpy.ndarray): Labels (batch,), int.
+            y: Scores before softmax (batch, classes).
+            t: Labels (batch,), int.
 
         Returns:
-            numpy.ndarray: int (batch, up to 5), the best classes, best first.
+            int (batch, up to 5), the best classes, best first.
         """
         self.loss_sum -= float(np.take_along_axis(log_softmax(y), t[:, None], axis=1).sum())
         best = top_k(y, 5)
@@ -52,26 +52,26 @@ class Tally:
         return best
 
     @property
-    def images(self):
+    def images(self) -> int:
         return int(self.confusion.sum())
 
     @property
-    def loss(self):
+    def loss(self) -> float:
         """Mean softmax cross entropy, in nats."""
         return self.loss_sum / self.images
 
     @property
-    def accuracy(self):
+    def accuracy(self) -> float:
         """Top-1 accuracy, 0..1."""
         return float(self.confusion.trace() / self.images)
 
     @property
-    def top5_accuracy(self):
+    def top5_accuracy(self) -> float:
         """Share of images whose label is among the five best, 0..1."""
         return float(self.top5.sum() / self.images)
 
     @property
-    def class_accuracy(self):
+    def class_accuracy(self) -> np.ndarray:
         """Accuracy of each class, float64 (classes,); nan where it has no images."""
         with np.errstate(invalid='ignore'):
             return self.confusion.diagonal() / self.confusion.sum(axis=1)

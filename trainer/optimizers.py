@@ -57,21 +57,21 @@ class TorchSGD(optimizer.GradientMethod):
     new buffer, where the formula that it follows (arXiv 1212.0901) has the old one.
 
     Args:
-        lr (float): Learning rate.
-        momentum (float): Momentum.
-        nesterov (bool): Whether it is Nesterov's.
+        lr: Learning rate.
+        momentum: Momentum.
+        nesterov: Whether it is Nesterov's.
     """
 
-    lr = optimizer.HyperparameterProxy('lr')
-    momentum = optimizer.HyperparameterProxy('momentum')
+    lr: optimizer.HyperparameterProxy = optimizer.HyperparameterProxy('lr')
+    momentum: optimizer.HyperparameterProxy = optimizer.HyperparameterProxy('momentum')
 
-    def __init__(self, lr, momentum=0.9, nesterov=False):
+    def __init__(self, lr: float, momentum: float = 0.9, nesterov: bool = False) -> None:
         super().__init__()
         self.hyperparam.lr = lr
         self.hyperparam.momentum = momentum
         self.nesterov = nesterov
 
-    def create_update_rule(self):
+    def create_update_rule(self) -> optimizer.UpdateRule:
         return _Rule(self.hyperparam, self.nesterov)
 
 
@@ -82,27 +82,27 @@ class ClipGradient:
     ``torch.nn.utils.clip_grad_norm_`` computes it. Add it before the weight decay.
 
     Args:
-        threshold (float): The largest norm.
+        threshold: The largest norm.
     """
 
-    name = 'ClipGradient'
-    call_for_each_param = False
-    timing = 'pre'
+    name: str = 'ClipGradient'
+    call_for_each_param: bool = False
+    timing: str = 'pre'
 
-    def __init__(self, threshold):
+    def __init__(self, threshold: float) -> None:
         self.threshold = threshold
 
-    def factor(self, params, scale=None):
+    def factor(self, params: list[chainer.Parameter], scale: float | None = None) -> float:
         """Return what the gradients are multiplied with, a float.
 
         Args:
-            params (list of chainer.Parameter): Those that are trained.
-            scale (float): The loss's, which the gradients are multiplied with.
+            params: Those that are trained.
+            scale: The loss's, which the gradients are multiplied with.
         """
         squares = sum(float(_squares(p.grad)) for p in params if p.grad is not None)
         return min(1.0, self.threshold / (math.sqrt(squares) / (scale or 1) + 1e-6))
 
-    def __call__(self, optimizer):
+    def __call__(self, optimizer: chainer.Optimizer) -> None:
         params = [p for p in optimizer.target.params() if p.update_rule.enabled]
         factor = self.factor(params, optimizer._loss_scale)
         for param in params:
@@ -120,21 +120,21 @@ class WeightDecays:
     """An optimizer hook: weight decay of its own for each group of parameters.
 
     Args:
-        groups (list of tuple): (rate, list of chainer.Parameter); all parameters.
+        groups: (rate, list of chainer.Parameter); all parameters.
     """
 
-    name = 'WeightDecays'
-    call_for_each_param = False
-    timing = 'pre'
+    name: str = 'WeightDecays'
+    call_for_each_param: bool = False
+    timing: str = 'pre'
 
-    def __init__(self, groups):
+    def __init__(self, groups: list[tuple[float, list[chainer.Parameter]]]) -> None:
         self.groups = groups
 
-    def rates(self):
+    def rates(self) -> dict[int, float]:
         """Return the rate of each parameter: dict of its id."""
         return {id(param): rate for rate, params in self.groups for param in params}
 
-    def __call__(self, optimizer):
+    def __call__(self, optimizer: chainer.Optimizer) -> None:
         for rate, params in self.groups:
             for param in params:
                 if rate and param.grad is not None and param.update_rule.enabled:
@@ -149,19 +149,19 @@ class HeadRate:
     learning rate, whatever the schedule does with that. Add it after the weight decay.
 
     Args:
-        params (list of chainer.Parameter): Those of the classifier.
-        factor (float): How many times.
+        params: Those of the classifier.
+        factor: How many times.
     """
 
-    name = 'HeadRate'
-    call_for_each_param = False
-    timing = 'pre'
+    name: str = 'HeadRate'
+    call_for_each_param: bool = False
+    timing: str = 'pre'
 
-    def __init__(self, params, factor):
+    def __init__(self, params: list[chainer.Parameter], factor: float) -> None:
         self.params = params
         self.factor = factor
 
-    def __call__(self, optimizer):
+    def __call__(self, optimizer: chainer.Optimizer) -> None:
         for param in self.params:
             if param.grad is not None:
                 param.grad *= self.factor

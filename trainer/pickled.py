@@ -10,11 +10,17 @@ their depth and their size are bounded while they are built; and only text, byte
 integers become keys, so that nothing else is hashed.
 """
 
-import collections
 import pickletools
+from collections.abc import Container
+from typing import IO, Any, NamedTuple
 
-#: A name that a pickle refers to.
-Global = collections.namedtuple('Global', 'module name')
+
+class Global(NamedTuple):
+    """A name that a pickle refers to."""
+
+    module: str
+    name: str
+
 
 #: The function of the :class:`Call` that stands for an object outside the pickle.
 PERSISTENT = Global('pickle', 'persistent_load')
@@ -24,15 +30,15 @@ class Call:
     """A call that a pickle asks for: ``function(*arguments)``, then ``state``.
 
     Attributes:
-        function (Global): One of the known names, or :data:`PERSISTENT`.
-        arguments (tuple): Anything.
+        function: One of the known names, or :data:`PERSISTENT`.
+        arguments: Anything.
         state: Anything; ``None`` where there is none.
     """
 
-    def __init__(self, function, arguments):
+    def __init__(self, function: Global, arguments: tuple) -> None:
         self.function = function
         self.arguments = arguments
-        self.state = None
+        self.state: Any = None
 
 
 class PickleError(ValueError):
@@ -327,12 +333,12 @@ _STEPS = {
 }
 
 
-def read(data, known=()):
+def read(data: bytes | IO[bytes], known: Container[Global] = ()) -> Any:
     """Read one pickle.
 
     Args:
-        data (bytes or file): The pickle. Of a file nothing behind its end is read.
-        known (container of Global): The names that it may refer to.
+        data: The pickle. Of a file nothing behind its end is read.
+        known: The names that it may refer to.
 
     Returns:
         The object: numbers, strings (``bytes`` for Python 2's ``str``), lists (also for

@@ -1,6 +1,7 @@
 """NumPy arrays in pickles that are read as data (:mod:`trainer.pickled`)."""
 
 import re
+from typing import Literal
 
 import numpy as np
 
@@ -24,7 +25,7 @@ _MAX_DIMENSIONS = 8
 _DTYPE = re.compile('[biuf][1248]')
 
 
-def read(obj):
+def read(obj: object) -> np.ndarray:
     """Return the NumPy array that a pickle describes.
 
     Args:
@@ -33,13 +34,16 @@ def read(obj):
     Raises:
         PickleError: It is not an array of numbers.
     """
-    name = obj.function.name if isinstance(obj, Call) else None
+    if not isinstance(obj, Call):
+        raise PickleError('no array where one was expected')
+    name = obj.function.name
+    order: Literal['C', 'F']
     if name == '_reconstruct' and _are(obj.state, int, tuple, Call, (bool, int), (bytes, Call)):
         _, shape, dtype, fortran, raw = obj.state
         order = 'F' if fortran else 'C'
     # pickle protocol 5
     elif name == '_frombuffer' and _are(obj.arguments, (bytes, bytearray), Call, tuple, str):
-        raw, dtype, shape, order = obj.arguments
+        raw, dtype, shape, order = obj.arguments  # another order is a ValueError
     else:
         raise PickleError('no array where one was expected')
     if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int for n in shape):

@@ -12,17 +12,17 @@ WIDTH = 80
 _BREAK = re.compile(r'\s*[^\S ]\s*')
 
 
-def printable(text):
+def printable(text: str) -> str:
     """Return text as one line that a terminal shows as it is.
 
     Line breaks and tabs become blanks; control characters, which could move the cursor
     or hide text, become escapes (``\\x1b``); a long text loses its middle.
 
     Args:
-        text (str): Anything; messages end with the mend, names with what tells them apart.
+        text: Anything; messages end with the mend, names with what tells them apart.
 
     Returns:
-        str: At most :data:`MOST` characters.
+        At most :data:`MOST` characters.
     """
     line = _BREAK.sub(' ', text.strip())
     line = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
@@ -31,13 +31,13 @@ def printable(text):
     return line
 
 
-def wrapped(text):
+def wrapped(text: str) -> str:
     """Return a line as lines of at most :data:`WIDTH` characters, broken at blanks.
 
     What has no blank, such as a long path, stays whole.
 
     Args:
-        text (str): The line.
+        text: The line.
     """
     return textwrap.fill(
         text, WIDTH, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False

@@ -1,6 +1,13 @@
 """Numbers as flags give them and files hold them: argparse types with a range."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.types import N
 
 #: Whole numbers are below these: sizes fit what NumPy counts with, seeds fit in JSON.
 _MOST = 1 << 31
@@ -10,7 +17,7 @@ _MOST_SEED = 1 << 63
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
-def one_of(find):
+def one_of(find: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     """Return an argparse type: a name of those that ``find()`` returns, called when it is given.
 
     argparse's own ``choices`` would be asked for the help as well.
@@ -33,7 +40,7 @@ def _number(kind, text, most):
     return value
 
 
-def positive(kind):
+def positive(kind: type[N]) -> Callable[[str], N]:
     """Return an argparse type: ``kind`` (int or float) above zero."""
 
     def parse(text):
@@ -46,7 +53,7 @@ def positive(kind):
     return parse
 
 
-def not_negative(kind):
+def not_negative(kind: type[N]) -> Callable[[str], N]:
     """Return an argparse type: ``kind`` (int or float), 0 or more."""
 
     def parse(text):
@@ -59,7 +66,7 @@ def not_negative(kind):
     return parse
 
 
-def share(text):
+def share(text: str) -> float:
     """argparse type: a number from 0 to below 1."""
     value = float(text)
     if not 0 <= value < 1:
@@ -67,7 +74,7 @@ def share(text):
     return value
 
 
-def epochs(text):
+def epochs(text: str) -> float:
     """argparse type: a whole number of epochs above zero, or a share of them below 1."""
     value = float(text)
     if 0 < value < 1:

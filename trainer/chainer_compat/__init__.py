@@ -10,17 +10,17 @@ trainer.chainer_compat script.py ARG...`` runs any program for Chainer in the sa
 import sys
 
 #: What was supplied in this process, since Chainer was imported: name -> why.
-supplied = {}
+supplied: dict[str, str] = {}
 
 
-def install():
+def install() -> dict[str, str]:
     """Have Chainer's import supply what it misses; nothing is imported before that.
 
     Where Chainer is imported already, its functions are mended now. Calling it again does
     nothing.
 
     Returns:
-        dict: :data:`supplied`, which fills when Chainer is imported.
+        :data:`supplied`, which fills when Chainer is imported.
     """
     if 'chainer' in sys.modules:
         _mend()

@@ -13,7 +13,7 @@ with the names that NumPy has removed since 1.20; each that the program uses is 
 once. The processes that it starts are run likewise."""
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ('-h', '--help'):
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2

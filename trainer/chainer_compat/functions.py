@@ -7,6 +7,7 @@ copied.
 import functools
 import threading
 import types
+from collections.abc import Callable
 
 import chainer
 import numpy
@@ -23,22 +24,21 @@ from trainer.chainer_compat.items import Items
 ITEMS = Items()
 
 
-def numpy_since(version):
+def numpy_since(version: str) -> Callable[[], bool]:
     """Return a function that returns whether this is NumPy ``version`` or later."""
     return lambda: Version(numpy.__version__) >= Version(version)
 
 
-def with_names(function, **names):
+def with_names(function: types.FunctionType, **names: object) -> types.FunctionType:
     """Return the function, which finds ``names`` in place of those of its module."""
-    return functools.update_wrapper(
-        types.FunctionType(
-            function.__code__,
-            {**function.__globals__, **names},
-            argdefs=function.__defaults__,
-            closure=function.__closure__,
-        ),
-        function,
+    renamed = types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **names},
+        argdefs=function.__defaults__,
+        closure=function.__closure__,
     )
+    functools.update_wrapper(renamed, function)
+    return renamed
 
 
 @ITEMS.add(
@@ -171,7 +171,7 @@ def _debug_print():
 )
 def _multiprocess_iterator():
     class Thread(threading.Thread):
-        def setDaemon(self, daemon):
+        def setDaemon(self, daemon: bool) -> None:
             self.daemon = daemon
 
     multiprocess_iterator.threading = types.SimpleNamespace(**vars(threading) | {'Thread': Thread})

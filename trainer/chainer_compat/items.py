@@ -24,7 +24,9 @@ class Item:
 class Items(list):
     """Items in the order in which they are supplied."""
 
-    def add(self, name, why, missing):
+    def add(
+        self, name: str, why: str, missing: Callable[[], bool]
+    ) -> Callable[[Callable[[], None]], Callable[[], None]]:
         """Decorate the function that supplies ``name``."""
 
         def decorate(supply):

@@ -10,6 +10,10 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 from chainer.functions.math import sparse_matmul
 from chainer.serializers import hdf5
@@ -21,44 +25,51 @@ from trainer.chainer_compat.items import Items
 ITEMS = Items()
 
 
-def installed(requirement):
+def installed(requirement: str) -> bool:
     """Return whether a package is installed, in a version that ``'name>=version'`` admits."""
-    requirement = Requirement(requirement)
+    wanted = Requirement(requirement)
     try:
-        version = importlib.metadata.version(requirement.name)
+        version = importlib.metadata.version(wanted.name)
     except importlib.metadata.PackageNotFoundError:
         return False
-    return requirement.specifier.contains(version, prereleases=True)
+    return wanted.specifier.contains(version, prereleases=True)
 
 
-class StandIn:
+class StandIn(Loader):
     """Finder and loader of one module, whose names a function fills in at import."""
 
-    def __init__(self, name, fill):
+    def __init__(self, name: str, fill: Callable[[ModuleType], None]) -> None:
         self.name = name
         self.fill = fill
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name == self.name:
             return importlib.util.spec_from_loader(name, self)
-
-    def create_module(self, spec):
         return None
 
-    def exec_module(self, module):
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
         self.fill(module)
 
 
 class Mended(StandIn):
     """Finder and loader of one module that is there, mended by a function after its import."""
 
-    def find_spec(self, name, path=None, target=None):
+    loader: Loader
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         spec = super().find_spec(name) and importlib.machinery.PathFinder.find_spec(name, path)
-        if spec is not None:
+        if spec is not None and spec.loader is not None:
             self.loader, spec.loader = spec.loader, self
         return spec
 
-    def exec_module(self, module):
+    def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
         self.fill(module)
 

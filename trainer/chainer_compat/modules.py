@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import types
 import warnings
+from collections.abc import Iterator
 
 import numpy
 from packaging.requirements import Requirement
@@ -63,7 +64,7 @@ def _stand_in_distutils():
 
 
 @contextlib.contextmanager
-def without_distutils():
+def without_distutils() -> Iterator[None]:
     """Keep Chainer's import from importing numpy.distutils, which takes 0.3 s and is asked on
     macOS alone."""
     if sys.platform == 'darwin' or 'numpy.distutils' in sys.modules:

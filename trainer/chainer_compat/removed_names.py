@@ -71,7 +71,7 @@ NAMES = {
 _REPORTED = 'CHAINER_COMPAT_REPORTED'
 
 
-def install():
+def install() -> None:
     """Make NumPy answer with :data:`NAMES`, and report each to stderr at its first use."""
     answer = numpy.__getattr__
 
@@ -89,4 +89,4 @@ def install():
             )
         return eval(NAMES[name], {'math': math, 'numpy': numpy})
 
-    numpy.__getattr__ = __getattr__
+    vars(numpy)['__getattr__'] = __getattr__

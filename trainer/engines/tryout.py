@@ -1,5 +1,7 @@
 """Computes small layers on this machine before an engine is used, and compares."""
 
+from collections.abc import Callable
+
 import chainer
 import chainer.links as L
 import numpy as np
@@ -8,15 +10,20 @@ from trainer.engines import reference
 
 
 def error(
-    conv_bn, device: str, channels: int, out_channels: int, groups: int = 1, stride: int = 1
+    conv_bn: Callable,
+    device: str,
+    channels: int,
+    out_channels: int,
+    groups: int = 1,
+    stride: int = 1,
 ) -> float:
     """Return the error of a 3x3 convolution with batch normalisation and a residual.
 
     Forward and backward, in training; the precision is that of ``chainer.config``.
 
     Args:
-        conv_bn (callable): As :func:`trainer.engines.reference.conv_bn`, with which it is
-            compared in float32 on the CPU.
+        conv_bn: As :func:`trainer.engines.reference.conv_bn`, with which it is compared in float32
+            on the CPU.
         device: Where it computes, as Chainer names devices.
         channels, out_channels, groups, stride: Of the convolution.
 
@@ -36,7 +43,7 @@ def error(
     residual, gy = rng.standard_normal((2, 4, out_channels, *size)).astype(np.float32)
     golden = _compute(reference.conv_bn, layer, '@numpy', x, residual, gy)
     found = _compute(conv_bn, layer, device, x, residual, gy)
-    return max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(golden, found))
+    return float(max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(golden, found)))
 
 
 def _compute(conv_bn, layer, device, x, residual, gy):

@@ -5,7 +5,10 @@ the sum of w_k f_k is a map whose mean, plus the bias, is the score. (The 2017 C
 batch normalisation there, which belongs to w_k, and a ReLU on the score.)
 """
 
+from __future__ import annotations
+
 import collections
+from typing import TYPE_CHECKING, NamedTuple
 
 import chainer
 import numpy as np
@@ -15,23 +18,40 @@ from trainer.inference import prediction
 from trainer.networks import layers
 from trainer.transforms import decoding
 
-#: What an image shows where. prediction: see :class:`trainer.inference.prediction.Prediction`;
-#: image: uint8 (height, width, 3), as the network was given it, before normalisation;
-#: maps: float32 (answers, rows, columns), of the prediction's answers.
-Explanation = collections.namedtuple('Explanation', 'prediction image maps')
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from trainer.inference.prediction import Prediction
+    from trainer.networks.base import Network
+    from trainer.transforms.table import Preprocessing
+    from trainer.types import Source
 
 
-def activation_maps(network, x, classes):
+class Explanation(NamedTuple):
+    """What an image shows where.
+
+    Attributes:
+        prediction: Of the image.
+        image: uint8 (height, width, 3), as the network was given it, before normalisation.
+        maps: float32 (answers, rows, columns), of the prediction's answers.
+    """
+
+    prediction: Prediction
+    image: np.ndarray
+    maps: np.ndarray
+
+
+def activation_maps(network: Network, x: np.ndarray, classes: npt.ArrayLike) -> np.ndarray:
     """Compute class activation maps.
 
     Args:
-        network (trainer.networks.base.Network): The network, anywhere.
-        x (numpy.ndarray): Images, float32 (batch, 3, height, width), preprocessed.
-        classes (array-like): Numbers of classes, int (batch, n).
+        network: The network, anywhere.
+        x: Images, float32 (batch, 3, height, width), preprocessed.
+        classes: Numbers of classes, int (batch, n).
 
     Returns:
-        numpy.ndarray: float32 (batch, n, rows, columns) of the last stage: 7x7 for an image of
-        224x224. The mean over rows and columns, plus :func:`bias`, is the score before a ReLU.
+        float32 (batch, n, rows, columns) of the last stage: 7x7 for an image of 224x224. The mean
+        over rows and columns, plus :func:`bias`, is the score before a ReLU.
     """
     with chainer.no_backprop_mode(), chainer.using_config('train', False):
         x = chainer.Variable(network.device.send(np.asarray(x, np.float32)))
@@ -51,20 +71,20 @@ def _classifier(network):
     return weights.reshape(len(weights), -1) * scale[:, None], bn.beta.array - bn.avg_mean * scale
 
 
-def bias(network):
+def bias(network: Network) -> np.ndarray:
     """Return what the classifier adds to the mean of each class's map: float32 (classes,)."""
     return chainer.get_device('@numpy').send(_classifier(network)[1])
 
 
-def seen(transform, source):
+def seen(transform: Preprocessing, source: Source) -> np.ndarray:
     """Return an image as a network is given it for evaluation, before normalisation.
 
     Args:
-        transform (type): A class of ``data_augmentation``.
+        transform: A class of ``data_augmentation``.
         source: As the class takes it.
 
     Returns:
-        numpy.ndarray: uint8 (height, width, 3).
+        uint8 (height, width, 3).
     """
     if hasattr(transform, 'test_pixels'):
         return transform.test_pixels(source).x.values
@@ -72,13 +92,13 @@ def seen(transform, source):
     return np.asarray(decoding.load_rgb(source).resize(size))
 
 
-def explain(network, said, upright=True):
+def explain(network: Network, said: Prediction, upright: bool = True) -> Explanation:
     """Say where in an image the classes are that a network sees there.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        said (trainer.inference.prediction.Prediction): Of an image that could be read.
-        upright (bool): See :func:`trainer.inference.prediction.predict`.
+        network: The network.
+        said: Of an image that could be read.
+        upright: See :func:`trainer.inference.prediction.predict`.
 
     Returns:
         Explanation

@@ -1,8 +1,11 @@
 """How well scores fit labels, and how well networks recognise the images in files."""
 
-import collections
+from __future__ import annotations
+
 import os
 import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,30 +14,53 @@ from trainer.errors import InputError
 from trainer.inference import prediction
 from trainer.metrics import Tally
 
-#: What :func:`evaluate` finds. tally (Tally): of the images that could be read;
-#: unreadable: list of (path, what is wrong with it); seconds (float): what it took;
-#: computed_by (str): the engine and its precision.
-Evaluation = collections.namedtuple('Evaluation', 'tally unreadable seconds computed_by')
+if TYPE_CHECKING:
+    from trainer.datasets.folder import ImageFiles
+    from trainer.inference.model import Model
+    from trainer.inference.predictors import Predictor
+
+
+class Evaluation(NamedTuple):
+    """What :func:`evaluate` finds.
+
+    Attributes:
+        tally: Of the images that could be read.
+        unreadable: (path, what is wrong with it) of the others.
+        seconds: What it took.
+        computed_by: The engine and its precision.
+    """
+
+    tally: Tally
+    unreadable: list[tuple[str, str]]
+    seconds: float
+    computed_by: str
 
 
 def evaluate(
-    networks, images, batch=64, divide=1, ten_crop=False, workers=None, progress=None, each=None
-):
+    networks: Sequence[Model | Predictor],
+    images: ImageFiles,
+    batch: int = 64,
+    divide: int = 1,
+    ten_crop: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, Tally], object] | None = None,
+    each: Callable[[np.ndarray, np.ndarray, np.ndarray], object] | None = None,
+) -> Evaluation:
     """Count how many images networks recognise.
 
     An image that cannot be read is neither right nor wrong: it is not counted, but named.
 
     Args:
-        networks (sequence): One, or several whose posteriors are averaged; see
+        networks: One, or several whose posteriors are averaged; see
             :func:`trainer.inference.prediction.predictors`.
-        images (trainer.datasets.folder.ImageFiles): The images.
-        batch (int): Images, or crops, in a batch.
-        divide (int): Each batch is computed in so many chunks.
-        ten_crop (bool): Whether to average over ten crops of each image.
-        workers (int): Processes that load; ``None``: one for each core; 0: this one.
-        progress (callable): Called with (number of images, Tally) after each batch.
-        each (callable): Called with the indices, labels and scores of each batch's images that
-            could be read (:class:`trainer.reports.results.Results`).
+        images: The images.
+        batch: Images, or crops, in a batch.
+        divide: Each batch is computed in so many chunks.
+        ten_crop: Whether to average over ten crops of each image.
+        workers: Processes that load; ``None``: one for each core; 0: this one.
+        progress: Called with (number of images, Tally) after each batch.
+        each: Called with the indices, labels and scores of each batch's images that could be read
+            (:class:`trainer.reports.results.Results`).
 
     Returns:
         Evaluation
@@ -43,11 +69,9 @@ def evaluate(
         trainer.errors.InputError: The networks cannot be used together, the labels do
             not fit them, or no image could be read.
     """
-    computing = prediction.predictors(networks)
-    networks = [predictor.network for predictor in computing]
-    prediction.check_classes(networks)
-    labels = images.labels_for(networks[0])
-    tally = Tally(networks[0].category_num)
+    computing = prediction.averaged(networks)
+    labels = images.labels_for(computing[0].network)
+    tally = Tally(computing[0].network.category_num)
 
     def count(x, read, items):
         if len(read):
@@ -55,35 +79,35 @@ def evaluate(
             tally.add(scores, labels[items[read]])
             if each is not None:
                 each(items[read], labels[items[read]], scores)
+        if progress is not None:
+            progress(len(items), tally)
 
     begun = time.perf_counter()
-    unreadable = _each_batch(
-        computing,
-        images,
-        batch,
-        ten_crop,
-        workers,
-        count,
-        progress and (lambda n: progress(n, tally)),
-    )
+    unreadable = _each_batch(computing, images, batch, ten_crop, workers, count)
     return Evaluation(tally, unreadable, time.perf_counter() - begun, computing[0].description)
 
 
 def features(
-    network, images, write, batch=64, divide=1, ten_crop=False, workers=None, progress=None
-):
+    network: Model | Predictor,
+    images: ImageFiles,
+    write: Callable[[np.ndarray], object],
+    batch: int = 64,
+    divide: int = 1,
+    ten_crop: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[str, str]]:
     """Compute what enters the classifier; averaged where there are ten crops.
 
     Args:
-        network (trainer.networks.base.Network or trainer.inference.predictors.Predictor):
-            The network.
-        write (callable): Called with float32 (images of a batch, channels), in the
-            order of ``images``; rows of those that could not be read are nan.
-        progress (callable): Called with (number of images) after each batch.
+        network: The network.
+        write: Called with float32 (images of a batch, channels), in the order of ``images``; rows
+            of those that could not be read are nan.
+        progress: Called with (number of images) after each batch.
         images, batch, divide, ten_crop, workers: See :func:`evaluate`.
 
     Returns:
-        list: (path, what is wrong with it) of the images that could not be read.
+        (path, what is wrong with it) of the images that could not be read.
 
     Raises:
         trainer.errors.InputError: No image could be read.
@@ -100,7 +124,9 @@ def features(
     return _each_batch([predictor], images, batch, ten_crop, workers, keep, progress)
 
 
-def save_features(path, network, images, **kwargs):
+def save_features(
+    path: str, network: Model | Predictor, images: ImageFiles, **kwargs: Any
+) -> list[tuple[str, str]]:
     """Write :func:`features` as an npy file, float32 (images, channels).
 
     Beside it, ``.json`` for ``.npy``, a file tells what the rows are: ``images``
@@ -108,11 +134,11 @@ def save_features(path, network, images, **kwargs):
     Both appear whole or not at all.
 
     Args:
-        path (str): The npy file.
+        path: The npy file.
         network, images, kwargs: See :func:`features`.
 
     Returns:
-        list: As :func:`features`.
+        As :func:`features`.
 
     Raises:
         trainer.errors.InputError: The name does not end in ``.npy``, or no image
@@ -146,7 +172,7 @@ def save_features(path, network, images, **kwargs):
     return unreadable
 
 
-def check_features(path):
+def check_features(path: str) -> None:
     """Check that :func:`save_features` can write a file.
 
     Raises:
@@ -162,7 +188,7 @@ def _chunk(batch, divide):
     return max(1, batch // divide)
 
 
-def _each_batch(predictors, images, batch, ten_crop, workers, use, progress):
+def _each_batch(predictors, images, batch, ten_crop, workers, use, progress=None):
     """Call ``use(x of what could be read, its places in the batch, indices of the batch)``.
 
     Returns:

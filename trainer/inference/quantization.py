@@ -5,12 +5,16 @@ Needs the packages nncf, openvino and onnx (extra ``int8``). What was quantised 
 the same network and images are calibrated once.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +24,12 @@ from trainer.errors import InputError
 from trainer.inference import prediction
 from trainer.transforms import decoding
 from trainer.weights import description, npz, onnx
+
+if TYPE_CHECKING:
+    import openvino
+
+    from trainer.networks.base import Network
+    from trainer.types import Path
 
 #: Calibration images, at most: of more, some at even distances are taken. nncf's default.
 IMAGES = 300
@@ -33,11 +43,11 @@ GROUP_WIDTH = 32
 _VERSION = 1
 
 
-def quantized(network, calibration):
+def quantized(network: Network, calibration: Path | Sequence[np.ndarray]) -> openvino.Model:
     """Quantise a network, or take what is kept of it.
 
     Args:
-        network (trainer.networks.base.Network): The network.
+        network: The network.
         calibration: A folder (str or os.PathLike) with images in it or below it, of which
             :data:`IMAGES` at even distances are taken and preprocessed as for prediction; or
             a sequence of preprocessed images, float32 (3, height, width), all of which are.
@@ -121,7 +131,7 @@ def _digest_of(path):
         raise InputError(f'--calibration: {path}: cannot be read ({e.strerror})') from e
 
 
-def check(calibration):
+def check(calibration: Path) -> list[str]:
     """Return the files of a folder that calibrate.
 
     Raises:

@@ -134,6 +134,14 @@ class OneImage:
     ``constants()``, the array that it takes.
     """
 
+    #: Shape of what comes out.
+    shape: tuple[int, int, int]
+    #: ``train_batch`` and ``test_batch`` take arrays.
+    arrays: bool = True
+    uniforms: int
+    untouched: tuple
+    kernel: str
+
     @staticmethod
     def _told(drawn):
         """Return what ``info`` says of what was drawn; of a test image, ``None``."""

@@ -1,6 +1,10 @@
 """All preprocessing classes, by the names that files and flags know them by."""
 
-from trainer.transforms.cifar import DataAugmentationCifar10NormalizeSmall
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from trainer.transforms.cifar import DataAugmentationCifar10NormalizeSmall, OneImage
 from trainer.transforms.cifar_channels import (
     DataAugmentationCifar100Torch7,
     DataAugmentationCifarPrlz77,
@@ -14,8 +18,15 @@ from trainer.transforms.imagenet import (
 )
 from trainer.transforms.torchvision import DataAugmentationImagenetTorchvision
 
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.transforms.geometry import Geometry
+
+#: What makes images what a network is given: a class of ``data_augmentation``, or a geometry.
+Preprocessing: TypeAlias = 'type[OneImage] | type[DataAugmentationNormalizeBigger] | Geometry'
+
 #: Name -> class.
-CLASSES: dict[str, type] = {
+CLASSES: dict[str, type[OneImage] | type[DataAugmentationNormalizeBigger]] = {
     cls.__name__: cls
     for cls in (
         DataAugmentationCifar10NormalizeSmall,
@@ -31,14 +42,14 @@ CLASSES: dict[str, type] = {
 }
 
 
-def of(network):
+def of(network: Network) -> Preprocessing | None:
     """Return what a network's images are preprocessed by for testing.
 
     Args:
-        network (trainer.networks.base.Network): The network.
+        network: The network.
 
     Returns:
-        trainer.transforms.geometry.Geometry or type: Its geometry, else its class of
+        Its geometry, else its class of
         :data:`CLASSES`; ``None`` where it has neither.
     """
     return network.geometry or CLASSES.get(network.preprocessing)

@@ -117,7 +117,7 @@ def find(name: str) -> Weights:
     )
 
 
-def local(path: str) -> str:
+def local(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """Return the file that a path means: itself, or published weights, fetched where needed.
 
     They are kept beside Chainer's datasets (:func:`trainer.download.folder`), and checked

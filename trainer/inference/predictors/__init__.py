@@ -10,13 +10,17 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trainer import engines
 from trainer.errors import InputError
 
 if typing.TYPE_CHECKING:
     import numpy as np
+
+    from trainer.inference.model import Model
+    from trainer.networks.base import Network
+    from trainer.types import Array, Path
 
 
 class Predictor:
@@ -26,14 +30,20 @@ class Predictor:
     before softmax: float32 (batch, classes), both NumPy's.
 
     Attributes:
-        finish (callable): Makes the images, on the device, of what the predictor is called
-            with; ``None``: it is called with images.
-        network (trainer.networks.base.Network): The network.
-        engine (str): The engine's name.
-        description (str): What computes, and in which precision.
+        finish: Makes the images, on the device, of what the predictor is called with; ``None``: it
+            is called with images.
+        network: The network.
+        engine: The engine's name.
+        description: What computes, and in which precision.
     """
 
-    def __init__(self, network, engine: str, description: str, finish: Callable | None = None):
+    def __init__(
+        self,
+        network: Network,
+        engine: str,
+        description: str,
+        finish: Callable[[Array], Array] | None = None,
+    ) -> None:
         self.finish = finish
         self.network = network
         self.engine = engine
@@ -78,7 +88,9 @@ def _on_cpu(network, precision):
     return fastest.engine(names, lambda name: predictor(network, name), network.image_size)
 
 
-def check_precision(precision: str, calibration, engine: str | None = None) -> None:
+def check_precision(
+    precision: str, calibration: Path | Sequence[np.ndarray] | None, engine: str | None = None
+) -> None:
     """Check that there are calibration images where they are needed, and nowhere else.
 
     Args:
@@ -101,24 +113,23 @@ def check_precision(precision: str, calibration, engine: str | None = None) -> N
 
 
 def predictor(
-    network,
+    network: Model,
     engine: str | None = None,
     precision: str = 'float32',
-    finish: Callable | None = None,
-    calibration=None,
+    finish: Callable[[Array], Array] | None = None,
+    calibration: Path | Sequence[np.ndarray] | None = None,
 ) -> Predictor:
     """Make a network ready for inference.
 
     Args:
-        network (trainer.networks.base.Network): The network, on its device.
-        engine (str): One of :func:`available`. ``None``: cuDNN on a GPU, on a CPU the faster
-            of OpenVINO and ONNX Runtime (:mod:`trainer.inference.fastest`); the reference
-            where they are not installed.
-        precision (str): One that the engine has.
-        finish (callable): Makes the images, on the device, of what the predictor is given
-            (:class:`trainer.training.data.DataPath`). ``None``: on a GPU, with a network for
-            images of 224x224, :class:`trainer.transforms.device.ImageRows`, which takes images
-            as well.
+        network: The network, on its device.
+        engine: One of :func:`available`. ``None``: cuDNN on a GPU, on a CPU the faster of OpenVINO
+            and ONNX Runtime (:mod:`trainer.inference.fastest`); the reference where they are not
+            installed.
+        precision: One that the engine has.
+        finish: Makes the images, on the device, of what the predictor is given
+            (:class:`trainer.training.data.DataPath`). ``None``: on a GPU, with a network for images
+            of 224x224, :class:`trainer.transforms.device.ImageRows`, which takes images as well.
         calibration: For precision 'int8', which the engine openvino has: images, as
             :func:`trainer.inference.quantization.quantized` takes them.
 

@@ -1,6 +1,11 @@
 """Inference on a GPU by cuDNN: batch normalisation folded into the convolutions, each shape of
 input captured as one CUDA graph."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import chainer
 import numpy as np
 
@@ -9,6 +14,11 @@ from trainer.engines import cudnn
 from trainer.engines.cudnn import library, timing
 from trainer.engines.cudnn.captured import Room
 from trainer.inference import predictors
+
+if TYPE_CHECKING:
+    from trainer.inference.predictors import Predictor
+    from trainer.networks.base import Network
+    from trainer.types import Array
 
 ON_GPU = True
 
@@ -100,12 +110,14 @@ class _Predictor(predictors.Predictor):
                     array[...] = new
 
 
-def predictor(network, precision='float32', finish=None):
+def predictor(
+    network: Network, precision: str = 'float32', finish: Callable[[Array], Array] | None = None
+) -> Predictor:
     """Make a network on a GPU ready for inference.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        precision (str): 'float32', 'tf32' or 'mixed' (float16).
-        finish (callable): See :func:`trainer.inference.predictors.predictor`.
+        network: The network.
+        precision: 'float32', 'tf32' or 'mixed' (float16).
+        finish: See :func:`trainer.inference.predictors.predictor`.
     """
     return _Predictor(network, precision, finish)

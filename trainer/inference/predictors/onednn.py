@@ -1,13 +1,25 @@
 """Inference on a CPU by the engine onednn."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from trainer import engines
 from trainer.engines.onednn import library
 from trainer.inference.predictors.reference import ByNetwork
 
+if TYPE_CHECKING:
+    from trainer.inference.predictors import Predictor
+    from trainer.networks.base import Network
+    from trainer.types import Array
+
 ON_GPU = False
 
 
-def predictor(network, precision='float32', finish=None):
+def predictor(
+    network: Network, precision: str = 'float32', finish: Callable[[Array], Array] | None = None
+) -> Predictor:
     """In float32, or in bfloat16 where the CPU has it.
 
     Raises:

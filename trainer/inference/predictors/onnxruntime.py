@@ -3,7 +3,11 @@
 Needs the packages onnxruntime and onnx (extra ``onnxruntime``).
 """
 
+from __future__ import annotations
+
 import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +15,10 @@ from trainer import extras
 from trainer.errors import InputError
 from trainer.inference.predictors import Predictor
 from trainer.weights import onnx
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Array
 
 ON_GPU = False
 
@@ -47,12 +55,13 @@ class _Predictor(Predictor):
         return self._compute(x, 'features')
 
 
-def predictor(network, precision: str = 'float32', finish=None) -> Predictor:
+def predictor(
+    network: Network, precision: str = 'float32', finish: Callable[[Array], Array] | None = None
+) -> Predictor:
     """Prepare a network for inference on the CPU.
 
     Args:
-        network (trainer.networks.base.Network): The network; later changes of its weights
-            have no effect.
+        network: The network; later changes of its weights have no effect.
         precision: 'float32'.
         finish: Not used on a CPU.
 

@@ -3,7 +3,11 @@
 Needs the packages openvino and onnx (extra ``cpu``), in 8-bit integers nncf as well (``int8``).
 """
 
+from __future__ import annotations
+
 import importlib.util
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,13 +16,17 @@ from trainer.errors import InputError
 from trainer.inference.predictors import Predictor
 from trainer.weights import onnx
 
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Array, Path
+
 ON_GPU = False
 
 # OpenVINO's names. Left alone, it would take bfloat16 where the CPU has it.
 _PRECISIONS = {'float32': 'f32', 'bfloat16': 'bf16', 'int8': None}
 
 
-def available():
+def available() -> bool:
     """Tell whether its packages are installed."""
     return all(importlib.util.find_spec(name) for name in ('openvino', 'onnx'))
 
@@ -67,18 +75,22 @@ class _Predictor(Predictor):
         return self._compute(x, 'features')
 
 
-def predictor(network, precision='float32', finish=None, calibration=None):
+def predictor(
+    network: Network,
+    precision: str = 'float32',
+    finish: Callable[[Array], Array] | None = None,
+    calibration: Path | Sequence[np.ndarray] | None = None,
+) -> Predictor:
     """Compile a network for inference on the CPU.
 
     Args:
-        network (trainer.networks.base.Network): The network; later changes of its weights
-            have no effect.
-        precision (str): 'float32', 'bfloat16' where the CPU has it, or 'int8'.
+        network: The network; later changes of its weights have no effect.
+        precision: 'float32', 'bfloat16' where the CPU has it, or 'int8'.
         finish: Of no use on a CPU.
         calibration: For 'int8': see :func:`trainer.inference.quantization.quantized`.
 
     Returns:
-        trainer.inference.predictors.Predictor: For images of any size, in batches of any size.
+        For images of any size, in batches of any size.
 
     Raises:
         trainer.errors.InputError: OpenVINO is missing, or the CPU has not the precision.

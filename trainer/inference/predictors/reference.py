@@ -1,9 +1,20 @@
 """Inference by the network itself: plain Chainer, wherever it is, and what computes like it."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import chainer
 
 from trainer.errors import InputError
 from trainer.inference.predictors import Predictor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trainer.networks.base import Network
+    from trainer.types import Array
 
 ON_GPU = None
 
@@ -12,13 +23,20 @@ class ByNetwork(Predictor):
     """The network in evaluation mode, without a graph.
 
     Args:
-        precision (str): One that the engine has.
+        precision: One that the engine has.
     """
 
-    def __init__(self, network, engine, description, precision, finish):
+    def __init__(
+        self,
+        network: Network,
+        engine: str,
+        description: str,
+        precision: str,
+        finish: Callable[[Array], Array] | None,
+    ) -> None:
         super().__init__(network, engine, f'{description}, {precision}', finish)
         self._precision = precision
-        self._folded = {}
+        self._folded: dict[tuple, tuple] = {}
 
     def _compute(self, function, x):
         x = self.network.device.send(x)
@@ -32,17 +50,19 @@ class ByNetwork(Predictor):
             y = function(chainer.Variable(x if self.finish is None else self.finish(x)))
         return chainer.backends.cuda.to_cpu(y.array)
 
-    def __call__(self, x):
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         return self._compute(self.network, x)
 
-    def features(self, x):
+    def features(self, x: np.ndarray) -> np.ndarray:
         return self._compute(self.network.features, x)
 
-    def refresh(self):
+    def refresh(self) -> None:
         self._folded.clear()
 
 
-def predictor(network, precision='float32', finish=None):
+def predictor(
+    network: Network, precision: str = 'float32', finish: Callable[[Array], Array] | None = None
+) -> Predictor:
     """Plain Chainer: float32 alone.
 
     Raises:
