@@ -84,7 +84,7 @@ def writable() -> dict[str, Format]:
     return {name: fmt for name, fmt in available().items() if fmt.write is not None}
 
 
-def kind_of(path: str) -> str:
+def kind_of(path: str | os.PathLike[str]) -> str:
     """Return the name of the format of a file, by how it begins; published weights are fetched.
 
     Raises:
@@ -115,7 +115,7 @@ def kind_of(path: str) -> str:
     )
 
 
-def read(path: str, entry: str | None = None, headless: bool = False) -> tuple:
+def read(path: str | os.PathLike[str], entry: str | None = None, headless: bool = False) -> tuple:
     """Build the network that a file holds, whatever its format and name.
 
     Args:
