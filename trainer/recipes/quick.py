@@ -1,7 +1,14 @@
-"""``--quick``: a small network on few images, to see everything work in two minutes."""
+"""``--quick``: a small network on few images, to see everything work in a minute or two."""
 
 from trainer.recipes import original
 
 RECIPE = original.RECIPE.replace(
-    epoch=6, batch=20, train_batch_divide=1, lr=0.05, lr_steps=(4, 5), d=8, block_num=(1, 1, 1)
+    epoch=8,
+    batch=20,
+    train_batch_divide=1,
+    optimizer='torch-nesterov',
+    lr=0.1,
+    lr_schedule='cosine',
+    d=8,
+    block_num=(1, 1, 1),
 )
