@@ -100,7 +100,7 @@ def transform(whole):
                 image, size = load_shrunk(path, share)
                 if box is None:
                     share(*size)
-            pixels = np.asarray(imagenet._resized_crop(image, size, box, Image.BILINEAR))
+            pixels = np.asarray(imagenet.resized_crop(image, size, box, Image.BILINEAR))
             ilsvrc.normalize(pixels[:, ::-1] if rng.random() < 0.5 else pixels, out)
 
     return Transform()

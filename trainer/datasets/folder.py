@@ -24,7 +24,7 @@ class ImageFiles:
     """Image files and what they show.
 
     Args:
-        paths (list of str): The files.
+        paths (list of str): The files, or :class:`trainer.transforms.decoding.Encoded`.
         labels (sequence of int): For each, the index of its category.
         categories (list of str): Synsets, or names of class folders.
         root (str): The folder that they are all in.
@@ -53,7 +53,7 @@ class ImageFiles:
     def names(self):
         """Return the paths below ``root``, the same wherever the folder is."""
         skip = len(os.path.join(self.root, ''))
-        return [path[skip:].replace(os.sep, '/') for path in self.paths]
+        return [os.fspath(path)[skip:].replace(os.sep, '/') for path in self.paths]
 
     def digest(self):
         """Return a digest of names and labels, hexadecimal: which images, not their contents."""

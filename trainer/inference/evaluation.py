@@ -163,7 +163,7 @@ def save_features(
         files.save_json(
             name + '.json',
             {
-                'images': images.paths,
+                'images': list(map(os.fspath, images.paths)),
                 'labels': images.labels.tolist(),
                 'categories': images.categories,
                 'unreadable': [{'path': path, 'error': error} for path, error in unreadable],
@@ -203,7 +203,7 @@ def _each_batch(predictors, images, batch, ten_crop, workers, use, progress=None
     )
     unreadable = []
     for items, x, errors in load.batches(batch, workers):
-        unreadable += [(images.paths[items[i]], errors[i]) for i in sorted(errors)]
+        unreadable += [(os.fspath(images.paths[items[i]]), errors[i]) for i in sorted(errors)]
         read = np.array([i for i in range(len(items)) if i not in errors], int)
         use(x[read] if errors else x, read, items)
         if progress is not None:

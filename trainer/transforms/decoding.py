@@ -46,21 +46,53 @@ SHRINK_MARGIN = 1.5
 _MAX_SCANNED = 1 << 30
 
 
+class Encoded(os.PathLike):
+    """An encoded image that is not a file of its own; taken wherever a path is. Its path is what
+    messages and lists call it."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return os.fspath(self)
+
+    def open(self):
+        """Return the encoded image: a binary file, open to read.
+
+        Raises:
+            trainer.errors.InputError: It cannot be read.
+        """
+        raise NotImplementedError
+
+
+def open_encoded(path):
+    """Open an image to read bytes: a path, :class:`Upright` or :class:`Encoded`.
+
+    Raises:
+        OSError: The file cannot be read.
+        trainer.errors.InputError: What is no file cannot be read.
+    """
+    source = path.path if isinstance(path, Upright) else path
+    return source.open() if isinstance(source, Encoded) else files.open_regular(source)
+
+
 class Upright(os.PathLike):
     """A path whose image is turned as its EXIF orientation says; taken wherever a path is.
 
     Args:
         path (str or os.PathLike): The file.
+
+    Attributes:
+        path (str or os.PathLike): As given.
     """
 
     def __init__(self, path):
-        self._path = path
+        self.path = path
 
     def __fspath__(self):
-        return os.fspath(self._path)
+        return os.fspath(self.path)
 
     def __str__(self):
-        return str(self._path)
+        return str(self.path)
 
 
 #: EXIF orientation -> what turns the stored pixels upright.
@@ -200,7 +232,7 @@ def load(path):
 
 def _load(path, share=None):
     try:
-        with files.open_regular(path) as f, warnings.catch_warnings():
+        with open_encoded(path) as f, warnings.catch_warnings():
             # Of odd metadata, and of sizes that are refused below.
             warnings.simplefilter('ignore')
             with _open(f) as image:
