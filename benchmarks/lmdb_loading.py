@@ -2,8 +2,8 @@
 
 ``python benchmarks/lmdb_loading.py [--files 4096]``: JPEG files of 500x375 in class folders, and
 the database of them, in turns, in random order, epoch by epoch: read alone, and loaded as for
-training (random sized crop to 224x224, flip, colours) by one process for each core. Once from memory and
-once from the disk, after the system was asked to forget the files (Linux).
+training (random sized crop to 224x224, flip, colours) by one process for each core. Once from
+memory and once from the disk, after the system was asked to forget the files (Linux).
 
 It measures the disk of ``--folder`` (default: the temporary folder): name one on a network for
 that.

@@ -168,7 +168,7 @@ class Options:
         None,
         'folder or archive with the dataset, instead of downloading it once; for --dataset '
         'folder one of class folders, DIR/train/<class> and DIR/val/<class>, or DIR/<class>, of '
-        'which a fifth is then kept for testing',
+        'which a fifth is then kept for testing; for lmdb the same of databases',
         _DATA,
         metavar='PATH',
         path=True,
