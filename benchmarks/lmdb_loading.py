@@ -102,7 +102,8 @@ def main():
                     print(
                         f'{what.__name__}, from {"disk" if cold else "memory"}, {name:5s} '
                         f'{np.median(rate):7.0f} images/s ({rate.min():.0f} to {rate.max():.0f}) '
-                        f'{1e3 * np.median(cpu) / n:6.3f} ms of CPU/image'
+                        f'{1e3 * np.median(cpu) / n:6.3f} ms of CPU/image',
+                        flush=True,
                     )
 
 

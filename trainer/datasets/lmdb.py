@@ -16,9 +16,12 @@ A database is a folder:
 Needs the package lmdb, an extra.
 """
 
+from __future__ import annotations
+
 import io
 import os
 import sys
+from typing import Any, BinaryIO
 
 import tqdm
 
@@ -47,22 +50,22 @@ class Entry(decoding.Encoded):
     """An image in a database.
 
     Args:
-        database (str): Its folder.
-        key (bytes): Its key.
-        label (int): What the index says.
+        database: Its folder.
+        key: Its key.
+        label: What the index says.
     """
 
     __slots__ = ('database', 'key', 'label')
 
-    def __init__(self, database, key, label):
+    def __init__(self, database: str, key: bytes, label: int):
         self.database = database
         self.key = key
         self.label = label
 
-    def __fspath__(self):
+    def __fspath__(self) -> str:
         return os.path.join(self.database, _name(self.key))
 
-    def open(self):
+    def open(self) -> BinaryIO:
         with _environment(self.database).begin(buffers=True) as transaction:
             value = transaction.get(self.key)
             if value is None:
@@ -81,7 +84,7 @@ def _name(key):
 
 # Database -> what this process reads it by. A process must not use what it inherits, nor open a
 # database twice.
-_environments = {}
+_environments: dict[str, Any] = {}
 
 
 def _environment(database):
@@ -106,15 +109,15 @@ if hasattr(os, 'register_at_fork'):
     os.register_at_fork(before=_close)
 
 
-def load(data=None):
+def load(data: str | None = None) -> datasets.Dataset:
     """Load one database, or ``train`` and one for testing, as a dataset.
 
     Args:
-        data (str): A folder with databases ``train`` and ``val`` (or another of
+        data: A folder with databases ``train`` and ``val`` (or another of
             :data:`trainer.datasets.folder.TEST_FOLDERS`), or a database.
 
     Returns:
-        trainer.datasets.Dataset: Of images that are read when they are needed; ``test`` is
+        Of images that are read when they are needed; ``test`` is
         ``None`` where there is no database for testing.
 
     Raises:
@@ -141,14 +144,14 @@ def _is_database(path):
     return os.path.isfile(os.path.join(path, DATA))
 
 
-def images(database):
+def images(database: str) -> folder.ImageFiles:
     """Return the images of a database.
 
     Args:
-        database (str): Its folder.
+        database: Its folder.
 
     Returns:
-        trainer.datasets.folder.ImageFiles: Of :class:`Entry`.
+        Of :class:`Entry`.
 
     Raises:
         trainer.errors.InputError: It is damaged.
@@ -271,8 +274,8 @@ def _as_varint(number):
     return bytes(written)
 
 
-def datum(image, label):
-    """Return Caffe's Datum of an encoded image (bytes) and its label, from 0."""
+def datum(image: bytes, label: int) -> bytes:
+    """Return Caffe's Datum of an encoded image and its label, from 0."""
     return b''.join(
         [
             *(_as_varint(_LABEL << 3 | _VARINT), _as_varint(label)),
@@ -282,12 +285,12 @@ def datum(image, label):
     )
 
 
-def write(images, database):
+def write(images: folder.ImageFiles, database: str) -> None:
     """Write a database, with a progress bar. It is whole when :data:`DESCRIPTION` is there.
 
     Args:
-        images (trainer.datasets.folder.ImageFiles): What it holds; files are copied as they are.
-        database (str): Its folder, which is made.
+        images: What it holds; files are copied as they are.
+        database: Its folder, which is made.
 
     Raises:
         trainer.errors.InputError: There is one, or an image cannot be read or has a name that
@@ -350,7 +353,7 @@ def _size_of(path):
         raise InputError(f'{path}: cannot be read ({e.strerror})') from e
 
 
-def main():
+def main() -> int:
     """Write the databases of a dataset of files: ``python -m trainer.datasets.lmdb --help``."""
     p = arguments.ArgumentParser(
         prog='python -m trainer.datasets.lmdb',

@@ -11,7 +11,7 @@ import io
 import os
 
 from trainer import files
-from trainer.datasets import folder
+from trainer.datasets import Dataset, folder
 from trainer.errors import InputError
 
 #: Lists, in the folder of the dataset.
@@ -23,15 +23,15 @@ _MOST_BYTES = 1 << 26
 _LAYOUT = 'wanted is DIR/images/*.jpg and DIR/train.csv, val.csv and test.csv'
 
 
-def load(data=None):
+def load(data: str | None = None) -> Dataset:
     """Load MiniImageNet.
 
     Args:
-        data (str): Its folder. File names are looked for in its ``images``, also below a folder
+        data: Its folder. File names are looked for in its ``images``, also below a folder
             of the label's name.
 
     Returns:
-        trainer.datasets.Dataset: Of files; classes are the labels (synsets), sorted. ``test`` is
+        Of files; classes are the labels (synsets), sorted. ``test`` is
         ``None``, and all images are in ``train``, where the lists divide classes; otherwise it
         is of ``test.csv``, or of ``val.csv`` where there is none.
 
