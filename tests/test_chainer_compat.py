@@ -206,6 +206,26 @@ iterator.finalize()
     assert out == '[0, 1, 2, 3, 4, 5, 6, 7]\n'
 
 
+def test_multi_node_batch_normalization_is_copied():
+    pytest.importorskip('mpi4py', reason='needs mpi4py')
+    out = python("""
+import copy, trainer, chainer, numpy
+from chainermn import links
+from chainermn.communicators.naive_communicator import NaiveCommunicator
+
+class Communicator(NaiveCommunicator):
+    def __init__(self): pass
+    def __deepcopy__(self, memo): raise TypeError
+
+net = chainer.Sequential(links.MultiNodeBatchNormalization(3, Communicator()))
+twin = copy.deepcopy(net)
+a, b = net[0], twin[0]
+print(a.comm is b.comm, a is b, a.gamma is b.gamma, a.avg_mean is b.avg_mean)
+print(dict(b.namedparams()).keys() == dict(a.namedparams()).keys(), b.eps == a.eps)
+""")
+    assert out == 'True False False False\nTrue True\n'
+
+
 def test_multi_node_iterator_takes_the_size_of_its_master():
     pytest.importorskip('mpi4py', reason='needs mpi4py')
     out = python("""

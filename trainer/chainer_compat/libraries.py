@@ -5,6 +5,7 @@ that he does not use.
 """
 
 import ast
+import copy
 import importlib.machinery
 import importlib.metadata
 import importlib.util
@@ -164,3 +165,22 @@ def _multi_node_iterator():
 def _mend_slave(module):
     slave = module._MultiNodeIteratorSlave
     slave.__init__ = with_names(slave.__init__, int=lambda array: int(array.item()))
+
+
+@ITEMS.add(
+    'chainermn.links.MultiNodeBatchNormalization',
+    'a copy of super() is a super since Python 3.14; its __deepcopy__ expects one of itself',
+    missing=lambda: sys.version_info >= (3, 14),
+)
+def _multi_node_normalization():
+    sys.meta_path.insert(0, Mended('chainermn.links.batch_normalization', _mend_deepcopy))
+
+
+def _mend_deepcopy(module):
+    def deepcopy(self, memo):
+        memo[id(self.comm)] = self.comm  # the one thing that both have
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    module.MultiNodeBatchNormalization.__deepcopy__ = deepcopy
