@@ -1,4 +1,5 @@
-"""Those of Chainer's own tests that concern what this project uses: none fails.
+"""Those of Chainer's own tests that concern what this project uses: none fails, but for two on
+Python 3.14.
 
 They are read from the folder that CHAINER_TESTS names: ``tests`` of Chainer's source, v7.8.1.
 """
@@ -53,7 +54,8 @@ def test_chainers_own_tests_of_what_is_used_here():
     if not folder:
         pytest.skip("needs Chainer's own tests (CHAINER_TESTS names no folder)")
     pytest.importorskip('mock', reason="Chainer's own tests need mock")
-    done = run(folder, *(f'chainer_tests/{part}' for part in PARTS), '--allow', '0')
+    allowed = 2 if sys.version_info >= (3, 14) else 0  # docs/chainer_tests.md names them
+    done = run(folder, *(f'chainer_tests/{part}' for part in PARTS), '--allow', str(allowed))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     assert '| **all** |' in done.stdout
 
@@ -79,6 +81,12 @@ class Some(unittest.TestCase):
     def test_skipped(self):
         pass
 """)
+    (part / 'test_det.py').write_text("""
+import numpy
+
+def test_float():
+    assert float(numpy.ones((1, 1))) == 1
+""")
     page = tmp_path / 'page.md'
     page.write_text('# Page\n\n## other\n\nstays\n')
     arguments = (str(tmp_path / 'tests'), 'some_tests', '--table', str(page))
@@ -87,7 +95,8 @@ class Some(unittest.TestCase):
     text = page.read_text()
     assert text.startswith('# Page\n\n## other\n\nstays\n\n## some_tests on Python ')
     assert text.count('## some_tests on Python ') == 1
-    assert '| some_tests | 1 | 1 | 3 |' in text
+    assert '| some_tests | 2 | 1 | 3 |' in text
+    assert '| `test_det.py` | float(array of one element); it is array.item() |' in text
     test = '| `tests/some_tests/test_some.py::Some::test_'
     for line in (
         'device` | needs ChainerX, a compiled part of Chainer |',
