@@ -606,9 +606,9 @@ def test_one_line(argv, words, tmp_path, capsys):
 
 def test_unknown_values_from_python(tmp_path):
     for given, words in (
-        (dict(recipe='x'), '--recipe x: there are .*lornatang, original, paper'),
-        (dict(optimizer='adam'), '--optimizer adam: there are momentum'),
-        (dict(recipe='../original'), '--recipe'),
+        (dict(recipe='x'), 'recipe x: there are .*lornatang, original, paper'),
+        (dict(optimizer='adam'), 'optimizer adam: there are momentum'),
+        (dict(recipe='../original'), 'recipe'),
     ):
         with pytest.raises(InputError, match=words):
             train(tmp_path, None, **given)
