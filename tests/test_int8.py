@@ -148,16 +148,16 @@ def test_the_script(tmp_path, monkeypatch, capfd):
 def test_an_image_that_cannot_be_read_is_named(tmp_path):
     folder = photographs(tmp_path / 'photographs')
     (tmp_path / 'photographs' / '2.png').write_bytes(b'no image')
-    with pytest.raises(InputError, match=r'--calibration: .*2\.png: not an image'):
+    with pytest.raises(InputError, match=r'calibration: .*2\.png: not an image'):
         small().predictor(precision='int8', calibration=folder)
 
 
 def test_what_is_refused(tmp_path, monkeypatch, capsys):
     network = small()
     folder = photographs(tmp_path / 'photographs')
-    with pytest.raises(InputError, match='int8: --calibration DIR says which images'):
+    with pytest.raises(InputError, match='int8: calibration DIR says which images'):
         network.predictor(precision='int8')
-    with pytest.raises(InputError, match='--calibration: precision bfloat16 needs none'):
+    with pytest.raises(InputError, match='calibration: precision bfloat16 needs none'):
         network.predictor('openvino', 'bfloat16', folder)
     with pytest.raises(InputError, match='int8: the engine numpy has none; openvino has'):
         network.predictor('numpy', 'int8', folder)

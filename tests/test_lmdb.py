@@ -218,7 +218,7 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 def test_what_is_needed(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match='--dataset lmdb: --data DIR says which'):
+    with pytest.raises(InputError, match='dataset lmdb: data DIR says which'):
         datasets.load('lmdb')
     with pytest.raises(InputError, match='no database of LMDB; wanted is'):
         datasets.load('lmdb', str(tmp_path))

@@ -85,7 +85,7 @@ def test_lists_that_cannot_be_used(tmp_path, listing, said):
 
 
 def test_what_is_missing(tmp_path):
-    with pytest.raises(InputError, match='--data DIR says where it is'):
+    with pytest.raises(InputError, match='data DIR says where it is'):
         datasets.load('mini_imagenet')
     with pytest.raises(InputError, match='not a folder'):
         datasets.load('mini_imagenet', str(tmp_path / 'nowhere'))

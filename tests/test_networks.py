@@ -462,7 +462,7 @@ def test_summary_flag_with_other_shortcuts_and_a_file(printed, tmp_path):
     network = NETWORKS['ilsvrc']('C')
     network.save_model(tmp_path / 'x.npz', layout='form-b')
     assert printed('-m', tmp_path / 'x.npz').splitlines() == summary(network).splitlines()
-    with pytest.raises(InputError, match='--C 7: .*x.npz holds'):
+    with pytest.raises(InputError, match='C 7: .*x.npz holds'):
         printed('-m', tmp_path / 'x.npz', '--C', 7)
 
 

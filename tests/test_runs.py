@@ -357,7 +357,7 @@ def test_what_cannot_be_compared(folders, capsys, tmp_path):
 
 
 def test_a_resume_with_another_network(folders):
-    with pytest.raises(InputError, match='--C 4: the run in .* has 2'):
+    with pytest.raises(InputError, match='C 4: the run in .* has 2'):
         run.train(resume=True, save_path=str(folders / 'a'), C=4, epoch=3)
     record = json.loads((folders / 'a' / 'run.json').read_text())
     other = resnext.ResNext(10, (1, 1, 1), 4, 2, 2)

@@ -126,7 +126,7 @@ def load(data: str | None = None) -> datasets.Dataset:
     """
     wanted = f'wanted is DIR/train/{DATA} and DIR/val/{DATA}, or DIR/{DATA}'
     if data is None:
-        raise InputError(f'--dataset lmdb: --data DIR says which; {wanted}')
+        raise InputError(f'`dataset` lmdb: `data` DIR says which; {wanted}')
     root, test = data, None
     if _is_database(os.path.join(data, 'train')):
         root = os.path.join(data, 'train')
@@ -134,7 +134,7 @@ def load(data: str | None = None) -> datasets.Dataset:
         test = next(filter(_is_database, others), None)
     if not _is_database(root):
         raise InputError(
-            f'--data {data}: no database of LMDB; {wanted}; "python -m trainer.datasets.lmdb" '
+            f'`data` {data}: no database of LMDB; {wanted}; "python -m trainer.datasets.lmdb" '
             'makes them of folders'
         )
     return folder.dataset('lmdb', images(root), None if test is None else images(test))
@@ -368,11 +368,11 @@ def main() -> int:
     try:
         if args.dataset not in datasets.available():
             raise InputError(
-                f'--dataset {args.dataset}: there are {", ".join(datasets.available())}'
+                f'`dataset` {args.dataset}: there are {", ".join(datasets.available())}'
             )
         loaded = datasets.load(args.dataset, args.data)
         if not hasattr(loaded.train, 'paths'):
-            raise InputError(f'--dataset {args.dataset}: its images are not files')
+            raise InputError(f'`dataset` {args.dataset}: its images are not files')
         parts = {'train': loaded.train, 'val': loaded.test}
         if loaded.test is None:
             parts = {'': loaded.train}

@@ -40,13 +40,13 @@ def load(data: str | None = None) -> Dataset:
             have some classes in common, but not all.
     """
     if data is None:
-        raise InputError(f'--dataset mini_imagenet: --data DIR says where it is; {_LAYOUT}')
+        raise InputError(f'`dataset` mini_imagenet: `data` DIR says where it is; {_LAYOUT}')
     if not os.path.isdir(data):
-        raise InputError(f'--data {data}: not a folder; {_LAYOUT}')
+        raise InputError(f'`data` {data}: not a folder; {_LAYOUT}')
     lists = {name: os.path.join(data, name + '.csv') for name in LISTS}
     parts = {name: _rows(path, data) for name, path in lists.items() if os.path.lexists(path)}
     if 'train' not in parts:
-        raise InputError(f'--data {data}: train.csv is missing; {_LAYOUT}')
+        raise InputError(f'`data` {data}: train.csv is missing; {_LAYOUT}')
     labels = {name: {label for _, label in rows} for name, rows in parts.items()}
     together = set().union(*labels.values())
     if sum(map(len, labels.values())) == len(together):  # as published, or one list alone

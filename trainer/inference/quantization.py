@@ -99,7 +99,7 @@ class _Images:
             self._load(i, x)
         except InputError as e:
             raise InputError(
-                f'--calibration: {self._load.sources[i]}: {e}; move it out of the folder'
+                f'`calibration`: {self._load.sources[i]}: {e}; move it out of the folder'
             ) from None
         return x
 
@@ -128,7 +128,7 @@ def _digest_of(path):
     try:
         return download.digest_of(path, 'sha256').encode()
     except OSError as e:
-        raise InputError(f'--calibration: {path}: cannot be read ({e.strerror})') from e
+        raise InputError(f'`calibration`: {path}: cannot be read ({e.strerror})') from e
 
 
 def check(calibration: Path) -> list[str]:
@@ -139,11 +139,11 @@ def check(calibration: Path) -> list[str]:
     """
     path = os.fspath(calibration)
     if not os.path.isdir(path):
-        raise InputError(f'--calibration {path}: not a folder; one with images is wanted')
+        raise InputError(f'`calibration` {path}: not a folder; one with images is wanted')
     paths = folder.images_below(path)
     if not paths:
         raise InputError(
-            '--calibration {}: no images in it or below it; they are known by their suffixes, '
+            '`calibration` {}: no images in it or below it; they are known by their suffixes, '
             '{}'.format(path, ', '.join(decoding.SUFFIXES))
         )
     number = min(IMAGES, len(paths))

@@ -102,12 +102,12 @@ def check_precision(
         trainer.errors.InputError: There are not, or there are; or the engine has no int8.
     """
     if precision != 'int8' and calibration is not None:
-        raise InputError(f'--calibration: precision {precision} needs none; it is for int8')
+        raise InputError(f'`calibration`: precision {precision} needs none; it is for int8')
     if precision == 'int8' and engine not in (None, 'openvino'):
         raise InputError(f'precision int8: the engine {engine} has none; openvino has')
     if precision == 'int8' and calibration is None:
         raise InputError(
-            'precision int8: --calibration DIR says which images measure the ranges of numbers; '
+            'precision int8: `calibration` DIR says which images measure the ranges of numbers; '
             'some hundred of the kind that is to be recognised'
         )
 
