@@ -68,7 +68,7 @@ def mean(paths: list[str]):
     for path in paths[1:]:
         other = npz.state(formats.load(path))
         for name, total in sums.items():
-            if np.shape(other.get(name)) != total.shape:
+            if name not in other or np.shape(other[name]) != total.shape:
                 raise InputError(f'{path}: another network than in {paths[0]}')
             total += other[name]
     for name, total in sums.items():

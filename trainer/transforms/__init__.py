@@ -6,13 +6,23 @@ that ``train`` does to one image. Training draws from :func:`generator`. Where i
 a GPU, :mod:`trainer.transforms.device` has what is computed there.
 """
 
-import collections
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-#: A preprocessed image and what was done to it (a dict), as the original returned them.
-Sample = collections.namedtuple('Sample', 'x info')
+
+class Sample(NamedTuple):
+    """A preprocessed image and what was done to it, as the original returned them.
+
+    Attributes:
+        x: An array, or :class:`trainer.transforms.ilsvrc.Pixels`; of ten crops all.
+        info: A dict; of ten crops a list of them.
+    """
+
+    x: Any
+    info: Any
+
 
 #: The original chooses one of these with equal chances: bicubic has two.
 INTERPOLATIONS = (
@@ -23,16 +33,16 @@ INTERPOLATIONS = (
 )
 
 
-def generator(seed, epoch, image):
+def generator(seed: int, epoch: int, image: int) -> np.random.Generator:
     """Return the source of all that is random about one image in one epoch.
 
     It is a function of these three numbers alone, so that augmentation depends
     neither on the number of workers nor on where a run was interrupted.
 
     Args:
-        seed (int): The run's seed, 0 or more.
-        epoch (int): Epoch, from 1.
-        image (int): Index of the image in its dataset.
+        seed: The run's seed, 0 or more.
+        epoch: Epoch, from 1.
+        image: Index of the image in its dataset.
 
     Returns:
         numpy.random.Generator
@@ -40,7 +50,7 @@ def generator(seed, epoch, image):
     return np.random.default_rng((seed, epoch, image))
 
 
-def uniform_int(u, low, high):
+def uniform_int(u: Any, low: int, high: int) -> Any:
     """Map u, uniform in [0, 1), to an integer uniform in low..high inclusive; arrays likewise."""
     u = u * (high - low + 1)
     return low + (u.astype(np.int64) if isinstance(u, np.ndarray) else int(u))

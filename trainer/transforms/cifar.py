@@ -1,7 +1,11 @@
 """The original's preprocessing for CIFAR (``nutszebra_data_augmentation.py``)."""
 
-import collections
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -9,23 +13,35 @@ from PIL import Image
 from trainer.transforms import INTERPOLATIONS, Sample, uniform_int
 from trainer.transforms.decoding import load_chw
 
+if TYPE_CHECKING:
+    from trainer.types import Source
+
 _SIDE = 32
 _MOST = 36
 
-#: What was drawn for one image: interpolation (PIL.Image.Resampling), side of the
-#: square it is resized to, offset of the crop, whether it is flipped.
-Drawn = collections.namedtuple('Drawn', 'interpolation side y x flip')
+
+class Drawn(NamedTuple):
+    """What was drawn for one image.
+
+    Interpolation (PIL.Image.Resampling), side of the square it is resized to, offset of the crop,
+    whether it is flipped.
+    """
+
+    interpolation: Image.Resampling
+    side: int
+    y: int
+    x: int
+    flip: bool
 
 
-def stretch(images):
+def stretch(images: np.ndarray) -> np.ndarray:
     """Stretch the contrast of each image: its least value to 0, its greatest to 255.
 
     Args:
-        images (numpy.ndarray): (batch, 3, height, width), uint8 or float.
+        images: (batch, 3, height, width), uint8 or float.
 
     Returns:
-        numpy.ndarray: uint8 of the same shape, rounded half up. An image of one
-        value becomes 0.
+        uint8 of the same shape, rounded half up. An image of one value becomes 0.
     """
     n = len(images)
     low = images.min(axis=(1, 2, 3)).astype(np.float32)
@@ -40,14 +56,14 @@ def stretch(images):
     return (((images - low) * scale).clip(0, 255) + np.float32(0.5)).astype(np.uint8)
 
 
-def normalize(images):
+def normalize(images: np.ndarray) -> np.ndarray:
     """(x - mean) / sqrt(variance + 10), mean and variance over each whole image.
 
     Args:
-        images (numpy.ndarray): uint8 (batch, ...).
+        images: uint8 (batch, ...).
 
     Returns:
-        numpy.ndarray: float32 of the same shape.
+        float32 of the same shape.
     """
     flat = images.reshape(len(images), -1)
     mean = flat.mean(axis=1, dtype=np.float64)
@@ -78,18 +94,18 @@ _FILTERS = {Image.Resampling.BILINEAR: (_bilinear, 1), Image.Resampling.BICUBIC:
 WEIGHT_BITS = 22
 
 
-def weights(interpolation, side):
+def weights(interpolation: Image.Resampling, side: int) -> np.ndarray:
     """Return how Pillow makes each of ``side`` pixels of 32: of which, with what weights.
 
     A pixel is the sum of products with the weights plus 2^21, shifted right by
     :data:`WEIGHT_BITS` and clipped to 0..255: the rows first, then the columns.
 
     Args:
-        interpolation (PIL.Image.Resampling): Nearest, bilinear or bicubic.
-        side (int): 32 or more.
+        interpolation: Nearest, bilinear or bicubic.
+        side: 32 or more.
 
     Returns:
-        numpy.ndarray: int32 (side, 5): the first of four pixels, and their weights.
+        int32 (side, 5): the first of four pixels, and their weights.
     """
     found = np.zeros((side, 5), np.int32)
     if interpolation == Image.Resampling.NEAREST or side == _SIDE:
@@ -137,10 +153,35 @@ class OneImage:
     #: Shape of what comes out.
     shape: tuple[int, int, int]
     #: ``train_batch`` and ``test_batch`` take arrays.
-    arrays: bool = True
+    arrays: bool
     uniforms: int
     untouched: tuple
     kernel: str
+
+    @staticmethod
+    def draw(rng: np.random.Generator | ModuleType) -> Any:
+        """Draw what happens to one image in training."""
+        raise NotImplementedError
+
+    @staticmethod
+    def choose(u: np.ndarray) -> tuple:
+        """See the class."""
+        raise NotImplementedError
+
+    @staticmethod
+    def constants() -> np.ndarray:
+        """See the class."""
+        raise NotImplementedError
+
+    @staticmethod
+    def train_batch(images: np.ndarray, drawn: Sequence[Any]) -> np.ndarray:
+        """Preprocess images for training."""
+        raise NotImplementedError
+
+    @staticmethod
+    def test_batch(images: np.ndarray) -> np.ndarray:
+        """Preprocess images for evaluation."""
+        raise NotImplementedError
 
     @staticmethod
     def _told(drawn):
@@ -148,30 +189,32 @@ class OneImage:
         raise NotImplementedError
 
     @classmethod
-    def train(cls, img, rng=np.random, drawn=None):
+    def train(
+        cls, img: Source, rng: np.random.Generator | ModuleType = np.random, drawn: Any = None
+    ) -> Sample:
         """Preprocess one image for training.
 
         Args:
             img: See the class.
             rng: ``numpy.random`` or a Generator to draw from.
-            drawn (Drawn): What to do, where it was drawn already.
+            drawn: What to do, where it was drawn already.
 
         Returns:
-            Sample: ``x``, float32 (3, 32, 32), and ``info``, what was drawn.
+            ``x``, float32 (3, 32, 32), and ``info``, what was drawn.
         """
         d = cls.draw(rng) if drawn is None else drawn
         return Sample(cls.train_batch(load_chw(img)[None], [d])[0], cls._told(d))
 
     @classmethod
-    def test(cls, img, out=None):
+    def test(cls, img: Source, out: np.ndarray | None = None) -> Sample:
         """Preprocess one image for evaluation.
 
         Args:
             img: See the class.
-            out (numpy.ndarray): float32 (3, 32, 32) to write to.
+            out: float32 (3, 32, 32) to write to.
 
         Returns:
-            Sample: As :meth:`train`.
+            As :meth:`train`.
         """
         x = cls.test_batch(load_chw(img)[None])[0]
         if out is not None:
@@ -188,15 +231,15 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
     """
 
     #: Shape of what comes out.
-    shape = (3, _SIDE, _SIDE)
+    shape: tuple[int, int, int] = (3, _SIDE, _SIDE)
     #: ``train_batch`` and ``test_batch`` take arrays.
-    arrays = True
-    uniforms = 5
-    untouched = 1, 0, 0, 0, False
-    kernel = 'stretched'
+    arrays: bool = True
+    uniforms: int = 5
+    untouched: tuple = 1, 0, 0, 0, False
+    kernel: str = 'stretched'
 
     @staticmethod
-    def choose(u):
+    def choose(u: np.ndarray) -> tuple:
         """Return place in :data:`INTERPOLATIONS`, pixels that the side gets longer, y, x, flip;
         see :class:`OneImage`."""
         more = uniform_int(u[1], 0, _MOST - _SIDE)
@@ -209,7 +252,7 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
         )
 
     @staticmethod
-    def constants():
+    def constants() -> np.ndarray:
         """Return :func:`weights`, int32 (interpolations, sides 32..36, 36, 5)."""
         found = np.zeros((len(INTERPOLATIONS), _MOST - _SIDE + 1, _MOST, 5), np.int32)
         for interpolation, of_sides in zip(INTERPOLATIONS, found):
@@ -218,29 +261,29 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
         return found
 
     @classmethod
-    def draw(cls, rng):
+    def draw(cls, rng: np.random.Generator | ModuleType) -> Drawn:
         """Draw what happens to one image in training.
 
         Args:
-            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+            rng: From :func:`trainer.transforms.generator`.
 
         Returns:
-            Drawn: Interpolation uniform over nearest, bilinear, bicubic, bicubic;
-            side uniform in 32..36; offsets uniform; flip with probability 0.5.
+            Interpolation uniform over nearest, bilinear, bicubic, bicubic; side uniform in 32..36;
+            offsets uniform; flip with probability 0.5.
         """
         interpolation, more, y, x, flip = cls.choose(rng.random(cls.uniforms))
         return Drawn(INTERPOLATIONS[interpolation], _SIDE + more, y, x, bool(flip))
 
     @staticmethod
-    def train_batch(images, drawn):
+    def train_batch(images: np.ndarray, drawn: Sequence[Drawn]) -> np.ndarray:
         """Preprocess images for training.
 
         Args:
-            images (numpy.ndarray): (batch, 3, height, width), uint8 or float, 0..255.
-            drawn (sequence of Drawn): What to do to each.
+            images: (batch, 3, height, width), uint8 or float, 0..255.
+            drawn: What to do to each.
 
         Returns:
-            numpy.ndarray: float32 (batch, 3, 32, 32).
+            float32 (batch, 3, 32, 32).
         """
         crops = np.empty((len(images), _SIDE, _SIDE, 3), np.uint8)
         for crop, pixels, d in zip(crops, _hwc(stretch(images)), drawn):
@@ -250,14 +293,14 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
         return normalize(crops.transpose(0, 3, 1, 2))
 
     @staticmethod
-    def test_batch(images):
+    def test_batch(images: np.ndarray) -> np.ndarray:
         """Preprocess images for evaluation: stretch, resize to 32x32, normalise.
 
         Args:
-            images (numpy.ndarray): (batch, 3, height, width), uint8 or float, 0..255.
+            images: (batch, 3, height, width), uint8 or float, 0..255.
 
         Returns:
-            numpy.ndarray: float32 (batch, 3, 32, 32).
+            float32 (batch, 3, 32, 32).
         """
         images = stretch(images)
         if images.shape[2:] != (_SIDE, _SIDE):

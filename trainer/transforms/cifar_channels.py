@@ -1,6 +1,8 @@
 """CIFAR as Torch7 and prlz77 preprocess it: each channel normalised, four pixels of padding."""
 
-import collections
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,9 +13,16 @@ from trainer.transforms.cifar import OneImage
 _SIDE = 32
 _PAD = 4
 
-#: What was drawn for one image: offset of the crop in the padded image, 0..8, and
-#: whether it is flipped.
-Drawn = collections.namedtuple('Drawn', 'y x flip')
+
+class Drawn(NamedTuple):
+    """What was drawn for one image.
+
+    Offset of the crop in the padded image, 0..8, and whether it is flipped.
+    """
+
+    y: int
+    x: int
+    flip: bool
 
 
 class DataAugmentationCifarTorch7(OneImage):
@@ -29,46 +38,46 @@ class DataAugmentationCifarTorch7(OneImage):
     """
 
     #: Shape of what comes out.
-    shape = (3, _SIDE, _SIDE)
+    shape: tuple[int, int, int] = (3, _SIDE, _SIDE)
     #: ``train_batch`` and ``test_batch`` take arrays.
-    arrays = True
-    uniforms = 3
-    untouched = _PAD, _PAD, False
-    kernel = 'channels'
+    arrays: bool = True
+    uniforms: int = 3
+    untouched: tuple = _PAD, _PAD, False
+    kernel: str = 'channels'
     #: Of each channel, in 0..255.
-    mean = (125.3, 123.0, 113.9)
-    std = (63.0, 62.1, 66.7)
+    mean: tuple[float, float, float] = (125.3, 123.0, 113.9)
+    std: tuple[float, float, float] = (63.0, 62.1, 66.7)
     #: Other datasets -> the class with their means.
-    of_dataset = {'cifar100': 'DataAugmentationCifar100Torch7'}
+    of_dataset: dict[str, str] = {'cifar100': 'DataAugmentationCifar100Torch7'}
 
     @staticmethod
-    def choose(u):
+    def choose(u: np.ndarray) -> tuple:
         """Return (y, x, flip); see :class:`~trainer.transforms.cifar.OneImage`."""
         return uniform_int(u[0], 0, 2 * _PAD), uniform_int(u[1], 0, 2 * _PAD), u[2] < 0.5
 
     @classmethod
-    def constants(cls):
+    def constants(cls) -> np.ndarray:
         """Return each channel's 256 values normalised, and the padding: float32 (3, 257)."""
         values = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
         return np.concatenate([cls.normalize(values), cls._padding()], axis=2)[:, 0]
 
     @classmethod
-    def draw(cls, rng):
+    def draw(cls, rng: np.random.Generator | ModuleType) -> Drawn:
         """Draw what happens to one image in training.
 
         Args:
-            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+            rng: From :func:`trainer.transforms.generator`.
 
         Returns:
-            Drawn: Offsets uniform in 0..8; flip with probability 0.5.
+            Offsets uniform in 0..8; flip with probability 0.5.
         """
         y, x, flip = cls.choose(rng.random(cls.uniforms))
         return Drawn(y, x, bool(flip))
 
     @classmethod
-    def normalize(cls, images):
+    def normalize(cls, images: np.ndarray) -> np.ndarray:
         """(x - mean) / std of each channel: float32 of the shape (..., 3, height, width)."""
-        mean, std = (np.float32(v).reshape(3, 1, 1) for v in (cls.mean, cls.std))
+        mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (cls.mean, cls.std))
         return (images - mean) / std
 
     @classmethod
@@ -77,15 +86,15 @@ class DataAugmentationCifarTorch7(OneImage):
         return np.zeros((3, 1, 1), np.float32)
 
     @classmethod
-    def train_batch(cls, images, drawn):
+    def train_batch(cls, images: np.ndarray, drawn: Sequence[Drawn]) -> np.ndarray:
         """Preprocess images for training.
 
         Args:
-            images (numpy.ndarray): (batch, 3, height, width), uint8 or float, 0..255.
-            drawn (sequence of Drawn): What to do to each.
+            images: (batch, 3, height, width), uint8 or float, 0..255.
+            drawn: What to do to each.
 
         Returns:
-            numpy.ndarray: float32 (batch, 3, 32, 32).
+            float32 (batch, 3, 32, 32).
         """
         x = cls.test_batch(images)
         wide = np.empty((len(x), 3, _SIDE + 2 * _PAD, _SIDE + 2 * _PAD), np.float32)
@@ -98,7 +107,7 @@ class DataAugmentationCifarTorch7(OneImage):
         return x
 
     @classmethod
-    def test_batch(cls, images):
+    def test_batch(cls, images: np.ndarray) -> np.ndarray:
         """Preprocess images for evaluation: normalise; arguments as :meth:`train_batch`."""
         if images.shape[2:] != (_SIDE, _SIDE):
             images = np.stack(
@@ -121,8 +130,8 @@ class DataAugmentationCifarTorch7(OneImage):
 class DataAugmentationCifar100Torch7(DataAugmentationCifarTorch7):
     """The same with CIFAR-100's means and deviations (``datasets/cifar100.lua``)."""
 
-    mean = (129.3, 124.1, 112.4)
-    std = (68.2, 65.4, 70.4)
+    mean: tuple[float, float, float] = (129.3, 124.1, 112.4)
+    std: tuple[float, float, float] = (68.2, 65.4, 70.4)
 
 
 class DataAugmentationCifarPrlz77(DataAugmentationCifarTorch7):
@@ -132,7 +141,7 @@ class DataAugmentationCifarPrlz77(DataAugmentationCifarTorch7):
     deviations serve both.
     """
 
-    of_dataset = {}
+    of_dataset: dict[str, str] = {}
 
     @classmethod
     def _padding(cls):

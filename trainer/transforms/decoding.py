@@ -1,14 +1,21 @@
 """Images as they come: decoding to RGB."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from trainer import files
 from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.types import Path, Source
 
 #: What is read. Pillow knows more, some of which start other programs.
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
@@ -111,7 +118,7 @@ _TURNS = {
 _SWAPPING = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
-def upright(source):
+def upright(source: Source) -> Source:
     """Return what is loaded upright, as a photograph's EXIF orientation says.
 
     Args:
@@ -132,7 +139,7 @@ def _turn(image):
         return None
 
 
-def load_chw(source):
+def load_chw(source: Source) -> np.ndarray:
     """Return an image as an array (3, height, width), values 0..255.
 
     Args:
@@ -151,7 +158,7 @@ def load_chw(source):
     return array
 
 
-def load_rgb(source):
+def load_rgb(source: Source) -> Image.Image:
     """Return an image of any size and kind in RGB.
 
     Grey is replicated, alpha dropped, 16 bits are cut to the upper 8, of an animation
@@ -163,7 +170,7 @@ def load_rgb(source):
             or (height, width, 1, 2, 3 or 4 channels): grey, grey and alpha, RGB, RGBA.
 
     Returns:
-        PIL.Image.Image: Mode RGB.
+        Mode RGB.
 
     Raises:
         trainer.errors.InputError: The file is missing, damaged or no image, or the
@@ -192,7 +199,9 @@ def load_rgb(source):
     return Image.fromarray(np.broadcast_to(array[:, :, :colours], array.shape[:2] + (3,)).copy())
 
 
-def load_shrunk(source, share):
+def load_shrunk(
+    source: Source, share: Callable[[int, int], float]
+) -> tuple[Image.Image, tuple[int, int]]:
     """As :func:`load_rgb`, for training: a JPEG that is about to become much smaller is
     decoded to 1/2, 1/4 or 1/8 of its size, which takes half the time or less.
 
@@ -202,11 +211,11 @@ def load_shrunk(source, share):
 
     Args:
         source: See :func:`load_rgb`.
-        share (callable): ``share(height, width)`` says what share of its full sides the
-            image will have, 0.25 for example.
+        share: ``share(height, width)`` says what share of its full sides the image will have, 0.25
+            for example.
 
     Returns:
-        tuple: The image (PIL.Image.Image, mode RGB), and its full (height, width).
+        The image (PIL.Image.Image, mode RGB), and its full (height, width).
 
     Raises:
         trainer.errors.InputError: As :func:`load_rgb`.
@@ -217,11 +226,11 @@ def load_shrunk(source, share):
     return image, (image.height, image.width)
 
 
-def load(path):
+def load(path: Path) -> Image.Image:
     """Decode an image file to RGB; see :func:`load_rgb`.
 
     Returns:
-        PIL.Image.Image: Mode RGB.
+        Mode RGB.
 
     Raises:
         trainer.errors.InputError: The file is missing, damaged, no image of

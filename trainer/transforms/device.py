@@ -7,14 +7,27 @@ roundings: images of CIFAR, and others without a change of colours, become the s
 numbers; those with one the same to 1e-6 of their range.
 """
 
+from __future__ import annotations
+
 import functools
 import math
+from typing import TYPE_CHECKING, Any
 
 import chainer
 import numpy as np
 
 from trainer import cuda
 from trainer.transforms import draws, ilsvrc, table
+from trainer.transforms.geometry import Geometry
+from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
+
+if TYPE_CHECKING:
+    import cupy
+
+    from trainer.networks.base import Network
+    from trainer.transforms.cifar import OneImage
+    from trainer.transforms.geometry import Geometry
+    from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
 
 _launch = cuda.kernels(__file__, 'device.cu')
 
@@ -24,12 +37,14 @@ _THREADS = 192
 _PARTS = 7
 
 
-def available(preprocessing, part):
+def available(
+    preprocessing: type[OneImage] | type[DataAugmentationNormalizeBigger], part: Any
+) -> bool:
     """Return whether these images can be made on a GPU.
 
     Args:
-        preprocessing (type): A class of :mod:`data_augmentation`.
-        part (trainer.datasets.LabelledImages or trainer.datasets.folder.ImageFiles): They.
+        preprocessing: A class of :mod:`data_augmentation`.
+        part: They.
     """
     if hasattr(part, 'paths'):
         return hasattr(preprocessing, 'train_pixels')
@@ -37,17 +52,17 @@ def available(preprocessing, part):
 
 
 @functools.lru_cache(maxsize=2)
-def drawn(preprocessing, seed, epoch, images):
+def drawn(preprocessing: type[OneImage], seed: int, epoch: int, images: int) -> np.ndarray:
     """Return what is drawn for all images of a dataset in one epoch.
 
     Args:
-        preprocessing (type): A class of :class:`trainer.transforms.cifar.OneImage`.
-        seed (int): The run's seed.
-        epoch (int): Epoch, from 1.
-        images (int): How many there are.
+        preprocessing: A class of :class:`trainer.transforms.cifar.OneImage`.
+        seed: The run's seed.
+        epoch: Epoch, from 1.
+        images: How many there are.
 
     Returns:
-        numpy.ndarray: int32 (images, fields), by ``choose`` of the class.
+        int32 (images, fields), by ``choose`` of the class.
     """
     u = draws.uniforms(seed, epoch, np.arange(images), preprocessing.uniforms)
     return np.stack(preprocessing.choose(u), axis=1).astype(np.int32)
@@ -92,25 +107,24 @@ class StoredImages:
     """Makes images of CIFAR on the GPU, where all of them are.
 
     Args:
-        preprocessing (type): A class of :class:`trainer.transforms.cifar.OneImage`.
-        images (sequence of numpy.ndarray): uint8 (images, 3, 32, 32) each. They are one
-            after the other in what rows count.
+        preprocessing: A class of :class:`trainer.transforms.cifar.OneImage`.
+        images: uint8 (images, 3, 32, 32) each. They are one after the other in what rows count.
     """
 
-    def __init__(self, preprocessing, *images):
+    def __init__(self, preprocessing: type[OneImage], *images: np.ndarray) -> None:
         self.preprocessing = preprocessing
         self._arrays = _OnDevice(lambda: (np.concatenate(images), preprocessing.constants()))
 
-    def __call__(self, rows):
+    def __call__(self, rows: cupy.ndarray) -> cupy.ndarray:
         """Return the images of rows, on the current stream.
 
         Args:
-            rows (cupy.ndarray): int32 (batch, 1 + fields): image, and what ``choose`` of
-                the class chose. Zeros are valid.
+            rows: int32 (batch, 1 + fields): image, and what ``choose`` of the class chose. Zeros
+                are valid.
 
         Returns:
-            cupy.ndarray: (batch, 3, 32, 32) with NHWC memory, float32; float16 where the
-            cuDNN engine computes in 'mixed' precision.
+            (batch, 3, 32, 32) with NHWC memory, float32; float16 where the cuDNN engine computes in
+            'mixed' precision.
         """
         images, constants = self._arrays()
         n = len(rows)
@@ -119,18 +133,23 @@ class StoredImages:
         )
 
 
-def of(network):
+def of(network: Network) -> ImageRows | None:
     """Return :class:`ImageRows` for the images of a network on a GPU.
 
     Args:
-        network (trainer.networks.base.Network): The network.
+        network: The network.
 
     Returns:
-        ImageRows: ``None`` where its preprocessing is of another kind or size.
+        ``None`` where its preprocessing is of another kind or size.
     """
     preprocessing = table.of(network)
-    fits = getattr(preprocessing, 'shape', None) == ilsvrc.DataAugmentationNormalizeBigger.shape
-    return ImageRows(preprocessing) if fits and hasattr(preprocessing, 'test_row') else None
+    if isinstance(preprocessing, type) and not issubclass(
+        preprocessing, DataAugmentationNormalizeBigger
+    ):
+        return None
+    if preprocessing is None or preprocessing.shape != DataAugmentationNormalizeBigger.shape:
+        return None
+    return ImageRows(preprocessing)
 
 
 class ImageRows:
@@ -138,31 +157,33 @@ class ImageRows:
     their colours there.
 
     Args:
-        preprocessing (type or trainer.transforms.geometry.Geometry): One with
+        preprocessing: One with
             :meth:`~trainer.transforms.ilsvrc.DataAugmentationNormalizeBigger.row_bytes`.
     """
 
-    def __init__(self, preprocessing):
+    def __init__(self, preprocessing: type[DataAugmentationNormalizeBigger] | Geometry) -> None:
         self.preprocessing = preprocessing
         self._arrays = _OnDevice(lambda: (getattr(preprocessing, 'table', ilsvrc.TABLE),))
 
-    def __call__(self, rows):
+    def __call__(self, rows: cupy.ndarray) -> cupy.ndarray:
         """Return the images of rows, on the current stream.
 
         Args:
-            rows (cupy.ndarray): uint8 (batch, row bytes), as
-                :func:`trainer.transforms.ilsvrc.write_row` writes them, aligned to 16 bytes;
-                or images, float32 or float16, which are returned as they are.
+            rows: uint8 (batch, row bytes), as :func:`trainer.transforms.ilsvrc.write_row` writes
+                them, aligned to 16 bytes; or images, float32 or float16, which are returned as they
+                are.
 
         Returns:
-            cupy.ndarray: (batch, 3, height, width) with NHWC memory, float32; float16 where the
-            cuDNN engine computes in 'mixed' precision.
+            (batch, 3, height, width) with NHWC memory, float32; float16 where the cuDNN engine
+            computes in 'mixed' precision.
         """
         if rows.dtype != np.uint8:
             return rows if rows.dtype == np.float16 else rows.astype(np.float32, copy=False)
         n, length = rows.shape
         training = length != self.preprocessing.row_bytes(training=False)
-        shape = self.preprocessing.train_shape if training else self.preprocessing.shape
+        shape = self.preprocessing.shape
+        if training and not isinstance(self.preprocessing, Geometry):
+            shape = self.preprocessing.train_shape
         values = math.prod(shape)
         kernel, table = ('normalized', self._arrays()) if length == values else ('coloured', [])
         return _compute(

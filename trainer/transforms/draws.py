@@ -12,17 +12,17 @@ _LOW = np.uint64(0xFFFFFFFF)
 _MULTIPLIER = 0x2360ED051FC65DA4, 0x4385DF649FCCF645
 
 
-def uniforms(seed, epoch, images, n):
+def uniforms(seed: int, epoch: int, images: np.ndarray, n: int) -> np.ndarray:
     """Return ``generator(seed, epoch, image).random(n)`` of each image.
 
     Args:
-        seed (int): The run's seed, 0 or more.
-        epoch (int): Epoch, from 1.
-        images (numpy.ndarray): int (images,), indices of images, below 2^32.
-        n (int): Numbers for each.
+        seed: The run's seed, 0 or more.
+        epoch: Epoch, from 1.
+        images: int (images,), indices of images, below 2^32.
+        n: Numbers for each.
 
     Returns:
-        numpy.ndarray: float64 (n, images), in [0, 1).
+        float64 (n, images), in [0, 1).
     """
     words = _seed_words(_words(seed) + _words(epoch) + [np.asarray(images, np.uint32)])
     state, increment = _pcg64(words)

@@ -4,10 +4,14 @@ Networks are tested best as their weights were made for: torchvision's ResNeXt-1
 16.754 % where the short side becomes 232, and 17.022 % where it becomes 256.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,6 +20,9 @@ from trainer import values
 from trainer.errors import InputError
 from trainer.transforms import Sample, ilsvrc
 from trainer.transforms.decoding import load_rgb
+
+if TYPE_CHECKING:
+    from trainer.types import Source
 
 #: timm's name of an interpolation -> Pillow's filter.
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in values.INTERPOLATIONS}
@@ -58,7 +65,7 @@ class Geometry:
     mean: tuple[float, float, float] = ilsvrc.MEAN
     std: tuple[float, float, float] = ilsvrc.STD
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if type(self.img_size) is not int or not 0 < self.img_size <= MAX_IMG_SIZE:
             raise ValueError(f'img_size {self.img_size!r}: not 1..{MAX_IMG_SIZE} pixels')
         object.__setattr__(self, 'crop_pct', float(self.crop_pct))
@@ -85,10 +92,10 @@ class Geometry:
         return 3, self.img_size, self.img_size
 
     @property
-    def __name__(self):
+    def __name__(self) -> str:
         return str(self)
 
-    def __str__(self):
+    def __str__(self) -> str:
         text = f'{self.img_size} of {self.short_side} pixels, {self.interpolation}'
         if (self.mean, self.std) != (ilsvrc.MEAN, ilsvrc.STD):
             text += ', mean {}, std {}'.format(
@@ -131,9 +138,9 @@ class Geometry:
             'flip': False,
         }
 
-    def test_pixels(self, img) -> Sample:
+    def test_pixels(self, img: Source) -> Sample:
         """As :meth:`test`, all but the normalisation: ``x`` is
-        :data:`trainer.transforms.ilsvrc.Pixels`."""
+        :class:`trainer.transforms.ilsvrc.Pixels`."""
         image, size = self._load(img)
         side = self.img_size
         y, x = (round((n - side) / 2) for n in size)
@@ -142,12 +149,12 @@ class Geometry:
         pixels = np.asarray(resized.crop((x, y, x + side, y + side)))
         return Sample(ilsvrc.Pixels(pixels), self._info(size, y, x))
 
-    def test(self, img, out=None) -> Sample:
+    def test(self, img: Source, out: np.ndarray | None = None) -> Sample:
         """Preprocess one image.
 
         Args:
             img: See the class.
-            out (numpy.ndarray): float32 (3, img_size, img_size) to write to.
+            out: float32 (3, img_size, img_size) to write to.
 
         Raises:
             trainer.errors.InputError: The image cannot be read.
@@ -155,7 +162,7 @@ class Geometry:
         pixels, info = self.test_pixels(img)
         return Sample(ilsvrc.normalize(pixels.values, out, self.table), info)
 
-    def test_batch(self, images) -> np.ndarray:
+    def test_batch(self, images: Sequence[Source]) -> np.ndarray:
         """Preprocess images: float32 (batch, 3, img_size, img_size)."""
         x = np.empty((len(images), *self.shape), np.float32)
         for out, img in zip(x, images):
@@ -174,13 +181,13 @@ class Geometry:
             [self._info((height, width), y, x) for y, x in places],
         )
 
-    def ten_crop(self, img, out=None) -> Sample:
+    def ten_crop(self, img: Source, out: np.ndarray | None = None) -> Sample:
         """Preprocess one image for ten-crop evaluation: four corners and the centre, then the
         same mirrored.
 
         Args:
             img: See the class.
-            out (numpy.ndarray): float32 (10, 3, img_size, img_size) to write to.
+            out: float32 (10, 3, img_size, img_size) to write to.
         """
         crops, info = self._five_crops(img)
         if out is None:
@@ -196,11 +203,11 @@ class Geometry:
         """Return the length of what :func:`trainer.transforms.ilsvrc.write_row` writes."""
         return math.prod(self.shape)
 
-    def test_row(self, img, out) -> None:
+    def test_row(self, img: Source, out: np.ndarray) -> None:
         """As :meth:`test`, but write the image as a row."""
         ilsvrc.write_row(self.test_pixels(img).x, out)
 
-    def ten_crop_rows(self, img, out) -> None:
+    def ten_crop_rows(self, img: Source, out: np.ndarray) -> None:
         """As :meth:`ten_crop`, but write each as a row: uint8 (10, row bytes)."""
         for i, crop in enumerate(self._five_crops(img)[0]):
             ilsvrc.write_row(ilsvrc.Pixels(crop), out[i])
@@ -211,7 +218,7 @@ class Geometry:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, held: dict) -> 'Geometry':
+    def from_json(cls, held: dict) -> Geometry:
         """Return the geometry that JSON describes.
 
         Raises:
@@ -222,7 +229,7 @@ class Geometry:
         return cls(**held)
 
 
-def of_class(preprocessing: type) -> Geometry:
+def of_class(preprocessing: type[ilsvrc.DataAugmentationNormalizeBigger]) -> Geometry:
     """Return the geometry that comes nearest to a class's for testing.
 
     Args:

@@ -1,8 +1,12 @@
 """The original's preprocessing for ImageNet, which is Torch7's in evaluation."""
 
-import collections
+from __future__ import annotations
+
 import math
 import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -10,6 +14,9 @@ from PIL import Image
 from trainer.errors import InputError
 from trainer.transforms import INTERPOLATIONS, Sample, uniform_int
 from trainer.transforms.decoding import load_rgb, load_shrunk
+
+if TYPE_CHECKING:
+    from trainer.types import Source
 
 _SIDE = 224
 
@@ -21,28 +28,45 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def table(mean, std):
+def table(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Return pixel value 0..255 of each channel -> what the network gets, rounded as the
     original did: float32 (3, 256)."""
     values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
-    return ((values - np.float32(mean)) / np.float32(std)).T.copy()
+    return ((values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).T.copy()
 
 
 #: That of ImageNet's images.
 TABLE = table(MEAN, STD)
 
-#: What was drawn for one image: interpolation (PIL.Image.Resampling); length of the
-#: short side it is resized to; where the crop is, 0 <= y, x < 1, of what the resized
-#: image allows; whether it is flipped.
-Drawn = collections.namedtuple('Drawn', 'interpolation short_side y x flip')
 
-#: An image before normalisation. values: uint8 (224, 224, 3), flipped where it is to be;
-#: colour: ``None``, or a linear change of colour that includes the normalisation: float32
-#: (12,), a matrix (3, 3) and an offset (3,).
-Pixels = collections.namedtuple('Pixels', 'values colour', defaults=(None,))
+class Drawn(NamedTuple):
+    """What was drawn for one image.
+
+    Interpolation (PIL.Image.Resampling); length of the short side it is resized to; where the crop
+    is, 0 <= y, x < 1, of what the resized image allows; whether it is flipped.
+    """
+
+    interpolation: Image.Resampling
+    short_side: int
+    y: float
+    x: float
+    flip: bool
 
 
-def resized_size(height, width, short_side):
+class Pixels(NamedTuple):
+    """An image before normalisation.
+
+    Attributes:
+        values: uint8 (224, 224, 3), flipped where it is to be.
+        colour: ``None``, or a linear change of colour that includes the normalisation:
+            float32 (12,), a matrix (3, 3) and an offset (3,).
+    """
+
+    values: np.ndarray
+    colour: np.ndarray | None = None
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """Return (height, width) after resizing: the aspect ratio is kept, the long side truncated.
 
     Rounding makes it one pixel less than the short one for some square images, as in
@@ -104,16 +128,18 @@ def _resize_and_crop(image, size, interpolation, y, x):
     return np.asarray(image.resize((_SIDE, height), interpolation).crop((0, y, _SIDE, y + _SIDE)))
 
 
-def normalize(pixels, out=None, table=TABLE):
+def normalize(
+    pixels: np.ndarray, out: np.ndarray | None = None, table: np.ndarray = TABLE
+) -> np.ndarray:
     """(x / 255 - mean) / std with :data:`MEAN` and :data:`STD`, or those of another table.
 
     Args:
-        pixels (numpy.ndarray): uint8 (height, width, 3).
-        out (numpy.ndarray): float32 (3, height, width) to write to.
-        table (numpy.ndarray): Of :func:`table`.
+        pixels: uint8 (height, width, 3).
+        out: float32 (3, height, width) to write to.
+        table: Of :func:`table`.
 
     Returns:
-        numpy.ndarray: float32 (3, height, width).
+        float32 (3, height, width).
     """
     if out is None:
         out = np.empty((3,) + pixels.shape[:2], np.float32)
@@ -123,15 +149,15 @@ def normalize(pixels, out=None, table=TABLE):
     return out
 
 
-def finish(pixels, out=None):
-    """Normalise :data:`Pixels`, or apply their change of colour.
+def finish(pixels: Pixels, out: np.ndarray | None = None) -> np.ndarray:
+    """Normalise :class:`Pixels`, or apply their change of colour.
 
     Args:
-        pixels (Pixels): The image.
-        out (numpy.ndarray): float32 (3, 224, 224) to write to.
+        pixels: The image.
+        out: float32 (3, 224, 224) to write to.
 
     Returns:
-        numpy.ndarray: float32 (3, 224, 224).
+        float32 (3, 224, 224).
     """
     values, colour = pixels
     if colour is None:
@@ -145,13 +171,13 @@ def finish(pixels, out=None):
     return out
 
 
-def write_row(pixels, out):
-    """Write :data:`Pixels` to a row of bytes, for :class:`trainer.transforms.device.ImageRows`.
+def write_row(pixels: Pixels, out: np.ndarray) -> None:
+    """Write :class:`Pixels` to a row of bytes, for :class:`trainer.transforms.device.ImageRows`.
 
     Args:
-        pixels (Pixels): The image.
-        out (numpy.ndarray): uint8 (row bytes,): the values, then the change of colour where
-            there is one; see :meth:`DataAugmentationNormalizeBigger.row_bytes`.
+        pixels: The image.
+        out: uint8 (row bytes,): the values, then the change of colour where there is one; see
+            :meth:`DataAugmentationNormalizeBigger.row_bytes`.
     """
     values, colour = pixels
     out[: values.size].reshape(values.shape)[...] = values
@@ -179,21 +205,21 @@ class DataAugmentationNormalizeBigger:
     #: Shape of what comes out, in evaluation and in training.
     shape = train_shape = (3, _SIDE, _SIDE)
     #: Whether training changes colours.
-    colour = False
+    colour: bool = False
     #: How testing resizes: the short side, pixels, and the interpolation by timm's name.
-    test_short_side = 256
-    test_interpolation = 'bicubic'
+    test_short_side: int = 256
+    test_interpolation: str = 'bicubic'
 
     @staticmethod
-    def draw(rng):
+    def draw(rng: np.random.Generator | ModuleType) -> Any:
         """Draw what happens to one image in training.
 
         Args:
-            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+            rng: From :func:`trainer.transforms.generator`.
 
         Returns:
-            Drawn: Interpolation uniform over nearest, bilinear, bicubic, bicubic; short
-            side uniform in 224..288; place uniform; flip with probability 0.5.
+            Interpolation uniform over nearest, bilinear, bicubic, bicubic; short side uniform in
+            224..288; place uniform; flip with probability 0.5.
         """
         u = rng.random(5)
         return Drawn(
@@ -205,14 +231,19 @@ class DataAugmentationNormalizeBigger:
         )
 
     @classmethod
-    def row_bytes(cls, training):
+    def row_bytes(cls, training: bool) -> int:
         """Return the length of what :func:`write_row` writes."""
         shape = cls.train_shape if training else cls.shape
         return math.prod(shape) + 4 * 12 * (training and cls.colour)
 
     @classmethod
-    def train_pixels(cls, img, rng=np.random, drawn=None):
-        """As :meth:`train`, all but the normalisation: ``x`` is :data:`Pixels`."""
+    def train_pixels(
+        cls,
+        img: Source,
+        rng: np.random.Generator | ModuleType = np.random,
+        drawn: Any | None = None,
+    ) -> Sample:
+        """As :meth:`train`, all but the normalisation: ``x`` is :class:`Pixels`."""
         d = cls.draw(rng) if drawn is None else drawn
         # The nearest pixel of a smaller image is another one.
         image, size = _load(img, d.short_side, d.interpolation != Image.Resampling.NEAREST)
@@ -224,25 +255,31 @@ class DataAugmentationNormalizeBigger:
         )
 
     @classmethod
-    def test_pixels(cls, img):
-        """As :meth:`test`, all but the normalisation: ``x`` is :data:`Pixels`."""
+    def test_pixels(cls, img: Source) -> Sample:
+        """As :meth:`test`, all but the normalisation: ``x`` is :class:`Pixels`."""
         image, size = _load(img, cls.test_short_side)
         y, x = map(_centre, size)
         pixels = _resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         return Sample(Pixels(pixels), _info(Image.Resampling.BICUBIC, size, y, x, False))
 
     @classmethod
-    def train(cls, img, rng=np.random, drawn=None, out=None):
+    def train(
+        cls,
+        img: Source,
+        rng: np.random.Generator | ModuleType = np.random,
+        drawn: Any | None = None,
+        out: np.ndarray | None = None,
+    ) -> Sample:
         """Preprocess one image for training.
 
         Args:
             img: See the class.
             rng: ``numpy.random`` or a Generator to draw from.
             drawn: What to do, where it was drawn already; see :meth:`draw`.
-            out (numpy.ndarray): float32 (3, 224, 224) to write to.
+            out: float32 (3, 224, 224) to write to.
 
         Returns:
-            Sample: ``x``, float32 (3, 224, 224), and ``info``, what was drawn.
+            ``x``, float32 (3, 224, 224), and ``info``, what was drawn.
 
         Raises:
             trainer.errors.InputError: The image cannot be read.
@@ -251,7 +288,7 @@ class DataAugmentationNormalizeBigger:
         return Sample(finish(pixels, out), info)
 
     @classmethod
-    def test(cls, img, out=None):
+    def test(cls, img: Source, out: np.ndarray | None = None) -> Sample:
         """Preprocess one image for evaluation: short side 256, bicubic unless the class says
         otherwise, centre crop.
 
@@ -261,7 +298,7 @@ class DataAugmentationNormalizeBigger:
         return Sample(finish(pixels, out), info)
 
     @classmethod
-    def ten_crop(cls, img, out=None):
+    def ten_crop(cls, img: Source, out: np.ndarray | None = None) -> Sample:
         """Preprocess one image for ten-crop evaluation.
 
         The image is resized as for :meth:`test`; its four corners and its centre are
@@ -270,10 +307,10 @@ class DataAugmentationNormalizeBigger:
 
         Args:
             img: See the class.
-            out (numpy.ndarray): float32 (10, 3, 224, 224) to write to.
+            out: float32 (10, 3, 224, 224) to write to.
 
         Returns:
-            Sample: ``x``, float32 (10, 3, 224, 224), and ``info``, a list of ten.
+            ``x``, float32 (10, 3, 224, 224), and ``info``, a list of ten.
 
         Raises:
             trainer.errors.InputError: The image cannot be read.
@@ -304,27 +341,27 @@ class DataAugmentationNormalizeBigger:
         )
 
     @classmethod
-    def test_row(cls, img, out):
+    def test_row(cls, img: Source, out: np.ndarray) -> None:
         """As :meth:`test`, but write the image as :func:`write_row` does."""
         write_row(cls.test_pixels(img).x, out)
 
     @classmethod
-    def ten_crop_rows(cls, img, out):
+    def ten_crop_rows(cls, img: Source, out: np.ndarray) -> None:
         """As :meth:`ten_crop`, but write each as :func:`write_row` does: uint8 (10, row bytes)."""
         for i, crop in enumerate(cls._five_crops(img)[0]):
             write_row(Pixels(crop), out[i])
             write_row(Pixels(crop[:, ::-1]), out[5 + i])
 
     @classmethod
-    def train_batch(cls, images, drawn):
+    def train_batch(cls, images: Sequence[Source], drawn: Sequence) -> np.ndarray:
         """Preprocess images for training.
 
         Args:
-            images (sequence): Images; see the class.
-            drawn (sequence of Drawn): What to do to each.
+            images: Images; see the class.
+            drawn: What to do to each.
 
         Returns:
-            numpy.ndarray: float32 (batch, 3, 224, 224), or of the class's ``train_shape``.
+            float32 (batch, 3, 224, 224), or of the class's ``train_shape``.
         """
         x = np.empty((len(images),) + cls.train_shape, np.float32)
         for out, img, d in zip(x, images, drawn):
@@ -332,7 +369,7 @@ class DataAugmentationNormalizeBigger:
         return x
 
     @classmethod
-    def test_batch(cls, images):
+    def test_batch(cls, images: Sequence[Source]) -> np.ndarray:
         """Preprocess images for evaluation; returns as :meth:`train_batch`."""
         x = np.empty((len(images),) + cls.shape, np.float32)
         for out, img in zip(x, images):

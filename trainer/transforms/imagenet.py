@@ -5,9 +5,13 @@ Images are given as :func:`trainer.transforms.decoding.load_rgb` takes them: a p
 RGB, normalised by ImageNet's mean and deviation.
 """
 
-import collections
+from __future__ import annotations
+
 import math
 import os
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,6 +20,9 @@ from trainer.errors import InputError
 from trainer.transforms import Sample, ilsvrc, trivial_augment, uniform_int
 from trainer.transforms.decoding import load_shrunk
 from trainer.transforms.ilsvrc import MEAN, STD
+
+if TYPE_CHECKING:
+    from trainer.types import Source
 
 _SIDE = 224
 
@@ -38,13 +45,18 @@ class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
 
     A class has :meth:`draw`, ``_share(height, width, drawn)``, the share of an image's
     sides that is left of them, and ``_train(image, full size, drawn)``, which returns
-    :data:`trainer.transforms.ilsvrc.Pixels`.
+    :class:`trainer.transforms.ilsvrc.Pixels`.
     """
 
+    _share: ClassVar[Callable[[int, int, Any], float]]
+    _train: ClassVar[Callable[[Image.Image, tuple[int, int], Any], ilsvrc.Pixels]]
+
     @classmethod
-    def train_pixels(cls, img, rng=np.random, drawn=None):
+    def train_pixels(
+        cls, img: Source, rng: np.random.Generator | ModuleType = np.random, drawn: Any = None
+    ) -> Sample:
         """As :meth:`train`, all but the normalisation: ``x`` is
-        :data:`trainer.transforms.ilsvrc.Pixels`."""
+        :class:`trainer.transforms.ilsvrc.Pixels`."""
         d = cls.draw(rng) if drawn is None else drawn
         image, size = load_shrunk(img, lambda height, width: cls._share(height, width, d))
         try:
@@ -56,7 +68,13 @@ class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
         return Sample(pixels, d._asdict())
 
 
-def resized_crop(image, size, box, interpolation, side=_SIDE):
+def resized_crop(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    interpolation: Image.Resampling,
+    side: int = _SIDE,
+) -> Image.Image:
     """Cut ``box`` (y, x, height, width) out of an image and resize it to side x side.
 
     The box is of the image's full ``size`` (height, width); it may be there smaller.
@@ -70,14 +88,14 @@ def resized_crop(image, size, box, interpolation, side=_SIDE):
     )
 
 
-def lighting(normals):
+def lighting(normals: Sequence[float]) -> np.ndarray:
     """Return what is added to the channels, float64 (3,), of an image in 0..1.
 
     AlexNet's colour shift: along each principal component by its deviation times what
     was drawn from a normal distribution.
 
     Args:
-        normals (sequence of float): Three numbers; of deviation 0.1.
+        normals: Three numbers; of deviation 0.1.
     """
     return PCA_VECTORS @ (PCA_VALUES * normals)
 
@@ -101,7 +119,7 @@ class _Colour:
         self.matrix, self.offset = matrix, offset
 
     def pixels(self, values):
-        """Return :data:`~trainer.transforms.ilsvrc.Pixels` of uint8 (height, width, 3): they
+        """Return :class:`~trainer.transforms.ilsvrc.Pixels` of uint8 (height, width, 3): they
         are to change so, then the mean and deviation of ImageNet."""
         std = np.array(STD)
         return ilsvrc.Pixels(
@@ -119,11 +137,19 @@ def _round(x):
     return math.floor(x + 0.5)
 
 
-#: What was drawn for one image: attempts, float64 (10, 5), u in [0, 1): area, aspect
-#: ratio, whether sides are exchanged, place (y, x); order, the permutation of brightness,
-#: contrast, saturation; alphas, what each takes of the image; lighting (3,), normal
-#: with deviation 0.1; flip.
-Torch7Drawn = collections.namedtuple('Torch7Drawn', 'attempts order alphas lighting flip')
+class Torch7Drawn(NamedTuple):
+    """What was drawn for one image.
+
+    Attempts, float64 (10, 5), u in [0, 1): area, aspect ratio, whether sides are exchanged, place
+    (y, x); order, the permutation of brightness, contrast, saturation; alphas, what each takes of
+    the image; lighting (3,), normal with deviation 0.1; flip.
+    """
+
+    attempts: np.ndarray
+    order: tuple[int, ...]
+    alphas: tuple[float, ...]
+    lighting: tuple[float, ...]
+    flip: bool
 
 
 class DataAugmentationImagenetTorch7(_Preprocessing):
@@ -138,14 +164,14 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
     Resizing is Pillow's, which averages over all the pixels that it replaces.
     """
 
-    colour = True
+    colour: bool = True
 
     @staticmethod
-    def draw(rng):
-        """Draw what happens to one image in training: a :data:`Torch7Drawn`.
+    def draw(rng: np.random.Generator | ModuleType) -> Torch7Drawn:
+        """Draw what happens to one image in training: a :class:`Torch7Drawn`.
 
         Args:
-            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+            rng: From :func:`trainer.transforms.generator`.
         """
         attempts = rng.random((ATTEMPTS, 5))
         order = tuple(rng.permutation(3).tolist())
@@ -155,7 +181,7 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
         )
 
     @staticmethod
-    def crop_box(height, width, attempts):
+    def crop_box(height: int, width: int, attempts: np.ndarray) -> tuple[int, int, int, int] | None:
         """Return (y, x, height, width) of the first attempt that fits, or ``None``."""
         for area, aspect, exchange, y, x in attempts.tolist():
             area = (0.08 + 0.92 * area) * height * width
@@ -165,6 +191,7 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
                 w, h = h, w
             if 0 < h <= height and 0 < w <= width:
                 return uniform_int(y, 0, height - h), uniform_int(x, 0, width - w), h, w
+        return None
 
     @classmethod
     def _share(cls, height, width, d):
@@ -187,9 +214,18 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
         return colour.pixels(pixels[:, ::-1] if d.flip else pixels)
 
 
-#: What was drawn for one image: length of the short side; where the crop is, 0 <= y,
-#: x < 1, of what the resized image allows; lighting (3,), normal with deviation 0.1; flip.
-PaperDrawn = collections.namedtuple('PaperDrawn', 'short_side y x lighting flip')
+class PaperDrawn(NamedTuple):
+    """What was drawn for one image.
+
+    Length of the short side; where the crop is, 0 <= y, x < 1, of what the resized image allows;
+    lighting (3,), normal with deviation 0.1; flip.
+    """
+
+    short_side: int
+    y: float
+    x: float
+    lighting: tuple[float, ...]
+    flip: bool
 
 
 class DataAugmentationImagenetPaper(_Preprocessing):
@@ -202,14 +238,14 @@ class DataAugmentationImagenetPaper(_Preprocessing):
     The mean of each channel is subtracted, where that paper has one of each pixel.
     """
 
-    colour = True
+    colour: bool = True
 
     @staticmethod
-    def draw(rng):
-        """Draw what happens to one image in training: a :data:`PaperDrawn`.
+    def draw(rng: np.random.Generator | ModuleType) -> PaperDrawn:
+        """Draw what happens to one image in training: a :class:`PaperDrawn`.
 
         Args:
-            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+            rng: From :func:`trainer.transforms.generator`.
         """
         u = rng.random(4).tolist()
         return PaperDrawn(
@@ -234,13 +270,21 @@ class DataAugmentationImagenetPaper(_Preprocessing):
         return colour.pixels(pixels[:, ::-1] if d.flip else pixels)
 
 
-#: What was drawn for one image: attempts, float64 (10, 4), u in [0, 1): area, aspect
-#: ratio, place (y, x); operation, strength and whether it is negated, see
-#: :data:`trainer.transforms.trivial_augment.Drawn`; angle in degrees, 0..270; whether it is
-#: flipped left to right, and top to bottom.
-LornatangDrawn = collections.namedtuple(
-    'LornatangDrawn', 'attempts operation strength negated angle flip upside_down'
-)
+class LornatangDrawn(NamedTuple):
+    """What was drawn for one image.
+
+    Attempts, float64 (10, 4), u in [0, 1): area, aspect ratio, place (y, x); operation, strength
+    and whether it is negated, see :class:`trainer.transforms.trivial_augment.Drawn`; angle in
+    degrees, 0..270; whether it is flipped left to right, and top to bottom.
+    """
+
+    attempts: np.ndarray
+    operation: str
+    strength: int
+    negated: bool
+    angle: float
+    flip: bool
+    upside_down: bool
 
 
 class DataAugmentationImagenetLornatang(_Preprocessing):
@@ -254,15 +298,15 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
     In evaluation: short side 256 (bilinear), the centre 224x224.
     """
 
-    test_short_side = 256
-    test_interpolation = 'bilinear'
+    test_short_side: int = 256
+    test_interpolation: str = 'bilinear'
 
     @staticmethod
-    def draw(rng):
-        """Draw what happens to one image in training: a :data:`LornatangDrawn`.
+    def draw(rng: np.random.Generator | ModuleType) -> Any:
+        """Draw what happens to one image in training: a :class:`LornatangDrawn`.
 
         Args:
-            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+            rng: From :func:`trainer.transforms.generator`.
         """
         attempts = rng.random((ATTEMPTS, 4))
         u = rng.random(6).tolist()
@@ -271,7 +315,7 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
         )
 
     @staticmethod
-    def crop_box(height, width, attempts):
+    def crop_box(height: int, width: int, attempts: np.ndarray) -> tuple[int, int, int, int]:
         """Return (y, x, height, width) of the first attempt that fits, or of the fallback."""
         low, high = 3 / 4, 4 / 3
         for area, aspect, y, x in attempts.tolist():
@@ -297,7 +341,7 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
         return ilsvrc.Pixels(pixels)
 
     @classmethod
-    def test_pixels(cls, img):
+    def test_pixels(cls, img: Source) -> Sample:
         """As in the base class, but bilinear."""
         image, size = ilsvrc._load(img, cls.test_short_side)
         y, x = (round((n - _SIDE) / 2) for n in size)

@@ -8,12 +8,18 @@ What happens to an image is a row of numbers, :data:`FIELDS`, drawn on the CPU; 
 does it where the images are.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trainer import cuda
 from trainer.transforms import draws
+
+if TYPE_CHECKING:
+    from trainer.types import Array
 
 _launch = cuda.kernels(__file__, 'mixing.cu')
 
@@ -53,31 +59,41 @@ class Mixing:
     """Draws the rows of batches.
 
     Args:
-        mixup (float): Both parameters of the beta distribution that mixup draws from; 0: none.
-        cutmix (float): The same of CutMix. Where there are both, a chunk gets either of them
-            with the same chance.
-        reprob (float): Probability of an image to be erased in part.
-        seed (int): The run's.
-        size (tuple of int): Height and width of the images.
-        labels (numpy.ndarray): int32 (images,), of the whole dataset.
-        chunks (int): Chunks of a batch that this process computes.
-        first (int): Number of its first chunk among those of the whole batch.
+        mixup: Both parameters of the beta distribution that mixup draws from; 0: none.
+        cutmix: The same of CutMix. Where there are both, a chunk gets either of them with the same
+            chance.
+        reprob: Probability of an image to be erased in part.
+        seed: The run's.
+        size: Height and width of the images.
+        labels: int32 (images,), of the whole dataset.
+        chunks: Chunks of a batch that this process computes.
+        first: Number of its first chunk among those of the whole batch.
     """
 
-    def __init__(self, mixup, cutmix, reprob, seed, size, labels, chunks=1, first=0):
+    def __init__(
+        self,
+        mixup: float,
+        cutmix: float,
+        reprob: float,
+        seed: int,
+        size: tuple[int, ...],
+        labels: np.ndarray,
+        chunks: int = 1,
+        first: int = 0,
+    ) -> None:
         self.mixup, self.cutmix, self.reprob = mixup, cutmix, reprob
         self.seed = seed
         self.size = size
         self.labels = labels
         self.chunks, self.first = chunks, first
 
-    def __call__(self, items, position):
+    def __call__(self, items: list[tuple[int, int]], position: int) -> np.ndarray:
         """Return the rows of a batch, float32 (items, :data:`FIELDS`).
 
         Args:
-            items (list): Of each image (epoch, number); numbers are as the plan has them
+            items: Of each image (epoch, number); numbers are as the plan has them
                 (:mod:`trainer.datasets.loading`).
-            position (int): Of the batch in its epoch.
+            position: Of the batch in its epoch.
         """
         rows = np.zeros((len(items), len(FIELDS)), np.float32)
         if not items:
@@ -140,11 +156,13 @@ class Mixing:
         return 0.0, box, 1 - area / (width * height)
 
 
-def of(options, size, labels, chunks=1, first=0):
+def of(
+    options: Any, size: tuple[int, int], labels: np.ndarray, chunks: int = 1, first: int = 0
+) -> Mixing | None:
     """Return the :class:`Mixing` that the options of a run ask for, or ``None``.
 
     Args:
-        options (trainer.recipes.options.Options): The run's.
+        options: The run's.
         size, labels, chunks, first: See :class:`Mixing`.
     """
     if not (options.mixup or options.cutmix or options.reprob):
@@ -154,16 +172,16 @@ def of(options, size, labels, chunks=1, first=0):
     )
 
 
-def apply(x, rows):
+def apply(x: Array, rows: Array) -> Array:
     """Return the images of a chunk, erased and mixed.
 
     Args:
-        x (numpy.ndarray or cupy.ndarray): (batch, channels, height, width), normalised; on a
-            GPU float32 or float16, of NCHW or NHWC memory.
-        rows (numpy.ndarray or cupy.ndarray): float32 (batch, :data:`FIELDS`), there as well.
+        x: (batch, channels, height, width), normalised; on a GPU float32 or float16, of NCHW or
+            NHWC memory.
+        rows: float32 (batch, :data:`FIELDS`), there as well.
 
     Returns:
-        numpy.ndarray or cupy.ndarray: Of the same type, shape and memory.
+        Of the same type, shape and memory.
     """
     if isinstance(x, np.ndarray):
         return _apply(x, rows)
@@ -200,7 +218,7 @@ def _apply(x, rows):
     return y
 
 
-def counted(t, rows):
+def counted(t: Array, rows: Array) -> Array:
     """Return the label that counts for accuracy: the one with the larger share.
 
     Args:

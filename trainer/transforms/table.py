@@ -52,4 +52,4 @@ def of(network: Network) -> Preprocessing | None:
         Its geometry, else its class of
         :data:`CLASSES`; ``None`` where it has neither.
     """
-    return network.geometry or CLASSES.get(network.preprocessing)
+    return network.geometry or CLASSES.get(network.preprocessing or '')

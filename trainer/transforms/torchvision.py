@@ -1,15 +1,27 @@
 """ImageNet as torchvision's references/classification preprocess it (``presets.py``)."""
 
-import collections
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from trainer.transforms import Sample, ilsvrc, imagenet
 
-#: What was drawn for one image: attempts, float64 (10, 4), u in [0, 1): area, aspect ratio,
-#: place (y, x); flip.
-Drawn = collections.namedtuple('Drawn', 'attempts flip')
+if TYPE_CHECKING:
+    from trainer.types import Source
+
+
+class Drawn(NamedTuple):
+    """What was drawn for one image.
+
+    Attempts, float64 (10, 4), u in [0, 1): area, aspect ratio, place (y, x); flip.
+    """
+
+    attempts: np.ndarray
+    flip: bool
 
 
 class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLornatang):
@@ -23,15 +35,15 @@ class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLorna
     TrivialAugment and random erasing are options of a run (``auto_augment``, ``reprob``).
     """
 
-    train_shape = (3, 176, 176)
-    test_short_side = 232
+    train_shape: tuple[int, int, int] = (3, 176, 176)
+    test_short_side: int = 232
 
     @staticmethod
-    def draw(rng):
-        """Draw what happens to one image in training: a :data:`Drawn`.
+    def draw(rng: np.random.Generator | ModuleType) -> Drawn:
+        """Draw what happens to one image in training: a :class:`Drawn`.
 
         Args:
-            rng (numpy.random.Generator): From :func:`trainer.transforms.generator`.
+            rng: From :func:`trainer.transforms.generator`.
         """
         return Drawn(rng.random((imagenet.ATTEMPTS, 4)), bool(rng.random() < 0.5))
 
@@ -44,7 +56,7 @@ class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLorna
         return ilsvrc.Pixels(pixels[:, ::-1] if d.flip else pixels)
 
     @classmethod
-    def test_pixels(cls, img):
+    def test_pixels(cls, img: Source) -> Sample:
         """As in the base class, with a short side of 232.
 
         The whole image is resized: in which direction first is Pillow's choice, and a level of

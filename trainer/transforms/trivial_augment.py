@@ -3,8 +3,9 @@
 Its wide set, with the strengths of ``torchvision.transforms.TrivialAugmentWide``.
 """
 
-import collections
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -14,9 +15,16 @@ from trainer.transforms import generator, uniform_int
 # Keeps these draws apart from those of preprocessing (:func:`trainer.transforms.generator`).
 _EPOCHS = 1 << 32
 
-#: What was drawn for one image: one of :data:`OPERATIONS`; its strength, 0..30; whether it is
-#: negated.
-Drawn = collections.namedtuple('Drawn', 'operation strength negated')
+
+class Drawn(NamedTuple):
+    """What was drawn for one image.
+
+    One of :data:`OPERATIONS`; its strength, 0..30; whether it is negated.
+    """
+
+    operation: str
+    strength: int
+    negated: bool
 
 
 def _affine(image, resampling, *matrix):
@@ -58,39 +66,41 @@ OPERATIONS = {
 }
 
 
-def choose(u):
-    """Return what three numbers of [0, 1) choose: a :data:`Drawn`."""
+def choose(u: Sequence[float]) -> Drawn:
+    """Return what three numbers of [0, 1) choose: a :class:`Drawn`."""
     names = list(OPERATIONS)
     return Drawn(names[uniform_int(u[0], 0, len(names) - 1)], uniform_int(u[1], 0, 30), u[2] < 0.5)
 
 
-def draw(seed, epoch, image):
-    """Return what happens to one image in one epoch: a :data:`Drawn`.
+def draw(seed: int, epoch: int, image: int) -> Drawn:
+    """Return what happens to one image in one epoch: a :class:`Drawn`.
 
     Args:
-        seed, epoch, image (int): See :func:`trainer.transforms.generator`, from whose draws
-            these are independent.
+        seed, epoch, image: See :func:`trainer.transforms.generator`, from whose draws these are
+            independent.
     """
     return choose(generator(seed, epoch + _EPOCHS, image).random(3).tolist())
 
 
-def apply(image, drawn, resampling=Image.Resampling.BILINEAR):
+def apply(
+    image: Image.Image, drawn: Drawn, resampling: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
     """Change an image.
 
     Args:
-        image (PIL.Image.Image): RGB.
-        drawn (Drawn): How.
-        resampling (PIL.Image.Resampling): Of shears, translations and rotations. What comes
-            from outside of the image is black.
+        image: RGB.
+        drawn: How.
+        resampling: Of shears, translations and rotations. What comes from outside of the image is
+            black.
 
     Returns:
-        PIL.Image.Image: Of the same size.
+        Of the same size.
     """
     change, largest, signed = OPERATIONS[drawn.operation]
     m = largest * drawn.strength / 30
     return change(image, -m if signed and drawn.negated else m, resampling)
 
 
-def pixels(values, drawn):
+def pixels(values: np.ndarray, drawn: Drawn) -> np.ndarray:
     """As :func:`apply`, bilinear, of an array: uint8 (height, width, 3)."""
     return np.asarray(apply(Image.fromarray(np.ascontiguousarray(values)), drawn))

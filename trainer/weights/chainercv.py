@@ -4,10 +4,18 @@ Its networks are Caffe's: max pooling without padding that rounds up. Chainer's 
 normalisation adds 2e-5 there.
 """
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import InputError
 from trainer.transforms.geometry import Geometry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trainer.types import Path
 
 #: The images of its weights: the mean of the channels is taken off, and nothing else
 #: (``examples/classification/eval_imagenet.py``, ``se_resnext.py``).
@@ -15,7 +23,7 @@ GEOMETRY = Geometry(
     224,
     224 / 256,
     'bilinear',
-    tuple(mean / 255 for mean in (123.15163084, 115.90288257, 103.0626238)),
+    (123.15163084 / 255, 115.90288257 / 255, 103.0626238 / 255),
     (1 / 255,) * 3,
 )
 
@@ -30,7 +38,7 @@ _PARTS = {
 _BLOCK = re.compile(r'res(\d)/(a|b\d{1,3})/(conv[123]|se|residual_conv)/(.+)')
 
 
-def is_chainercv(arrays):
+def is_chainercv(arrays: dict[str, np.ndarray]) -> bool:
     """Tell whether arrays have the names of chainercv's residual networks."""
     return _STEM in arrays and 'res2/a/conv2/conv/W' in arrays
 
@@ -48,7 +56,7 @@ def _here(name):
     return f'stage{int(stage) - 1}/block{number}/{_PARTS[part]}/{rest}'
 
 
-def to_here(arrays, path):
+def to_here(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """Rename chainercv's arrays.
 
     Raises:
@@ -61,19 +69,18 @@ def to_here(arrays, path):
     return {names[name]: array for name, array in arrays.items()}
 
 
-def architecture(arrays, path):
+def architecture(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any] | None:
     """Read the network's sizes off the names and shapes of chainercv's arrays.
 
     Returns:
-        dict: As :meth:`Network.architecture` gives, or ``None`` where the arrays are not
-        chainercv's.
+        As :meth:`Network.architecture` gives, or ``None`` where the arrays are not chainercv's.
 
     Raises:
         trainer.errors.InputError: They are of another network than SE-ResNeXt.
     """
     if not is_chainercv(arrays):
         return None
-    blocks = {}
+    blocks: dict[int, Any] = {}
     for name in arrays:
         match = _BLOCK.fullmatch(name)
         if match:

@@ -1,5 +1,10 @@
 """What a file says of its network, and from there to the network."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import chainer
 
 from trainer.errors import InputError
@@ -7,11 +12,15 @@ from trainer.networks import table as networks
 from trainer.transforms.geometry import Geometry
 from trainer.transforms.table import CLASSES
 
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Path
+
 # Widths double from stage to stage: after so many they are absurd, and soon huge numbers.
 _MAX_STAGES = 100
 
 
-def of(network):
+def of(network: Network) -> dict[str, Any]:
     """Return :meth:`Network.architecture`, its preprocessing where it is not its class's, and
     its geometry where it has one."""
     described = network.architecture()
@@ -22,13 +31,13 @@ def of(network):
     return described
 
 
-def build(described, path, weight_limit):
+def build(described: Mapping[str, Any], path: Path, weight_limit: int) -> Network:
     """Build the network that a file describes, its weights zero.
 
     Args:
-        described (dict): From :meth:`Network.architecture`, or a stranger's file.
-        path (str): The file, for messages.
-        weight_limit (int): The network may not have more weights than this.
+        described: From :meth:`Network.architecture`, or a stranger's file.
+        path: The file, for messages.
+        weight_limit: The network may not have more weights than this.
 
     Raises:
         trainer.errors.InputError: The description is not one of ours.
@@ -70,25 +79,31 @@ def build(described, path, weight_limit):
         ) from e
 
 
-def set_geometry(network, geometry):
+def set_geometry(network: Network, geometry: Geometry | None) -> None:
     """Give a network a geometry of testing.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        geometry (trainer.transforms.geometry.Geometry): ``None``: as its preprocessing does.
+        network: The network.
+        geometry: ``None``: as its preprocessing does.
     """
     network.geometry = geometry
     network.image_size = type(network).image_size if geometry is None else geometry.img_size
 
 
-def check_flags(network, path, C=None, d=None, layers=None):
+def check_flags(
+    network: Network,
+    path: Path,
+    C: int | None = None,
+    d: int | None = None,
+    layers: int | None = None,
+) -> None:
     """Refuse flags that contradict what a file holds.
 
     Args:
-        network (trainer.networks.base.Network): What the file holds.
-        path (str): The file, for messages.
-        C (int): Cardinality (``-c``). d (int): Base width (``-d``).
-        layers (int): Depth as the paper counts it (``-l``). ``None``: the flag was left out.
+        network: What the file holds.
+        path: The file, for messages.
+        C: Cardinality (``-c``). d (int): Base width (``-d``).
+        layers: Depth as the paper counts it (``-l``). ``None``: the flag was left out.
 
     Raises:
         trainer.errors.InputError: A flag is not as in the file.

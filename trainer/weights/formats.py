@@ -3,6 +3,8 @@
 A format is one module of this package with a ``FORMAT``; it is found here by being there.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
@@ -11,9 +13,14 @@ import os
 import pkgutil
 import tempfile
 from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any
 
-from trainer import files
+from trainer import devices, files
 from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Path
 
 #: Where the paper's Torch7 files are.
 PUBLISHED = 'https://github.com/facebookresearch/ResNeXt'
@@ -84,7 +91,7 @@ def writable() -> dict[str, Format]:
     return {name: fmt for name, fmt in available().items() if fmt.write is not None}
 
 
-def kind_of(path: str | os.PathLike[str]) -> str:
+def kind_of(path: Path) -> str:
     """Return the name of the format of a file, by how it begins; published weights are fetched.
 
     Raises:
@@ -115,7 +122,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     )
 
 
-def read(path: str | os.PathLike[str], entry: str | None = None, headless: bool = False) -> tuple:
+def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple:
     """Build the network that a file holds, whatever its format and name.
 
     Args:
@@ -125,7 +132,7 @@ def read(path: str | os.PathLike[str], entry: str | None = None, headless: bool 
             one class and no weights.
 
     Returns:
-        tuple: The network on the CPU, and :class:`Contents`.
+        The network on the CPU, and :class:`Contents`.
 
     Raises:
         trainer.errors.InputError: It is damaged, or holds no network of ours.
@@ -139,6 +146,7 @@ def read(path: str | os.PathLike[str], entry: str | None = None, headless: bool 
             f'`entry` {entry}: only PyTorch files have state dicts to choose from; '
             f'{path} is {fmt.name}'
         )
+    assert fmt.read is not None  # what is recognised is read
     network, details, image_size, *notes = fmt.read(path, entry)
     if not network.has_classifier and not headless:
         raise InputError(
@@ -174,31 +182,34 @@ def _on_disk(source):
             raise InputError(*(line.replace(path, name) for line in e.args)) from e
 
 
-def load(path, gpu=-1, say=None):
+def load(
+    path: Path | IO[bytes], gpu: int = -1, say: Callable[[str], object] | None = None
+) -> Network:
     """Load a network from a file of weights, which says what network it holds.
 
     Args:
-        path (str): A file of any format that :func:`read` reads, or a file object, open in
-            binary, whose content it is; or the name of published
-            weights (:mod:`trainer.weights.published`). In npz files of the 2017
-            program the architecture is read off the arrays; ILSVRC networks get Torch7's
-            pooling, which their weights were trained with: set ``round_up_pooling`` to
+        path: A file of any format that :func:`read` reads, or a file object, open in binary, whose
+            content it is; or the name of published weights (:mod:`trainer.weights.published`). In
+            npz files of the 2017 program the architecture is read off the arrays; ILSVRC networks
+            get Torch7's pooling, which their weights were trained with: set ``round_up_pooling`` to
             ``True`` for what that program computes.
-        gpu (int): Where to put it; below 0 is the CPU.
-        say (callable): Told what a user should know, such as which of several state dicts
-            was taken.
+        gpu: Where to put it; below 0 is the CPU.
+        say: Told what a user should know, such as which of several state dicts was taken.
 
     Returns:
-        trainer.networks.base.Network: The network with its weights.
+        The network with its weights.
 
     Raises:
         trainer.errors.InputError: The file is damaged or not such a file.
     """
     with _on_disk(path) as file:
         network, found = read(file)
-    for note in found.notes if say else ():
-        say(f'note: {note}')
-    network.check_gpu(gpu)
+    if say is not None:
+        for note in found.notes:
+            say(f'note: {note}')
+    device = devices.get(gpu)
+    device.use()
+    network.to_device(device)
     return network
 
 
@@ -210,12 +221,12 @@ def kind_for(path: str, otherwise: str | None = 'npz') -> str | None:
     return otherwise
 
 
-def write(path: str, network, kind: str, **options) -> None:
+def write(path: str, network: Network, kind: str, **options: Any) -> None:
     """Write a network's weights; the file appears whole or not at all.
 
     Args:
         path: The file, any name.
-        network (trainer.networks.base.Network): The network.
+        network: The network.
         kind: One of :func:`writable`.
         options: Those of the format: ``layout`` of npz (:func:`trainer.weights.npz.save`),
             ``naming`` of pth and safetensors (:func:`trainer.weights.state_dict.choose`),
@@ -225,4 +236,6 @@ def write(path: str, network, kind: str, **options) -> None:
         trainer.errors.InputError: The format cannot hold the network, or needs a
             package that is not installed.
     """
-    writable()[kind].write(path, network, **options)
+    write = writable()[kind].write
+    assert write is not None
+    write(path, network, **options)

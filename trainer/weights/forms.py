@@ -8,13 +8,22 @@ input channels), and the batch normalisation ``expand/bn`` follows their sum. Al
 arrays are as in :mod:`trainer.weights.npz`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from trainer.networks.layers import ConvBN
 from trainer.weights.original import Unit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trainer.networks.base import Network
 
 FORMS = ('form-a', 'form-b')
 
 
-def form_of(arrays):
+def form_of(arrays: dict[str, np.ndarray]) -> str | None:
     """Return the one of :data:`FORMS` that arrays have, or ``None``."""
     branch = 'stage1/block1/branch1/'
     if branch + 'grouped/conv/W' not in arrays:
@@ -22,15 +31,15 @@ def form_of(arrays):
     return 'form-a' if branch + 'expand/conv/W' in arrays else 'form-b'
 
 
-def units(network, form):
+def units(network: Network, form: str) -> list[Unit]:
     """Return how a form calls the parts of a network.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        form (str): One of :data:`FORMS`.
+        network: The network.
+        form: One of :data:`FORMS`.
 
     Returns:
-        list of trainer.weights.original.Unit: In the order in which it computes them.
+        In the order in which it computes them.
     """
     layers = dict(network.named_layers())
     found = []

@@ -7,6 +7,8 @@ says, as JSON, what network it is. Plain ``numpy.load`` and
 ``chainer.serializers.load_npz`` read it too. Nothing in a file is unpickled.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math
@@ -15,6 +17,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from typing import TYPE_CHECKING, Any
 
 import chainer
 import numpy as np
@@ -22,6 +25,10 @@ import numpy as np
 from trainer import files
 from trainer.errors import InputError
 from trainer.weights import chainercv, description, formats, forms, original
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Path
 
 ARCHITECTURE = 'architecture'
 
@@ -92,14 +99,14 @@ def _member(archive, info):
     return name[:-4], shape, dtype, fortran, offset
 
 
-def read_arrays(path):
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read every array of an npz file, executing and unpickling nothing.
 
     Args:
-        path (str): The file.
+        path: The file.
 
     Returns:
-        dict of str to numpy.ndarray: In the file's order.
+        In the file's order.
 
     Raises:
         trainer.errors.InputError: The file is missing, damaged, holds other things
@@ -136,9 +143,9 @@ def _architecture(arrays, path):
         return architecture
 
 
-def state(network):
+def state(network: Network) -> dict[str, np.ndarray]:
     """Return path -> array of everything that files hold of a network (not copies)."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     chainer.serializers.DictionarySerializer(arrays).save(network)
     return dict(sorted(arrays.items()))  # Chainer's order changes from run to run
 
@@ -159,14 +166,16 @@ def _check_settings(network, path, architecture):
             )
 
 
-def fill(network, arrays, path, architecture):
+def fill(
+    network: Network, arrays: dict[str, np.ndarray], path: Path, architecture: dict[str, Any] | None
+) -> Network:
     """Copy arrays, of any layout, into a network after checking all of them.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        arrays (dict of str to numpy.ndarray): As a file holds them.
-        path (str): The file, for messages.
-        architecture (dict): What the file says of its network, or ``None``.
+        network: The network.
+        arrays: As a file holds them.
+        path: The file, for messages.
+        architecture: What the file says of its network, or ``None``.
 
     Raises:
         trainer.errors.InputError: They do not fit; the network is then as it was.
@@ -204,12 +213,12 @@ def fill(network, arrays, path, architecture):
                 f'{np.shape(held[name])} here'
             )
     _check_settings(network, path, architecture)
-    arrays = dict({name: np.int64(0) for name in held if name.endswith('/N')}, **arrays)
+    arrays = {name: np.zeros((), np.int64) for name in held if name.endswith('/N')} | arrays
     chainer.serializers.NpzDeserializer(arrays).load(network)
     return network
 
 
-def describe(network):
+def describe(network: Network) -> str:
     """Say in a few words which network it is."""
     return '{}{} of {} classes, blocks {}, {}x{}d'.format(
         'SE-' if 'se_reduction' in network.variant else '',
@@ -221,7 +230,7 @@ def describe(network):
     )
 
 
-def load_into(path, network):
+def load_into(path: Path, network: Network) -> None:
     """Load a file, of any layout, into a network that is there already.
 
     Raises:
@@ -233,7 +242,7 @@ def load_into(path, network):
     fill(network, arrays, path, architecture)
 
 
-def load(path):
+def load(path: Path) -> Network:
     """Build the network that a file holds, with its weights, on the CPU.
 
     Raises:
@@ -253,7 +262,7 @@ def load(path):
     return fill(network, arrays, path, architecture)
 
 
-def save(path, network, layout=None):
+def save(path: Path, network: Network, layout: str | None = None) -> None:
     """Save a network's weights as float32; see :meth:`Network.save_model`."""
 
     def number(array):

@@ -3,7 +3,10 @@
 Needs the package onnx, an extra.
 """
 
+from __future__ import annotations
+
 import json
+from typing import TYPE_CHECKING
 
 import chainer
 import numpy as np
@@ -11,6 +14,12 @@ import numpy as np
 from trainer import extras, files
 from trainer.networks import layers
 from trainer.weights import description, formats
+
+if TYPE_CHECKING:
+    import onnx
+
+    from trainer.networks.base import Network
+    from trainer.types import Path
 
 #: What the graph is written in; ONNX 1.12 and later read it.
 OPSET = 17
@@ -137,17 +146,17 @@ class _Graph:
         return h
 
 
-def merge_groups(w, groups, width):
+def merge_groups(w: np.ndarray, groups: int, width: int) -> tuple[np.ndarray, int]:
     """Return a grouped convolution as one of fewer, wider groups, which computes the same.
 
     Args:
-        w (numpy.ndarray): Weights (out channels, in channels of a group, height, width).
-        groups (int): How many there are.
-        width (int): In channels that a group shall have; groups are merged in pairs as long as
-            they have no more.
+        w: Weights (out channels, in channels of a group, height, width).
+        groups: How many there are.
+        width: In channels that a group shall have; groups are merged in pairs as long as they have
+            no more.
 
     Returns:
-        tuple: The weights, with zeros between what were groups, and the number of groups.
+        The weights, with zeros between what were groups, and the number of groups.
     """
     channels, merged = w.shape[1], 1
     while groups % (2 * merged) == 0 and 2 * merged * channels <= width:
@@ -196,23 +205,24 @@ def _add_network(graph, network):
         )
 
 
-def build(network, fold=True, features=False, group_width=1):
+def build(
+    network: Network, fold: bool = True, features: bool = False, group_width: int = 1
+) -> onnx.NetworkProto:
     """Return the graph of a network in evaluation mode.
 
     Input ``x``: float32 (batch, 3, height, width), preprocessed, all but the channels
     free. Output ``scores``: float32 (batch, classes), before softmax.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        fold (bool): Whether batch normalisation goes into the convolutions' weights and
-            biases, or stays as nodes of its own, with its numbers as they are.
-        features (bool): Whether what enters the classifier is an output as well,
-            ``features``: (batch, channels, 1, 1).
-        group_width (int): Groups of fewer channels are merged (:func:`merge_groups`).
+        network: The network.
+        fold: Whether batch normalisation goes into the convolutions' weights and biases, or stays
+            as nodes of its own, with its numbers as they are.
+        features: Whether what enters the classifier is an output as well, ``features``: (batch,
+            channels, 1, 1).
+        group_width: Groups of fewer channels are merged (:func:`merge_groups`).
 
     Returns:
-        onnx.ModelProto: With what npz files record of the network in its metadata:
-        ``architecture``, as JSON.
+        With what npz files record of the network in its metadata: ``architecture``, as JSON.
 
     Raises:
         trainer.errors.InputError: The package onnx is missing.
@@ -245,11 +255,11 @@ def build(network, fold=True, features=False, group_width=1):
     return model
 
 
-def save(path, network, fold=True):
+def save(path: Path, network: Network, fold: bool = True) -> None:
     """Write the graph of a network as ONNX, after onnx.checker has passed it.
 
     Args:
-        path (str): The file, any name. It appears whole or not at all.
+        path: The file, any name. It appears whole or not at all.
         network, fold: See :func:`build`.
 
     Raises:

@@ -7,34 +7,46 @@ share of weight decay is lost.
 What joins and splits branches also serves the layouts of :mod:`trainer.weights.forms`.
 """
 
-import collections
+from __future__ import annotations
+
 import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from trainer.errors import InputError
 
+if TYPE_CHECKING:
+    from trainer.types import Path
+
 _BN = ('gamma', 'beta', 'avg_mean', 'avg_var')
 _FIRST = 'conv_bn_relu/conv/W'
 
 
-def is_original(arrays):
+def is_original(arrays: dict[str, np.ndarray]) -> bool:
     """Tell whether arrays have the 2017 program's names."""
     return _FIRST in arrays
 
 
-class Unit(collections.namedtuple('Unit', 'conv convs bn bns axis bias', defaults=(0, True))):
+class Unit(NamedTuple):
     """A convolution with its batch normalisation, or a classifier, here and in another layout.
 
     Attributes:
-        conv (str): The convolution here.
-        convs (list of str): Those of the other layout: several are branches.
-        bn (str): The batch normalisation here, or ``None``.
-        bns (list of str): Those of the other layout.
-        axis (int): What the convolutions are branches of: 0 is the output channels,
-            1 the input channels.
-        bias (bool): Whether the other layout's convolutions have biases.
+        conv: The convolution here.
+        convs: Those of the other layout: several are branches.
+        bn: The batch normalisation here, or ``None``.
+        bns: Those of the other layout.
+        axis: What the convolutions are branches of: 0 is the output channels, 1 the input channels.
+        bias: Whether the other layout's convolutions have biases.
     """
+
+    conv: str
+    convs: list[str]
+    bn: str | None
+    bns: list[str]
+    axis: int = 0
+    bias: bool = True
 
 
 def _pairs(convs, bns):
@@ -49,7 +61,7 @@ def _pairs(convs, bns):
             yield None, bn
 
 
-def keys(units):
+def keys(units: Iterable[tuple]) -> list[str]:
     """Return the names of the arrays in the original's file, in its order."""
     names = []
     for unit in (Unit(*unit) for unit in units):
@@ -61,20 +73,23 @@ def keys(units):
     return names
 
 
-def to_here(arrays, units, path, network, fold=True):
+def to_here(
+    arrays: dict[str, np.ndarray],
+    units: Iterable[tuple],
+    path: Path,
+    network: str,
+    fold: bool = True,
+) -> dict[str, np.ndarray]:
     """Rename the original's arrays, join its branches, fold its biases.
 
     Args:
-        arrays (dict): The original's arrays. Gradients or momentum do as well, with
-            ``fold=False``.
-        units (list): From :meth:`Network.original_units` or
-            :func:`trainer.weights.forms.units`.
-        path (str): The file, and ``network`` (str) what it should hold, for messages.
-        fold (bool): Whether the arrays are weights, whose biases are to be folded
-            into the running means.
+        arrays: The original's arrays. Gradients or momentum do as well, with ``fold=False``.
+        units: From :meth:`Network.original_units` or :func:`trainer.weights.forms.units`.
+        path: The file, and ``network`` (str) what it should hold, for messages.
+        fold: Whether the arrays are weights, whose biases are to be folded into the running means.
 
     Returns:
-        dict: Arrays by this project's names; running statistics only where given.
+        Arrays by this project's names; running statistics only where given.
     """
     expected = keys(units)
     extra = set(arrays) - set(expected)
@@ -114,7 +129,7 @@ def to_here(arrays, units, path, network, fold=True):
     return here
 
 
-def from_here(arrays, units):
+def from_here(arrays: dict[str, np.ndarray], units: Iterable[tuple]) -> dict[str, np.ndarray]:
     """The reverse of :func:`to_here`: split into branches, biases 0, in the original's order."""
     there = {}
     for conv, convs, bn, bns, axis, biased in (Unit(*unit) for unit in units):
@@ -124,7 +139,9 @@ def from_here(arrays, units):
             biases = arrays.get(conv + '/b', np.zeros(len(arrays[conv + '/W']), np.float32))
             for name, bias in zip(convs, np.split(biases, len(convs))):
                 there[name + '/b'] = bias
-        for part in _BN if bn is not None else ():
+        if bn is None:
+            continue
+        for part in _BN:
             for name, array in zip(bns, np.split(arrays[bn + '/' + part], len(bns))):
                 there[name + '/' + part] = array
         for name in bns:
@@ -132,16 +149,15 @@ def from_here(arrays, units):
     return {name: there[name] for name in keys(units)}
 
 
-def architecture(arrays):
+def architecture(arrays: dict[str, np.ndarray]) -> dict[str, Any] | None:
     """Read the network's sizes off the names and shapes of the original's arrays.
 
     Returns:
-        dict: As :meth:`Network.architecture` gives, or ``None`` where the arrays
-        are not the original's.
+        As :meth:`Network.architecture` gives, or ``None`` where the arrays are not the original's.
     """
     if not is_original(arrays):
         return None
-    blocks = {}
+    blocks: dict[int, set[int]] = {}
     for name in arrays:
         match = re.match(r'resnext_block_(\d{1,3})_(\d{1,3})/', name)
         if match:

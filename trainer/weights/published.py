@@ -6,6 +6,8 @@ of the geometry given, and the licence. The source of each row is in its last co
 field is one that its source does not state.
 """
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import difflib
@@ -13,11 +15,15 @@ import functools
 import importlib.resources
 import os
 import re
+from typing import TYPE_CHECKING
 
 from trainer import download, extras, files
 from trainer.errors import InputError
 from trainer.transforms.geometry import Geometry
 from trainer.weights import timm_config
+
+if TYPE_CHECKING:
+    from trainer.types import Path
 
 #: Who publishes: what names begin with.
 SOURCES = ('torch7', 'torchvision', 'timm', 'chainercv')
@@ -92,7 +98,7 @@ def table() -> dict[str, Weights]:
     return {row['name']: _weights(row) for row in csv.DictReader(text.splitlines())}
 
 
-def is_name(path: str) -> bool:
+def is_name(path: Path) -> bool:
     """Return whether a path is none, but the name of published weights, or is meant to be."""
     return bool(_NAME.fullmatch(os.fspath(path))) and not os.path.lexists(path)
 
@@ -117,7 +123,7 @@ def find(name: str) -> Weights:
     )
 
 
-def local(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+def local(path: Path | os.PathLike[str]) -> Path:
     """Return the file that a path means: itself, or published weights, fetched where needed.
 
     They are kept beside Chainer's datasets (:func:`trainer.download.folder`), and checked
@@ -132,7 +138,7 @@ def local(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """
     if not is_name(path):
         return path
-    weights = find(path)
+    weights = find(os.fspath(path))
     if weights.file.endswith('.safetensors'):
         extras.need('safetensors', weights.name)
     folder = download.folder('weights', *weights.name.split('/'))
@@ -192,7 +198,7 @@ def _check_hub(got):
             raise ValueError(f'{got.size:,} of {int(size):,} bytes came')
 
 
-def fetched(path: str) -> Weights | None:
+def fetched(path: Path) -> Weights | None:
     """Return the row that a file was fetched for by :func:`local`, or ``None``."""
     folder, file = os.path.split(os.path.abspath(path))
     above, name = os.path.split(folder)
@@ -202,7 +208,7 @@ def fetched(path: str) -> Weights | None:
     return weights if os.path.isfile(os.path.join(folder, _RECORD)) else None
 
 
-def about(path: str) -> tuple[Geometry | None, tuple[str, ...]]:
+def about(path: Path) -> tuple[Geometry | None, tuple[str, ...]]:
     """Return what is known of a file of weights beside its numbers.
 
     Args:

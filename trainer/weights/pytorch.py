@@ -6,12 +6,15 @@ executed, imported or called, and a file that refers to anything but tensors and
 containers is refused.
 """
 
+from __future__ import annotations
+
 import collections
 import io
 import os
 import struct
 import zipfile
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +23,10 @@ from trainer.errors import InputError
 from trainer.text import printable
 from trainer.weights import formats, safetensors, state_dict, strided
 from trainer.weights.pytorch_writer import save
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Path
 
 # What the first two pickles of the older format hold.
 _LEGACY = [0x1950A86A20F9469CFC6C, 1001]
@@ -327,24 +334,26 @@ def _choose(archive, entry):
     return name, _tensors(archive, entries[name]), sorted(set(networks) - {name})
 
 
-def read(path, entry=None):
+def read(path: Path, entry: str | None = None) -> tuple[Network, state_dict.StateDict, str]:
     """As :func:`read_and_tell`, without the last."""
     return read_and_tell(path, entry)[:3]
 
 
-def read_and_tell(path, entry=None):
+def read_and_tell(
+    path: Path, entry: str | None = None
+) -> tuple[Network, state_dict.StateDict, str, list[str]]:
     """Build the network whose state dict a file holds.
 
     The file may hold the state dict itself, or a training state with one in it.
 
     Args:
-        path (str): The file, in either format of torch.save.
-        entry (str): Which state dict of a training state, such as 'ema_state_dict'.
-            ``None``: 'state_dict', or the only one of a network.
+        path: The file, in either format of torch.save.
+        entry: Which state dict of a training state, such as 'ema_state_dict'. ``None``:
+            'state_dict', or the only one of a network.
 
     Returns:
-        tuple: The network on the CPU, :class:`state_dict.StateDict`, which state dict it was
-        (str, '' for the file itself), and which others could have been meant (list of str).
+        The network on the CPU, :class:`state_dict.StateDict`, which state dict it was (str, '' for
+        the file itself), and which others could have been meant (list of str).
 
     Raises:
         trainer.errors.InputError: The file is missing or damaged, refers to anything

@@ -1,12 +1,19 @@
 """State dicts as ``torch.save`` writes them (the zip format), without PyTorch."""
 
+from __future__ import annotations
+
 import struct
 import zipfile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer import files
 from trainer.weights import state_dict
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Path
 
 _VERSION = b'3\n'
 # PyTorch's storages begin at multiples of this, so that they can be mapped into memory.
@@ -59,13 +66,13 @@ def _pickle(arrays):
     return b''.join(parts) + b'u.'
 
 
-def save(path, network, naming=None):
+def save(path: Path, network: Network, naming: str | None = None) -> None:
     """Save a network's state dict as torch.save does; torch.load reads it.
 
     Args:
-        path (str): The file, any name. It appears whole or not at all.
-        network (trainer.networks.base.Network): The network.
-        naming (str): See :func:`state_dict.choose`.
+        path: The file, any name. It appears whole or not at all.
+        network: The network.
+        naming: See :func:`state_dict.choose`.
 
     Raises:
         trainer.errors.InputError: The naming has no place for the network.

@@ -1,6 +1,9 @@
 """safetensors files of PyTorch state dicts, through the safetensors package (an extra)."""
 
+from __future__ import annotations
+
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +11,10 @@ from trainer import extras, files
 from trainer.errors import InputError
 from trainer.transforms.geometry import Geometry
 from trainer.weights import description, formats, state_dict
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Path
 
 _DTYPES = {
     'F16': 'float16',
@@ -37,14 +44,14 @@ def _tensor(held):
     return state_dict.Tensor(dtype, shape, load)
 
 
-def read(path):
+def read(path: Path) -> tuple[Network, state_dict.StateDict]:
     """Build the network whose state dict a safetensors file holds.
 
     Args:
-        path (str): The file. What :func:`save` left in its metadata is read as well.
+        path: The file. What :func:`save` left in its metadata is read as well.
 
     Returns:
-        tuple: The network on the CPU, and :class:`state_dict.StateDict`.
+        The network on the CPU, and :class:`state_dict.StateDict`.
 
     Raises:
         trainer.errors.InputError: The package safetensors is missing; or the file is
@@ -96,14 +103,13 @@ def _classes(metadata, network, path):
     return classes
 
 
-def save(path, network, naming=None):
+def save(path: Path, network: Network, naming: str | None = None) -> None:
     """Save a network's state dict as safetensors.
 
     Args:
-        path (str): The file, any name. It appears whole or not at all.
-        network (trainer.networks.base.Network): The network; names of its classes and its
-            geometry go into the metadata, as JSON.
-        naming (str): See :func:`state_dict.choose`.
+        path: The file, any name. It appears whole or not at all.
+        network: The network; names of its classes and its geometry go into the metadata, as JSON.
+        naming: See :func:`state_dict.choose`.
 
     Raises:
         trainer.errors.InputError: The package safetensors is missing, or the naming has

@@ -1,12 +1,21 @@
 """State dicts of PyTorch: from their names and shapes to the network, and back."""
 
+from __future__ import annotations
+
 import collections
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import chainer
 import numpy as np
 
 from trainer.errors import InputError
 from trainer.weights import description, namings, npz
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Path
+    from trainer.weights.namings import Naming
 
 #: Of PyTorch's batch normalisation, and of every naming here; state dicts do not tell it.
 EPS = 1e-5
@@ -25,37 +34,45 @@ _BN = (
 _COUNTER = 'num_batches_tracked'
 
 
-class Tensor(collections.namedtuple('Tensor', 'dtype shape load')):
+class Tensor(NamedTuple):
     """A tensor in a file.
 
     Attributes:
-        dtype (str): Its type, as NumPy or PyTorch calls it: 'float32', 'bfloat16'.
-        shape (tuple of int): Its shape.
-        load (callable): () -> numpy.ndarray; bfloat16 as float32.
+        dtype: Its type, as NumPy or PyTorch calls it: 'float32', 'bfloat16'.
+        shape: Its shape.
+        load: () -> numpy.ndarray; bfloat16 as float32.
     """
 
+    dtype: str
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
 
-class StateDict(collections.namedtuple('StateDict', 'naming dtypes whose')):
+
+class StateDict(NamedTuple):
     """What a state dict says beside the network.
 
     Attributes:
-        naming (Naming): Whose names it has.
-        dtypes (str): Types of its weights, the most frequent first.
-        whose (str): Whose names they are, for a user.
+        naming: Whose names it has.
+        dtypes: Types of its weights, the most frequent first.
+        whose: Whose names they are, for a user.
     """
 
+    naming: Naming
+    dtypes: str
+    whose: str
+
     @property
-    def details(self):
+    def details(self) -> str:
         """str: Both, for a user."""
         return f"{self.dtypes}, {self.whose}'s names"
 
 
-def from_bfloat16(bits):
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     """Return bfloat16 numbers, given as uint16, as float32: the same numbers."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def strip(tensors):
+def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take what wrappers of the network added off a state dict's names.
 
     DataParallel, AveragedModel, torch.compile and many programs put 'module.', '_orig_mod.',
@@ -71,7 +88,7 @@ def strip(tensors):
     return tensors
 
 
-def recognise(tensors):
+def recognise(tensors: dict[str, Tensor]) -> Naming | None:
     """Return the :class:`Naming` that a state dict has, or ``None``."""
     for of_project in namings.table().values():
         for naming in of_project:
@@ -219,7 +236,7 @@ def _count(tensor, name, path):
     return np.int64(tensor.load().reshape(()))
 
 
-def read(tensors, path):
+def read(tensors: dict[str, Tensor], path: Path) -> tuple[Network, StateDict]:
     """Build the network that a state dict holds.
 
     Names and shapes tell all but the strides, the pooling and eps: those are the
@@ -228,14 +245,14 @@ def read(tensors, path):
     precisions become float32. ``num_batches_tracked`` becomes ``N``.
 
     Args:
-        tensors (dict of str to Tensor): The state dict, in any of the namings of
-            :mod:`trainer.weights.namings`, wrappers' prefixes or not.
-        path (str): The file, for messages.
+        tensors: The state dict, in any of the namings of :mod:`trainer.weights.namings`, wrappers'
+            prefixes or not.
+        path: The file, for messages.
 
     Returns:
-        tuple: The network (:class:`resnext_ilsvrc.ResNext` or
-        :class:`resnext.PaperResNext`) on the CPU, and :class:`StateDict`. Where there is no
-        classifier, the network's has one class, and its ``has_classifier`` is ``False``.
+        The network (:class:`resnext_ilsvrc.ResNext` or :class:`resnext.PaperResNext`) on the CPU,
+        and :class:`StateDict`. Where there is no classifier, the network's has one class, and its
+        ``has_classifier`` is ``False``.
 
     Raises:
         trainer.errors.InputError: It is not a ResNeXt of those namings.
@@ -276,7 +293,8 @@ def read(tensors, path):
                 f'{path}: does not fit {npz.describe(network)}: {name} is {tensors[name].shape} '
                 f'there and {fitting} here'
             )
-    dtypes, arrays = collections.Counter(), {}
+    dtypes: collections.Counter[str] = collections.Counter()
+    arrays = {}
     for name, ours in names.items():
         if name.endswith(_COUNTER):
             arrays[ours] = _count(tensors[name], name, path) if name in tensors else np.int64(0)
@@ -286,7 +304,7 @@ def read(tensors, path):
     chainer.serializers.NpzDeserializer(held | arrays).load(network)
     if naming.preprocessing is not None:
         network.preprocessing = naming.preprocessing
-    whose = naming.variants.name if network.variant else naming.name
+    whose = naming.variants.name if network.variant and naming.variants else naming.name
     types = ', '.join(dtype for dtype, _ in dtypes.most_common())
     return network, StateDict(naming, types, whose)
 
@@ -323,13 +341,13 @@ def _check_held(network, naming):
         channels = stage.out_channels
 
 
-def choose(network, name=None):
+def choose(network: Network, name: str | None = None) -> Naming:
     """Return the :class:`Naming` to write a network in.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        name (str): A name of :func:`trainer.weights.namings.table`. ``None``: torchvision's
-            for ImageNet networks, prlz77's for CIFAR networks.
+        network: The network.
+        name: A name of :func:`trainer.weights.namings.table`. ``None``: torchvision's for ImageNet
+            networks, prlz77's for CIFAR networks.
 
     Raises:
         trainer.errors.InputError: There is no such naming, or it has no place for the
@@ -355,16 +373,15 @@ def choose(network, name=None):
     return fitting[0]
 
 
-def write(network, naming=None):
+def write(network: Network, naming: str | None = None) -> dict[str, np.ndarray]:
     """Return the state dict of a network: the inverse of :func:`read`.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        naming (str): See :func:`choose`.
+        network: The network.
+        naming: See :func:`choose`.
 
     Returns:
-        dict of str to numpy.ndarray: float32, and int64 of shape () for
-        ``num_batches_tracked``, in PyTorch's order.
+        float32, and int64 of shape () for ``num_batches_tracked``, in PyTorch's order.
 
     Raises:
         trainer.errors.InputError: See :func:`choose`.

@@ -1,6 +1,7 @@
 """Tensors in files: strided views of storages, as Torch7 and PyTorch write them, within bounds."""
 
-import collections
+import io
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,17 +10,28 @@ class Damaged(Exception):
     """The file is not what it should be."""
 
 
-class Storage(collections.namedtuple('Storage', 'kind dtype position size')):
+class Storage(NamedTuple):
     """Numbers in the file: the format's name of their type, dtype, first byte, count."""
 
+    kind: str
+    dtype: np.dtype
+    position: int
+    size: int
 
-class Tensor(collections.namedtuple('Tensor', 'kind storage offset shape strides')):
+
+class Tensor(NamedTuple):
     """A strided view of a storage; offset and strides count numbers."""
 
-    def __hash__(self):
+    kind: str
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __hash__(self) -> int:
         return id(self)
 
-    def extent(self):
+    def extent(self) -> tuple[int, int]:
         """Return (first, last + 1) of its numbers in the storage; checks all that it states.
 
         Its numbers must be distinct: no view of a few can pass for many weights.
@@ -35,13 +47,13 @@ class Tensor(collections.namedtuple('Tensor', 'kind storage offset shape strides
             raise Damaged(f'a tensor of shape {self.shape} runs past its storage')
         return self.offset, last + 1
 
-    def load(self, f):
+    def load(self, f: io.BufferedIOBase) -> np.ndarray:
         """Read its numbers, in the file's precision."""
         first, end = self.extent()
         dtype = self.storage.dtype
         numbers = np.empty(end - first, dtype)
         f.seek(self.storage.position + first * dtype.itemsize)
-        if f.readinto(memoryview(numbers).cast('B')) < numbers.nbytes:
+        if f.readinto(numbers.data.cast('B')) < numbers.nbytes:
             raise Damaged('it ends too soon')
         # The stride of a single number means nothing, and could be anything.
         return np.lib.stride_tricks.as_strided(

@@ -6,8 +6,10 @@ the numbers are, and check that they are there; what is wanted is loaded later. 
 in a file is executed: torchfile keeps Lua functions as bytes.
 """
 
+import io
 import os
 import struct
+from typing import Any
 
 import numpy as np
 import torchfile
@@ -70,7 +72,7 @@ _DTYPES = {
 # torchfile keeps one table of readers in the process: ours go by names of their own, so
 # that torchfile.load stays as it was for others.
 _OURS = b'trainer '
-_ours = set()
+_ours: set[bytes] = set()
 
 
 def _register(kind, dtype):
@@ -128,16 +130,15 @@ class _Reader(torchfile.T7Reader):
         return _OURS + string if disable_utf8 and string in _ours else string
 
 
-def parse(f):
+def parse(f: io.BufferedReader) -> tuple[Any, int]:
     """Read a file, but for the numbers of its tensors.
 
     Args:
-        f (io.BufferedReader): The file, open.
+        f: The file, open.
 
     Returns:
-        tuple: What it holds, as torchfile gives it, but with :class:`Tensor` and
-        :class:`Storage` for arrays and tables as dicts; and how many numbers are in all
-        its storages.
+        What it holds, as torchfile gives it, but with :class:`Tensor` and :class:`Storage` for
+        arrays and tables as dicts; and how many numbers are in all its storages.
 
     Raises:
         Damaged: The file is not what Torch7 writes.

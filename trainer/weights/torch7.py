@@ -5,8 +5,11 @@ The architecture comes from the modules, whatever the file is called. Modules ne
 alike. What a network here cannot represent is refused, with the module's place.
 """
 
+from __future__ import annotations
+
 import collections
 import itertools
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,15 +17,23 @@ from trainer import files
 from trainer.errors import InputError
 from trainer.weights import description, formats, safetensors, t7, torch7_modules
 
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Path
 
-class Torch7File(collections.namedtuple('Torch7File', 'tensors image_size shortcut')):
+
+class Torch7File(NamedTuple):
     """What a file says beside the network.
 
     Attributes:
-        tensors (str): Torch7's type of its numbers, such as 'torch.FloatTensor'.
-        image_size (int): Height and width of the images it was made for, in pixels.
-        shortcut (str): Type of its shortcuts: 'A', 'B' or 'C'.
+        tensors: Torch7's type of its numbers, such as 'torch.FloatTensor'.
+        image_size: Height and width of the images it was made for, in pixels.
+        shortcut: Type of its shortcuts: 'A', 'B' or 'C'.
     """
+
+    tensors: str
+    image_size: int
+    shortcut: str
 
 
 class _Numbers:
@@ -148,7 +159,7 @@ def _build(f, path):
     )
 
 
-def read(path):
+def read(path: Path) -> tuple[Network, Torch7File]:
     """Build the network that a Torch7 file holds, and say what else it holds.
 
     The ImageNet and the CIFAR form, of any depth, widths, cardinality and number of
@@ -158,11 +169,11 @@ def read(path):
     first replica is taken, of a table the only network in it.
 
     Args:
-        path (str): The file.
+        path: The file.
 
     Returns:
-        tuple: The network (:class:`resnext_ilsvrc.ResNext` or
-        :class:`resnext.PaperResNext`) on the CPU, and :class:`Torch7File`.
+        The network (:class:`resnext_ilsvrc.ResNext` or :class:`resnext.PaperResNext`) on the CPU,
+        and :class:`Torch7File`.
 
     Raises:
         trainer.errors.InputError: The file is missing, damaged, or holds what these

@@ -5,6 +5,7 @@ is the first module in the fifth.
 """
 
 import collections
+from typing import NamedTuple
 
 import torchfile
 
@@ -124,8 +125,16 @@ class _Layers:
             raise self._modules[0].refuse('follows where nothing should')
 
 
-class _Conv(collections.namedtuple('_Conv', 'module channels out ksize stride pad groups')):
+class _Conv(NamedTuple):
     """A convolution; the sizes as its fields say, checked when its weights are read."""
+
+    module: _Module
+    channels: int
+    out: int
+    ksize: int
+    stride: int
+    pad: int
+    groups: int
 
 
 def _conv(layers, channels, ksize, pad, stride=None, grouped=False):
@@ -171,9 +180,16 @@ def _conv_bn(layers, *sizes, relu=True, **more):
     return conv, bn
 
 
-class _Block(collections.namedtuple('_Block', 'width groups out stride projection parts')):
+class _Block(NamedTuple):
     """A bottleneck. parts: name here -> list of (_Conv, batch normalisation), several where
     the branches are apart."""
+
+    width: int
+    groups: int
+    out: int
+    stride: int
+    projection: bool
+    parts: dict[str, list]
 
 
 def _joins_channels(m):
@@ -298,11 +314,18 @@ def _stages(blocks):
         )
 
 
-class Layout(collections.namedtuple('Layout', 'stem rounds_up stages fc classes image_size')):
+class Layout(NamedTuple):
     """What the modules say. rounds_up: of the max pooling, None where there is none."""
 
+    stem: tuple[_Conv, _Module]
+    rounds_up: bool | None
+    stages: list[tuple[StageConfig, list[_Block]]]
+    fc: _Module
+    classes: int
+    image_size: int
 
-def network(root):
+
+def network(root: _Module) -> Layout:
     """Read the modules, from the stem to the classifier."""
     layers = _Layers(root)
     imagenet = layers.next_is(_CONV, kW=7)
@@ -313,7 +336,8 @@ def network(root):
         if (pool.pair('k'), pool.pair('d'), pool.pair('pad', 0)) != (3, 2, 1):
             raise pool.refuse('is not 3x3 with stride 2 and padding 1')
         rounds_up = pool.fields.get(b'ceil_mode') is True
-    blocks, channels = [], stem[0].out
+    blocks: list[_Block] = []
+    channels = stem[0].out
     reduction = stem[0].stride * (2 if imagenet else 1)
     while not blocks or layers.next_is(['nn.ConcatTable']):
         blocks.append(_block(layers, channels))
@@ -336,7 +360,7 @@ def network(root):
     return Layout(stem, rounds_up, list(_stages(blocks)), fc, weight.shape[0], size * reduction)
 
 
-def root_of(value):
+def root_of(value: object) -> _Module:
     """Find the network: alone, or the only one in a table."""
     if isinstance(value, dict):
         networks = [

@@ -3,53 +3,61 @@
 A naming is data: :mod:`trainer.weights.state_dict` does the rest.
 """
 
-import collections
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 
-class Variants(
-    collections.namedtuple('Variants', 'name deep_stem average_shortcut se', defaults=(None,) * 3)
-):
+class Variants(NamedTuple):
     """How a project calls what only variants of a network have; ``None``: it has none such.
 
     Attributes:
-        name (str): Whose names these are, for users.
-        deep_stem (list of tuple): Each convolution of
-            :class:`DeepStem <trainer.networks.layers.DeepStem>` and its batch normalisation.
-        average_shortcut (callable): (stage, block), both from 0 -> convolution and batch
-            normalisation of a shortcut that averages.
-        se (callable): (stage, block) -> the two layers of
-            :class:`SqueezeExcite <trainer.networks.layers.SqueezeExcite>`, 1x1 convolutions.
+        name: Whose names these are, for users.
+        deep_stem: Each convolution of :class:`DeepStem <trainer.networks.layers.DeepStem>` and its
+            batch normalisation.
+        average_shortcut: (stage, block), both from 0 -> convolution and batch normalisation of a
+            shortcut that averages.
+        se: (stage, block) -> the two layers of :class:`SqueezeExcite
+            <trainer.networks.layers.SqueezeExcite>`, 1x1 convolutions.
     """
 
+    name: str
+    deep_stem: list[tuple[str, str]] | None = None
+    average_shortcut: Callable[[int, int], tuple[str, str]] | None = None
+    se: Callable[[int, int], tuple[str, str]] | None = None
 
-class Naming(
-    collections.namedtuple(
-        'Naming',
-        'name kind stem block classifier any_projections preprocessing variants pooling',
-        defaults=(False, None, None, ()),
-    )
-):
+
+class Naming(NamedTuple):
     """The names of one project.
 
     Attributes:
-        name (str): What users call it.
-        kind (str): The networks it is for: 'ilsvrc' or 'paper-cifar'
-            (:attr:`Network.kind <trainer.networks.base.Network.kind>`).
-        stem (tuple of str): First convolution and its batch normalisation.
-        block (callable): (stage, block), both from 0 -> dict of 'reduce', 'grouped',
-            'expand' and 'shortcut' -> (convolution, batch normalisation).
-        classifier (callable): Number of stages -> the fully connected layer.
-        any_projections (bool): Whether the project's networks can have projection
-            shortcuts anywhere, not just where sizes differ.
-        preprocessing (str): The class of ``data_augmentation`` that the project's weights
-            were trained with, where the network's kind does not tell.
-        variants (Variants): ``None``: the project has the plain network alone.
-        pooling (tuple): (name, value) of the network's arguments where its max pooling is
-            another than PyTorch's.
+        name: What users call it.
+        kind: The networks it is for: 'ilsvrc' or 'paper-cifar' (:attr:`Network.kind
+            <trainer.networks.base.Network.kind>`).
+        stem: First convolution and its batch normalisation.
+        block: (stage, block), both from 0 -> dict of 'reduce', 'grouped', 'expand' and 'shortcut'
+            -> (convolution, batch normalisation).
+        classifier: Number of stages -> the fully connected layer.
+        any_projections: Whether the project's networks can have projection shortcuts anywhere, not
+            just where sizes differ.
+        preprocessing: The class of ``data_augmentation`` that the project's weights were trained
+            with, where the network's kind does not tell.
+        variants: ``None``: the project has the plain network alone.
+        pooling: (name, value) of the network's arguments where its max pooling is another than
+            PyTorch's.
     """
 
+    name: str
+    kind: str
+    stem: tuple[str, str]
+    block: Callable[[int, int], dict[str, tuple[str, str]]]
+    classifier: Callable[[int], str]
+    any_projections: bool = False
+    preprocessing: str | None = None
+    variants: Variants | None = None
+    pooling: tuple[tuple[str, Any], ...] = ()
 
-def table():
+
+def table() -> dict[str, list[Naming]]:
     """Return name -> list of :class:`Naming`, at most one for each kind of network."""
     from trainer.weights.namings import clcarwin, prlz77, senet, torchvision
 
