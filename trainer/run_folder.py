@@ -1,11 +1,14 @@
 """The folder of a run: its record, its snapshots, its models, the images it is tested on."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
 import os
 import platform
 import re
+from typing import TYPE_CHECKING, Any
 
 import chainer
 import filelock
@@ -14,11 +17,15 @@ import PIL
 from PIL import Image
 
 from trainer import datasets, earlier, files
-from trainer.datasets import splits
+from trainer.datasets import Dataset, splits
 from trainer.datasets.folder import ImageFiles
 from trainer.errors import InputError
 from trainer.recipes.flags import from_json
 from trainer.weights import description
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.recipes.options import Options
 
 #: The file in a run's folder that holds its options.
 RECORD = 'run.json'
@@ -39,13 +46,13 @@ OUTPUTS = (
 _SNAPSHOT = re.compile(r'snapshot_iter_(\d+)')
 
 
-def updates_of(name):
+def updates_of(name: str) -> int | None:
     """Return the number of updates before a snapshot, from its file name; ``None`` for others."""
     match = _SNAPSHOT.fullmatch(name)
-    return match and int(match[1])
+    return int(match[1]) if match else None
 
 
-def snapshots(folder):
+def snapshots(folder: str) -> list[str]:
     """Return the snapshots in a folder, newest first."""
     try:
         names = os.listdir(folder)
@@ -55,11 +62,11 @@ def snapshots(folder):
     return [os.path.join(folder, name) for _, name in sorted(found, reverse=True)]
 
 
-def read_record(folder):
+def read_record(folder: str) -> dict[str, Any]:
     """Read what a run's folder says of its run.
 
     Returns:
-        dict: options, images, network, versions; see :func:`write_record`.
+        Options, images, network, versions; see :func:`write_record`.
 
     Raises:
         trainer.errors.InputError: There is no run, or its record is damaged or gone.
@@ -91,11 +98,11 @@ def read_record(folder):
         raise InputError(f'{path}: damaged ({e}); it cannot be gone on with') from e
 
 
-def describe(dataset):
+def describe(dataset: Dataset) -> dict[str, Any]:
     """Return which images a run is trained on, for :func:`check_images`.
 
     Returns:
-        dict: name; train and test, numbers of images; digest, of names and labels.
+        name; train and test, numbers of images; digest, of names and labels.
     """
 
     def digest(part):
@@ -114,12 +121,12 @@ def describe(dataset):
     )
 
 
-def check_images(folder, images):
+def check_images(folder: str, images: dict[str, Any]) -> None:
     """Refuse to go on with other images than a run began with.
 
     Args:
-        folder (str): The run's folder.
-        images (dict): From :func:`describe`.
+        folder: The run's folder.
+        images: From :func:`describe`.
 
     Raises:
         trainer.errors.InputError: They are others.
@@ -146,14 +153,14 @@ def check_images(folder, images):
         )
 
 
-def write_record(folder, used, network, images):
+def write_record(folder: str, used: Options, network: Network, images: dict[str, Any]) -> None:
     """Write down what shaped the run, for whoever goes on with it or asks.
 
     Args:
-        folder (str): The run's folder.
-        used (trainer.recipes.options.Options): The run's.
-        network (trainer.networks.base.Network): What is trained.
-        images (dict): From :func:`describe`.
+        folder: The run's folder.
+        used: The run's.
+        network: What is trained.
+        images: From :func:`describe`.
     """
     record = {
         'options': dataclasses.asdict(used),
@@ -170,7 +177,7 @@ def write_record(folder, used, network, images):
         json.dump(record, f, indent=1)
 
 
-def claim(folder, resume):
+def claim(folder: str, resume: bool) -> filelock.BaseFileLock:
     """Make a folder and lock it; return the lock.
 
     To go on with a run, its record has to be there; where it is not, nothing is made.
@@ -196,19 +203,25 @@ def claim(folder, resume):
         raise InputError(f'-p {folder}: cannot be written ({reason}); choose another folder') from e
 
 
-def outputs(folder):
+def outputs(folder: str) -> list[str]:
     """Return the names of what a run left in a folder."""
     left = [name for name in OUTPUTS if os.path.lexists(os.path.join(folder, name))]
     return left + [os.path.basename(path) for path in snapshots(folder)]
 
 
-def begin(folder, used, network, images, split=None):
+def begin(
+    folder: str,
+    used: Options,
+    network: Network,
+    images: dict[str, Any],
+    split: dict[str, Any] | None = None,
+) -> None:
     """Prepare the folder for a run: nothing unfinished in it, its record, its split.
 
     Args:
-        folder (str): The run's folder.
+        folder: The run's folder.
         used, network, images: See :func:`write_record`.
-        split (dict): From :func:`trainer.datasets.splits.make`, or ``None``.
+        split: From :func:`trainer.datasets.splits.make`, or ``None``.
     """
     files.remove_unfinished(folder, lambda name: name in OUTPUTS or updates_of(name) is not None)
     models = os.path.join(folder, 'model')
@@ -219,12 +232,12 @@ def begin(folder, used, network, images, split=None):
     write_record(folder, used, network, images)
 
 
-def model(folder, which='best'):
+def model(folder: str, which: str = 'best') -> str:
     """Return the file of a run's model.
 
     Args:
-        folder (str): The run's folder.
-        which (str): An epoch's number, or 'best'.
+        folder: The run's folder.
+        which: An epoch's number, or 'best'.
 
     Raises:
         trainer.errors.InputError: There is none.
@@ -242,12 +255,12 @@ def model(folder, which='best'):
     return os.path.join(models, name)
 
 
-def weights(path, which='best'):
+def weights(path: str, which: str = 'best') -> str:
     """Return the file of weights that a path means: itself, or a run's model.
 
     Args:
-        path (str): A file of weights, or the folder of a run.
-        which (str): See :func:`model`.
+        path: A file of weights, or the folder of a run.
+        which: See :func:`model`.
 
     Raises:
         trainer.errors.InputError: It is a folder, but of no run, or there is no such model.
@@ -261,21 +274,21 @@ def weights(path, which='best'):
     return model(path, which)
 
 
-def read_split(folder):
+def read_split(folder: str) -> dict[str, Any]:
     """Return how a run divided its dataset; see :func:`trainer.datasets.splits.read`."""
     return splits.read(os.path.join(folder, splits.RECORD))
 
 
-def dataset(folder=None, name=None, data=None):
+def dataset(folder: str | None = None, name: str | None = None, data: str | None = None) -> Dataset:
     """Load a dataset, divided for training and testing as a run has it.
 
     Args:
-        folder (str): The run's folder, or ``None``.
-        name (str): Of :func:`trainer.datasets.available`; ``None``: the run's.
-        data (str): Where it is; ``None``: where the run had it, or its own way.
+        folder: The run's folder, or ``None``.
+        name: Of :func:`trainer.datasets.available`; ``None``: the run's.
+        data: Where it is; ``None``: where the run had it, or its own way.
 
     Returns:
-        trainer.datasets.Dataset: Its ``test`` is ``None`` where nothing divides it.
+        Its ``test`` is ``None`` where nothing divides it.
 
     Raises:
         trainer.errors.InputError: It cannot be had.
@@ -284,25 +297,26 @@ def dataset(folder=None, name=None, data=None):
     own = 'quick' if used.get('quick') else used.get('dataset')
     if name in (None, own):
         name, data = own, data or used.get('data')
+    if name is None:
+        raise InputError('`dataset`: there is no run that says which')
     loaded = datasets.load(name, data)
     if loaded.test is None and folder is not None and name == own:
         loaded = splits.apply(loaded, read_split(folder))
     return loaded
 
 
-def images(dataset, part='test'):
+def images(dataset: Dataset, part: str = 'test') -> ImageFiles:
     """Return images as :func:`trainer.inference.evaluation.evaluate` takes them.
 
     Args:
-        dataset (trainer.datasets.Dataset): In memory or in files.
-        part (str): 'test' or 'train'; all images where nothing divides them.
+        dataset: In memory or in files.
+        part: 'test' or 'train'; all images where nothing divides them.
 
     Returns:
-        trainer.datasets.folder.ImageFiles: For images in memory, its paths are the
-        images themselves (PIL.Image.Image).
+        For images in memory, its paths are the images themselves (PIL.Image.Image).
     """
-    chosen = dataset.train if dataset.test is None else getattr(dataset, part)
-    if hasattr(chosen, 'paths'):
+    chosen = dataset.test if part == 'test' and dataset.test is not None else dataset.train
+    if isinstance(chosen, ImageFiles):
         return chosen
     return ImageFiles(
         [

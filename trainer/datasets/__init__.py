@@ -4,36 +4,65 @@ A dataset's module has ``load(data)``, which returns a :class:`Dataset`; ``data`
 what ``--data`` gives, or ``None``; and where their number is fixed, its ``CLASSES``.
 """
 
-import collections
+from __future__ import annotations
+
 import importlib
 import pkgutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trainer.datasets.folder import ImageFiles
 
 # Modules here that are no datasets.
 _OTHERS = {'archives', 'cifar_files', 'class_names', 'download', 'loading', 'parallel', 'splits'}
 
-#: Images in memory: images, uint8 (images, 3, height, width), RGB; labels, int32 (images,).
-LabelledImages = collections.namedtuple('LabelledImages', 'images labels')
 
-#: name (str); classes (list of str); train and test: LabelledImages, or files
-#: (:class:`trainer.datasets.folder.ImageFiles`), test ``None`` where there is no split
-#: yet (:mod:`trainer.datasets.splits`); mirror (bool): whether a mirrored image shows
-#: the same class; notes (sequence of str): what a user should know about the images.
-Dataset = collections.namedtuple(
-    'Dataset', 'name classes train test mirror notes', defaults=(True, ())
-)
+class LabelledImages(NamedTuple):
+    """Images in memory.
+
+    Attributes:
+        images: uint8 (images, 3, height, width), RGB.
+        labels: int32 (images,).
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
 
 
-def available():
+class Dataset(NamedTuple):
+    """Images for training and for testing.
+
+    Attributes:
+        name: What it is called.
+        classes: The names of its classes.
+        train: Images in memory or in files.
+        test: Likewise; ``None`` where there is no split yet (:mod:`trainer.datasets.splits`).
+        mirror: Whether a mirrored image shows the same class.
+        notes: What a user should know about the images.
+    """
+
+    name: str
+    classes: list[str]
+    train: LabelledImages | ImageFiles
+    test: LabelledImages | ImageFiles | None
+    mirror: bool = True
+    notes: Sequence[str] = ()
+
+
+def available() -> list[str]:
     """Return the names of the datasets: the modules here, but for those that read them."""
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _OTHERS)
 
 
-def load(name, data=None):
+def load(name: str, data: str | None = None) -> Dataset:
     """Load a dataset.
 
     Args:
-        name (str): One of :func:`available`.
-        data (str): A folder or file to read it from; ``None``: the dataset's own way.
+        name: One of :func:`available`.
+        data: A folder or file to read it from; ``None``: the dataset's own way.
 
     Returns:
         Dataset

@@ -4,6 +4,8 @@ import hashlib
 import os
 import tarfile
 import zlib
+from collections.abc import Container, Sequence
+from typing import IO
 
 from trainer import files
 from trainer.errors import InputError
@@ -51,12 +53,12 @@ class _Limited:
         return data
 
 
-def gunzip(f, most):
+def gunzip(f: IO[bytes], most: int) -> bytes:
     """Return what a gzip file holds.
 
     Args:
-        f (file): The file, open for reading bytes.
-        most (int): Bytes that it may hold.
+        f: The file, open for reading bytes.
+        most: Bytes that it may hold.
 
     Raises:
         ValueError, zlib.error: It is damaged or holds more.
@@ -65,20 +67,22 @@ def gunzip(f, most):
     return b''.join(iter(lambda: stream.read(_BLOCK), b''))
 
 
-def read(path, wanted, most, published=()):
+def read(
+    path: str, wanted: Container[str], most: int, published: Sequence[tuple] = ()
+) -> dict[str, bytes]:
     """Return the contents of files in an archive; nothing is unpacked to disk.
 
     The whole archive is read, so that damage anywhere in a compressed one is noticed.
 
     Args:
-        path (str): The archive.
-        wanted (container of str): Names of the files, without folders.
-        most (int): Bytes; an archive that holds more, packed or not, is refused.
-        published (sequence of tuple): (name, bytes, MD5 digest) of archives; one of
-            such a size must have the digest too.
+        path: The archive.
+        wanted: Names of the files, without folders.
+        most: Bytes; an archive that holds more, packed or not, is refused.
+        published: (name, bytes, MD5 digest) of archives; one of such a size must have the digest
+            too.
 
     Returns:
-        dict of str to bytes: Of the wanted files, those that are there.
+        Of the wanted files, those that are there.
 
     Raises:
         trainer.errors.InputError: It is missing, damaged or changed, neither plain nor

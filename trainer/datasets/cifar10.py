@@ -1,6 +1,6 @@
 """CIFAR-10: 50,000 training and 10,000 test images, 32x32, ten classes."""
 
-from trainer.datasets import cifar_files
+from trainer.datasets import Dataset, cifar_files
 
 _TRAIN = tuple(f'data_batch_{i}' for i in range(1, 6))
 
@@ -39,6 +39,6 @@ SPEC = cifar_files.Spec(
 CLASSES = len(SPEC.classes)
 
 
-def load(data=None):
+def load(data: str | None = None) -> Dataset:
     """Load CIFAR-10; see :func:`trainer.datasets.cifar_files.read`."""
     return cifar_files.read(SPEC, data)

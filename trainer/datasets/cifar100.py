@@ -1,6 +1,6 @@
 """CIFAR-100: 50,000 training and 10,000 test images, 32x32, a hundred classes."""
 
-from trainer.datasets import cifar_files
+from trainer.datasets import Dataset, cifar_files
 
 _CLASSES = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
@@ -39,6 +39,6 @@ SPEC = cifar_files.Spec(
 CLASSES = len(SPEC.classes)
 
 
-def load(data=None):
+def load(data: str | None = None) -> Dataset:
     """Load CIFAR-100 with its fine labels; see :func:`trainer.datasets.cifar_files.read`."""
     return cifar_files.read(SPEC, data)

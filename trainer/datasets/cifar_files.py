@@ -5,8 +5,9 @@ label bytes and 3072 pixel bytes) and the Python one, whose pickles are read
 without executing anything (:mod:`trainer.pickled`).
 """
 
-import collections
 import os
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,16 +15,41 @@ from trainer import download, files, pickled, pickled_arrays
 from trainer.datasets import Dataset, LabelledImages, archives
 from trainer.errors import InputError
 
-#: One of the published archives: size in bytes, MD5 digest.
-Archive = collections.namedtuple('Archive', 'name size md5')
 
-#: One of the two datasets. url: of the binary archive; folders and archives:
-#: (binary, Python); train and test: names of the files, the binary ones with '.bin';
-#: images: name -> images in the published file; label_bytes: in a binary record,
-#: the last one counts; labels: key in the pickles.
-Spec = collections.namedtuple(
-    'Spec', 'name classes url folders archives train test images label_bytes labels'
-)
+class Archive(NamedTuple):
+    """One of the published archives: size in bytes, MD5 digest."""
+
+    name: str
+    size: int
+    md5: str
+
+
+class Spec(NamedTuple):
+    """One of the two datasets.
+
+    Attributes:
+        name: What it is called.
+        classes: Names of the classes.
+        url: Of the binary archive.
+        folders: Binary, Python.
+        archives: Binary, Python.
+        train, test: Names of the files, the binary ones with '.bin'.
+        images: Name -> images in the published file.
+        label_bytes: In a binary record; the last one counts.
+        labels: Key in the pickles.
+    """
+
+    name: str
+    classes: Sequence[str]
+    url: str
+    folders: tuple[str, str]
+    archives: tuple[Archive, Archive]
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    images: dict[str, int]
+    label_bytes: int
+    labels: str
+
 
 _PIXELS = 3 * 32 * 32
 
@@ -67,13 +93,13 @@ class _Archive:
         return f'{self.path} ({name})'
 
 
-def read(spec, data):
+def read(spec: Spec, data: str | None) -> Dataset:
     """Load one of the two datasets.
 
     Args:
-        spec (Spec): Which.
-        data (str): Folder or archive, or a folder that has one of them in it;
-            ``None`` downloads the binary archive once.
+        spec: Which.
+        data: Folder or archive, or a folder that has one of them in it; ``None`` downloads the
+            binary archive once.
 
     Returns:
         trainer.datasets.Dataset

@@ -1,17 +1,23 @@
 """What classes are called."""
 
+from __future__ import annotations
+
 import functools
 import importlib.resources
+from typing import TYPE_CHECKING
 
 from trainer.datasets import cifar10, cifar100
 
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+
 
 @functools.cache
-def imagenet():
+def imagenet() -> dict[str, str]:
     """Return ImageNet's 1000 classes, in the order of their synset numbers: Torch7's labels.
 
     Returns:
-        dict of str to str: Synset ('n01440764') -> its WordNet names ('tench, Tinca tinca').
+        Synset ('n01440764') -> its WordNet names ('tench, Tinca tinca').
     """
     lines = (
         importlib.resources.files(__package__)
@@ -22,26 +28,26 @@ def imagenet():
     return dict(line.split(' ', 1) for line in lines)
 
 
-def named(categories):
+def named(categories: list[str]) -> list[str]:
     """Replace synsets by their names.
 
     Args:
-        categories (list of str): Synsets, or names of other kinds, which stay.
+        categories: Synsets, or names of other kinds, which stay.
     """
     return [imagenet().get(category, category) for category in categories]
 
 
-def of(network):
+def of(network: Network) -> list[str]:
     """Return the names of a network's classes.
 
     They are those in its file; a network of 1000, 10 or 100 classes without them is
     taken for one of ImageNet, CIFAR-10 or CIFAR-100.
 
     Args:
-        network (trainer.networks.base.Network): The network.
+        network: The network.
 
     Returns:
-        list of str: One for each class; 'class 0', 'class 1', ... where nothing is known.
+        One for each class; 'class 0', 'class 1', ... where nothing is known.
     """
     if network.classes is not None:
         return named(network.classes)
@@ -51,7 +57,7 @@ def of(network):
     return [f'class {i}' for i in range(network.category_num)]
 
 
-def synsets(network):
+def synsets(network: Network) -> list[str] | None:
     """Return the synsets of a network's classes, or ``None`` where they are not ImageNet's."""
     if network.classes is None and network.category_num == len(imagenet()):
         return list(imagenet())

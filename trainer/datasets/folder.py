@@ -1,8 +1,12 @@
 """Folders of images, and folders of class folders, which are a dataset of their own:
 Tiny-ImageNet, MiniImageNet, Caltech-101 and -256, or anybody's images."""
 
+from __future__ import annotations
+
 import hashlib
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +14,10 @@ from trainer import files
 from trainer.datasets import Dataset, class_names
 from trainer.errors import InputError
 from trainer.transforms.decoding import SUFFIXES
+
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.types import Source
 
 #: Folders beside ``train`` that are for testing; the first that is there is taken.
 TEST_FOLDERS = ('val', 'valid', 'validation', 'test')
@@ -31,36 +39,43 @@ class ImageFiles:
         upright (bool): Whether they are turned as their EXIF orientation says.
 
     Attributes:
-        paths (list of str): As given. categories (list of str): As given.
-        labels (numpy.ndarray): int32 (images,).
+        paths: As given. categories (list of str): As given.
+        labels: int32 (images,).
     """
 
-    def __init__(self, paths, labels, categories, root='', upright=False):
-        self.paths = list(paths)
-        self.labels = np.asarray(labels, np.int32)
+    def __init__(
+        self,
+        paths: Sequence[Source],
+        labels: Sequence[int] | np.ndarray,
+        categories: list[str],
+        root: str = '',
+        upright: bool = False,
+    ) -> None:
+        self.paths: list[Any] = list(paths)  # images themselves where they are in memory
+        self.labels: np.ndarray = np.asarray(labels, np.int32)
         self.categories = list(categories)
         self.root = root
         self.upright = upright
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def take(self, indices):
+    def take(self, indices: np.ndarray) -> ImageFiles:
         """Return some of the images, with the same categories."""
-        paths = [self.paths[i] for i in indices]
+        paths = [self.paths[i] for i in indices.tolist()]
         return ImageFiles(paths, self.labels[indices], self.categories, self.root, self.upright)
 
-    def names(self):
+    def names(self) -> list[str]:
         """Return the paths below ``root``, the same wherever the folder is."""
         skip = len(os.path.join(self.root, ''))
         return [os.fspath(path)[skip:].replace(os.sep, '/') for path in self.paths]
 
-    def digest(self):
+    def digest(self) -> str:
         """Return a digest of names and labels, hexadecimal: which images, not their contents."""
         lines = '\n'.join(map('{}\t{}'.format, self.names(), self.labels.tolist()))
         return hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()
 
-    def labels_for(self, network):
+    def labels_for(self, network: Network) -> np.ndarray:
         """Return the labels by the numbers that a network's classes have.
 
         The categories are looked up among the network's own class names; then, for a
@@ -69,7 +84,7 @@ class ImageFiles:
         more must be known to the network where it knows names.
 
         Returns:
-            numpy.ndarray: int32 (images,).
+            int32 (images,).
 
         Raises:
             trainer.errors.InputError: They do not match.
@@ -109,11 +124,11 @@ def _fail(error):
     raise error
 
 
-def images_below(folder):
+def images_below(folder: str) -> list[str]:
     """Return the image files in a folder and below it, sorted, known by their suffixes.
 
     Args:
-        folder (str): The folder. Hidden files and folders are left out.
+        folder: The folder. Hidden files and folders are left out.
     """
     paths = []
     for here, folders, names in os.walk(folder, onerror=_fail):
@@ -124,12 +139,12 @@ def images_below(folder):
     return paths
 
 
-def class_folders(root):
+def class_folders(root: str) -> ImageFiles:
     """Find images sorted into class folders: ``root/n01440764/anything.JPEG``.
 
     Args:
-        root (str): A folder. Its subfolders are the classes, in the order of their
-            names; an empty one counts.
+        root: A folder. Its subfolders are the classes, in the order of their names; an empty one
+            counts.
 
     Returns:
         ImageFiles
@@ -160,19 +175,18 @@ def class_folders(root):
     return ImageFiles(paths, labels, categories, root)
 
 
-def load(data=None):
+def load(data: str | None = None) -> Dataset:
     """Load a folder of class folders as a dataset.
 
     Args:
-        data (str): A folder with ``train/<class>/`` and ``val/<class>/`` (or another of
+        data: A folder with ``train/<class>/`` and ``val/<class>/`` (or another of
             :data:`TEST_FOLDERS`; or, as Tiny-ImageNet has it, ``val/images/`` and
-            ``val/val_annotations.txt``), or with ``<class>/``; images may lie
-            deeper. Folders of :data:`NO_CLASSES` are left out.
+            ``val/val_annotations.txt``), or with ``<class>/``; images may lie deeper. Folders of
+            :data:`NO_CLASSES` are left out.
 
     Returns:
-        trainer.datasets.Dataset: Of files, whose images are turned upright; ``test`` is
-        ``None`` where there are no images for testing. The classes are the folders' names,
-        sorted.
+        Of files, whose images are turned upright; ``test`` is ``None`` where there are no images
+        for testing. The classes are the folders' names, sorted.
 
     Raises:
         trainer.errors.InputError: There are no class folders, one has no images, or
@@ -213,14 +227,16 @@ def _beside(data):
     return [f'{os.path.join(above, there[0])} is not used; --data {above} takes it for testing']
 
 
-def dataset(name, train, test, notes=()):
+def dataset(
+    name: str, train: ImageFiles, test: ImageFiles | None, notes: Sequence[str] = ()
+) -> Dataset:
     """Make a dataset of files, after checking that its classes can be trained and tested.
 
     Args:
-        name (str): What it is called.
-        train (ImageFiles): For training.
-        test (ImageFiles): For testing, or ``None``.
-        notes (sequence of str): What a user should know about them.
+        name: What it is called.
+        train: For training.
+        test: For testing, or ``None``.
+        notes: What a user should know about them.
 
     Raises:
         trainer.errors.InputError: See :func:`load`.
@@ -236,11 +252,9 @@ def dataset(name, train, test, notes=()):
             f'{train.root}: one class folder only, {train.categories[0]}; two or more are wanted'
         )
     for part in (train, test):
-        empty = (
-            []
-            if part is None
-            else np.flatnonzero(np.bincount(part.labels, minlength=len(part.categories)) == 0)
-        )
+        if part is None:
+            continue
+        empty = np.flatnonzero(np.bincount(part.labels, minlength=len(part.categories)) == 0)
         if len(empty):
             raise InputError(
                 f'{os.path.join(part.root, part.categories[empty[0]])}: a class folder without '
@@ -249,11 +263,11 @@ def dataset(name, train, test, notes=()):
     if test is not None and test.categories != train.categories:
         parts = []
         for some, others in ((train, test), (test, train)):
-            only = sorted(set(some.categories) - set(others.categories))
-            if only:
+            own = sorted(set(some.categories) - set(others.categories))
+            if own:
                 parts.append(
                     '{} only in {} ({})'.format(
-                        len(only), some.root, ', '.join(only[:3]) + ', ...' * (len(only) > 3)
+                        len(own), some.root, ', '.join(own[:3]) + ', ...' * (len(own) > 3)
                     )
                 )
         raise InputError(
@@ -311,14 +325,14 @@ def _annotated(folder):
     return ImageFiles(paths, [number[c.strip()] for c in categories], known, folder)
 
 
-def expand(paths):
+def expand(paths: Sequence[str]) -> list[str]:
     """Replace each folder by the image files in it and below it.
 
     Args:
-        paths (sequence of str): Files and folders.
+        paths: Files and folders.
 
     Returns:
-        list of str: Files; those that were given, as they are.
+        Files; those that were given, as they are.
 
     Raises:
         trainer.errors.InputError: There is no image in a folder.

@@ -4,7 +4,7 @@ import os
 from xml.parsers import expat
 
 from trainer import files
-from trainer.datasets import folder
+from trainer.datasets import Dataset, folder
 from trainer.datasets.folder import ImageFiles
 from trainer.errors import InputError
 
@@ -18,20 +18,19 @@ _MAX_ANNOTATION = 1 << 20
 CLASSES = 1000
 
 
-def find(path=None, split='val', flag='-ld'):
+def find(path: str | None = None, split: str = 'val', flag: str = '-ld') -> ImageFiles:
     """Find the images of ILSVRC.
 
     Args:
-        path (str): Either the published tree (``ImageSets/CLS-LOC/val.txt``,
+        path: Either the published tree (``ImageSets/CLS-LOC/val.txt``,
             ``Annotations/CLS-LOC/val/*.xml`` and ``Data/CLS-LOC/val/*.JPEG``;
-            ``Data/CLS-LOC/train/n01440764/*.JPEG``), or a folder with a folder
-            ``val`` or ``train`` of class folders, or such a folder itself.
-            ``None``: :data:`DEFAULT`.
-        split (str): 'val' or 'train'.
-        flag (str): What gave the path, for messages.
+            ``Data/CLS-LOC/train/n01440764/*.JPEG``), or a folder with a folder ``val`` or ``train``
+            of class folders, or such a folder itself. ``None``: :data:`DEFAULT`.
+        split: 'val' or 'train'.
+        flag: What gave the path, for messages.
 
     Returns:
-        trainer.datasets.folder.ImageFiles: Its categories are the synsets, sorted.
+        Its categories are the synsets, sorted.
 
     Raises:
         trainer.errors.InputError: They are not there.
@@ -56,20 +55,21 @@ def find(path=None, split='val', flag='-ld'):
     return folder.class_folders(os.path.join(root, split) if here else root)
 
 
-def load(data=None):
+def load(data: str | None = None) -> Dataset:
     """Load ILSVRC for training and testing.
 
     Args:
-        data (str): See :func:`find`.
+        data: See :func:`find`.
 
     Returns:
-        trainer.datasets.Dataset: Of files; its classes are the synsets, sorted.
+        Of files; its classes are the synsets, sorted.
 
     Raises:
         trainer.errors.InputError: It is not there, a class has no images, or training
             and testing have different classes.
     """
-    return folder.dataset('ilsvrc', *(find(data, split, '`data`') for split in ('train', 'val')))
+    train, val = (find(data, split, '`data`') for split in ('train', 'val'))
+    return folder.dataset('ilsvrc', train, val)
 
 
 def _wanted(path, root, flag):

@@ -4,6 +4,10 @@
 time with other augmentation, its numbers are its index plus 0, 1, 2, ... times the images.
 """
 
+from __future__ import annotations
+
+from typing import TypeAlias
+
 import numpy as np
 
 # Keeps the order apart from what else is drawn from a seed (trainer.transforms).
@@ -14,19 +18,19 @@ class InOrder:
     """Every image once, in order.
 
     Args:
-        size (int): Number of images.
-        batch (int): Images in a batch; the last may be smaller.
+        size: Number of images.
+        batch: Images in a batch; the last may be smaller.
     """
 
-    def __init__(self, size, batch):
+    def __init__(self, size: int, batch: int) -> None:
         self.size = size
         self.batch = batch
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Number of batches in an epoch."""
         return -(-self.size // self.batch)
 
-    def __call__(self, epoch):
+    def __call__(self, epoch: int) -> list[np.ndarray]:
         """Return the batches of an epoch: a list of int arrays."""
         return np.split(np.arange(self.size), range(self.batch, self.size, self.batch))
 
@@ -40,17 +44,17 @@ class EveryImageOnce(InOrder):
     there are as many as repetitions or more, have no image twice.
 
     Args:
-        size, batch (int): See :class:`InOrder`.
-        seed (int): The run's.
-        repetitions (int): How often a batch has an image.
+        size, batch: See :class:`InOrder`.
+        seed: The run's.
+        repetitions: How often a batch has an image.
     """
 
-    def __init__(self, size, batch, seed, repetitions=1):
+    def __init__(self, size: int, batch: int, seed: int, repetitions: int = 1) -> None:
         super().__init__(size, batch)
         self.seed = seed
         self.repetitions = repetitions
 
-    def __call__(self, epoch):
+    def __call__(self, epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng((self.seed, epoch, _ORDER)).permutation(self.size)
         places = range(self.batch, self.size, self.batch)
         if self.repetitions == 1:
@@ -70,10 +74,10 @@ class OriginalSampling(EveryImageOnce):
     Within a batch no image comes twice; an epoch visits about 63 % of them.
     """
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size // self.batch
 
-    def __call__(self, epoch):
+    def __call__(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng((self.seed, epoch, _ORDER))
         return [rng.choice(self.size, self.batch, replace=False) for _ in range(len(self))]
 
@@ -81,10 +85,10 @@ class OriginalSampling(EveryImageOnce):
 class FullBatches(EveryImageOnce):
     """As :class:`EveryImageOnce`, without a last, smaller batch."""
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size // self.batch
 
-    def __call__(self, epoch):
+    def __call__(self, epoch: int) -> list[np.ndarray]:
         return super().__call__(epoch)[: len(self)]
 
 
@@ -100,29 +104,36 @@ class Share:
 
     Args:
         plan: One of the plans above.
-        rank (int): Which process this is, from 0.
-        processes (int): How many there are.
-        chunks (int): Chunks that each computes one after the other.
+        rank: Which process this is, from 0.
+        processes: How many there are.
+        chunks: Chunks that each computes one after the other.
     """
 
-    def __init__(self, plan, rank, processes, chunks=1):
+    size: int
+    batch: int
+
+    def __init__(self, plan: Plan, rank: int, processes: int, chunks: int = 1) -> None:
         self.plan = plan
         self.size = plan.size
         self.batch = -(-plan.batch // (processes * chunks)) * chunks
         self._ends = rank * chunks, (rank + 1) * chunks
         self._parts = processes * chunks
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.plan)
 
-    def __call__(self, epoch):
+    def __call__(self, epoch: int) -> list[np.ndarray]:
         return [
             batch[slice(*(part_start(len(batch), self._parts, end) for end in self._ends))]
             for batch in self.plan(epoch)
         ]
 
 
-def part_start(size, parts, part):
+def part_start(size: int, parts: int, part: int) -> int:
     """Return where ``numpy.array_split`` of ``size`` into ``parts`` begins one, from 0."""
     length, longer = divmod(size, parts)
     return part * length + min(part, longer)
+
+
+#: What plans are: (epoch) -> batches of indices.
+Plan: TypeAlias = InOrder | Share

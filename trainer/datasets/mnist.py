@@ -37,16 +37,14 @@ _MOST_IMAGES = 1 << 18
 CLASSES = 10
 
 
-def load(data=None):
+def load(data: str | None = None) -> Dataset:
     """Load MNIST.
 
     Args:
-        data (str): Folder with the four files, compressed (``.gz``) or not; ``None``
-            downloads them once.
+        data: Folder with the four files, compressed (``.gz``) or not; ``None`` downloads them once.
 
     Returns:
-        trainer.datasets.Dataset: Digits are no longer themselves in a mirror, so
-        ``mirror`` is ``False``.
+        Digits are no longer themselves in a mirror, so ``mirror`` is ``False``.
 
     Raises:
         trainer.errors.InputError: They cannot be had, or one is missing or damaged.
@@ -58,12 +56,12 @@ def load(data=None):
             )
         )
     return Dataset(
-        'mnist', list('0123456789'), _images(*_TRAIN, data), _images(*_TEST, data), mirror=False
+        'mnist', list('0123456789'), _images(_TRAIN, data), _images(_TEST, data), mirror=False
     )
 
 
-def _images(images, labels, data):
-    images, labels = (_find(name, data) for name in (images, labels))
+def _images(names, data):
+    images, labels = (_find(name, data) for name in names)
     x, t = _read(images, 3), _read(labels, 1)
     if len(x) != len(t) or not len(x):
         raise InputError(

@@ -6,6 +6,8 @@ way at a time, each process writes its images where the batch is, and all end in
 error when one is killed.
 """
 
+from __future__ import annotations
+
 import collections
 import concurrent.futures
 import contextlib
@@ -18,35 +20,56 @@ import operator
 import os
 import signal
 import threading
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing import sharedctypes
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import chainer
 import numpy as np
 
 from trainer.errors import InputError
 
-#: A batch. items: what it was made from; x: (items, ...); errors: a dict,
-#: place in the batch -> what was wrong with an image there, whose x is undefined.
-Batch = collections.namedtuple('Batch', 'items x errors')
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from trainer.datasets.loading import Plan
+
+
+class Batch(NamedTuple):
+    """A batch.
+
+    Attributes:
+        items: What it was made from.
+        x: (items, ...).
+        errors: Place in the batch -> what was wrong with an image there, whose x is undefined.
+    """
+
+    items: Any
+    x: np.ndarray
+    errors: dict[int, str]
+
+
+#: Loads some items of a batch: see :func:`batches`.
+LoadItems: TypeAlias = Callable[[Any, np.ndarray], dict[int, str]]
 
 
 class Unreadable(InputError):
     """An image cannot be read in the middle of a run."""
 
 
-def cores():
+def cores() -> int:
     """Return how many CPU cores this process may use."""
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def one_by_one(load):
+def one_by_one(load: Callable[[Any, np.ndarray], None]) -> LoadItems:
     """Return what :func:`batches` takes, of what loads one image.
 
     Args:
-        load (callable): ``load(item, out)`` writes one preprocessed image to ``out``,
-            or raises :class:`~trainer.errors.InputError`; picklable.
+        load: ``load(item, out)`` writes one preprocessed image to ``out``, or raises
+            :class:`~trainer.errors.InputError`; picklable.
     """
     return functools.partial(_load_each, load)
 
@@ -61,24 +84,31 @@ def _load_each(load, items, out):
     return errors
 
 
-def batches(load, plan, size, shape, workers=None, dtype=np.float32, piece=8):
+def batches(
+    load: LoadItems,
+    plan: Iterable[Any],
+    size: int,
+    shape: tuple[int, ...],
+    workers: int | None = None,
+    dtype: npt.DTypeLike = np.float32,
+    piece: int = 8,
+) -> Generator[Batch]:
     """Load batches ahead of their use, in order.
 
     Args:
-        load (callable): ``load(items, out)`` writes the preprocessed images of some items
-            of a batch to ``out``, an array of (items,) + ``shape`` and ``dtype``, and
-            returns what was wrong with those that cannot be read, as :class:`Batch` has
-            it; picklable.
-        plan (iterable): The batches, each a sequence of items. Only those that are
-            under way are drawn from it.
-        size (int): Items in the largest batch.
-        shape (tuple of int): Shape of one preprocessed image.
-        workers (int): Processes; ``None``: as many as there are cores; 0: this one loads.
+        load: ``load(items, out)`` writes the preprocessed images of some items of a batch to
+            ``out``, an array of (items,) + ``shape`` and ``dtype``, and returns what was wrong with
+            those that cannot be read, as :class:`Batch` has it; picklable.
+        plan: The batches, each a sequence of items. Only those that are under way are drawn from
+            it.
+        size: Items in the largest batch.
+        shape: Shape of one preprocessed image.
+        workers: Processes; ``None``: as many as there are cores; 0: this one loads.
         dtype: Of the images.
-        piece (int): Most items that a process loads at a time.
+        piece: Most items that a process loads at a time.
 
     Yields:
-        Batch: Its ``x`` is overwritten after the next has been asked for.
+        Its ``x`` is overwritten after the next has been asked for.
 
     Raises:
         trainer.errors.InputError: A process was killed from outside.
@@ -158,21 +188,20 @@ class Iterator(chainer.dataset.Iterator):
     it saves depend neither on the number of workers nor on where a run was interrupted.
 
     Args:
-        load (callable): As :func:`batches` takes it; items are (epoch, image). Epochs
-            count from 1; images may be counted beyond their number, where one is in an epoch
-            several times (:mod:`trainer.datasets.loading`).
+        load: As :func:`batches` takes it; items are (epoch, image). Epochs count from 1; images may
+            be counted beyond their number, where one is in an epoch several times
+            (:mod:`trainer.datasets.loading`).
         plan: One of the plans of :mod:`trainer.datasets.loading`.
-        labels (numpy.ndarray): int32 (images,).
-        shape (tuple of int): Shape of one preprocessed image.
-        workers (int): Processes that load; 0: this one.
-        repeat (bool): Whether to go on after an epoch.
-        leave_out (bool): ``True`` leaves out images that cannot be read, and keeps
-            ``unreadable``, what was wrong with each in this epoch. ``False``: they raise
-            :class:`Unreadable`; the iterator is then as if that batch had not been asked
-            for.
+        labels: int32 (images,).
+        shape: Shape of one preprocessed image.
+        workers: Processes that load; 0: this one.
+        repeat: Whether to go on after an epoch.
+        leave_out: ``True`` leaves out images that cannot be read, and keeps ``unreadable``, what
+            was wrong with each in this epoch. ``False``: they raise :class:`Unreadable`; the
+            iterator is then as if that batch had not been asked for.
         dtype: Of the images.
-        piece (int): See :func:`batches`.
-        beside (callable): ``beside(items, position of the batch in its epoch)``.
+        piece: See :func:`batches`.
+        beside: ``beside(items, position of the batch in its epoch)``.
 
     Attributes:
         plan: As given.
@@ -183,17 +212,17 @@ class Iterator(chainer.dataset.Iterator):
 
     def __init__(
         self,
-        load,
-        plan,
-        labels,
-        shape,
-        workers=0,
-        repeat=True,
-        leave_out=False,
-        dtype=np.float32,
-        piece=8,
-        beside=None,
-    ):
+        load: LoadItems,
+        plan: Plan,
+        labels: np.ndarray,
+        shape: tuple[int, ...],
+        workers: int = 0,
+        repeat: bool = True,
+        leave_out: bool = False,
+        dtype: npt.DTypeLike = np.float32,
+        piece: int = 8,
+        beside: Callable[[list, int], np.ndarray] | None = None,
+    ) -> None:
         self.plan = plan
         self.batch_size = plan.batch
         self._load = load
@@ -205,28 +234,28 @@ class Iterator(chainer.dataset.Iterator):
         self._repeat = repeat
         self._leave_out = leave_out
         self._beside = beside
-        self._ahead = None
+        self._ahead: Generator[Batch] | None = None
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin again with the first epoch."""
         self.finalize()
         self.epoch = self.current_position = 0
         self.is_new_epoch = False
         self._previous_epoch_detail = -1.0
-        self.unreadable = []
+        self.unreadable: list[str] = []
 
-    def skip(self, epochs):
+    def skip(self, epochs: int) -> None:
         """Begin after so many epochs."""
         self.reset()
         self.epoch, self._previous_epoch_detail = epochs, float(epochs)
 
     @property
-    def epoch_detail(self):
+    def epoch_detail(self) -> float:
         return self.epoch + self.current_position / len(self.plan)
 
     @property
-    def previous_epoch_detail(self):
+    def previous_epoch_detail(self) -> float | None:
         return None if self._previous_epoch_detail < 0 else self._previous_epoch_detail
 
     def _items(self):
@@ -236,7 +265,7 @@ class Iterator(chainer.dataset.Iterator):
                 yield [(epoch, i) for i in indices.tolist()]
             first = 0
 
-    def __next__(self):
+    def __next__(self) -> tuple[np.ndarray, ...]:
         if not self._repeat and self.epoch:
             self.finalize()
             raise StopIteration
@@ -264,7 +293,7 @@ class Iterator(chainer.dataset.Iterator):
         # A share of a batch may have no images; then there is nothing that could not be read.
         return (x, t, *beside) if len(t) or not batch.items else next(self)
 
-    def step_back(self):
+    def step_back(self) -> None:
         """Make the iterator as if the last batch had not been asked for."""
         state = self._before
         self.reset()
@@ -292,13 +321,13 @@ class Iterator(chainer.dataset.Iterator):
                     f'{self.unreadable[0]}'
                 )
 
-    def finalize(self):
+    def finalize(self) -> None:
         """End the processes; asking for a batch starts them again."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
 
-    def serialize(self, serializer):
+    def serialize(self, serializer: chainer.Serializer) -> None:
         position = serializer('current_position', self.current_position)
         epoch = serializer('epoch', self.epoch)
         is_new = serializer('is_new_epoch', self.is_new_epoch)

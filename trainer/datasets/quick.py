@@ -24,14 +24,14 @@ _COLUMNS, _TRAIN, _TEST = 25, 250, 100
 CLASSES = 10
 
 
-def load(data=None):
+def load(data: str | None = None) -> Dataset:
     """Load the images, class by class.
 
     Args:
-        data (str): Must be ``None``: the images are here.
+        data: Must be ``None``: the images are here.
 
     Returns:
-        trainer.datasets.Dataset: 2,500 training and 1,000 test images.
+        2,500 training and 1,000 test images.
 
     Raises:
         trainer.errors.InputError: A sheet is missing or damaged.

@@ -5,10 +5,18 @@ of the images' names, and is recorded with these in the run's folder, so that go
 and testing use the same one, wherever the images are.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from trainer import files
 from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.datasets import Dataset
+    from trainer.datasets.folder import ImageFiles
 
 #: The file in a run's folder.
 RECORD = 'split.json'
@@ -20,16 +28,15 @@ SHARE = 0.2
 _SPLIT = 1 << 33
 
 
-def make(images, seed):
+def make(images: ImageFiles, seed: int) -> dict[str, Any]:
     """Choose images for testing.
 
     Args:
-        images (trainer.datasets.folder.ImageFiles): All images.
-        seed (int): The run's.
+        images: All images.
+        seed: The run's.
 
     Returns:
-        dict: As the record holds it: ``seed``, ``share`` and ``test``, the names of the
-        chosen, sorted.
+        As the record holds it: ``seed``, ``share`` and ``test``, the names of the chosen, sorted.
 
     Raises:
         trainer.errors.InputError: A class has fewer than two images.
@@ -56,17 +63,18 @@ def make(images, seed):
     return {'seed': seed, 'share': SHARE, 'test': sorted(names[i] for i in chosen)}
 
 
-def apply(dataset, split):
+def apply(dataset: Dataset, split: dict[str, Any]) -> Dataset:
     """Return a dataset that is divided as a record says.
 
     Args:
-        dataset (trainer.datasets.Dataset): All its images are in ``train``.
-        split (dict): From :func:`make` or :func:`read`.
+        dataset: All its images are in ``train``.
+        split: From :func:`make` or :func:`read`.
 
     Raises:
         trainer.errors.InputError: An image of the record is not there.
     """
     images = dataset.train
+    assert isinstance(images, ImageFiles)  # images in memory are divided already
     chosen, names = set(split['test']), images.names()
     missing = chosen - set(names)
     if missing:
@@ -80,7 +88,7 @@ def apply(dataset, split):
     )
 
 
-def read(path):
+def read(path: str) -> dict[str, Any]:
     """Read a record.
 
     Raises:

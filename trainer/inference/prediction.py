@@ -117,9 +117,7 @@ class Load:
             self._transform = makes.ten_crop_rows if ten_crop else makes.test_row
         self.shape = (10,) * ten_crop + shape
 
-    def batches(
-        self, batch: int, workers: int | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
+    def batches(self, batch: int, workers: int | None) -> Iterator[parallel.Batch]:
         """Load all images in order; see :func:`trainer.datasets.parallel.batches`.
 
         Args:

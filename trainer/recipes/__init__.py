@@ -1,10 +1,16 @@
 """Recipes: how a source trains its network, one module each, a value of
 :class:`trainer.recipes.options.Options`."""
 
+from __future__ import annotations
+
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
 from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.recipes.options import Options
 
 # Modules here that are no recipes.
 _OTHERS = {'flags', 'options', 'spec'}
@@ -18,7 +24,7 @@ def available() -> list[str]:
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _OTHERS)
 
 
-def get(name: str):
+def get(name: str) -> Options:
     """Return the :class:`~trainer.recipes.options.Options` of a recipe by its name.
 
     Raises:

@@ -1,6 +1,7 @@
 """Options from outside: as flags, as arguments in Python, as JSON; one check for all."""
 
 import argparse
+from typing import Any
 
 from trainer.recipes.options import DEFAULTS, SPECS, Options
 from trainer.recipes.spec import GENERAL
@@ -14,7 +15,7 @@ def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
         parser: Its ``argument_default`` is ``argparse.SUPPRESS``.
         usual: The values that the help calls defaults.
     """
-    groups = {GENERAL: parser}
+    groups: dict[str, argparse._ActionsContainer] = {GENERAL: parser}
     for name, spec in SPECS.items():
         if spec.group not in groups:
             groups[spec.group] = parser.add_argument_group(spec.group)
@@ -26,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
         # The flag that messages call the option by comes first.
         named = [f for f in spec.flags if f[:2] == '--' and f[2:].replace('-', '_') == name]
         flags = list(dict.fromkeys([*named, '--' + name, *spec.flags]))
-        more = {'action': 'store_true'}
+        more: dict[str, Any] = {'action': 'store_true'}
         if DEFAULTS[name] is not False:
             more = {'type': spec.flag_kind or spec.kind, 'nargs': spec.many}
             if spec.choices and spec.metavar:

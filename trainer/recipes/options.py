@@ -6,6 +6,7 @@ neither NumPy nor Chainer, so that ``--help`` and a wrong flag need not wait for
 """
 
 import dataclasses
+from typing import Any
 
 from trainer import datasets, engines, recipes, values
 from trainer.networks import table as networks
@@ -389,7 +390,7 @@ class Options:
     )
     start_epoch: int = option(1, 'first epoch', _BY_HAND, '-s', kind=_WHOLE)
 
-    def replace(self, **changes) -> 'Options':
+    def replace(self, **changes: Any) -> 'Options':
         """Return these options with some of them changed."""
         return dataclasses.replace(self, **changes)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 #: The group of flags without a title.
 GENERAL = ''
@@ -44,5 +45,5 @@ def flag(name: str) -> str:
     return f'`{name}`'
 
 
-def option(default, help, group=GENERAL, *flags, **spec):
+def option(default: Any, help: str, group: str = GENERAL, *flags: str, **spec: Any) -> Any:
     return dataclasses.field(default=default, metadata={'spec': Spec(help, group, flags, **spec)})

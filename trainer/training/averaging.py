@@ -1,7 +1,11 @@
 """The mean of a run's models (stochastic weight averaging, arXiv 1803.05407)."""
 
+from __future__ import annotations
+
 import os
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import chainer
 import numpy as np
@@ -17,6 +21,10 @@ from trainer.transforms import mixing
 from trainer.transforms.table import CLASSES
 from trainer.weights import formats, npz
 
+if TYPE_CHECKING:
+    from trainer.datasets import parallel
+    from trainer.networks.base import Network
+
 #: What the model is called in place of an epoch's number.
 NAME = 'average'
 
@@ -30,7 +38,7 @@ def checkpoints(folder: str, n: int, best: bool = False) -> list[tuple[int, str]
         best: Those of the least error in testing, instead of the last.
 
     Returns:
-        list: (epoch, path), in the order of the epochs.
+        (epoch, path), in the order of the epochs.
 
     Raises:
         trainer.errors.InputError: There are not so many.
@@ -50,14 +58,14 @@ def checkpoints(folder: str, n: int, best: bool = False) -> list[tuple[int, str]
     return [(epoch, os.path.join(models, found[epoch])) for epoch in sorted(epochs[-n:])]
 
 
-def mean(paths: list[str]):
+def mean(paths: list[str]) -> Network:
     """Return a network whose parameters and statistics are the means of those in files.
 
     Args:
         paths: Models of one run.
 
     Returns:
-        trainer.networks.base.Network: On the CPU. The sums are made in float64.
+        On the CPU. The sums are made in float64.
 
     Raises:
         trainer.errors.InputError: One is damaged, or of another network.
@@ -76,18 +84,24 @@ def mean(paths: list[str]):
     return network
 
 
-def recompute_statistics(network, batches, chunks: int, images: int, progress=None) -> int:
+def recompute_statistics(
+    network: Network,
+    batches: parallel.Iterator,
+    chunks: int,
+    images: int,
+    progress: Callable[[int], object] | None = None,
+) -> int:
     """Let batch normalisation's statistics be the means over batches of training.
 
     Args:
-        network (trainer.networks.base.Network): Its statistics are replaced.
-        batches (trainer.datasets.parallel.Iterator): Of training.
+        network: Its statistics are replaced.
+        batches: Of training.
         chunks: Chunks of a batch, as batch normalisation saw them in training.
         images: About how many images to take; at most an epoch of them is.
-        progress (callable): Called with the number of images of each batch.
+        progress: Called with the number of images of each batch.
 
     Returns:
-        int: How many were taken.
+        How many were taken.
     """
     norms = [link for link in network.links() if isinstance(link, chainer.links.BatchNormalization)]
     decays = [link.decay for link in norms]
@@ -118,7 +132,7 @@ def recompute_statistics(network, batches, chunks: int, images: int, progress=No
 
 def average(
     folder: str, n: int = 10, best: bool = False, images: int = 20_000, data: str | None = None
-):
+) -> tuple[Network, list[int]]:
     """Average models of a run, with statistics recomputed on its training images.
 
     Args:
@@ -130,7 +144,7 @@ def average(
         data: Where the dataset is; ``None``: where the run had it.
 
     Returns:
-        tuple: The network, on the CPU, and the epochs of the models.
+        The network, on the CPU, and the epochs of the models.
 
     Raises:
         trainer.errors.InputError: There is no such run, or its models or images cannot be read.

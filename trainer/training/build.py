@@ -1,5 +1,10 @@
 """What a run is made of, built from its options."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import chainer
 import numpy as np
 
@@ -7,7 +12,7 @@ from trainer import recipes, run_folder
 from trainer.errors import InputError
 from trainer.networks import initialization, table
 from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
-from trainer.recipes.options import SIZES
+from trainer.recipes.options import SIZES, Options
 from trainer.recipes.spec import flag
 from trainer.run_folder import RECORD
 from trainer.training import transfer
@@ -15,23 +20,34 @@ from trainer.training.losses import LabelSmoothing
 from trainer.transforms.table import CLASSES
 from trainer.weights import description, formats, npz
 
+if TYPE_CHECKING:
+    from trainer.datasets import Dataset
+    from trainer.networks.base import Network
+
 #: A run's record may not describe more weights than this (4 GB): it has no numbers to go by.
 WEIGHT_LIMIT = 1 << 30
 
 
-def network(options, given, architecture, dataset, going_on, say=None):
+def network(
+    options: Options,
+    given: dict[str, Any],
+    architecture: dict[str, Any] | None,
+    dataset: Dataset,
+    going_on: bool,
+    say: Callable[[str], object] | None = None,
+) -> tuple[Network, Options]:
     """Build the network: from the run's record, from ``-m``, or new.
 
     Args:
-        options (trainer.recipes.options.Options): The run's.
-        given (dict): Those that the user gave.
-        architecture (dict): What the record says of the network; ``None`` in a new run.
-        dataset (trainer.datasets.Dataset): Whose classes it is to tell apart.
-        going_on (bool): Whether a snapshot brings the weights.
-        say (callable): Told what a user should know about the file of ``-m``.
+        options: The run's.
+        given: Those that the user gave.
+        architecture: What the record says of the network; ``None`` in a new run.
+        dataset: Whose classes it is to tell apart.
+        going_on: Whether a snapshot brings the weights.
+        say: Told what a user should know about the file of ``-m``.
 
     Returns:
-        tuple: The network, and the options with the sizes of one from a file.
+        The network, and the options with the sizes of one from a file.
 
     Raises:
         trainer.errors.InputError: There is no such network, or it does not fit.
@@ -70,7 +86,13 @@ def _check_classes(built, dataset, where):
         )
 
 
-def of_options(options, given, architecture, category_num, say=None):
+def of_options(
+    options: Options,
+    given: dict[str, Any],
+    architecture: dict[str, Any] | None,
+    category_num: int | None,
+    say: Callable[[str], object] | None = None,
+) -> tuple[Network, Options]:
     """As :func:`network`, of however many classes; a new one has ``category_num``, and no
     weights yet."""
     if architecture is not None:
@@ -78,11 +100,13 @@ def of_options(options, given, architecture, category_num, say=None):
     if options.load_model is None:
         sizes = {size: getattr(options, size) for size in SIZES}
         entry = table.get(options.network)
+        assert category_num is not None
         return entry.cls.of_sizes(category_num, sizes, **entry.variant), options
     path = run_folder.weights(options.load_model)
     built, found = formats.read(path, headless=options.reset_classifier)
-    for note in found.notes if say else ():
-        say(f'note: {note}')
+    if say is not None:
+        for note in found.notes:
+            say(f'note: {note}')
     return built, options.replace(**_sizes_held(given, built, options.load_model))
 
 
@@ -105,18 +129,22 @@ def _sizes_held(given, built, model):
     return held
 
 
-def preprocessing(options, given, built, say=None):
+def preprocessing(
+    options: Options,
+    given: dict[str, Any],
+    built: Network,
+    say: Callable[[str], object] | None = None,
+) -> str:
     """Choose the preprocessing: as given, as the file of ``-m`` says, or as the recipe says.
 
     Args:
-        options (trainer.recipes.options.Options): The run's.
-        given (dict): Those that the user gave.
-        built (trainer.networks.base.Network): The network, which is told as well, and loses
-            the geometry of a file.
-        say (callable): Told of that.
+        options: The run's.
+        given: Those that the user gave.
+        built: The network, which is told as well, and loses the geometry of a file.
+        say: Told of that.
 
     Returns:
-        str: The name of a class of :mod:`data_augmentation`.
+        The name of a class of :mod:`data_augmentation`.
     """
     name = options.preprocessing
     if (
@@ -137,7 +165,7 @@ def preprocessing(options, given, built, say=None):
     return name
 
 
-def optimizer(options, built):
+def optimizer(options: Options, built: Network) -> chainer.Optimizer:
     """Return the optimizer, set up, with what changes the gradients first, in this order: their
     norm, weight decay, the classifier's own rate."""
     made = OPTIMIZERS[options.optimizer](options.lr, options.momentum)
@@ -170,7 +198,7 @@ def _decay(options, built):
     )
 
 
-def loss(options):
+def loss(options: Options) -> LabelSmoothing | None:
     """Return the loss that training minimises; ``None``: the network's own."""
     mixed = options.mixup or options.cutmix or options.reprob
     return LabelSmoothing(options.label_smoothing) if options.label_smoothing or mixed else None

@@ -1,6 +1,9 @@
 """The training step as one CUDA graph."""
 
+from __future__ import annotations
+
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import chainer
 import numpy as np
@@ -8,13 +11,17 @@ import numpy as np
 from trainer import cuda
 from trainer.training.step import Step
 
+if TYPE_CHECKING:
+    from trainer.engines.cudnn.captured import Room
+    from trainer.engines.cudnn.parameters import Update
+
 
 class _Captured:
     """The buffers and graphs of a step for batches of one shape.
 
     Attributes:
-        batch (list of cupy.ndarray): x, t, and how images are mixed, or ``None``.
-        totals (cupy.ndarray): float64 (2,): sum of the losses, number of correct images.
+        batch: x, t, and how images are mixed, or ``None``.
+        totals: float64 (2,): sum of the losses, number of correct images.
         table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.Update`.
         graphs (list): One graph, or two between which processes exchange gradients;
             ``None`` before it is captured.
@@ -42,21 +49,21 @@ class CapturedStep(Step):
     need cuBLAS) run eagerly, with one warning.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._room = None
-        self._reason = None
+        self._room: Room | None = None
+        self._reason: str | None = None
         self.forget()
 
-    def forget(self):
-        self._update = None
-        self._captured = {}
+    def forget(self) -> None:
+        self._update: Update | None = None
+        self._captured: dict[tuple, _Captured] = {}
 
-    def settle(self):
+    def settle(self) -> None:
         if self._update is not None:
             self._update.settle()
 
-    def __call__(self, x, t, rows=None):
+    def __call__(self, x: np.ndarray, t: np.ndarray, rows: np.ndarray | None = None) -> tuple:
         if self._reason is None and len(t):
             from trainer.engines.cudnn.parameters import NotSupported
 

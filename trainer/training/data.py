@@ -4,42 +4,72 @@ On a GPU most preprocessing ends there (:mod:`trainer.transforms.device`): what 
 are rows of numbers, from which ``finish`` makes the images.
 """
 
-import collections
+from __future__ import annotations
+
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from trainer.datasets import loading, parallel
+from trainer.datasets import Dataset, LabelledImages, loading, parallel
 from trainer.errors import InputError
 from trainer.training import processes
 from trainer.transforms import decoding, device, generator, ilsvrc, mixing, trivial_augment
 
-#: train, test (trainer.datasets.parallel.Iterator). finish (callable): makes images,
-#: (batch, 3, height, width), of an x that was sent to the GPU; ``None`` where x are images
-#: already, float32.
-DataPath = collections.namedtuple('DataPath', 'train test finish')
+if TYPE_CHECKING:
+    from trainer.datasets.folder import ImageFiles
+    from trainer.recipes.options import Options
+    from trainer.training.processes import Alone
+    from trainer.transforms.cifar import OneImage
+    from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
+    from trainer.types import Array
+
+
+class DataPath(NamedTuple):
+    """The batches of a run.
+
+    Attributes:
+        train, test: Their batches.
+        finish: Makes images, (batch, 3, height, width), of an x that was sent to the GPU;
+            ``None`` where x are images already, float32.
+    """
+
+    train: parallel.Iterator
+    test: parallel.Iterator
+    finish: Callable[[Array], Array] | None
 
 
 class Load:
     """Load images in memory, preprocessed (for :class:`trainer.datasets.parallel.Iterator`).
 
     Args:
-        part (trainer.datasets.LabelledImages): The images.
-        preprocessing (type): A class of :mod:`data_augmentation`.
-        seed (int): The run's, for training; ``None`` for testing.
-        mirror (bool): Whether images may be flipped.
-        auto_augment (str): 'ta_wide': TrivialAugment before the preprocessing.
+        part: The images.
+        preprocessing: A class of :mod:`data_augmentation`.
+        seed: The run's, for training; ``None`` for testing.
+        mirror: Whether images may be flipped.
+        auto_augment: 'ta_wide': TrivialAugment before the preprocessing.
     """
 
-    def __init__(self, part, preprocessing, seed=None, mirror=True, auto_augment='none'):
+    part: Any  # with images, or of LoadFile with paths
+    preprocessing: Any
+
+    def __init__(
+        self,
+        part: LabelledImages | ImageFiles,
+        preprocessing: type,
+        seed: int | None = None,
+        mirror: bool = True,
+        auto_augment: str = 'none',
+    ) -> None:
         self.part = part
         self.preprocessing = preprocessing
         self.seed = seed
         self.mirror = mirror
         self.augments = seed is not None and auto_augment != 'none'
 
-    def __call__(self, items, out):
+    def __call__(self, items: list[tuple[int, int]], out: np.ndarray) -> dict[int, str]:
         """Write the images of ``items``, each (epoch, number), to ``out``, float32
         (items, 3, height, width). Numbers are as the plan has them
         (:mod:`trainer.datasets.loading`)."""
@@ -87,7 +117,9 @@ class LoadFile(Load):
             its colours change; of images for CIFAR's preprocessing, before all of it.
     """
 
-    def __call__(self, item, out):
+    def __call__(  # type: ignore[override]  # of one image
+        self, item: tuple[int, int], out: np.ndarray
+    ) -> None:
         """Write the image of ``item``, (epoch, number), to ``out``, float32 (3, height, width).
 
         Raises:
@@ -126,17 +158,25 @@ class LoadDrawn(Load):
 
     Args:
         part, preprocessing, seed, mirror: See :class:`Load`.
-        first (int): Number of the first of the images among those on the GPU.
-        repetitions (int): How often an image is in an epoch at most.
+        first: Number of the first of the images among those on the GPU.
+        repetitions: How often an image is in an epoch at most.
     """
 
-    def __init__(self, part, preprocessing, seed=None, mirror=True, first=0, repetitions=1):
+    def __init__(
+        self,
+        part: LabelledImages,
+        preprocessing: type,
+        seed: int | None = None,
+        mirror: bool = True,
+        first: int = 0,
+        repetitions: int = 1,
+    ) -> None:
         super().__init__(part, preprocessing, seed, mirror)
         self.first = first
         self.repetitions = repetitions
-        self.fields = 1 + len(preprocessing.untouched)
+        self.fields = 1 + len(self.preprocessing.untouched)
 
-    def __call__(self, items, out):
+    def __call__(self, items: list[tuple[int, int]], out: np.ndarray) -> dict[int, str]:
         """Write the rows of ``items``, each (epoch, number), to ``out``, int32 (items, fields)."""
         numbers = np.array([number for _, number in items])
         images = len(self.part.labels)
@@ -157,7 +197,9 @@ class LoadPixels(LoadFile):
     """Load one image from a file as a row for :class:`trainer.transforms.device.ImageRows`;
     arguments are those of :class:`LoadFile`."""
 
-    def __call__(self, item, out):
+    def __call__(  # type: ignore[override]
+        self, item: tuple[int, int], out: np.ndarray
+    ) -> None:
         """Write the image of ``item``, (epoch, number), to ``out``, uint8 (row bytes,).
 
         Raises:
@@ -166,36 +208,45 @@ class LoadPixels(LoadFile):
         ilsvrc.write_row(self._pixels(item), out)
 
 
-def data_path(dataset, options, preprocessing, group=processes.ALONE):
+def data_path(
+    dataset: Dataset,
+    options: Options,
+    preprocessing: type[OneImage] | type[DataAugmentationNormalizeBigger],
+    group: Alone = processes.ALONE,
+) -> DataPath:
     """Return what gives a run's training and test batches.
 
     Args:
-        dataset (trainer.datasets.Dataset): The images, in memory or in files.
-        options (trainer.recipes.options.Options): The run's.
-        preprocessing (type): A class of :mod:`data_augmentation`.
-        group (trainer.training.processes.Alone): The processes; each loads its share.
+        dataset: The images, in memory or in files.
+        options: The run's.
+        preprocessing: A class of :mod:`data_augmentation`.
+        group: The processes; each loads its share.
 
     Returns:
-        DataPath: A file that cannot be read ends training, and is left out of testing
+        A file that cannot be read ends training, and is left out of testing
         (:class:`trainer.datasets.parallel.Iterator`).
 
     Raises:
         trainer.errors.InputError: There are not enough images for a batch.
     """
-    in_memory = hasattr(dataset.train, 'images')
+    train, test = dataset.train, dataset.test
+    assert test is not None  # what nothing divides is divided before
+    in_memory = hasattr(train, 'images')
     on_device = options.gpu >= 0 and all(
-        device.available(preprocessing, part) for part in (dataset.train, dataset.test)
+        device.available(preprocessing, part) for part in (train, test)
     )
     if in_memory and options.auto_augment != 'none':
         on_device = False  # the kernels begin with the stored images
+    makes: Any = preprocessing
     plan = _plan(dataset, options)
+    assert options.batch is not None  # resolved
     test_plan = loading.InOrder(
-        len(dataset.test.labels), max(1, options.batch // options.test_batch_divide)
+        len(test.labels), max(1, options.batch // options.test_batch_divide)
     )
     workers = _workers(options, in_memory, on_device, group)
     chunks = group.chunks(options.train_batch_divide)
-    size = getattr(preprocessing, 'train_shape', preprocessing.shape)[1:]
-    mixed = mixing.of(options, size, dataset.train.labels, chunks, group.rank * chunks)
+    size = getattr(makes, 'train_shape', makes.shape)[1:]
+    mixed = mixing.of(options, size, train.labels, chunks, group.rank * chunks)
 
     def iterator(part, plan, training):
         load, shape, dtype = _loader(dataset, part, preprocessing, options, on_device, training)
@@ -212,14 +263,14 @@ def data_path(dataset, options, preprocessing, group=processes.ALONE):
             beside=mixed if training else None,
         )
 
-    finish = None
-    if on_device and in_memory:
-        finish = device.StoredImages(preprocessing, dataset.train.images, dataset.test.images)
+    finish: Callable[[Array], Array] | None = None
+    if on_device and isinstance(train, LabelledImages) and isinstance(test, LabelledImages):
+        finish = device.StoredImages(makes, train.images, test.images)
     elif on_device:
-        finish = device.ImageRows(preprocessing)
+        finish = device.ImageRows(makes)
     return DataPath(
-        iterator(dataset.train, group.share(plan, chunks), True),
-        iterator(dataset.test, group.share(test_plan), False),
+        iterator(train, group.share(plan, chunks), True),
+        iterator(test, group.share(test_plan), False),
         finish,
     )
 

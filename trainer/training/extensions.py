@@ -1,6 +1,10 @@
 """What happens between updates: learning rate, averaging, evaluation, models on disk."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import chainer
 import numpy as np
@@ -12,6 +16,13 @@ from trainer.metrics import Tally
 from trainer.reports.log import ACCURACY
 from trainer.training import processes
 
+if TYPE_CHECKING:
+    from trainer.datasets import parallel
+    from trainer.inference.predictors import Predictor
+    from trainer.networks.base import Network
+    from trainer.training.processes import Alone
+    from trainer.training.schedules import Schedule
+
 #: Priorities: before all else; and right before the evaluation.
 FIRST = 1000
 BEFORE_EVALUATION = extension.PRIORITY_WRITER + 25
@@ -21,21 +32,21 @@ class LearningRate(extension.Extension):
     """Set the learning rate of each update, and report it as ``lr``.
 
     Args:
-        schedule (callable): One of :mod:`trainer.training.schedules`.
-        iterations (int): Updates in an epoch.
+        schedule: One of :mod:`trainer.training.schedules`.
+        iterations: Updates in an epoch.
     """
 
-    trigger = 1, 'iteration'
-    priority = extension.PRIORITY_EDITOR
+    trigger: tuple[int, str] = 1, 'iteration'
+    priority: int = extension.PRIORITY_EDITOR
 
-    def __init__(self, schedule, iterations):
+    def __init__(self, schedule: Schedule, iterations: int) -> None:
         self.schedule = schedule
         self.iterations = iterations
 
-    def initialize(self, trainer):
+    def initialize(self, trainer: chainer.training.Trainer) -> None:
         self._set(trainer.updater)
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: chainer.training.Trainer) -> None:
         if trainer.updater.is_new_epoch:  # once, so that no mean of it is logged
             chainer.report({'lr': trainer.updater.get_optimizer('main').lr})
         self._set(trainer.updater)
@@ -53,22 +64,23 @@ class MovingAverage(extension.Extension):
     normalisation belong to the weights that made them and are averaged in the same way.
 
     Args:
-        network (trainer.networks.base.Network): What is trained.
-        decay (float): Between 0 and 1.
-        steps (int): It is taken after the first update of an epoch and every ``steps``-th
-            after that.
-        iterations (int): Updates in an epoch.
-        warmup (int): Epochs of warm-up.
+        network: What is trained.
+        decay: Between 0 and 1.
+        steps: It is taken after the first update of an epoch and every ``steps``-th after that.
+        iterations: Updates in an epoch.
+        warmup: Epochs of warm-up.
 
     Attributes:
-        network (trainer.networks.base.Network): The average, another network.
+        network: The average, another network.
     """
 
-    trigger = 1, 'iteration'
-    priority = extension.PRIORITY_WRITER + 50  # before the evaluation
+    trigger: tuple[int, str] = 1, 'iteration'
+    priority: int = extension.PRIORITY_WRITER + 50  # before the evaluation
 
-    def __init__(self, network, decay, steps=1, iterations=1, warmup=0):
-        self.network = network.copy('copy')
+    def __init__(
+        self, network: Network, decay: float, steps: int = 1, iterations: int = 1, warmup: int = 0
+    ) -> None:
+        self.network: Network = network.copy('copy')
         self.network.cleargrads()
         self.decay = decay
         self.steps = steps
@@ -77,7 +89,7 @@ class MovingAverage(extension.Extension):
         self._source = network
         self._updates = 0
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: chainer.training.Trainer) -> None:
         epoch, update = divmod(trainer.updater.iteration - 1, self.iterations)
         if update % self.steps:
             return
@@ -105,7 +117,7 @@ class MovingAverage(extension.Extension):
                 'moving_average',
             )(array, rate, average)
 
-    def serialize(self, serializer):
+    def serialize(self, serializer: chainer.Serializer) -> None:
         self.network.serialize(serializer['network'])
         self._updates = int(serializer('updates', self._updates))
 
@@ -114,18 +126,18 @@ class LossScale(extension.Extension):
     """Keep Chainer's adaptive loss scale in snapshots, which it leaves out.
 
     Args:
-        optimizer (chainer.Optimizer): One whose ``loss_scaling()`` was called.
+        optimizer: One whose ``loss_scaling()`` was called.
     """
 
-    trigger = 1, 'epoch'
+    trigger: tuple[int, str] = 1, 'epoch'
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer: chainer.Optimizer) -> None:
         self._optimizer = optimizer
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: chainer.training.Trainer) -> None:
         pass
 
-    def serialize(self, serializer):
+    def serialize(self, serializer: chainer.Serializer) -> None:
         optimizer = self._optimizer
         optimizer._loss_scale = float(serializer('scale', optimizer._loss_scale))
         optimizer._loss_scaling_isnan_ever = bool(
@@ -142,22 +154,27 @@ class Evaluator(chainer.training.extensions.Evaluator):
     share, and has the numbers of all.
 
     Args:
-        iterator (trainer.datasets.parallel.Iterator): Test batches.
-        predictor (trainer.inference.predictors.Predictor): Computes the network with its
-            current weights.
-        say (callable): Where messages go.
-        group (trainer.training.processes.Alone): The processes.
+        iterator: Test batches.
+        predictor: Computes the network with its current weights.
+        say: Where messages go.
+        group: The processes.
     """
 
-    tally = None
+    tally: Tally | None = None
 
-    def __init__(self, iterator, predictor, say=print, group=processes.ALONE):
+    def __init__(
+        self,
+        iterator: parallel.Iterator,
+        predictor: Predictor,
+        say: Callable[[str], object] = print,
+        group: Alone = processes.ALONE,
+    ) -> None:
         super().__init__(iterator, predictor.network, device=predictor.network.device)
         self._predictor = predictor
         self._say = say
         self._group = group
 
-    def evaluate(self):
+    def evaluate(self) -> dict[str, Any]:
         iterator, network = self.get_iterator('main'), self.get_target('main')
         iterator.reset()
         self.tally = Tally(network.category_num)
@@ -171,7 +188,7 @@ class Evaluator(chainer.training.extensions.Evaluator):
             self._say(f'{len(unreadable)} images for testing left out; the first: {unreadable[0]}')
         if not self.tally.images:
             raise InputError('none of the images for testing could be read')
-        observation = {}
+        observation: dict[str, Any] = {}
         with chainer.reporter.report_scope(observation):
             chainer.report(
                 {
@@ -191,28 +208,28 @@ class SaveModel(extension.Extension):
     """Save the network after each epoch, and the best one so far under another name.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        folder (str): Where to; must exist.
+        network: The network.
+        folder: Where to; must exist.
     """
 
-    trigger = 1, 'epoch'
-    priority = extension.PRIORITY_READER - 10
+    trigger: tuple[int, str] = 1, 'epoch'
+    priority: int = extension.PRIORITY_READER - 10
 
-    def __init__(self, network, folder):
+    def __init__(self, network: Network, folder: str) -> None:
         self.network = network
         self.folder = folder
         self.best = -1.0
 
-    def path(self, what):
+    def path(self, what: int | str) -> str:
         """Return the file of an epoch's number, or of 'best'."""
         return os.path.join(self.folder, f'{self.network.name}_{what}.model')
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: chainer.training.Trainer) -> None:
         self.network.save_model(self.path(trainer.updater.epoch))
         accuracy = float(trainer.observation[ACCURACY])
         if accuracy > self.best:
             self.best = accuracy
             self.network.save_model(self.path('best'))
 
-    def serialize(self, serializer):
+    def serialize(self, serializer: chainer.Serializer) -> None:
         self.best = float(serializer('best', self.best))

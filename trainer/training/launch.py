@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 
 # How process managers tell a process how many there are, and which it is.
 _MANAGERS = (
@@ -26,7 +27,7 @@ def _told(managers):
     return 0, 1
 
 
-def launched():
+def launched() -> tuple[int, int]:
     """Return this process's rank and the number of processes: (0, 1) without mpiexec."""
     return _told(_MANAGERS)
 
@@ -47,7 +48,7 @@ def share_cores() -> None:
 
 
 @contextlib.contextmanager
-def first_speaks():
+def first_speaks() -> Iterator[None]:
     """Let only the first process print, where all say the same: arguments, and what is wrong."""
     if launched()[0]:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

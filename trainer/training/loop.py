@@ -1,7 +1,11 @@
 """The loop of a run: Chainer's Trainer with what happens after updates and epochs."""
 
+from __future__ import annotations
+
 import os
 import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import chainer
 import numpy as np
@@ -19,20 +23,34 @@ from trainer.training.patience import Patience
 from trainer.training.stop import Stop
 from trainer.training.updater import ChunkedUpdater
 
+if TYPE_CHECKING:
+    from trainer.reports.log import Log
+    from trainer.training.data import DataPath
+    from trainer.training.processes import Alone
+    from trainer.training.setup import Setup
+
 
 class Loop:
     """What a run repeats until it is done.
 
     Args:
-        setup (trainer.training.setup.Setup): The run.
-        optimizer (chainer.Optimizer): Of its network.
-        data (trainer.training.data.DataPath): Its batches.
-        log (trainer.reports.log.Log): Of the first process.
-        say (callable): Where messages go.
-        group (trainer.training.processes.Alone): The processes.
+        setup: The run.
+        optimizer: Of its network.
+        data: Its batches.
+        log: Of the first process.
+        say: Where messages go.
+        group: The processes.
     """
 
-    def __init__(self, setup, optimizer, data, log, say, group):
+    def __init__(
+        self,
+        setup: Setup,
+        optimizer: chainer.Optimizer,
+        data: DataPath,
+        log: Log,
+        say: Callable[[str], object],
+        group: Alone,
+    ) -> None:
         self.setup, self.group, self.say = setup, group, say
         self.log = log
         self.stop = Stop(say, group)
@@ -119,14 +137,14 @@ class Loop:
             priority=extensions.BEFORE_EVALUATION,
         )
 
-    def restore(self):
+    def restore(self) -> None:
         """Bring everything to where the newest whole snapshot left it."""
         path = snapshots.restore(self.trainer, self.setup.folder, self.say, self.group)
         self.say(
             f'{path}: going on after epoch {self.updater.epoch}, update {self.updater.iteration}'
         )
 
-    def begin_after(self, epochs):
+    def begin_after(self, epochs: int) -> None:
         """Make a new run begin after so many epochs (``start_epoch``)."""
         self.updater.get_iterator('main').skip(epochs)
         self.updater.iteration = epochs * self.iterations
@@ -141,11 +159,11 @@ class Loop:
             if isinstance(trigger, triggers.IntervalTrigger):
                 trigger.serialize(state)
 
-    def run(self):
+    def run(self) -> bool:
         """Train until the last epoch, or until the user stops it.
 
         Returns:
-            bool: Whether the last epoch is done.
+            Whether the last epoch is done.
         """
         setup, options = self.setup, self.setup.options
         if self.updater.epoch >= options.epoch:
@@ -183,7 +201,8 @@ class Loop:
         if not self.group.rank:
             rows = [row for row in self.log.log if row['epoch'] >= options.start_epoch]
             best = self.models.path('best')
-            images = len(setup.dataset.test.labels)
+            test = setup.dataset.test
+            images = 0 if test is None else len(test.labels)
             self.say(ending.text(rows, setup.folder, best, self.trainer.elapsed_time, images))
         return True
 

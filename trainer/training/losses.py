@@ -1,8 +1,17 @@
 """What training minimises, beside plain softmax cross entropy."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import chainer.functions as F
 
 from trainer.transforms.mixing import FIELDS
+
+if TYPE_CHECKING:
+    import chainer
+
+    from trainer.types import Array
 
 
 class LabelSmoothing:
@@ -13,19 +22,21 @@ class LabelSmoothing:
     was mixed with another it is the mean of both labels' targets, weighted as the images are.
 
     Args:
-        share (float): 0..1.
+        share: 0..1.
     """
 
-    def __init__(self, share):
+    def __init__(self, share: float) -> None:
         self.share = share
 
-    def __call__(self, y, t, rows=None):
+    def __call__(
+        self, y: chainer.Variable, t: Array, rows: Array | None = None
+    ) -> chainer.Variable:
         """Return the mean loss of a chunk.
 
         Args:
-            y (chainer.Variable): Scores, float32 (batch, classes).
-            t (array): Labels, int32 (batch,).
-            rows (array): How images were mixed, float32 (batch, fields) of
+            y: Scores, float32 (batch, classes).
+            t: Labels, int32 (batch,).
+            rows: How images were mixed, float32 (batch, fields) of
                 :mod:`trainer.transforms.mixing`; ``None``: they were not.
         """
         xp, classes = y.xp, y.shape[1]

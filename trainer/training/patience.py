@@ -1,8 +1,17 @@
 """The end of a run that no longer gets better."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from chainer.training import extension
 
-from trainer.reports.log import ACCURACY
+from trainer.reports.log import ACCURACY, Log
+
+if TYPE_CHECKING:
+    import chainer
+
+    from trainer.training.processes import Alone
 
 
 class Patience(extension.Extension):
@@ -11,24 +20,24 @@ class Patience(extension.Extension):
     It is read from the log, so that a run that goes on needs no other state.
 
     Args:
-        epochs (int): How many.
-        log (trainer.reports.log.Log): Of the first process.
-        group (trainer.training.processes.Alone): The processes.
+        epochs: How many.
+        log: Of the first process.
+        group: The processes.
 
     Attributes:
-        reached (bool): Whether the run is to end.
+        reached: Whether the run is to end.
     """
 
-    trigger = 1, 'epoch'
-    priority = extension.PRIORITY_READER - 10  # when the log has its numbers
+    trigger: tuple[int, str] = 1, 'epoch'
+    priority: int = extension.PRIORITY_READER - 10  # when the log has its numbers
 
-    def __init__(self, epochs, log, group):
+    def __init__(self, epochs: int, log: Log, group: Alone) -> None:
         self.epochs = epochs
-        self.reached = False
+        self.reached: bool = False
         self._log = log
         self._group = group
 
-    def __call__(self, trainer=None):
+    def __call__(self, trainer: chainer.training.Trainer | None = None) -> bool:
         self.reached = self._group.first(self._look)
         return self.reached
 

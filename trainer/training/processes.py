@@ -21,6 +21,8 @@ What a user could not tell apart from one process is the same: options, files, s
 Without mpiexec nothing of MPI is imported.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import socket
@@ -28,6 +30,8 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from chainer.backends import cuda
@@ -37,12 +41,23 @@ from trainer.datasets import loading
 from trainer.errors import InputError
 from trainer.training import launch
 
+if TYPE_CHECKING:
+    import chainer
+    import chainermn
+    import numpy.typing as npt
+    from mpi4py import MPI
+
+    from trainer.datasets.loading import Plan
+    from trainer.metrics import Tally
+    from trainer.networks.base import Network
+    from trainer.types import R, T
+
 #: Seconds for which a process that fails waits for the others to fail as well.
 PATIENCE = 5.0
 
 
 @contextlib.contextmanager
-def joined():
+def joined() -> Generator[Alone]:
     """Yield the processes that mpiexec started, or :data:`ALONE`.
 
     An exception that leaves the block in one process ends all of them: it is printed
@@ -110,23 +125,23 @@ class Alone:
     rank = local_rank = 0
     size = local_size = 1
 
-    def together(self, function, undo=None):
+    def together(self, function: Callable[[], R], undo: Callable[[], object] | None = None) -> R:
         """Call a function in every process. Where it fails in one, all raise that error.
 
         Args:
-            function (callable): It must not wait for other processes.
-            undo (callable): Called where the function did not fail, but did elsewhere.
+            function: It must not wait for other processes.
+            undo: Called where the function did not fail, but did elsewhere.
 
         Raises:
             trainer.errors.InputError, OSError, MemoryError: The first failing process's.
         """
         return function()
 
-    def first(self, function):
+    def first(self, function: Callable[[], R]) -> R:
         """Return, in every process, what a function returns in the first; errors likewise."""
         return function()
 
-    def gpu(self, first):
+    def gpu(self, first: int) -> int:
         """Return the number of this process's GPU: from ``first`` on, one for each.
 
         It is ``first`` for all where each is shown other GPUs (``CUDA_VISIBLE_DEVICES``);
@@ -134,7 +149,7 @@ class Alone:
         """
         return first
 
-    def device(self, first):
+    def device(self, first: int) -> chainer.backend.Device:
         """Return Chainer's device of this process; see :meth:`gpu`.
 
         Raises:
@@ -142,43 +157,47 @@ class Alone:
         """
         return devices.get(first)
 
-    def in_turn(self, function):
+    def in_turn(self, function: Callable[[], R]) -> R:
         """As :meth:`together`, but one process of each machine first: it may fetch files."""
         return function()
 
-    def begin(self, device, *networks, gradients=None):
+    def begin(
+        self,
+        device: chainer.backend.Device,
+        *networks: Network,
+        gradients: npt.DTypeLike | None = None,
+    ) -> None:
         """Prepare to exchange gradients; give the networks the first process's weights.
 
         Args:
-            device (chainer.backend.Device): This process's.
-            networks (trainer.networks.base.Network): On it.
-            gradients (numpy.dtype): In which the gradients travel between GPUs;
-                ``None``: float32.
+            device: This process's.
+            networks: On it.
+            gradients: In which the gradients travel between GPUs; ``None``: float32.
         """
 
-    def chunks(self, divide):
+    def chunks(self, divide: int) -> int:
         """Return how many chunks this process computes of a batch of ``divide`` chunks."""
         return divide
 
-    def share(self, plan, chunks=1):
+    def share(self, plan: Plan, chunks: int = 1) -> Plan:
         """Return this process's part of a plan (:mod:`trainer.datasets.loading`)."""
         return plan
 
-    def collect(self, items):
+    def collect(self, items: Iterable[T]) -> list[T]:
         """Return the items of all processes' lists, in one list."""
         return list(items)
 
-    def sum(self, *values):
+    def sum(self, *values: float) -> list[float]:
         """Return numbers, summed over the processes, as floats."""
         return [float(value) for value in values]
 
-    def sum_tally(self, tally):
+    def sum_tally(self, tally: Tally) -> None:
         """Add up a :class:`trainer.metrics.Tally` over the processes, in place."""
 
-    def mean_gradients(self, network):
+    def mean_gradients(self, network: Network) -> None:
         """Make each gradient its mean over the processes; drop those of frozen parameters."""
 
-    def mean_statistics(self, *networks):
+    def mean_statistics(self, *networks: Network) -> None:
         """Make batch normalisation's running statistics their means over the processes."""
 
 
@@ -190,10 +209,10 @@ class Processes(Alone):
     """The processes that mpiexec started.
 
     Args:
-        world (mpi4py.MPI.Comm): All of them.
+        world: All of them.
     """
 
-    def __init__(self, world):
+    def __init__(self, world: MPI.Comm) -> None:
         self.rank, self.size = world.rank, world.size
         self._world = world
         self._failed = world.Dup()  # where those meet that fail, past what others wait for
@@ -202,10 +221,10 @@ class Processes(Alone):
         # Slurm, for one, may show each process a GPU of its own only.
         shown = machine.allgather(os.environ.get('CUDA_VISIBLE_DEVICES'))
         self._shown_its_own = len(set(shown)) == machine.size
-        self._communicator = None
+        self._communicator: chainermn.CommunicatorBase | None = None
 
-    def together(self, function, undo=None):
-        result = error = None
+    def together(self, function: Callable[[], R], undo: Callable[[], object] | None = None) -> R:
+        error: BaseException | None = None
         try:
             result = function()
         except (InputError, OSError, MemoryError) as e:
@@ -217,13 +236,13 @@ class Processes(Alone):
             raise errors[0]
         return result
 
-    def first(self, function):
+    def first(self, function: Callable[[], R]) -> R:
         return self._world.bcast(self.together(lambda: function() if self.rank == 0 else None))
 
-    def gpu(self, first):
+    def gpu(self, first: int) -> int:
         return first if first < 0 or self._shown_its_own else first + self.local_rank
 
-    def device(self, first):
+    def device(self, first: int) -> chainer.backend.Device:
         if first < 0:
             return devices.get(first)
         try:
@@ -244,11 +263,16 @@ class Processes(Alone):
             )
         return device
 
-    def in_turn(self, function):
-        result = self.together(lambda: None if self.local_rank else function())
-        return self.together(lambda: function() if self.local_rank else result)
+    def in_turn(self, function: Callable[[], R]) -> R:
+        results = self.together(lambda: [] if self.local_rank else [function()])
+        return self.together(lambda: results[0] if results else function())
 
-    def begin(self, device, *networks, gradients=None):
+    def begin(
+        self,
+        device: chainer.backend.Device,
+        *networks: Network,
+        gradients: npt.DTypeLike | None = None,
+    ) -> None:
         import chainermn
 
         if device.xp is np:
@@ -266,16 +290,16 @@ class Processes(Alone):
                 if self.rank:
                     array[...] = device.send(host)
 
-    def chunks(self, divide):
+    def chunks(self, divide: int) -> int:
         return -(-divide // self.size)
 
-    def share(self, plan, chunks=1):
+    def share(self, plan: Plan, chunks: int = 1) -> Plan:
         return loading.Share(plan, self.rank, self.size, chunks)
 
-    def collect(self, items):
+    def collect(self, items: Iterable[T]) -> list[T]:
         return sum(self._world.allgather(list(items)), [])
 
-    def sum(self, *values):
+    def sum(self, *values: float) -> list[float]:
         return self._sum(np.array(values, np.float64)).tolist()
 
     def _sum(self, array):
@@ -283,12 +307,12 @@ class Processes(Alone):
         self._world.Allreduce(array, total)
         return total
 
-    def sum_tally(self, tally):
+    def sum_tally(self, tally: Tally) -> None:
         (tally.loss_sum,) = self.sum(tally.loss_sum)
         tally.confusion = self._sum(tally.confusion)
         tally.top5 = self._sum(tally.top5)
 
-    def mean_gradients(self, network):
+    def mean_gradients(self, network: Network) -> None:
         # The one place where gradients travel: in parts while the rest is still computed,
         # or between the parts of a captured step, they would travel from here.
         for param in network.params():
@@ -296,9 +320,10 @@ class Processes(Alone):
                 param.cleargrad()
             elif param.grad is None:  # no image of this batch was for this process
                 param.grad = param.device.xp.zeros_like(param.array)
+        assert self._communicator is not None  # begin() was called
         self._communicator.multi_node_mean_grad(network)
 
-    def mean_statistics(self, *networks):
+    def mean_statistics(self, *networks: Network) -> None:
         found = [_get(link, name) for network in networks for link, name in _arrays(network)]
         if not found:
             return

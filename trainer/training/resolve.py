@@ -23,8 +23,7 @@ def resolve(folder: str, resume: bool, say: Callable, given: dict) -> tuple[Opti
         given: What the user gave.
 
     Returns:
-        tuple: The options, complete, and what is recorded of the network, or ``None`` where
-        a run begins.
+        The options, complete, and what is recorded of the network, or ``None`` where a run begins.
 
     Raises:
         trainer.errors.InputError: An option cannot be used, or is not that of the run.

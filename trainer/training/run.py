@@ -1,6 +1,8 @@
 """A training run: everything that ``main.py`` does, for Python."""
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -20,22 +22,23 @@ from trainer.transforms import mixing
 from trainer.transforms.table import CLASSES
 
 
-def say_on_console(text):
+def say_on_console(text: str) -> None:
     """Print a message at once; a single line, in lines that fit a terminal."""
     print(text if '\n' in text else wrapped(text), flush=True)
 
 
-def train(resume=False, say=say_on_console, **given):
+def train(
+    resume: bool = False, say: Callable[[str], object] = say_on_console, **given: Any
+) -> bool:
     """Train a network, as ``main.py`` does with the same flags.
 
     Args:
-        resume (bool): Go on with the run in ``save_path``, with its options.
-        say (callable): Called with each message, a row of the table after each epoch too.
+        resume: Go on with the run in ``save_path``, with its options.
+        say: Called with each message, a row of the table after each epoch too.
         given: Options (:class:`trainer.recipes.options.Options`).
 
     Returns:
-        bool: ``True`` when the last epoch is done, ``False`` when the run was
-        interrupted and can go on.
+        ``True`` when the last epoch is done, ``False`` when the run was interrupted and can go on.
 
     Raises:
         trainer.errors.InputError: Something given cannot be used; nothing was
@@ -97,17 +100,17 @@ def _begin_folder(setup, resume, say):
     run_folder.begin(setup.folder, setup.options, setup.network, setup.images, setup.split)
 
 
-def show_augmented(path, resume=False, **given):
+def show_augmented(path: str, resume: bool = False, **given: Any) -> int:
     """Draw images as :func:`train` would give them to the network, and train nothing.
 
     They are of the first batch: preprocessed, augmented, erased and mixed.
 
     Args:
-        path (str): The image to write; its suffix is the format.
+        path: The image to write; its suffix is the format.
         resume, given: See :func:`train`.
 
     Returns:
-        int: The images that are drawn.
+        The images that are drawn.
 
     Raises:
         trainer.errors.InputError: Something given cannot be used.
@@ -136,14 +139,14 @@ def show_augmented(path, resume=False, **given):
     return len(t)
 
 
-def summary(resume=False, **given):
+def summary(resume: bool = False, **given: Any) -> str:
     """Describe the network that :func:`train` would train, without loading images.
 
     Args:
         resume, given: See :func:`train`.
 
     Returns:
-        str: See :func:`trainer.reports.summary.summary`.
+        See :func:`trainer.reports.summary.summary`.
 
     Raises:
         trainer.errors.InputError: Something given cannot be used.
@@ -156,6 +159,6 @@ def summary(resume=False, **given):
     if classes is None and (reset or architecture is None and options.load_model is None):
         classes = len(datasets.load(name, options.data).classes)
     built, _ = build.of_options(options, given, architecture, classes)
-    if reset:
+    if reset and classes is not None:
         built = transfer.reset_classifier(built, map(str, range(classes)), options.seed)
     return summarise(built)

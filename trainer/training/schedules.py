@@ -4,26 +4,37 @@ A schedule is ``schedule(epoch, part)``: epochs done before an update, and the s
 the next one that is done after it, 0 < part <= 1.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from trainer.recipes.options import Options
 
 
-def epochs_of(value, total):
+#: (epoch, part=1.0) -> learning rate.
+Schedule: TypeAlias = Callable[..., float]
+
+
+def epochs_of(value: float, total: int) -> float:
     """Return a number of epochs: ``value``, or where it is below 1 that share of ``total``."""
     # Rounded, as 0.29 * 100 is 28.999999999999996.
     return math.floor(round(value * total, 9)) if 0 < value < 1 else value
 
 
-def steps(lr, lr_steps):
+def steps(lr: float, lr_steps: Sequence[float]) -> Schedule:
     """``lr``, divided by 10 after each of the epochs ``lr_steps``."""
     return lambda epoch, part=1.0: lr / 10 ** sum(epoch >= step for step in lr_steps)
 
 
-def every(lr, period):
+def every(lr: float, period: float) -> Schedule:
     """``lr``, divided by 10 after every ``period`` epochs."""
     return lambda epoch, part=1.0: lr / 10 ** (epoch // period)
 
 
-def cosine(lr, period, lr_min=0.0):
+def cosine(lr: float, period: float, lr_min: float = 0.0) -> Schedule:
     """From ``lr`` to ``lr_min`` along half a cosine, again every ``period`` epochs.
 
     Cosine annealing with warm restarts (arXiv 1608.03983), epoch by epoch.
@@ -35,12 +46,12 @@ def cosine(lr, period, lr_min=0.0):
     return schedule
 
 
-def warming_up(schedule, epochs):
+def warming_up(schedule: Schedule, epochs: float) -> Schedule:
     """``schedule``, times what climbs from 0 to 1, update by update, in the first ``epochs``."""
     return lambda epoch, part=1.0: schedule(epoch, part) * min(1.0, (epoch + part) / epochs)
 
 
-def beginning_after(schedule, lr, epochs):
+def beginning_after(schedule: Schedule, lr: float, epochs: float) -> Schedule:
     """From ``lr`` / 100 to ``lr``, epoch by epoch, in ``epochs``; then ``schedule`` begins.
 
     As torchvision's references/classification have it.
@@ -66,13 +77,14 @@ def _period(options):
     return max(1, epochs_of(options.lr_period, total)) if options.lr_period else total
 
 
-def of(options):
+def of(options: Options) -> Schedule:
     """Return the schedule that the options of a run describe.
 
     Args:
-        options (trainer.recipes.options.Options): The run's.
+        options: The run's.
     """
     lr, total, period = options.lr, _total(options), _period(options)
+    assert lr is not None  # resolved
     if options.lr_schedule == 'steps':
         schedule = steps(lr, [epochs_of(step, total) for step in options.lr_steps])
     elif options.lr_schedule == 'every':
@@ -97,7 +109,7 @@ def _describe_steps(steps, epochs):
     return text
 
 
-def describe(options):
+def describe(options: Options) -> str:
     """Say in a few words what :func:`of` makes of the same options."""
     total, period = _total(options), _period(options)
     if options.lr_schedule == 'steps':

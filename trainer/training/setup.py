@@ -1,8 +1,11 @@
 """What a run is set up of before it begins: options, engine, dataset, network."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import chainer
 
@@ -14,6 +17,10 @@ from trainer.reports import tensorboard
 from trainer.training import build, schedules, snapshots, transfer
 from trainer.training.resolve import resolve
 from trainer.weights import formats, npz
+
+if TYPE_CHECKING:
+    from trainer.reports.log import Log
+    from trainer.training.processes import Alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Setup:
         dataset: Divided for training and testing.
         images: What the record says of the dataset.
         split: How the project divided it; ``None``: it comes divided.
-        network (trainer.networks.base.Network): On the CPU.
+        network: On the CPU.
     """
 
     folder: str
@@ -48,7 +55,7 @@ class Setup:
     network: chainer.Chain
 
 
-def set_up(folder: str, resume: bool, say: Callable, given: dict, group) -> Setup:
+def set_up(folder: str, resume: bool, say: Callable, given: dict, group: Alone) -> Setup:
     """Resolve the options of a run, load its dataset and build its network.
 
     Nothing is written. Arguments are those of :func:`trainer.training.run.train`.
@@ -138,6 +145,7 @@ def _dataset(folder, options, resumed, group):
 def introduce(setup: Setup, say: Callable, processes: int) -> None:
     """Say what is about to be trained, on what, and how."""
     options, network, dataset = setup.options, setup.network, setup.dataset
+    assert dataset.test is not None
     say(f'{network.name}: {npz.describe(network)}, {network.count_parameters():,} weights')
     say(
         f'data: {dataset.name}, {len(dataset.train.labels)} images for training, '
@@ -188,7 +196,7 @@ def _augmentation(setup):
     return ', '.join(told)
 
 
-def take_over(setup: Setup, optimizer: chainer.Optimizer, log) -> None:
+def take_over(setup: Setup, optimizer: chainer.Optimizer, log: Log) -> None:
     """Load what flags of 2017 name: an optimizer's state, a log.
 
     Raises:

@@ -1,6 +1,11 @@
 """Snapshots: everything that a run needs to go on as if it had never stopped."""
 
+from __future__ import annotations
+
+import functools
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import chainer
 import numpy as np
@@ -11,6 +16,9 @@ from trainer.errors import InputError
 from trainer.training import processes
 from trainer.weights import npz
 
+if TYPE_CHECKING:
+    from trainer.training.processes import Alone
+
 _NAME = 'snapshot_iter_{.updater.iteration}'
 
 #: Two, so that there is one to fall back on where the newest is damaged.
@@ -20,11 +28,11 @@ RETAINED = 2
 class Trigger(triggers.IntervalTrigger):
     """At the end of each epoch, and when ``stopping()`` says that the run is to stop."""
 
-    def __init__(self, stopping):
+    def __init__(self, stopping: Callable[[], bool]) -> None:
         super().__init__(1, 'epoch')
         self.stopping = stopping
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: chainer.training.Trainer) -> bool:
         return super().__call__(trainer) or self.stopping()
 
 
@@ -41,24 +49,29 @@ class _Writer(extensions.snapshot_writers.Writer):
             os.remove(stale)
 
 
-def extension():
+def extension() -> chainer.training.Extension:
     """Return Chainer's snapshot extension, keeping the two newest."""
     return extensions.snapshot(filename=_NAME, writer=_Writer())
 
 
-def restore(trainer, folder, say=print, group=processes.ALONE):
+def restore(
+    trainer: chainer.training.Trainer,
+    folder: str,
+    say: Callable[[str], object] = print,
+    group: Alone = processes.ALONE,
+) -> str | None:
     """Put a trainer in the state of the newest snapshot that is whole and fits.
 
     Of several processes the first reads it and hands it to the others.
 
     Args:
-        trainer (chainer.training.Trainer): Built as the run's was.
-        folder (str): The run's folder.
-        say (callable): Told about snapshots that are passed over.
-        group (trainer.training.processes.Alone): The processes.
+        trainer: Built as the run's was.
+        folder: The run's folder.
+        say: Told about snapshots that are passed over.
+        group: The processes.
 
     Returns:
-        str: The snapshot used, or ``None`` where there is none yet.
+        The snapshot used, or ``None`` where there is none yet.
 
     Raises:
         trainer.errors.InputError: There are snapshots, but none is whole and fits.
@@ -66,7 +79,7 @@ def restore(trainer, folder, say=print, group=processes.ALONE):
     found = group.first(lambda: run_folder.snapshots(folder))
     for path in found:
         try:
-            arrays = group.first(lambda path=path: _writable(path))
+            arrays = group.first(functools.partial(_writable, path))
             chainer.serializers.NpzDeserializer(arrays).load(trainer)
             return path
         except InputError as e:
@@ -81,11 +94,11 @@ def restore(trainer, folder, say=print, group=processes.ALONE):
     return None
 
 
-def optimizer_arrays(path):
+def optimizer_arrays(path: str) -> dict[str, np.ndarray]:
     """Read an optimizer's state from a snapshot or from a file of Chainer's ``save_npz``.
 
     Returns:
-        dict: Name -> array, as ``NpzDeserializer`` takes it for the optimizer.
+        Name -> array, as ``NpzDeserializer`` takes it for the optimizer.
     """
     arrays = _writable(path)
     prefix = 'updater/optimizer:main/'

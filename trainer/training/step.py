@@ -1,11 +1,20 @@
 """One update of a network from one batch."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import chainer
 import numpy as np
 
 from trainer.engines import update
 from trainer.training import processes
 from trainer.transforms import mixing
+
+if TYPE_CHECKING:
+    from trainer.training.processes import Alone
+    from trainer.types import Array
 
 
 class Step:
@@ -17,17 +26,25 @@ class Step:
     are those of all of it.
 
     Args:
-        optimizer (chainer.Optimizer): Its target is a network.
-        device (chainer.backend.Device): Where to compute.
-        divide (int): Number of chunks (``train_batch_divide``) of this process's share.
-        loss (callable): Mean loss from scores and labels, and where images are mixed from
-            their rows; ``None``: the network's.
-        finish (callable): Makes what the network takes, on the device, of what is given;
-            ``None``: it is given that.
-        group (trainer.training.processes.Alone): The processes.
+        optimizer: Its target is a network.
+        device: Where to compute.
+        divide: Number of chunks (``train_batch_divide``) of this process's share.
+        loss: Mean loss from scores and labels, and where images are mixed from their rows;
+            ``None``: the network's.
+        finish: Makes what the network takes, on the device, of what is given; ``None``: it is given
+            that.
+        group: The processes.
     """
 
-    def __init__(self, optimizer, device, divide=1, loss=None, finish=None, group=processes.ALONE):
+    def __init__(
+        self,
+        optimizer: chainer.Optimizer,
+        device: chainer.backend.Device,
+        divide: int = 1,
+        loss: Callable | None = None,
+        finish: Callable[[Array], Array] | None = None,
+        group: Alone = processes.ALONE,
+    ) -> None:
         self.optimizer = optimizer
         self.network = optimizer.target
         self.device = device
@@ -36,19 +53,19 @@ class Step:
         self._loss = loss or self.network.calc_loss
         self._finish = finish
 
-    def __call__(self, x, t, rows=None):
+    def __call__(self, x: np.ndarray, t: np.ndarray, rows: np.ndarray | None = None) -> tuple:
         """Update from a batch: x (batch, ...), t int32 (batch,), and how images are mixed, rows
         float32 (batch, fields) of :mod:`trainer.transforms.mixing` or ``None``; NumPy arrays.
 
         Of several processes each gives its share, which may be empty.
 
         Returns:
-            tuple: Mean loss and accuracy over the whole batch (numbers, or arrays of no
-            dimension on the device), and its images.
+            Mean loss and accuracy over the whole batch (numbers, or arrays of no dimension on the
+            device), and its images.
         """
         self.network.cleargrads()
-        images = round(*self.group.sum(len(t)))
-        loss_sum = correct = 0
+        images = round(self.group.sum(len(t))[0])
+        loss_sum = correct = 0.0
         for loss, y, t_chunk, share in self._chunks(x, t, rows, images):
             (loss * share).backward(loss_scale=self.optimizer._loss_scale)
             loss_sum += float(loss.array) * len(t_chunk)
@@ -84,8 +101,8 @@ class Step:
             share = len(t_chunk) / images * self.group.size
             yield loss, y, counted, share
 
-    def settle(self):
+    def settle(self) -> None:
         """Bring the optimizer up to date with what the steps did, before its state is read."""
 
-    def forget(self):
+    def forget(self) -> None:
         """Look at the optimizer anew, after its state was replaced."""

@@ -1,7 +1,16 @@
 """Ctrl-C in the middle of a run."""
 
+from __future__ import annotations
+
 import signal
 import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import chainer
+
+    from trainer.training.processes import Alone
 
 
 class Stop:
@@ -10,26 +19,26 @@ class Stop:
     Several processes stop after the same update: the first after which one is asked to.
     """
 
-    def __init__(self, say, group):
+    def __init__(self, say: Callable[[str], object], group: Alone) -> None:
         self._say = say
         self._group = group
         self._asked = self._agreed = False
 
     @property
-    def wanted(self):
+    def wanted(self) -> bool:
         return self._asked if self._group.size == 1 else self._agreed
 
-    def agree(self):
+    def agree(self) -> None:
         """Learn, after an update, whether one of the processes is asked to stop."""
         self._agreed = self._group.sum(self._asked) != [0.0]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             self._before = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, *exc: object) -> None:
         if self._main:
             signal.signal(signal.SIGINT, self._before)
 
@@ -39,7 +48,7 @@ class Stop:
         self._asked = True
         self._say('\nstopping after this update, with a snapshot; again to stop at once')
 
-    def before(self, trigger):
+    def before(self, trigger: Callable) -> Callable[[chainer.training.Trainer], bool]:
         """Return a stop trigger: now, or when ``trigger`` says so."""
 
         def stop(trainer):

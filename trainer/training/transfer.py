@@ -5,22 +5,32 @@ gives it a head for them, and :class:`Frozen` keeps layers as they are. The head
 learning rate is a hook (:class:`trainer.optimizers.HeadRate`).
 """
 
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import chainer
 
 from trainer.errors import InputError
 from trainer.weights import description, npz
 
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+    from trainer.recipes.options import Options
+
 #: The link of the classifier, in every network.
 HEAD = 'fc'
 
 
-def reset_classifier(network, classes, seed):
+def reset_classifier(network: Network, classes: Iterable[str], seed: int) -> Network:
     """Return a network with the same layers and a new classifier for other classes.
 
     Args:
-        network (trainer.networks.base.Network): Stays as it is.
-        classes (iterable of str): Names of the new classes.
-        seed (int): Of the classifier's weights, which are drawn as a new network's.
+        network: Stays as it is.
+        classes: Names of the new classes.
+        seed: Of the classifier's weights, which are drawn as a new network's.
 
     Returns:
         trainer.networks.base.Network
@@ -37,17 +47,19 @@ def reset_classifier(network, classes, seed):
     return new
 
 
-def fitting(options, given, network, classes):
+def fitting(
+    options: Options, given: dict[str, Any], network: Network, classes: list[str]
+) -> Options:
     """Return what a recipe for fine-tuning says, as it fits a network.
 
     Of what the user did not ask for, the last stage is not frozen, however many there are, and a
     classifier for these classes stays.
 
     Args:
-        options (trainer.recipes.options.Options): The run's.
-        given (dict): Those that the user gave.
-        network (trainer.networks.base.Network): From the file of ``-m``.
-        classes (list of str): To be told apart.
+        options: The run's.
+        given: Those that the user gave.
+        network: From the file of ``-m``.
+        classes: To be told apart.
     """
     if 'freeze' not in given:
         before = [part.name for part in _parts(network)[:-2]]
@@ -57,11 +69,11 @@ def fitting(options, given, network, classes):
     return options
 
 
-def describe(options):
+def describe(options: Options) -> str:
     """Say in a few words what a run takes over from another network.
 
     Args:
-        options (trainer.recipes.options.Options): The run's.
+        options: The run's.
     """
     text = f'weights: of {options.load_model}'
     if options.reset_classifier:
@@ -71,13 +83,12 @@ def describe(options):
     return text
 
 
-def links_of(network, prefixes):
+def links_of(network: Network, prefixes: Sequence[str]) -> list[chainer.Link]:
     """Return the links that paths name, with all that is below them.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        prefixes (sequence of str): Paths as npz files have them: 'stem', 'stage1',
-            'stage1/block2', ...
+        network: The network.
+        prefixes: Paths as npz files have them: 'stem', 'stage1', 'stage1/block2', ...
 
     Returns:
         list of chainer.Link
@@ -97,14 +108,14 @@ def links_of(network, prefixes):
     return [links[prefix.strip('/')] for prefix in prefixes]
 
 
-def check_frozen(network, prefixes):
+def check_frozen(network: Network, prefixes: Sequence[str]) -> tuple[list[chainer.Link], set[int]]:
     """Check that layers can be frozen.
 
     Args:
         network, prefixes: See :func:`links_of`.
 
     Returns:
-        tuple: The links, and the ids of their parameters (set of int).
+        The links, and the ids of their parameters (set of int).
 
     Raises:
         trainer.errors.InputError: There is no such layer, or nothing would be left to
@@ -133,19 +144,19 @@ class Frozen(chainer.LinkHook):
     is computed there.
 
     Args:
-        network (trainer.networks.base.Network): The network, its optimizer set up.
-        prefixes (sequence of str): See :func:`links_of`.
+        network: The network, its optimizer set up.
+        prefixes: See :func:`links_of`.
 
     Raises:
         trainer.errors.InputError: There is no such layer, or nothing would be left to
             train.
     """
 
-    name = 'Frozen'
+    name: str = 'Frozen'
 
-    def __init__(self, network, prefixes):
+    def __init__(self, network: Network, prefixes: Sequence[str]) -> None:
         super().__init__()
-        self._before = []
+        self._before: list[tuple[bool, bool]] = []
         tops, frozen = check_frozen(network, prefixes)
         for link in tops:
             link.disable_update()
@@ -165,11 +176,11 @@ class Frozen(chainer.LinkHook):
             ):
                 link.add_hook(self)
 
-    def forward_preprocess(self, args):
+    def forward_preprocess(self, args: argparse.Namespace) -> None:
         config = chainer.config
         self._before.append((config.train, config.enable_backprop))
         config.train = False
         config.enable_backprop = config.enable_backprop and id(args.link) not in self._bottom
 
-    def forward_postprocess(self, args):
+    def forward_postprocess(self, args: argparse.Namespace) -> None:
         chainer.config.train, chainer.config.enable_backprop = self._before.pop()

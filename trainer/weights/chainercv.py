@@ -80,7 +80,7 @@ def architecture(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any] | 
     """
     if not is_chainercv(arrays):
         return None
-    blocks: dict[int, Any] = {}
+    blocks: dict[int, set[str]] = {}
     for name in arrays:
         match = _BLOCK.fullmatch(name)
         if match:

@@ -31,13 +31,13 @@ def of(network: Network) -> dict[str, Any]:
     return described
 
 
-def build(described: Mapping[str, Any], path: Path, weight_limit: int) -> Network:
+def build(described: Mapping[str, Any], path: Path, weight_limit: int | None) -> Network:
     """Build the network that a file describes, its weights zero.
 
     Args:
         described: From :meth:`Network.architecture`, or a stranger's file.
         path: The file, for messages.
-        weight_limit: The network may not have more weights than this.
+        weight_limit: The network may not have more weights than this; ``None``: any number.
 
     Raises:
         trainer.errors.InputError: The description is not one of ours.

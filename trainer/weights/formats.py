@@ -122,7 +122,7 @@ def kind_of(path: Path) -> str:
     )
 
 
-def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple:
+def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[Network, Contents]:
     """Build the network that a file holds, whatever its format and name.
 
     Args:

@@ -40,7 +40,7 @@ class Entry:
     variant: dict[str, object] = dataclasses.field(default_factory=dict)
 
     @property
-    def cls(self) -> type:
+    def cls(self) -> type[Network]:
         """The class, a :class:`trainer.networks.base.Network`."""
         module, name = self.cls_path.split(':')
         return getattr(importlib.import_module(module), name)
