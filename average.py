@@ -3,14 +3,13 @@
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
 import os
-import sys
 
 from trainer import cli, values
 from trainer.errors import InputError
 from trainer.text import printable
 
 
-def parser():
+def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Average the weights of the last or of the best models of a run, compute the '
@@ -48,9 +47,9 @@ def parser():
     return p
 
 
-def main():
+def main() -> int:
     args = parser().parse_args()
-    sys.stdout.reconfigure(errors='backslashreplace')  # names of folders may be no text
+    cli.accept_any_name()
     from trainer import run_folder
     from trainer.inference import evaluation
     from trainer.reports import evaluation as report
@@ -75,7 +74,7 @@ def main():
     return 0
 
 
-def command():
+def command() -> None:
     """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
     cli.run(main)
 

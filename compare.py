@@ -2,12 +2,11 @@
 
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
-import sys
 
 from trainer import cli
 
 
-def parser():
+def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Compare runs: a table of their results and of the options that differ, and '
@@ -20,9 +19,9 @@ def parser():
     return p
 
 
-def main():
+def main() -> int:
     args = parser().parse_args()
-    sys.stdout.reconfigure(errors='backslashreplace')  # names of folders may be no text
+    cli.accept_any_name()
     from trainer.reports import comparison
 
     if args.output:
@@ -34,7 +33,7 @@ def main():
     return 0
 
 
-def command():
+def command() -> None:
     """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
     cli.run(main)
 

@@ -1,27 +1,35 @@
 """Convert weights of ResNeXt: Torch7, PyTorch, safetensors, npz; and write ONNX."""
 
-from trainer import interrupts  # noqa: F401, I001  before what takes time
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from trainer import cli, files, values
+from trainer import (
+    cli,
+    files,
+    interrupts,  # noqa: F401, I001  before what takes time
+    values,
+)
 from trainer.errors import InputError, together
 from trainer.networks import table
 from trainer.weights import formats, namings
 
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
 
-def convert(path, entry=None):
+
+def convert(path: str, entry: str | None = None) -> Network:
     """Build the network that a file of weights holds.
 
     Args:
-        path (str): The file, under any name: Torch7, a PyTorch state dict (.pth,
-            .safetensors), or npz of this project or of the 2017 program. Nothing in it
-            is executed.
-        entry (str): Which state dict, of a PyTorch file with several.
+        path: The file, under any name: Torch7, a PyTorch state dict (.pth, .safetensors), or npz of
+            this project or of the 2017 program. Nothing in it is executed.
+        entry: Which state dict, of a PyTorch file with several.
 
     Returns:
-        trainer.networks.base.Network: :class:`resnext_ilsvrc.ResNext`, or
-        :class:`resnext.PaperResNext` where the file holds the CIFAR form; on the CPU.
+        :class:`resnext_ilsvrc.ResNext`, or :class:`resnext.PaperResNext` where the file holds the
+        CIFAR form; on the CPU.
 
     Raises:
         trainer.errors.InputError: The file is missing, damaged, or holds what these
@@ -30,7 +38,7 @@ def convert(path, entry=None):
     return formats.read(path, entry)[0]
 
 
-def parser():
+def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description=__doc__,
@@ -154,7 +162,7 @@ def _input(given):
     return path
 
 
-def main():
+def main() -> None:
     p = parser()
     args = p.parse_args()
     (output, kind), path = together(lambda: _output(args), lambda: _input(args.input))
@@ -200,7 +208,7 @@ def main():
     print(f'wrote {output} ({kind}{how})')
 
 
-def command():
+def command() -> None:
     """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
     cli.run(main)
 

@@ -7,7 +7,7 @@ from trainer import interrupts  # noqa: F401, I001  before what takes time
 
 import argparse
 import os
-import sys
+from typing import Any
 
 from trainer import cli, recipes
 from trainer.recipes import flags as option_flags
@@ -30,7 +30,7 @@ EXAMPLES = """
 """
 
 
-def parser():
+def parser() -> cli.ArgumentParser:
     """Return the parser of the flags; only those that are given appear in its result."""
     p = cli.ArgumentParser(
         description='Train a ResNeXt with Chainer. The defaults are those of --recipe original.',
@@ -58,7 +58,7 @@ def parser():
     return p
 
 
-def flags():
+def flags() -> dict[str, Any]:
     """Return the flags that are given, checked."""
     p = parser()
     given = vars(p.parse_args())
@@ -71,11 +71,11 @@ def flags():
     return given
 
 
-def main():
+def main() -> int:
     launch.share_cores()
     with launch.first_speaks():
         given = flags()
-    sys.stdout.reconfigure(errors='backslashreplace')  # names of files may be no text
+    cli.accept_any_name()
     from trainer.training import run
 
     resume = bool(given.pop('resume', False))
@@ -89,7 +89,7 @@ def main():
     return 0 if run.train(resume=resume, **given) else 130
 
 
-def command():
+def command() -> None:
     """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
     cli.run(main)
 

@@ -10,7 +10,7 @@ from trainer.errors import together
 from trainer.text import printable
 
 
-def parser():
+def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Say what images show: the likeliest classes. Photographs are turned upright '
@@ -65,7 +65,7 @@ def _sources(args):
     return sources
 
 
-def main():
+def main() -> int:
     p = parser()
     args = p.parse_args()
     if args.cam and (args.ten_crop or len(args.load_model) > 1):
@@ -77,7 +77,7 @@ def main():
         lambda: cli.check_models(args.load_model, args), lambda: _sources(args)
     )
     networks = cli.make_predictors([cli.load_network(path, args) for path in paths], args)
-    sys.stdout.reconfigure(errors='backslashreplace')  # names of classes may be no text
+    cli.accept_any_name()
     found = []
     for said in prediction.predict(networks, sources, args.k, args.batch, ten_crop=args.ten_crop):
         found.append(said)
@@ -104,7 +104,7 @@ def main():
     return 0 if len(readable) == len(found) else 2
 
 
-def command():
+def command() -> None:
     """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
     cli.run(main)
 

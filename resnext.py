@@ -1,10 +1,18 @@
 """The CIFAR network of nutszebra/resnext, and the paper's."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 from trainer.errors import InputError
 from trainer.inference.model import Model
 from trainer.networks import layers, paper
 from trainer.networks.base import Network
 from trainer.weights.formats import load
+
+if TYPE_CHECKING:
+    import chainer
 
 __all__ = ['ResNext', 'PaperResNext', 'resnet', 'load']
 
@@ -17,29 +25,29 @@ class ResNext(Model, Network):
     after it) and in its head (batch normalisation and ReLU on the scores).
 
     Args:
-        category_num (int): Number of classes.
-        block_num (tuple of int): Blocks in each stage.
-        C (int): Cardinality.
-        d (int): Width of one group in the first stage; it doubles from stage to stage.
-        multiplier (int): A block of stage i gives d x 2^(i-1) x multiplier channels.
-        shortcut (str): 'A' (identities, that program's), 'B' (a projection in each
-            stage's first block) or 'C' (projections everywhere).
-        initialize (bool): ``False`` leaves the weights zero, for loading a file.
+        category_num: Number of classes.
+        block_num: Blocks in each stage.
+        C: Cardinality.
+        d: Width of one group in the first stage; it doubles from stage to stage.
+        multiplier: A block of stage i gives d x 2^(i-1) x multiplier channels.
+        shortcut: 'A' (identities, that program's), 'B' (a projection in each stage's first block)
+            or 'C' (projections everywhere).
+        initialize: ``False`` leaves the weights zero, for loading a file.
     """
 
-    kind = 'original-cifar'
-    preprocessing = 'DataAugmentationCifar10NormalizeSmall'
+    kind: str = 'original-cifar'
+    preprocessing: str = 'DataAugmentationCifar10NormalizeSmall'
 
     def __init__(
         self,
-        category_num,
-        block_num=(3, 3, 3),
-        C=4,
-        d=64,
-        multiplier=4,
-        initialize=True,
-        shortcut='A',
-    ):
+        category_num: int,
+        block_num: tuple[int, ...] = (3, 3, 3),
+        C: int = 4,
+        d: int = 64,
+        multiplier: int = 4,
+        initialize: bool = True,
+        shortcut: str = 'A',
+    ) -> None:
         layers.check_arguments(
             category_num=category_num, block_num=block_num, C=C, d=d, multiplier=multiplier
         )
@@ -75,13 +83,13 @@ class ResNext(Model, Network):
             self.weight_initialization()
 
     @staticmethod
-    def expansion(sizes):
+    def expansion(sizes: Mapping[str, Any]) -> float:
         return sizes['multi']
 
-    def classify(self, h):
+    def classify(self, h: chainer.Variable) -> chainer.Variable:
         return self.fc(h).reshape((len(h), self.category_num))
 
-    def architecture(self):
+    def architecture(self) -> dict[str, Any]:
         return {
             'network': self.kind,
             'category_num': self.category_num,
@@ -93,7 +101,7 @@ class ResNext(Model, Network):
             'classes': self.classes,
         }
 
-    def original_units(self):
+    def original_units(self) -> list[tuple]:
         if self.shortcut != 'A':
             raise InputError(
                 'the 2017 program cannot hold this network: its shortcuts have no weights'
@@ -128,37 +136,37 @@ class PaperResNext(Model, paper.PaperNetwork):
     2^i after them. Images: (batch, 3, height, width) float32.
 
     Args:
-        category_num (int): Number of classes.
-        block_num (tuple of int): Blocks in each stage.
-        C (int): Cardinality.
-        d (int): Width of one group in the first stage.
-        widen_factor (int): See above; the paper's is 4.
-        stem_width (int): Channels of the stem.
-        stages (sequence): :class:`StageConfig <trainer.networks.layers.StageConfig>` of
-            each stage, for networks that block_num, C, d, widen_factor and shortcut cannot
-            describe; they are ignored then. Files hold this.
-        shortcut (str): 'A' (identities), 'B' (a projection where a stage's first block
-            changes the size, the paper's) or 'C' (projections everywhere).
-        eps (float): Added to the variance by batch normalisation.
-        initialize (bool): ``False`` leaves the weights zero, for loading a file.
+        category_num: Number of classes.
+        block_num: Blocks in each stage.
+        C: Cardinality.
+        d: Width of one group in the first stage.
+        widen_factor: See above; the paper's is 4.
+        stem_width: Channels of the stem.
+        stages: :class:`StageConfig <trainer.networks.layers.StageConfig>` of each stage, for
+            networks that block_num, C, d, widen_factor and shortcut cannot describe; they are
+            ignored then. Files hold this.
+        shortcut: 'A' (identities), 'B' (a projection where a stage's first block changes the size,
+            the paper's) or 'C' (projections everywhere).
+        eps: Added to the variance by batch normalisation.
+        initialize: ``False`` leaves the weights zero, for loading a file.
     """
 
-    kind = 'paper-cifar'
+    kind: str = 'paper-cifar'
 
     def __init__(
         self,
-        category_num,
-        block_num=(3, 3, 3),
-        C=8,
-        d=64,
-        widen_factor=4,
+        category_num: int,
+        block_num: tuple[int, ...] = (3, 3, 3),
+        C: int = 8,
+        d: int = 64,
+        widen_factor: int = 4,
         *,
-        stem_width=64,
-        stages=None,
-        shortcut='B',
-        eps=1e-5,
-        initialize=True,
-    ):
+        stem_width: int = 64,
+        stages: Sequence[Sequence] | None = None,
+        shortcut: str = 'B',
+        eps: float = 1e-5,
+        initialize: bool = True,
+    ) -> None:
         layers.check_arguments(category_num=category_num, stem_width=stem_width)
         if stages is None:
             layers.check_arguments(block_num=block_num, C=C, d=d, widen_factor=widen_factor)
@@ -168,15 +176,17 @@ class PaperResNext(Model, paper.PaperNetwork):
         super().__init__(category_num, stages, (3, 1, 1), stem_width, eps, initialize)
 
     @staticmethod
-    def expansion(sizes):
+    def expansion(sizes: Mapping[str, Any]) -> float:
         return sizes['widen_factor']
 
 
-def resnet(depth, category_num=10, d=64, **arguments):
+def resnet(depth: int, category_num: int = 10, d: int = 64, **arguments: Any) -> PaperResNext:
     """Build the paper's CIFAR ResNet of 9n + 2 layers: its ResNeXt of cardinality 1.
 
     Args:
-        depth (int): Layers. category_num (int): Number of classes. d (int): Base width.
+        depth: Layers.
+        category_num: Number of classes.
+        d: Base width.
         arguments: Further ones of :class:`PaperResNext`.
 
     Raises:

@@ -1,5 +1,8 @@
 """The paper's ImageNet networks, which the Torch7 files hold."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from trainer.errors import InputError
 from trainer.inference.model import Model
 from trainer.networks import layers, paper
@@ -31,59 +34,58 @@ class ResNext(Model, paper.PaperNetwork):
     ``data_augmentation.DataAugmentationNormalizeBigger`` makes them.
 
     Args:
-        category_num (int): Number of classes.
-        block_num (tuple of int): Blocks in each stage.
-        C (int): Cardinality.
-        d (int): Width of one group in the first stage.
-        multiplier (float): Channels after a block for each channel inside: 256 / (C x d)
-            in the paper, so 1 for 64x4d and 2 for 32x4d.
-        stem_width (int): Channels of the stem.
-        stages (sequence): :class:`StageConfig <trainer.networks.layers.StageConfig>` of
-            each stage, for networks that block_num, C, d, multiplier and shortcut cannot
-            describe; they are ignored then. Files hold this.
-        shortcut (str): 'A' (identities), 'B' (a projection in each stage's first block,
-            the paper's) or 'C' (projections everywhere).
-        round_up_pooling (bool): ``False``: the max pooling takes 112 to 56 pixels, as
-            Torch7 does, where the published weights were trained. ``True``: to 57, as
-            the 2017 program does, whose converted weights therefore saw other inputs
-            than they were trained on and lost about one point of top-1 accuracy; for
-            comparing with that program.
-        eps (float): Added to the variance by batch normalisation.
-        initialize (bool): ``False`` leaves the weights zero, for loading a file.
-        deep_stem (sequence of int): Channels of the first two of three 3x3 convolutions in
-            place of the 7x7 one, (32, 32) in ResNet-D (arXiv 1812.01187).
-        average_shortcut (bool): Whether shortcuts of stride 2 average over 2x2 pixels before
-            a projection of stride 1, as in ResNet-D.
-        se_reduction (int): Blocks end in squeeze-and-excitation (arXiv 1709.01507) of this
-            reduction, 16 in SE-ResNeXt.
-        pool_pad (int): Padding of the max pooling: 1, or 0 as in Caffe's SE-ResNeXt.
+        category_num: Number of classes.
+        block_num: Blocks in each stage.
+        C: Cardinality.
+        d: Width of one group in the first stage.
+        multiplier: Channels after a block for each channel inside: 256 / (C x d) in the paper, so 1
+            for 64x4d and 2 for 32x4d.
+        stem_width: Channels of the stem.
+        stages: :class:`StageConfig <trainer.networks.layers.StageConfig>` of each stage, for
+            networks that block_num, C, d, multiplier and shortcut cannot describe; they are ignored
+            then. Files hold this.
+        shortcut: 'A' (identities), 'B' (a projection in each stage's first block, the paper's) or
+            'C' (projections everywhere).
+        round_up_pooling: ``False``: the max pooling takes 112 to 56 pixels, as Torch7 does, where
+            the published weights were trained. ``True``: to 57, as the 2017 program does, whose
+            converted weights therefore saw other inputs than they were trained on and lost about
+            one point of top-1 accuracy; for comparing with that program.
+        eps: Added to the variance by batch normalisation.
+        initialize: ``False`` leaves the weights zero, for loading a file.
+        deep_stem: Channels of the first two of three 3x3 convolutions in place of the 7x7 one, (32,
+            32) in ResNet-D (arXiv 1812.01187).
+        average_shortcut: Whether shortcuts of stride 2 average over 2x2 pixels before a projection
+            of stride 1, as in ResNet-D.
+        se_reduction: Blocks end in squeeze-and-excitation (arXiv 1709.01507) of this reduction, 16
+            in SE-ResNeXt.
+        pool_pad: Padding of the max pooling: 1, or 0 as in Caffe's SE-ResNeXt.
 
     ``round_up_pooling`` and ``pool_pad`` 0 together are the pooling of Caffe's networks.
     """
 
-    kind = 'ilsvrc'
-    preprocessing = 'DataAugmentationNormalizeBigger'
-    image_size = 224
+    kind: str = 'ilsvrc'
+    preprocessing: str = 'DataAugmentationNormalizeBigger'
+    image_size: int = 224
 
     def __init__(
         self,
-        category_num,
-        block_num=(3, 4, 23, 3),
-        C=64,
-        d=4,
-        multiplier=1,
+        category_num: int,
+        block_num: tuple[int, ...] = (3, 4, 23, 3),
+        C: int = 64,
+        d: int = 4,
+        multiplier: float = 1,
         *,
-        stem_width=64,
-        stages=None,
-        shortcut='B',
-        round_up_pooling=False,
-        eps=1e-5,
-        initialize=True,
-        deep_stem=None,
-        average_shortcut=False,
-        se_reduction=None,
-        pool_pad=1,
-    ):
+        stem_width: int = 64,
+        stages: Sequence[Sequence] | None = None,
+        shortcut: str = 'B',
+        round_up_pooling: bool = False,
+        eps: float = 1e-5,
+        initialize: bool = True,
+        deep_stem: Sequence[int] | None = None,
+        average_shortcut: bool = False,
+        se_reduction: int | None = None,
+        pool_pad: int = 1,
+    ) -> None:
         layers.check_arguments(category_num=category_num, stem_width=stem_width)
         if stages is None:
             layers.check_arguments(block_num=block_num, C=C, d=d, multiplier=multiplier)
@@ -101,16 +103,16 @@ class ResNext(Model, paper.PaperNetwork):
         super().__init__(category_num, stages, (7, 2, 3), stem_width, eps, initialize, **variant)
         self.variant = {name: value for name, value in variant.items() if value}
 
-    def architecture(self):
+    def architecture(self) -> dict[str, Any]:
         pool = {} if self.pool_pad == 1 else {'pool_pad': self.pool_pad}
         return super().architecture() | pool
 
     @staticmethod
-    def expansion(sizes):
+    def expansion(sizes: Mapping[str, Any]) -> float:
         return sizes['multi'] or 256 / (sizes['C'] * sizes['d'])
 
     @staticmethod
-    def blocks_of_depth(depth):
+    def blocks_of_depth(depth: int) -> tuple[int, ...]:
         """Return the blocks in each stage of a network of 50, 101 or 152 layers.
 
         Raises:
@@ -123,7 +125,7 @@ class ResNext(Model, paper.PaperNetwork):
             )
         return _BLOCKS[depth]
 
-    def original_units(self):
+    def original_units(self) -> list[tuple]:
         block_num, C, d = self.block_num, self.C, self.d
         if (
             self.stages != paper.stages(block_num, C, d, self.multiplier)
@@ -172,57 +174,58 @@ def _multiplier(C, d):
     return 256 / (C * d)
 
 
-def resnext50(category_num=1000, C=32, d=4, **arguments):
+def resnext50(category_num: int = 1000, C: int = 32, d: int = 4, **arguments: Any) -> ResNext:
     """Build the paper's ResNeXt-50 of any cardinality and base width.
 
     Its blocks give 256 channels in stage 1, 512, 1024 and 2048 in the others. Of one
     complexity are 1x64d, 2x40d, 4x24d, 8x14d and 32x4d.
 
     Args:
-        category_num (int): Number of classes.
-        C (int): Cardinality. d (int): Width of one group in the first stage.
+        category_num: Number of classes.
+        C: Cardinality.
+        d: Width of one group in the first stage.
         arguments: Further ones of :class:`ResNext`.
     """
     return ResNext.of_depth(50, category_num, C=C, d=d, multiplier=_multiplier(C, d), **arguments)
 
 
-def resnext101(category_num=1000, C=32, d=4, **arguments):
+def resnext101(category_num: int = 1000, C: int = 32, d: int = 4, **arguments: Any) -> ResNext:
     """Build ResNeXt-101; see :func:`resnext50`."""
     return ResNext.of_depth(101, category_num, C=C, d=d, multiplier=_multiplier(C, d), **arguments)
 
 
-def resnext152(category_num=1000, C=32, d=4, **arguments):
+def resnext152(category_num: int = 1000, C: int = 32, d: int = 4, **arguments: Any) -> ResNext:
     """Build ResNeXt-152; see :func:`resnext50`."""
     return ResNext.of_depth(152, category_num, C=C, d=d, multiplier=_multiplier(C, d), **arguments)
 
 
-def seresnext50(category_num=1000, C=32, d=4, **arguments):
+def seresnext50(category_num: int = 1000, C: int = 32, d: int = 4, **arguments: Any) -> ResNext:
     """Build SE-ResNeXt-50 (arXiv 1709.01507); see :func:`resnext50`."""
     return resnext50(category_num, C, d, **{'se_reduction': 16, **arguments})
 
 
-def seresnext101(category_num=1000, C=32, d=4, **arguments):
+def seresnext101(category_num: int = 1000, C: int = 32, d: int = 4, **arguments: Any) -> ResNext:
     """Build SE-ResNeXt-101; see :func:`seresnext50`."""
     return resnext101(category_num, C, d, **{'se_reduction': 16, **arguments})
 
 
-def resnext50d(category_num=1000, C=32, d=4, **arguments):
+def resnext50d(category_num: int = 1000, C: int = 32, d: int = 4, **arguments: Any) -> ResNext:
     """Build ResNeXt-50 with ResNet-D's stem and shortcuts (arXiv 1812.01187)."""
     return resnext50(
         category_num, C, d, **{'deep_stem': (32, 32), 'average_shortcut': True, **arguments}
     )
 
 
-def resnet50(category_num=1000, **arguments):
+def resnet50(category_num: int = 1000, **arguments: Any) -> ResNext:
     """Build ResNet-50: ResNeXt-50 of cardinality 1, its stride in the 3x3 convolutions."""
     return resnext50(category_num, 1, 64, **arguments)
 
 
-def resnet101(category_num=1000, **arguments):
+def resnet101(category_num: int = 1000, **arguments: Any) -> ResNext:
     """Build ResNet-101; see :func:`resnet50`."""
     return resnext101(category_num, 1, 64, **arguments)
 
 
-def resnet152(category_num=1000, **arguments):
+def resnet152(category_num: int = 1000, **arguments: Any) -> ResNext:
     """Build ResNet-152; see :func:`resnet50`."""
     return resnext152(category_num, 1, 64, **arguments)

@@ -3,13 +3,12 @@
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
 import os
-import sys
 
 from trainer import cli, datasets, files, values
 from trainer.errors import InputError, together
 
 
-def parser():
+def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Test a model: loss, top-1 and top-5 error on the test images of a dataset. '
@@ -63,10 +62,10 @@ def _check_output(folder):
         raise InputError(f'-p {folder}: the log.json there is that of a run; choose another folder')
 
 
-def main():
+def main() -> int:
     p = parser()
     args = p.parse_args()
-    sys.stdout.reconfigure(errors='backslashreplace')  # names of classes may be no text
+    cli.accept_any_name()
     cli.check_workers(p, args)
     if not os.path.lexists(args.model):
         p.error(f"{args.model}: there is no such file of weights, and no such run's folder")
@@ -123,7 +122,7 @@ def main():
     return 0
 
 
-def command():
+def command() -> None:
     """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
     cli.run(main)
 

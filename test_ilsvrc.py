@@ -8,7 +8,7 @@ from trainer import cli, files, values
 from trainer.errors import InputError, together
 
 
-def parser():
+def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Measure the top-1 and top-5 error of an ImageNet model, or of several '
@@ -85,7 +85,7 @@ def _check_output(args):
         raise InputError(f'-p {args.save_path}: log.json cannot be written there')
 
 
-def main():
+def main() -> int:
     p = parser()
     args = p.parse_args()
     cli.check_workers(p, args)
@@ -139,7 +139,7 @@ def main():
     return 0
 
 
-def command():
+def command() -> None:
     """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
     cli.run(main)
 

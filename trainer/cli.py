@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -30,6 +31,12 @@ __all__ = ['ArgumentParser']
 def prog() -> str:
     """Return what the script is called in messages."""
     return os.path.basename(sys.argv[0])
+
+
+def accept_any_name() -> None:
+    """Let stdout take names that are no text: of files, of classes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 def reason(error: BaseException) -> str | None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from trainer.text import printable
-
-if TYPE_CHECKING:
-    from trainer.types import R
 
 # An argument's name in a message.
 _ARGUMENT = re.compile(r'`([A-Za-z]\w*)`')
@@ -43,7 +40,7 @@ class InputError(Exception):
         ]
 
 
-def together(*checks: Callable[[], R]) -> list[R]:
+def together(*checks: Callable[[], Any]) -> list[Any]:
     """Call functions one after the other, so that a user reads of all faults at once.
 
     Args:

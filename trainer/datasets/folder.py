@@ -39,7 +39,7 @@ class ImageFiles:
         upright (bool): Whether they are turned as their EXIF orientation says.
 
     Attributes:
-        paths: As given. categories (list of str): As given.
+        paths, categories: As given.
         labels: int32 (images,).
     """
 

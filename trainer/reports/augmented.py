@@ -11,36 +11,36 @@ MOST = 24
 _COLUMNS = 6
 
 
-def visible(preprocessing, x):
+def visible(preprocessing: type, x: np.ndarray) -> np.ndarray:
     """Undo the normalisation of images.
 
     Args:
-        preprocessing (type): The class of ``data_augmentation`` that made them.
-        x (numpy.ndarray): float32 (batch, 3, height, width).
+        preprocessing: The class of ``data_augmentation`` that made them.
+        x: float32 (batch, 3, height, width).
 
     Returns:
-        numpy.ndarray: uint8 (batch, height, width, 3). What was normalised image by image has
-        the contrast of the whole range, as its mean and deviation are not known any more.
+        uint8 (batch, height, width, 3). What was normalised image by image has the contrast of the
+        whole range, as its mean and deviation are not known any more.
     """
     if issubclass(preprocessing, ilsvrc.DataAugmentationNormalizeBigger):
         mean, std = (255 * np.array(values) for values in (ilsvrc.MEAN, ilsvrc.STD))
-    elif hasattr(preprocessing, 'mean'):
+    elif hasattr(preprocessing, 'mean') and hasattr(preprocessing, 'std'):
         mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     else:
         low, high = (f(x, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
-        mean, std = 0, 1
+        mean, std = np.zeros((), x.dtype), np.ones((), x.dtype)
         x = 255 * (x - low) / np.maximum(high - low, 1e-12)
     x = x.transpose(0, 2, 3, 1) * std + mean
     return np.rint(x).clip(0, 255).astype(np.uint8)
 
 
-def titles(classes, t, rows=None):
+def titles(classes: list[str], t: np.ndarray, rows: np.ndarray | None = None) -> list[str]:
     """Return the labels of images in words, one text for each.
 
     Args:
-        classes (list of str): Names of the classes.
-        t (numpy.ndarray): Labels, int (batch,).
-        rows (numpy.ndarray): How images were mixed (:mod:`trainer.transforms.mixing`).
+        classes: Names of the classes.
+        t: Labels, int (batch,).
+        rows: How images were mixed (:mod:`trainer.transforms.mixing`).
     """
     if rows is None:
         return [figures.plain(classes[label], 26) for label in t]
@@ -62,13 +62,13 @@ def titles(classes, t, rows=None):
     return found
 
 
-def draw(images, words, path):
+def draw(images: np.ndarray, words: list[str], path: str) -> None:
     """Draw images and what they are.
 
     Args:
-        images (numpy.ndarray): uint8 (images, height, width, 3), up to :data:`MOST`.
-        words (list of str): One for each.
-        path (str): The image to write; its suffix is the format.
+        images: uint8 (images, height, width, 3), up to :data:`MOST`.
+        words: One for each.
+        path: The image to write; its suffix is the format.
     """
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)

@@ -3,6 +3,8 @@
 import math
 import os
 import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,31 +30,31 @@ class Run:
     """The numbers of a run, epoch by epoch.
 
     Args:
-        folder (str): Its folder.
+        folder: Its folder.
 
     Attributes:
-        folder (str): As given.
-        options (dict): Its options; empty where there is only a log, as of the original.
-        epochs (list of dict): For each epoch ``epoch`` and, where the log has them,
-            ``test_error``, ``test_5_error`` and ``train_error`` (percent), ``test_loss``
-            and ``train_loss`` (mean, in nats).
-        classes (int): Number of classes, ``None`` where the log does not say.
+        folder: As given.
+        options: Its options; empty where there is only a log, as of the original.
+        epochs: For each epoch ``epoch`` and, where the log has them, ``test_error``,
+            ``test_5_error`` and ``train_error`` (percent), ``test_loss`` and ``train_loss`` (mean,
+            in nats).
+        classes: Number of classes, ``None`` where the log does not say.
 
     Raises:
         trainer.errors.InputError: There is no log, or it is no log.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.options = {}
+        self.options: dict[str, Any] = {}
         if os.path.exists(os.path.join(folder, run_folder.RECORD)):
             self.options = run_folder.read_record(folder)['options']
         path = os.path.join(folder, 'log.json')
         try:
             entries = files.read_json(path)
-            self.epochs = _epochs(entries)
+            self.epochs: list[dict[str, Any]] = _epochs(entries)
             named = (e['are'] for e in entries if e['_id'] == 'categories')
-            self.classes = len(next(named, [])) or None
+            self.classes: int | None = len(next(named, [])) or None
         except OSError as e:
             raise InputError(
                 f'{path}: cannot be read ({e.strerror}); a run writes it after its first epoch'
@@ -70,8 +72,8 @@ class Run:
             raise InputError(f'{path}: a log without epochs')
 
     @property
-    def best(self):
-        """dict: The epoch of the least test error."""
+    def best(self) -> dict[str, Any]:
+        """The epoch of the least test error."""
         return min(
             (row for row in self.epochs if 'test_error' in row), key=lambda row: row['test_error']
         )
@@ -106,14 +108,14 @@ def _epochs(entries):
     return [rows[epoch] for epoch in sorted(rows)]
 
 
-def differences(compared):
+def differences(compared: Sequence[Run]) -> dict[str, list]:
     """Return the options that differ, and their values.
 
     Args:
-        compared (sequence of Run): The runs.
+        compared: The runs.
 
     Returns:
-        dict: Option -> list of its values, ``None`` for runs that have no such option.
+        Option -> list of its values, ``None`` for runs that have no such option.
     """
     names = sorted({name for run in compared for name in run.options} - _ASIDE)
     # Records of earlier versions lack options that came later.
@@ -126,7 +128,7 @@ def differences(compared):
     return {name: v for name, v in values.items() if any(other != v[0] for other in v)}
 
 
-def names(compared):
+def names(compared: Sequence[Run]) -> list[str]:
     """Return short names: the folders' last parts, or all of them where these are the same."""
     short = [os.path.basename(os.path.abspath(run.folder)) for run in compared]
     return short if len(set(short)) == len(short) else [run.folder for run in compared]
@@ -142,11 +144,11 @@ def _text(value):
     return f'{value:g}' if isinstance(value, float) else str(value)
 
 
-def table(compared):
+def table(compared: Sequence[Run]) -> str:
     """Return lines that compare runs: results first, then the options that differ.
 
     Args:
-        compared (sequence of Run): The runs.
+        compared: The runs.
     """
     rows = [
         ('run', [printable(name) for name in names(compared)]),
@@ -202,7 +204,7 @@ def _laid_out(rows):
     )
 
 
-def check(folders, path):
+def check(folders: Sequence[Any], path: str) -> None:
     """Check that :func:`draw` can draw so many runs to ``path``.
 
     Raises:
@@ -221,12 +223,12 @@ def check(folders, path):
         raise InputError(f'{len(folders)} runs do not fit one figure, at most {MOST} do')
 
 
-def draw(compared, path):
+def draw(compared: Sequence[Run], path: str) -> None:
     """Draw error and loss of runs over their epochs: testing as lines, training dotted.
 
     Args:
-        compared (sequence of Run): Up to :data:`MOST`.
-        path (str): The image to write; its suffix is the format.
+        compared: Up to :data:`MOST`.
+        path: The image to write; its suffix is the format.
     """
     check(compared, path)
     labels = _labels(compared)
@@ -249,9 +251,10 @@ def draw(compared, path):
         Line2D([], [], color=colour, linewidth=2.5, marker='o', label=label)
         for label, colour in zip(labels, _COLOURS)
     ]
+    label = 'in testing; the dot is the least error'
     handles += [
-        Line2D([], [], linestyle=style, color='#555555', label=label)
-        for style, label in (('-', 'in testing; the dot is the least error'), (':', 'in training'))
+        Line2D([], [], linestyle='-', color='#555555', label=label),
+        Line2D([], [], linestyle=':', color='#555555', label='in training'),
     ]
     legend = figure.legend(handles=handles, loc='outside lower left', frameon=False)
     for text in legend.get_texts():

@@ -1,12 +1,19 @@
 """The console: a line for each epoch, and a progress bar with the time left."""
 
+from __future__ import annotations
+
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import tqdm
 from chainer.training import extension
 
-from trainer.reports.log import ACCURACY
+from trainer.reports.log import ACCURACY, Log
+
+if TYPE_CHECKING:
+    import chainer
 
 #: Seconds between two losses.
 _SHOWN = 0.2
@@ -19,17 +26,19 @@ class Console(extension.Extension):
     """Say a table row after each epoch; on a terminal, show a bar between.
 
     Args:
-        log (trainer.reports.log.Log): Where the numbers are.
-        epochs (int): Epochs of the whole run.
-        iterations (int): Updates in an epoch.
-        classes (int): Number of classes; of five or fewer, top-5 accuracy says nothing.
-        say (callable): Where lines go.
+        log: Where the numbers are.
+        epochs: Epochs of the whole run.
+        iterations: Updates in an epoch.
+        classes: Number of classes; of five or fewer, top-5 accuracy says nothing.
+        say: Where lines go.
     """
 
-    trigger = 1, 'iteration'
-    priority = extension.PRIORITY_READER - 5
+    trigger: tuple[int, str] = 1, 'iteration'
+    priority: int = extension.PRIORITY_READER - 5
 
-    def __init__(self, log, epochs, iterations, classes, say):
+    def __init__(
+        self, log: Log, epochs: int, iterations: int, classes: int, say: Callable[[str], object]
+    ) -> None:
         self._log = log
         self._epochs = epochs
         self._iterations = iterations
@@ -38,7 +47,7 @@ class Console(extension.Extension):
         self._bar = None
         self._shown = 0
 
-    def initialize(self, trainer):
+    def initialize(self, trainer: chainer.training.Trainer) -> None:
         updater = trainer.updater
         self._begun = updater.iteration, trainer.elapsed_time
         self._printed = len(self._log.log)
@@ -69,7 +78,7 @@ class Console(extension.Extension):
         ahead = self._epochs * self._iterations - trainer.updater.iteration
         return clock((trainer.elapsed_time - elapsed) / done * ahead)
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: chainer.training.Trainer) -> None:
         if self._bar is not None:
             now = time.monotonic()
             if not self._bar.disable and now > self._shown + _SHOWN:
@@ -101,11 +110,11 @@ class Console(extension.Extension):
             )
             self._open(trainer.updater)
 
-    def finalize(self):
+    def finalize(self) -> None:
         self._close()
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
     """Return hours, minutes and seconds: 0:01:01, 291:04:05."""
     minutes, seconds = divmod(round(seconds), 60)
     return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'

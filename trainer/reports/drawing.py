@@ -1,7 +1,11 @@
 """Predictions as drawings: each image with bars for the probabilities of its classes, or with
 maps of where they are seen."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,6 +16,10 @@ from trainer.errors import InputError
 from trainer.reports import figures
 from trainer.transforms import decoding
 
+if TYPE_CHECKING:
+    from trainer.inference.cam import Explanation
+    from trainer.inference.prediction import Prediction
+
 #: Images that one drawing holds, and classes for each.
 MOST = 60
 MOST_CLASSES = 10
@@ -19,13 +27,13 @@ MOST_CLASSES = 10
 _BAR, _BEST, _INK, _FAINT = '#9ecae1', '#2171b5', '#222222', '#eeeeee'
 
 
-def check(path, number=0, flag='`draw`'):
+def check(path: str, number: int = 0, flag: str = '`draw`') -> None:
     """Check that a drawing of so many images can be written.
 
     Args:
-        path (str): The image to write.
-        number (int): Images in it.
-        flag (str): What names the path, for messages.
+        path: The image to write.
+        number: Images in it.
+        flag: What names the path, for messages.
 
     Raises:
         trainer.errors.InputError: It cannot.
@@ -45,13 +53,12 @@ def check(path, number=0, flag='`draw`'):
         raise InputError(f'{flag} {path}: there is no such folder')
 
 
-def draw(predictions, path):
+def draw(predictions: Sequence[Prediction], path: str) -> None:
     """Draw images with bars for the probabilities of their classes.
 
     Args:
-        predictions (sequence of trainer.inference.prediction.Prediction): Up to :data:`MOST`,
-            without errors.
-        path (str): The image to write; its suffix is the format.
+        predictions: Up to :data:`MOST`, without errors.
+        path: The image to write; its suffix is the format.
     """
     check(path, len(predictions))
     columns = 1 + (len(predictions) > 3) + (len(predictions) > 16)
@@ -60,8 +67,8 @@ def draw(predictions, path):
     height = 0.5 + 0.42 * max(classes, 3)  # below three, images would be too small
     titles = _titles([p.source for p in predictions])
     widths = [1.2 * min(height, 2.6), 5]  # inches, of the image and its bars
-    figure = Figure(figsize=(sum(widths) * columns, height * rows), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(sum(widths) * columns, height * rows))
+    figure.set_layout_engine('constrained', w_pad=0.12, h_pad=0.12)
     axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=widths * columns)
     for axis in axes.flat:
         axis.axis('off')
@@ -126,14 +133,14 @@ def _draw_one(prediction, title, classes, axes, bars):
 MOST_MAPS = 3
 
 
-def draw_maps(explanations, path):
+def draw_maps(explanations: Sequence[Explanation], path: str) -> None:
     """Draw images and over them, class by class, where each class is seen.
 
     The brighter a place the more it speaks for the class; the maps of an image share a scale.
 
     Args:
-        explanations (sequence of trainer.inference.cam.Explanation): Up to :data:`MOST`.
-        path (str): The image to write; its suffix is the format.
+        explanations: Up to :data:`MOST`.
+        path: The image to write; its suffix is the format.
     """
     check(path, len(explanations), '`cam`')
     columns = 1 + min(MOST_MAPS, max(len(e.maps) for e in explanations))

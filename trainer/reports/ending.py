@@ -2,21 +2,25 @@
 
 import os
 import shlex
+from collections.abc import Sequence
+from typing import Any
 
 from trainer.reports.console import clock
 from trainer.reports.log import ACCURACY
 from trainer.text import printable
 
 
-def text(rows, folder, best, seconds, images):
+def text(
+    rows: Sequence[dict[str, Any]], folder: str, best: str, seconds: float, images: int
+) -> str:
     """Return the end of a run as lines.
 
     Args:
-        rows (list of dict): Its epochs, as Chainer's LogReport keeps them; one or more.
-        folder (str): The run's folder.
-        best (str): The file of the best model.
-        seconds (float): What the run took, interruptions left out.
-        images (int): Number of images for testing.
+        rows: Its epochs, as Chainer's LogReport keeps them; one or more.
+        folder: The run's folder.
+        best: The file of the best model.
+        seconds: What the run took, interruptions left out.
+        images: Number of images for testing.
     """
     top, last = max(rows, key=lambda row: row[ACCURACY]), rows[-1]
     here = shlex.quote(os.path.normpath(folder))

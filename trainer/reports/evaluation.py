@@ -1,8 +1,12 @@
 """What an evaluation tells: progress, a table, ``log.json``."""
 
+from __future__ import annotations
+
 import os
 import sys
 import time
+from collections.abc import Sequence, Sized
+from typing import TYPE_CHECKING, Any, Self
 
 import tqdm
 
@@ -10,6 +14,12 @@ from trainer.datasets import class_names
 from trainer.reports.console import clock
 from trainer.text import printable
 from trainer.weights import description
+
+if TYPE_CHECKING:
+    from trainer.datasets.folder import ImageFiles
+    from trainer.inference.evaluation import Evaluation
+    from trainer.metrics import Tally
+    from trainer.networks.base import Network
 
 _BAR = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left{postfix}]'
 
@@ -21,13 +31,13 @@ class Progress:
     """Tell how far an evaluation is: a bar on a terminal, otherwise a line now and then.
 
     Args:
-        total (int): Images in all.
+        total: Images in all.
     """
 
     #: Seconds after which there is a line even if less than a tenth has been done.
-    interval = 60
+    interval: int = 60
 
-    def __init__(self, total):
+    def __init__(self, total: int) -> None:
         self._total = total
         self._done = 0
         self._begun = self._told = time.perf_counter()
@@ -41,13 +51,13 @@ class Progress:
             dynamic_ncols=True,
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
-    def __call__(self, images, tally=None):
+    def __call__(self, images: int, tally: Tally | None = None) -> None:
         """Count images; tell the errors of ``tally``."""
         self._done += images
         errors = ''
@@ -77,24 +87,26 @@ class Progress:
                 self._due += self._total / 10
 
 
-def has_top5(tally):
+def has_top5(tally: Tally) -> bool:
     """Return whether top-5 error says anything: of five classes or fewer it is 0."""
     return len(tally.confusion) > 5
 
 
-def errors_of(tally):
+def errors_of(tally: Tally) -> tuple[float, float]:
     """Return top-1 and top-5 error in percent."""
     return 100 * (1 - tally.accuracy), 100 * (1 - tally.top5_accuracy)
 
 
-def table(evaluation, models, network, ten_crop=False):
+def table(
+    evaluation: Evaluation, models: list[str], network: Network, ten_crop: bool = False
+) -> str:
     """Return what an evaluation found as lines of at most 79 characters, where names allow.
 
     Args:
-        evaluation (trainer.inference.evaluation.Evaluation): What it found.
-        models (list of str): What the networks are called.
-        network (trainer.networks.base.Network): Gives the names of the classes.
-        ten_crop (bool): Whether there were ten crops of each image.
+        evaluation: What it found.
+        models: What the networks are called.
+        network: Gives the names of the classes.
+        ten_crop: Whether there were ten crops of each image.
     """
     tally, unreadable, seconds, computed_by = evaluation
     n = tally.images
@@ -125,7 +137,9 @@ def table(evaluation, models, network, ten_crop=False):
     return '\n'.join(lines + _unreadable_lines(unreadable, 'log.json'))
 
 
-def features_table(path, images, unreadable, computed_by):
+def features_table(
+    path: str, images: Sized, unreadable: Sequence[tuple[str, str]], computed_by: str
+) -> str:
     """Return what was written by :func:`trainer.inference.evaluation.save_features`, as lines."""
     rows = [
         f'{printable(path)}: {len(images):,} rows, {len(unreadable):,} of them nan',
@@ -145,7 +159,13 @@ def _unreadable_lines(unreadable, where):
     return lines
 
 
-def log(evaluation, models, images, network, ten_crop=False):
+def log(
+    evaluation: Evaluation,
+    models: Sequence[str],
+    images: ImageFiles,
+    network: Network,
+    ten_crop: bool = False,
+) -> list[dict[str, Any]]:
     """Return what ``log.json`` says of an evaluation: a list of dicts with ``_id``.
 
     As in the original: ``categories`` (are), ``test_parameter`` and
@@ -158,13 +178,13 @@ def log(evaluation, models, images, network, ten_crop=False):
     (paths, and what they hold) and ``crops``.
 
     Args:
-        images (trainer.datasets.folder.ImageFiles): What was evaluated.
+        images: What was evaluated.
         evaluation, models, network, ten_crop: See :func:`table`.
     """
     tally, unreadable = evaluation[:2]
     top1, top5 = errors_of(tally)
     categories = class_names.synsets(network) or network.classes or images.categories
-    entries = [
+    entries: list[dict[str, Any]] = [
         {'_id': 'categories', 'are': categories},
         {'_id': 'model', 'model': models, 'network': description.of(network)},
         {'_id': 'crops', 'crops': 10 if ten_crop else 1},

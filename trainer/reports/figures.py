@@ -4,10 +4,14 @@ The confusion matrix of the last epoch is in ``confusion.json`` too: ``epoch``,
 ``classes`` and ``matrix``, counts by label (rows) and answer (columns).
 """
 
+from __future__ import annotations
+
 import os
 import textwrap
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from chainer.training import extension
@@ -17,7 +21,12 @@ from matplotlib.figure import Figure
 
 from trainer import files
 from trainer.datasets import class_names
-from trainer.reports.log import ACCURACY
+from trainer.reports.log import ACCURACY, Log
+
+if TYPE_CHECKING:
+    import chainer
+
+    from trainer.metrics import Tally
 
 #: Seconds between two drawings; a run's last epoch is always drawn.
 INTERVAL = 30
@@ -26,30 +35,45 @@ INTERVAL = 30
 TRAIN, TEST = '#0072B2', '#D55E00'
 
 
+class Evaluates(Protocol):
+    """What :class:`trainer.training.extensions.Evaluator` has after an epoch."""
+
+    tally: Tally | None
+
+
 class Figures(extension.Extension):
     """Draw the figures of a run after an epoch, where the last drawing is old enough.
 
     Args:
-        log (trainer.reports.log.Log): Where the numbers are.
-        evaluator (trainer.training.extensions.Evaluator): Where the confusion matrix is.
-        classes (list of str): Names of the classes.
-        epochs (int): Epochs of the whole run.
-        ends (callable): Whether the run ends before them, now.
+        log: Where the numbers are.
+        evaluator: Where the confusion matrix is.
+        classes: Names of the classes.
+        epochs: Epochs of the whole run.
+        ends: Whether the run ends before them, now.
     """
 
-    trigger = 1, 'epoch'
-    priority = extension.PRIORITY_READER - 20
+    trigger: tuple[int, str] = 1, 'epoch'
+    priority: int = extension.PRIORITY_READER - 20
 
-    def __init__(self, log, evaluator, classes, epochs, ends=lambda: False):
+    def __init__(
+        self,
+        log: Log,
+        evaluator: Evaluates,
+        classes: list[str],
+        epochs: int,
+        ends: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._log = log
         self._evaluator = evaluator
         self._classes = classes
         self._epochs = epochs
         self._ends = ends
-        self._drawn = -INTERVAL
+        self._drawn: float = -INTERVAL
 
-    def __call__(self, trainer):
-        confusion_matrix = self._evaluator.tally.confusion
+    def __call__(self, trainer: chainer.training.Trainer) -> None:
+        tally = self._evaluator.tally
+        assert tally is not None  # the evaluator has run
+        confusion_matrix = tally.confusion
         files.save_json(
             os.path.join(trainer.out, 'confusion.json'),
             {
@@ -70,7 +94,7 @@ class Figures(extension.Extension):
         self._drawn = time.monotonic()
 
 
-def plain(name, width):
+def plain(name: str, width: int) -> str:
     """Return what Matplotlib can draw of anybody's name, in at most so many characters.
 
     It is to be drawn with ``parse_math=False``.
@@ -83,7 +107,7 @@ def plain(name, width):
     )
 
 
-def save(figure, path):
+def save(figure: Figure, path: str) -> None:
     """Write a Matplotlib figure to a file that appears whole or not at all."""
     FigureCanvasAgg(figure)
     with files.replacing(path) as unfinished, warnings.catch_warnings():
@@ -116,23 +140,23 @@ def _curves(log, path, title, unit, curves, scale=1.0):
     save(figure, path)
 
 
-def loss(log, path):
+def loss(log: Sequence[dict[str, Any]], path: str) -> None:
     """Draw training and test loss over the epochs.
 
     Args:
-        log (list of dict): Epochs, as Chainer's LogReport keeps them.
-        path (str): The image to write.
+        log: Epochs, as Chainer's LogReport keeps them.
+        path: The image to write.
     """
     curves = [('main/loss', 'train', TRAIN, '-'), ('validation/main/loss', 'test', TEST, '-')]
     _curves(log, path, 'Loss (softmax cross entropy)', 'nats', curves)
 
 
-def accuracy(log, path, classes):
+def accuracy(log: Sequence[dict[str, Any]], path: str, classes: int) -> None:
     """Draw total, top-5 and training accuracy over the epochs.
 
     Args:
         log, path: See :func:`loss`.
-        classes (int): Number of classes; of five or fewer, top-5 accuracy is not drawn.
+        classes: Number of classes; of five or fewer, top-5 accuracy is not drawn.
     """
     best = max(log, key=lambda row: row.get(ACCURACY, 0))
     curves = [('main/accuracy', 'train', TRAIN, '-'), (ACCURACY, 'test', TEST, '-')]
@@ -144,7 +168,7 @@ def accuracy(log, path, classes):
     _curves(log, path, title, '%', curves, 100.0)
 
 
-def confusion(matrix, classes, path):
+def confusion(matrix: np.ndarray, classes: list[str], path: str) -> None:
     """Draw a confusion matrix as shares of each label's images.
 
     Up to 20 classes the shares are written into it, up to 100 the classes are named; from
@@ -152,9 +176,9 @@ def confusion(matrix, classes, path):
     largest share of several labels and answers: single ones would not be seen.
 
     Args:
-        matrix (numpy.ndarray): Counts (classes, classes): [label, answer].
-        classes (list of str): Their names.
-        path (str): The image to write.
+        matrix: Counts (classes, classes): [label, answer].
+        classes: Their names.
+        path: The image to write.
     """
     n = len(classes)
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)

@@ -1,13 +1,20 @@
 """``log.json`` in the original's form (``nutszebra_log2.py``)."""
 
+from __future__ import annotations
+
 import math
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import chainer
 from chainer.training import extensions
 
 from trainer import files
 from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.datasets import Dataset
 
 #: The observation of the total accuracy in testing, by Chainer's name.
 ACCURACY = 'validation/main/accuracy'
@@ -25,18 +32,19 @@ class Log(extensions.LogReport):
     Test images that cannot be read count as if they were like the others.
 
     Args:
-        dataset (trainer.datasets.Dataset): What is trained on.
-        earlier (list of dict): Epochs that came before (:func:`load`).
+        dataset: What is trained on.
+        earlier: Epochs that came before (:func:`load`).
     """
 
-    def __init__(self, dataset, earlier=()):
+    def __init__(self, dataset: Dataset, earlier: Sequence[dict[str, Any]] = ()) -> None:
         super().__init__(trigger=(1, 'epoch'), postprocess=lambda s: s.pop('elapsed_time'))
         self._log_name = None  # Chainer's own file is not written
         self._log = list(earlier)
+        assert dataset.test is not None
         labels = dataset.test.labels.tolist()
         self._train, self._test = len(dataset.train.labels), len(labels)
         self._of_class = [labels.count(i) for i in range(len(dataset.classes))]
-        self._header = [
+        self._header: list[dict[str, Any]] = [
             {'_id': 'categories', 'are': dataset.classes},
             {'_id': 'train_parameter', 'parameter': self._train},
             {'_id': 'test_parameter', 'parameter': self._test},
@@ -45,7 +53,7 @@ class Log(extensions.LogReport):
             {'_id': f'test_parameter_{i}', 'parameter': n} for i, n in enumerate(self._of_class)
         ]
 
-    def serialize(self, serializer):
+    def serialize(self, serializer: chainer.Serializer) -> None:
         super().serialize(serializer)
         if isinstance(serializer, chainer.serializer.Deserializer):
             # Sums may go on on a GPU, which a NumPy array cannot be added to.
@@ -54,13 +62,13 @@ class Log(extensions.LogReport):
                     float, (summary._x, summary._x2, summary._n)
                 )
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: chainer.training.Trainer) -> None:
         epochs = len(self.log)
         super().__call__(trainer)
         if len(self.log) > epochs:
             files.save_json(os.path.join(trainer.out, 'log.json'), self.entries())
 
-    def entries(self):
+    def entries(self) -> list[dict[str, Any]]:
         """Return the list that ``log.json`` holds."""
         entries = list(self._header)
         for epoch in self.log:
@@ -81,7 +89,7 @@ class Log(extensions.LogReport):
             yield (f'test_accuracy_{i}', f'validation/main/accuracy/{i}', 'accuracy', total)
         yield 'lr', 'lr', 'lr', 1
 
-    def load(self, path, epochs):
+    def load(self, path: str, epochs: int) -> None:
         """Take over the first ``epochs`` epochs of this project's or the original's ``log.json``.
 
         Raises:
@@ -89,7 +97,7 @@ class Log(extensions.LogReport):
         """
         try:
             entries = files.read_json(path)
-            values = {}
+            values: dict[str, list[dict[str, Any]]] = {}
             for entry in entries:
                 values.setdefault(entry['_id'], []).append(entry)
             # The original's entries carry no epoch: the n-th of a kind is of epoch n.

@@ -1,12 +1,18 @@
 """Predictions as text and as JSON; :mod:`trainer.reports.drawing` draws them."""
 
+from __future__ import annotations
+
 import shutil
 import sys
+from typing import TYPE_CHECKING, Any
 
 from trainer.text import printable
 
+if TYPE_CHECKING:
+    from trainer.inference.prediction import Prediction
 
-def text(prediction):
+
+def text(prediction: Prediction) -> str:
     """Return a prediction as lines: the image's name, then a class in each.
 
     On a terminal, names are cut to its width.
@@ -19,12 +25,12 @@ def text(prediction):
     return '\n'.join(lines)
 
 
-def as_json(prediction):
+def as_json(prediction: Prediction) -> dict[str, Any]:
     """Return a prediction as JSON can hold it.
 
     Returns:
-        dict: ``image``, and either ``error`` or ``classes``, a list of dicts:
-        ``class`` (number), ``synset`` (or ``None``), ``name``, ``probability`` (0..1).
+        ``image``, and either ``error`` or ``classes``, a list of dicts: ``class`` (number),
+        ``synset`` (or ``None``), ``name``, ``probability`` (0..1).
     """
     said = {'image': str(prediction.source)}
     if prediction.error is not None:

@@ -1,9 +1,12 @@
 """An evaluation image by image: a table, and a figure of the mistakes."""
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import heapq
 import os
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,6 +18,10 @@ from trainer.metrics import log_softmax
 from trainer.reports import drawing, figures
 from trainer.text import printable
 from trainer.transforms import decoding
+
+if TYPE_CHECKING:
+    from trainer.datasets.folder import ImageFiles
+    from trainer.networks.base import Network
 
 #: The columns of the table. Labels and answers are numbers of classes; probability is the
 #: answer's, label_probability the label's (0..1); rank is the label's among the classes, from 1;
@@ -38,11 +45,11 @@ _COLUMNS = 6
 _INK, _WRONG = '#222222', '#c0392b'
 
 
-def check(table, mistakes):
+def check(table: str, mistakes: str) -> None:
     """Check that :class:`Results` can be written.
 
     Args:
-        table, mistakes (str): See :class:`Results`.
+        table, mistakes: See :class:`Results`.
 
     Raises:
         trainer.errors.InputError: They cannot.
@@ -59,21 +66,27 @@ class Results:
     """What an evaluation found of each image; a context manager, within which it is called.
 
     Args:
-        network (trainer.networks.base.Network): Gives the names of the classes.
-        images (trainer.datasets.folder.ImageFiles): What is evaluated.
-        table (str): CSV file of :data:`COLUMNS`, an image a line; ``None``: none.
-        mistakes (str): Figure of the mistakes that the network is surest of; ``None``: none.
+        network: Gives the names of the classes.
+        images: What is evaluated.
+        table: CSV file of :data:`COLUMNS`, an image a line; ``None``: none.
+        mistakes: Figure of the mistakes that the network is surest of; ``None``: none.
     """
 
-    def __init__(self, network, images, table=None, mistakes=None):
+    def __init__(
+        self,
+        network: Network,
+        images: ImageFiles,
+        table: str | None = None,
+        mistakes: str | None = None,
+    ) -> None:
         self._names = class_names.of(network)
         self._images = images
         self._table, self._mistakes = table, mistakes
-        self._worst = []
+        self._worst: list[Any] = []
         self._open = contextlib.ExitStack()
-        self._writer = None
+        self._writer: Any = None  # of the csv module
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self._table is not None:
             path = self._open.enter_context(files.replacing(self._table))
             f = self._open.enter_context(
@@ -83,16 +96,16 @@ class Results:
             self._writer.writerow(COLUMNS)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self._open.__exit__(*exception)
 
-    def __call__(self, items, labels, scores):
+    def __call__(self, items: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> None:
         """Take over a batch.
 
         Args:
-            items (numpy.ndarray): Indices of the images, int (batch,).
-            labels (numpy.ndarray): int (batch,).
-            scores (numpy.ndarray): Before softmax, (batch, classes).
+            items: Indices of the images, int (batch,).
+            labels: int (batch,).
+            scores: Before softmax, (batch, classes).
         """
         p = np.exp(log_softmax(scores))
         answers, each = p.argmax(axis=1), np.arange(len(p))
@@ -135,20 +148,20 @@ class Results:
         source = self._images.paths[item]
         return os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(item)
 
-    def end(self, unreadable):
+    def end(self, unreadable: list[tuple[str, str]]) -> list[str]:
         """Write down the images that could not be read, and draw the mistakes.
 
         Args:
-            unreadable (list of tuple): (path, what is wrong with it).
+            unreadable: (path, what is wrong with it).
 
         Returns:
-            list of str: Lines that say what was written.
+            Lines that say what was written.
         """
         told = []
         if self._writer is not None:
             for path, error in unreadable:
                 self._writer.writerow([path] + (len(COLUMNS) - 2) * [''] + [error])
-            told.append(f'{printable(self._table)}: an image a line')
+            told.append(f'{printable(str(self._table))}: an image a line')
         if self._mistakes is not None and self._worst:
             self._draw()
             told.append(

@@ -1,7 +1,9 @@
 """What a network is made of: layers, output sizes, parameters and multiply-adds."""
 
-import collections
+from __future__ import annotations
+
 import itertools
+from typing import TYPE_CHECKING, NamedTuple
 
 import chainer
 
@@ -9,20 +11,29 @@ from trainer.engines import shapes
 from trainer.networks.layers import ConvBN
 from trainer.weights import npz
 
+if TYPE_CHECKING:
+    from trainer.networks.base import Network
+
 _ROW = '{:13s} {:25s} {:>12s} {:>11s} {:>14s}'
 
 
-class Layer(collections.namedtuple('Layer', 'path filters output parameters multiply_adds')):
+class Layer(NamedTuple):
     """A layer and what it makes of one image.
 
     Attributes:
-        path (str): As npz files have it: 'stem', 'stage1/block1/reduce', ..., 'fc'.
-        filters (str): What it computes, in a few words.
-        output (tuple of int): Channels, height and width; the classifier: classes.
-        parameters (int): All that is trained.
-        multiply_adds (int): Of the convolution or of the classifier; none are counted for
-            batch normalisation, additions and pooling.
+        path: As npz files have it: 'stem', 'stage1/block1/reduce', ..., 'fc'.
+        filters: What it computes, in a few words.
+        output: Channels, height and width; the classifier: classes.
+        parameters: All that is trained.
+        multiply_adds: Of the convolution or of the classifier; none are counted for batch
+            normalisation, additions and pooling.
     """
+
+    path: str
+    filters: str
+    output: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
 
 
 class _Outputs(chainer.LinkHook):
@@ -39,18 +50,17 @@ class _Outputs(chainer.LinkHook):
             self.of[id(args.link)] = args.out.shape[1:]
 
 
-def layers(network, image_size=None):
+def layers(network: Network, image_size: int | None = None) -> list[Layer]:
     """List the layers of a network and what each makes of one image.
 
     Nothing is computed but sizes, which the network's own ``forward`` propagates.
 
     Args:
-        network (trainer.networks.base.Network): The network.
-        image_size (int): Height and width of the image, pixels; ``None``: what the
-            network is made for.
+        network: The network.
+        image_size: Height and width of the image, pixels; ``None``: what the network is made for.
 
     Returns:
-        list of Layer: In the order in which it computes them, the shortcut last in a block.
+        In the order in which it computes them, the shortcut last in a block.
     """
     size = image_size or network.image_size
     outputs = _Outputs()
@@ -90,7 +100,7 @@ def _within(layer):
     return layer.path.split('/', 2)[2]
 
 
-def summary(network, image_size=None):
+def summary(network: Network, image_size: int | None = None) -> str:
     """Return a table of the layers, stage by stage, blocks that are alike once; 80 columns.
 
     Args:
@@ -108,8 +118,8 @@ def summary(network, image_size=None):
     def row(name, filters, of):
         lines.append(_row(name, filters, of))
 
-    for top, of_top in itertools.groupby(found, lambda layer: layer.path.split('/')[0]):
-        of_top = list(of_top)
+    for top, below in itertools.groupby(found, lambda layer: layer.path.split('/')[0]):
+        of_top = list(below)
         if of_top[0].path == top:
             row(top, of_top[0].filters, of_top)
             continue
@@ -123,10 +133,10 @@ def summary(network, image_size=None):
             for _, block in itertools.groupby(of_top, lambda layer: layer.path.split('/')[1])
         ]
         number = 1
-        for _, alike in itertools.groupby(
+        for _, equal in itertools.groupby(
             blocks, lambda block: [(_within(layer),) + layer[1:] for layer in block]
         ):
-            alike = list(alike)
+            alike = list(equal)
             last = number + len(alike) - 1
             row(
                 f'  block{number}' + (f'-{last}' if last > number else ''),
@@ -136,7 +146,7 @@ def summary(network, image_size=None):
             for layer in alike[0]:
                 row('    ' + _within(layer), layer.filters, [layer])
             number = last + 1
-    total = [sum(layer[i] for layer in found) for i in (3, 4)]
+    total = [sum(n) for n in zip(*((x.parameters, x.multiply_adds) for x in found))]
     lines += [
         _ROW.format('total', '', '', *map('{:,}'.format, total)),
         '',

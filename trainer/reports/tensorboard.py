@@ -1,12 +1,19 @@
 """What a run logs, for TensorBoard, by tensorboardX (extra ``tensorboard``)."""
 
+from __future__ import annotations
+
 import math
 import os
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from chainer.training import extension
 
 from trainer import extras
-from trainer.reports.log import ACCURACY
+from trainer.reports.log import ACCURACY, Log
+
+if TYPE_CHECKING:
+    import chainer
 
 #: In a run's folder.
 FOLDER = 'tensorboard'
@@ -22,7 +29,7 @@ SCALARS = {
 }
 
 
-def need():
+def need() -> ModuleType:
     """Return the package.
 
     Raises:
@@ -35,31 +42,31 @@ class TensorBoard(extension.Extension):
     """Write each epoch's numbers for ``tensorboard --logdir RUN``.
 
     Args:
-        log (trainer.reports.log.Log): Where the numbers are.
-        folder (str): The run's.
+        log: Where the numbers are.
+        folder: The run's.
     """
 
-    trigger = 1, 'epoch'
-    priority = extension.PRIORITY_READER - 10
+    trigger: tuple[int, str] = 1, 'epoch'
+    priority: int = extension.PRIORITY_READER - 10
 
-    def __init__(self, log, folder):
+    def __init__(self, log: Log, folder: str) -> None:
         self._log = log
         self._folder = os.path.join(folder, FOLDER)
-        self._writer = None
+        self._writer: Any = None  # a tensorboardX.SummaryWriter
 
-    def initialize(self, trainer):
+    def initialize(self, trainer: chainer.training.Trainer) -> None:
         # Epochs that a killed run wrote without a snapshot come again.
         self._writer = need().SummaryWriter(
             self._folder, purge_step=trainer.updater.epoch + 1 if self._log.log else None
         )
 
-    def __call__(self, trainer):
+    def __call__(self, trainer: chainer.training.Trainer) -> None:
         row = self._log.log[-1]
         for key, name in SCALARS.items():
             if key in row and math.isfinite(row[key]):
                 self._writer.add_scalar(name, float(row[key]), row['epoch'])
         self._writer.flush()
 
-    def finalize(self):
+    def finalize(self) -> None:
         if self._writer is not None:
             self._writer.close()

@@ -111,9 +111,9 @@ class LoadFile(Load):
     :func:`trainer.datasets.parallel.one_by_one`).
 
     Args:
-        part (trainer.datasets.folder.ImageFiles): The files.
+        part: The files, :class:`trainer.datasets.folder.ImageFiles`.
         preprocessing, seed, mirror: See :class:`Load`.
-        auto_augment (str): 'ta_wide': TrivialAugment of what is cut out of the image, before
+        auto_augment: 'ta_wide': TrivialAugment of what is cut out of the image, before
             its colours change; of images for CIFAR's preprocessing, before all of it.
     """
 

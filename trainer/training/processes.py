@@ -116,14 +116,16 @@ class Alone:
     """One process: what several do together, without MPI.
 
     Attributes:
-        rank (int): The process's number, from 0; the first prints, logs and saves.
-        size (int): How many there are.
-        local_rank (int): Its number on this machine.
-        local_size (int): How many are on this machine.
+        rank: The process's number, from 0; the first prints, logs and saves.
+        size: How many there are.
+        local_rank: Its number on this machine.
+        local_size: How many are on this machine.
     """
 
-    rank = local_rank = 0
-    size = local_size = 1
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
 
     def together(self, function: Callable[[], R], undo: Callable[[], object] | None = None) -> R:
         """Call a function in every process. Where it fails in one, all raise that error.

@@ -203,7 +203,8 @@ class DataAugmentationNormalizeBigger:
     """
 
     #: Shape of what comes out, in evaluation and in training.
-    shape = train_shape = (3, _SIDE, _SIDE)
+    shape: tuple[int, int, int] = (3, _SIDE, _SIDE)
+    train_shape: tuple[int, int, int] = shape
     #: Whether training changes colours.
     colour: bool = False
     #: How testing resizes: the short side, pixels, and the interpolation by timm's name.

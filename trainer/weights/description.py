@@ -102,7 +102,8 @@ def check_flags(
     Args:
         network: What the file holds.
         path: The file, for messages.
-        C: Cardinality (``-c``). d (int): Base width (``-d``).
+        C: Cardinality (``-c``).
+        d: Base width (``-d``).
         layers: Depth as the paper counts it (``-l``). ``None``: the flag was left out.
 
     Raises:
