@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from trainer import interrupts  # noqa: F401, I001  before what takes time
+
 import os
 from typing import TYPE_CHECKING
 
-from trainer import (
-    cli,
-    files,
-    interrupts,  # noqa: F401, I001  before what takes time
-    values,
-)
+from trainer import cli, files, values
 from trainer.errors import InputError, together
 from trainer.networks import table
 from trainer.weights import formats, namings

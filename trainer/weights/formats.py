@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
-from trainer import devices, files
+from trainer import files
 from trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -202,6 +202,8 @@ def load(
     Raises:
         trainer.errors.InputError: The file is damaged or not such a file.
     """
+    from trainer import devices
+
     with _on_disk(path) as file:
         network, found = read(file)
     if say is not None:
