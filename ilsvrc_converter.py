@@ -1,7 +1,5 @@
 """Convert weights of ResNeXt: Torch7, PyTorch, safetensors, npz; and write ONNX."""
 
-from __future__ import annotations
-
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
 import os
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
 
 
-def convert(path: str, entry: str | None = None) -> Network:
+def convert(path: str, entry: str | None = None) -> 'Network':
     """Build the network that a file of weights holds.
 
     Args:
