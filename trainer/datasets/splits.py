@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer import files
+from trainer.datasets.folder import ImageFiles
 from trainer.errors import InputError
 
 if TYPE_CHECKING:
     from trainer.datasets import Dataset
-    from trainer.datasets.folder import ImageFiles
 
 #: The file in a run's folder.
 RECORD = 'split.json'

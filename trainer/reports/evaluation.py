@@ -198,6 +198,12 @@ def log(
         {'_id': 'test_accuracy', 'accuracy': int(tally.confusion.trace())},
         {'_id': 'test_5_accuracy', 'accuracy': int(tally.top5.sum())},
     ]
+    return entries + _of_labels(tally)
+
+
+def _of_labels(tally):
+    """Return the entries of each label, and of each label and wrong answer."""
+    entries = []
     labels = zip(
         tally.confusion.sum(axis=1).tolist(),
         tally.confusion.diagonal().tolist(),

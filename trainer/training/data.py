@@ -263,16 +263,18 @@ def data_path(
             beside=mixed if training else None,
         )
 
-    finish: Callable[[Array], Array] | None = None
-    if on_device and isinstance(train, LabelledImages) and isinstance(test, LabelledImages):
-        finish = device.StoredImages(makes, train.images, test.images)
-    elif on_device:
-        finish = device.ImageRows(makes)
     return DataPath(
         iterator(train, group.share(plan, chunks), True),
         iterator(test, group.share(test_plan), False),
-        finish,
+        _finish(preprocessing, train, test) if on_device else None,
     )
+
+
+def _finish(preprocessing, train, test):
+    """Return what makes images on the GPU of what is sent there."""
+    if hasattr(train, 'images'):
+        return device.StoredImages(preprocessing, train.images, test.images)
+    return device.ImageRows(preprocessing)
 
 
 def _plan(dataset, options):

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from trainer.networks.base import Network
     from trainer.transforms.cifar import OneImage
-    from trainer.transforms.geometry import Geometry
-    from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
 
 _launch = cuda.kernels(__file__, 'device.cu')
 

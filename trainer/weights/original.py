@@ -95,14 +95,8 @@ def to_here(
     extra = set(arrays) - set(expected)
     missing = [name for name in expected if name not in arrays] if fold else []
     if extra or missing:
-        raise InputError(
-            '{}: does not fit {}: {} {}'.format(
-                path,
-                network,
-                'it has no' if missing else 'it also has',
-                missing[0] if missing else min(extra),
-            )
-        )
+        found = f'has no {missing[0]}' if missing else f'also has {min(extra)}'
+        raise InputError(f'{path}: does not fit {network}: it {found}')
 
     def join(names, part, axis=0):
         parts = [arrays[name + '/' + part] for name in names]

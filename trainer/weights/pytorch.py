@@ -302,13 +302,10 @@ def _entries(root):
 def _choose(archive, entry):
     """Return (name, tensors, names of the others of networks) of the state dict to read."""
     entries, networks = _entries(archive.root), []
+    there = ', '.join(sorted(entries)) or 'none'
     if entry is not None:
         if entry not in entries:
-            raise _Refused(
-                'there is no state dict {}; there are: {}'.format(
-                    entry, ', '.join(sorted(entries)) or 'none'
-                )
-            )
+            raise _Refused(f'there is no state dict {entry}; there are: {there}')
         name = entry
     elif len(entries) == 1:
         (name,) = entries
@@ -319,11 +316,7 @@ def _choose(archive, entry):
             if state_dict.recognise(state_dict.strip(_tensors(archive, value))) is not None
         ]
         if not networks:
-            raise _Refused(
-                'it holds no state dict of a ResNeXt; dicts of tensors in it: {}'.format(
-                    ', '.join(sorted(entries)) or 'none'
-                )
-            )
+            raise _Refused(f'it holds no state dict of a ResNeXt; dicts of tensors in it: {there}')
         name = 'state_dict' if 'state_dict' in networks else networks[0]
         if name != 'state_dict' and len(networks) > 1:
             raise _Refused(
