@@ -32,11 +32,11 @@ class ImageFiles:
     """Image files and what they show.
 
     Args:
-        paths (list of str): The files, or :class:`trainer.transforms.decoding.Encoded`.
-        labels (sequence of int): For each, the index of its category.
-        categories (list of str): Synsets, or names of class folders.
-        root (str): The folder that they are all in.
-        upright (bool): Whether they are turned as their EXIF orientation says.
+        paths: The files, or :class:`trainer.transforms.decoding.Encoded`.
+        labels: For each, the index of its category.
+        categories: Synsets, or names of class folders.
+        root: The folder that they are all in.
+        upright: Whether they are turned as their EXIF orientation says.
 
     Attributes:
         paths, categories: As given.

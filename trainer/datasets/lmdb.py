@@ -57,7 +57,7 @@ class Entry(decoding.Encoded):
 
     __slots__ = ('database', 'key', 'label')
 
-    def __init__(self, database: str, key: bytes, label: int):
+    def __init__(self, database: str, key: bytes, label: int) -> None:
         self.database = database
         self.key = key
         self.label = label

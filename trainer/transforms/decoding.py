@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -59,10 +59,10 @@ class Encoded(os.PathLike):
 
     __slots__ = ()
 
-    def __str__(self):
+    def __str__(self) -> str:
         return os.fspath(self)
 
-    def open(self):
+    def open(self) -> IO[bytes]:
         """Return the encoded image: a binary file, open to read.
 
         Raises:
@@ -71,7 +71,7 @@ class Encoded(os.PathLike):
         raise NotImplementedError
 
 
-def open_encoded(path):
+def open_encoded(path: Path) -> IO[bytes]:
     """Open an image to read bytes: a path, :class:`Upright` or :class:`Encoded`.
 
     Raises:
@@ -86,19 +86,19 @@ class Upright(os.PathLike):
     """A path whose image is turned as its EXIF orientation says; taken wherever a path is.
 
     Args:
-        path (str or os.PathLike): The file.
+        path: The file.
 
     Attributes:
-        path (str or os.PathLike): As given.
+        path: As given.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __fspath__(self):
+    def __fspath__(self) -> str:
         return os.fspath(self.path)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(self.path)
 
 
