@@ -371,11 +371,11 @@ def main() -> int:
                 f'`dataset` {args.dataset}: there are {", ".join(datasets.available())}'
             )
         loaded = datasets.load(args.dataset, args.data)
-        if not hasattr(loaded.train, 'paths'):
+        if not isinstance(loaded.train, folder.ImageFiles):
             raise InputError(f'`dataset` {args.dataset}: its images are not files')
-        parts = {'train': loaded.train, 'val': loaded.test}
-        if loaded.test is None:
-            parts = {'': loaded.train}
+        parts = {'': loaded.train}
+        if isinstance(loaded.test, folder.ImageFiles):
+            parts = {'train': loaded.train, 'val': loaded.test}
         for name, images in parts.items():
             write(images, os.path.join(args.out, name) if name else args.out)
     except (InputError, OSError) as e:
