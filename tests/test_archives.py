@@ -109,28 +109,28 @@ def test_only_plain_and_gzip(tmp_path):
     refused(tmp_path, 'cannot be read')
 
 
-@pytest.mark.parametrize(
-    'data, words',
-    [
-        (lambda: gzip.compress(tar([('c', bytes(1 << 24))])), 'holds more than'),
-        (lambda: gzip.compress(tar([('a', bytes(1 << 24))])), 'holds more than'),
-        (lambda: gzip.compress(tar([(str(i), bytes(1 << 17)) for i in range(9)])), 'holds more'),
-        (lambda: gzip.compress(WHOLE + bytes(1 << 24)), 'its headers have more than'),
-        (lambda: gzip.compress(tar([('x', b'')] * 9999)), 'its headers have more than'),
-        (lambda: gzip.compress(header(kind=b'x', size=b'77777777') + b'5 a=\n' * 10**6), 'headers'),
-        (lambda: gzip.compress(header(kind=b'L', size=b'77777777') + b'x' * (1 << 23)), 'headers'),
-        (lambda: gzip.compress(header(kind=b'L', size=b'1') * 2000), 'not a whole'),
-        (lambda: b'\x1f\x8b\x08\x08' + bytes(6) + b'x' * 900_000, 'ends too soon'),
-        (lambda: gzip.compress(b'') * 40_000, 'more follows its end'),
-        (lambda: header(size=b'\x80' + bytes(3) + b'\x7f' * 8), 'holds more than'),
-        (lambda: header(size=b'\xff' * 12), 'not a whole'),
-        (lambda: header(size=b'zzz'), 'not a whole'),
-        (lambda: header(kind=b'S') + bytes(9999), 'not a whole'),
-        (lambda: header(kind=b'S', size=b'77777777777') + bytes(9999), 'not a whole'),
-        (lambda: tar([('a', b'1'), ('x/a', b'2')]), 'two files are called a'),
-        (lambda: b'', 'not a whole'),
-    ],
-)
+MADE_TO_HARM = [
+    (lambda: gzip.compress(tar([('c', bytes(1 << 24))])), 'holds more than'),
+    (lambda: gzip.compress(tar([('a', bytes(1 << 24))])), 'holds more than'),
+    (lambda: gzip.compress(tar([(str(i), bytes(1 << 17)) for i in range(9)])), 'holds more'),
+    (lambda: gzip.compress(WHOLE + bytes(1 << 24)), 'its headers have more than'),
+    (lambda: gzip.compress(tar([('x', b'')] * 9999)), 'its headers have more than'),
+    (lambda: gzip.compress(header(kind=b'x', size=b'77777777') + b'5 a=\n' * 10**6), 'headers'),
+    (lambda: gzip.compress(header(kind=b'L', size=b'77777777') + b'x' * (1 << 23)), 'headers'),
+    (lambda: gzip.compress(header(kind=b'L', size=b'1') * 2000), 'not a whole'),
+    (lambda: b'\x1f\x8b\x08\x08' + bytes(6) + b'x' * 900_000, 'ends too soon'),
+    (lambda: gzip.compress(b'') * 40_000, 'more follows its end'),
+    (lambda: header(size=b'\x80' + bytes(3) + b'\x7f' * 8), 'holds more than'),
+    (lambda: header(size=b'\xff' * 12), 'not a whole'),
+    (lambda: header(size=b'zzz'), 'not a whole'),
+    (lambda: header(kind=b'S') + bytes(9999), 'not a whole'),
+    (lambda: header(kind=b'S', size=b'77777777777') + bytes(9999), 'not a whole'),
+    (lambda: tar([('a', b'1'), ('x/a', b'2')]), 'two files are called a'),
+    (lambda: b'', 'not a whole'),
+]
+
+
+@pytest.mark.parametrize('data, words', MADE_TO_HARM)
 def test_made_to_harm(data, words, tmp_path):
     path = tmp_path / 'x'
     path.write_bytes(data())

@@ -197,41 +197,29 @@ def doubled(depth, index=1):
     return head + inner + number(2) + ints(4, index + 3)
 
 
-@pytest.mark.parametrize(
-    'data',
-    [
-        lambda: ints(3, 1, 2**31 - 1) + ints(0, 0) * 1_500_000,
-        lambda: table(300_000, lambda i: ints(3, i + 2, 0)),
-        lambda: table(1_500_000, lambda i: ints(5, 1)),
-        lambda: table(200_000, lambda i: torch_object(i + 2, b'nn.X%d' % i) + ints(0)),
-        lambda: table(1, lambda i: ints(2, 2**31 - 1) + b'x' * 99),
-        lambda: table(1, lambda i: ints(2, -5) + b'x' * 99),
-        lambda: torch_object(1, b'torch.FloatStorage') + struct.pack('<q', 2**62),
-        lambda: torch_object(1, b'torch.FloatStorage') + struct.pack('<q', -1) + bytes(9999),
-        lambda: torch_object(1, b'torch.FloatTensor') + ints(2**31 - 1) + bytes(9999),
-        lambda: torch_object(1, b'tds.Vec') + ints(2**31 - 1) + ints(0) * 1_500_000,
-        lambda: b''.join(ints(3, i + 1, 1) + number(1) for i in range(100_000)) + ints(0),
-        lambda: torch_object(1, b'nn.Sequential') + ints(4, 1),
-        lambda: doubled(60),
-        lambda: b'\4\0\0\0' + bytes(20_000_000),
-    ],
-    ids=[
-        'endless table',
-        'many tables',
-        'many booleans',
-        'many objects',
-        'huge string',
-        'negative string',
-        'huge storage',
-        'negative storage',
-        'many dimensions',
-        'endless vector',
-        'deep',
-        'itself',
-        'doubled',
-        'zeros',
-    ],
-)
+T7_MADE_TO_HARM = {
+    'endless table': lambda: ints(3, 1, 2**31 - 1) + ints(0, 0) * 1_500_000,
+    'many tables': lambda: table(300_000, lambda i: ints(3, i + 2, 0)),
+    'many booleans': lambda: table(1_500_000, lambda i: ints(5, 1)),
+    'many objects': lambda: table(200_000, lambda i: torch_object(i + 2, b'nn.X%d' % i) + ints(0)),
+    'huge string': lambda: table(1, lambda i: ints(2, 2**31 - 1) + b'x' * 99),
+    'negative string': lambda: table(1, lambda i: ints(2, -5) + b'x' * 99),
+    'huge storage': lambda: torch_object(1, b'torch.FloatStorage') + struct.pack('<q', 2**62),
+    'negative storage': lambda: (
+        torch_object(1, b'torch.FloatStorage') + struct.pack('<q', -1) + bytes(9999)
+    ),
+    'many dimensions': lambda: (
+        torch_object(1, b'torch.FloatTensor') + ints(2**31 - 1) + bytes(9999)
+    ),
+    'endless vector': lambda: torch_object(1, b'tds.Vec') + ints(2**31 - 1) + ints(0) * 1_500_000,
+    'deep': lambda: b''.join(ints(3, i + 1, 1) + number(1) for i in range(100_000)) + ints(0),
+    'itself': lambda: torch_object(1, b'nn.Sequential') + ints(4, 1),
+    'doubled': lambda: doubled(60),
+    'zeros': lambda: b'\4\0\0\0' + bytes(20_000_000),
+}
+
+
+@pytest.mark.parametrize('data', T7_MADE_TO_HARM.values(), ids=T7_MADE_TO_HARM)
 def test_hostile_t7_files(data, tmp_path, bounded):
     (tmp_path / 'x.t7').write_bytes(data())
     refused(read_t7, tmp_path / 'x.t7')
@@ -311,43 +299,43 @@ def described(path, arrays=(), **architecture):
     )
 
 
-@pytest.mark.parametrize(
-    'architecture',
-    [
-        {'stages': [[2000, 1, 1, 1, 1, 'first']]},
-        {'stages': [[10**6, 1, 1, 1, 1, 'first']]},
-        {'stages': [[1, 10**9, 1, 1, 1, 'first']]},
-        {'stages': [[1, 1, 1, 10**6, 1, 'all']]},
-        {'stages': [[1, 1, 1, 1, 0, 'first']]},
-        {'stages': [[1, 4, 3, 1, 1, 'first']]},
-        {'stages': [[1, 1, 1, 1, 1, 'some']]},
-        {'stages': [[1, 1, 1]]},
-        {'stages': []},
-        {'stages': 'x'},
-        {'stages': [[1, 1.0, 1, 1, 1, 'first']]},
-        {'category_num': 10**9},
-        {'category_num': -1},
-        {'category_num': '3'},
-        {'stem_width': 10**9},
-        {'eps': 'x'},
-        {'eps': -1},
-        {'eps': float('nan')},
-        {'network': 'no'},
-        {'network': None},
-        {'network': []},
-        {'foo': 1},
-        {'classes': ['a']},
-        {'classes': 3},
-        {'initialize': True},
-        {'stages': None},
-        {'stages': None, 'block_num': [1] * 10**6},
-        {'stages': None, 'multiplier': 1e300},
-        {'stages': None, 'block_num': [1] * 90, 'C': 1, 'd': 1},
-        {'stages': None, 'shortcut': 'D'},
-        {'network': 'original-cifar'},
-        {'network': 'paper-cifar', 'round_up_pooling': True},
-    ],
-)
+ABSURD_DESCRIPTIONS = [
+    {'stages': [[2000, 1, 1, 1, 1, 'first']]},
+    {'stages': [[10**6, 1, 1, 1, 1, 'first']]},
+    {'stages': [[1, 10**9, 1, 1, 1, 'first']]},
+    {'stages': [[1, 1, 1, 10**6, 1, 'all']]},
+    {'stages': [[1, 1, 1, 1, 0, 'first']]},
+    {'stages': [[1, 4, 3, 1, 1, 'first']]},
+    {'stages': [[1, 1, 1, 1, 1, 'some']]},
+    {'stages': [[1, 1, 1]]},
+    {'stages': []},
+    {'stages': 'x'},
+    {'stages': [[1, 1.0, 1, 1, 1, 'first']]},
+    {'category_num': 10**9},
+    {'category_num': -1},
+    {'category_num': '3'},
+    {'stem_width': 10**9},
+    {'eps': 'x'},
+    {'eps': -1},
+    {'eps': float('nan')},
+    {'network': 'no'},
+    {'network': None},
+    {'network': []},
+    {'foo': 1},
+    {'classes': ['a']},
+    {'classes': 3},
+    {'initialize': True},
+    {'stages': None},
+    {'stages': None, 'block_num': [1] * 10**6},
+    {'stages': None, 'multiplier': 1e300},
+    {'stages': None, 'block_num': [1] * 90, 'C': 1, 'd': 1},
+    {'stages': None, 'shortcut': 'D'},
+    {'network': 'original-cifar'},
+    {'network': 'paper-cifar', 'round_up_pooling': True},
+]
+
+
+@pytest.mark.parametrize('architecture', ABSURD_DESCRIPTIONS)
 def test_absurd_descriptions(architecture, tmp_path, bounded):
     described(tmp_path / 'x.npz', {'w': np.zeros(10**6, np.float32)}, **architecture)
     refused(resnext_ilsvrc.load, tmp_path / 'x.npz')
@@ -392,49 +380,33 @@ def test_two_arrays_of_one_name(tmp_path):
 HEADER = b'\x93NUMPY\1\0\x76\0' + b"{'descr': %s, 'fortran_order': False, 'shape': %s, }"
 
 
-@pytest.mark.parametrize(
-    'write',
-    [
-        inflating,
-        lambda path: np.savez_compressed(path, a=np.zeros(100 << 20, np.float32)),
-        lambda path: np.savez(path, a=np.array([{}], object)),
-        lambda path: np.savez(path, architecture=np.array('[' * 10**5)),
-        lambda path: np.savez(path, architecture=np.array('{"network": "ilsvrc"')),
-        lambda path: np.savez(path, architecture=np.array('[]')),
-        lambda path: np.savez(path, architecture=np.zeros((0, 3))),
-        lambda path: np.savez(path, a=np.zeros(3)),
-        lambda path: np.savez(path),
-        lambda path: np.save(path.open('wb'), np.zeros(3)),
-        lambda path: path.write_bytes(b''),
-        lambda path: path.write_bytes(CIFAR.read_bytes()),
-        member('a.npy', bytes(999), zipfile.ZIP_BZIP2),
-        member('a.txt', b'hello'),
-        member('a.npy', (HEADER % (b"'<f4'", b'(4611686018427387904,)')).ljust(127) + b'\n'),
-        member('a.npy', (HEADER % (b"'<f4'", b'(-1, -4)')).ljust(127) + b'\n' + bytes(16)),
-        member('a.npy', (HEADER % (b"'|O'", b'(1,)')).ljust(127) + b'\ncposix\nsystem\n'),
-        member('a.npy', (HEADER % (b"__import__('os').getcwd()", b'(1,)')).ljust(127) + b'\n'),
-    ],
-    ids=[
-        'inflating',
-        'zeros',
-        'objects',
-        'nested',
-        'no json',
-        'list',
-        'no string',
-        'strange',
-        'empty',
-        'npy',
-        'no bytes',
-        't7',
-        'bzip2',
-        'text',
-        'huge shape',
-        'negative shape',
-        'pickle',
-        'code',
-    ],
-)
+NPZ_MADE_TO_HARM = {
+    'inflating': inflating,
+    'zeros': lambda path: np.savez_compressed(path, a=np.zeros(100 << 20, np.float32)),
+    'objects': lambda path: np.savez(path, a=np.array([{}], object)),
+    'nested': lambda path: np.savez(path, architecture=np.array('[' * 10**5)),
+    'no json': lambda path: np.savez(path, architecture=np.array('{"network": "ilsvrc"')),
+    'list': lambda path: np.savez(path, architecture=np.array('[]')),
+    'no string': lambda path: np.savez(path, architecture=np.zeros((0, 3))),
+    'strange': lambda path: np.savez(path, a=np.zeros(3)),
+    'empty': lambda path: np.savez(path),
+    'npy': lambda path: np.save(path.open('wb'), np.zeros(3)),
+    'no bytes': lambda path: path.write_bytes(b''),
+    't7': lambda path: path.write_bytes(CIFAR.read_bytes()),
+    'bzip2': member('a.npy', bytes(999), zipfile.ZIP_BZIP2),
+    'text': member('a.txt', b'hello'),
+    'huge shape': member(
+        'a.npy', (HEADER % (b"'<f4'", b'(4611686018427387904,)')).ljust(127) + b'\n'
+    ),
+    'negative shape': member(
+        'a.npy', (HEADER % (b"'<f4'", b'(-1, -4)')).ljust(127) + b'\n' + bytes(16)
+    ),
+    'pickle': member('a.npy', (HEADER % (b"'|O'", b'(1,)')).ljust(127) + b'\ncposix\nsystem\n'),
+    'code': member('a.npy', (HEADER % (b"__import__('os').getcwd()", b'(1,)')).ljust(127) + b'\n'),
+}
+
+
+@pytest.mark.parametrize('write', NPZ_MADE_TO_HARM.values(), ids=NPZ_MADE_TO_HARM)
 def test_hostile_npz_files(write, tmp_path, bounded):
     path = tmp_path / 'x.npz'
     write(path)

@@ -248,8 +248,9 @@ def test_networks_too_large_for_a_record(d, blocks, done, tmp_path):
     record = json.loads((done / 'run.json').read_text())
     record['network'].update(d=d, block_num=[blocks] * 3)
     (tmp_path / 'run.json').write_text(json.dumps(record))
-    with pytest.raises(InputError, match='cannot be built'):
+    with pytest.raises(InputError, match='cannot be built') as e:
         run.summary(resume=True, save_path=str(tmp_path))
+    assert str(tmp_path / 'run.json') in str(e.value)
 
 
 def readers(folder):

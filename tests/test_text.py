@@ -7,9 +7,14 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from helpers.runs import write
 from PIL import Image
 
+import compare
+import ilsvrc_converter
+import main
 import resnext_ilsvrc
+import test as test_script
 from trainer import cli
 from trainer.errors import InputError
 from trainer.reports import comparison
@@ -63,6 +68,33 @@ def test_predictions(tmp_path):
     assert all(line.isprintable() and len(line) <= 500 for line in said.splitlines()), said
     assert result.returncode == 2 and r'\x1b[31m.jpg: not an image' in said
     assert r'\x1b[2J.png' in said and r'\x9b31m\x00' in said and 'bbb ...' in said
+
+
+def test_scripts_on_odd_names(tmp_path, capsys, monkeypatch):
+    """Names of folders, classes and runs: what scripts print of them moves no cursor."""
+    odd = '\x1b[2J\x9b31m\r'
+    write(tmp_path / odd, 4, classes={3: odd + 'a', 5: 'b'})
+    monkeypatch.chdir(tmp_path)
+    tiny = ['--C', 1, '--d', 1, '--multi', 1, '--block-num', 1, 1, 1, '-b', 8, '-e', 1]
+    tiny += ['--network', 'original', '--engine', 'reference', '--workers', 0]
+    said = ''
+    for script, *flags in [
+        (main, '--dataset', 'folder', '--data', odd, '-p', odd + 'run', *tiny),
+        (main, '--resume', odd + 'run'),
+        (main, '--resume', odd + 'run', '--summary'),
+        (test_script, odd + 'run', '--workers', '0', '--engine', 'reference'),
+        (compare, odd + 'run', odd + 'run'),
+        (ilsvrc_converter, '-i', odd + 'run', '-o', odd + '.npz'),
+    ]:
+        monkeypatch.setattr(sys, 'argv', ['script.py', *map(str, flags)])
+        with pytest.raises(SystemExit) as end:
+            cli.run(script.main)
+        out, err = capsys.readouterr()
+        assert not end.value.code, err
+        bad = [x for x in out.split('\n') if not x.isprintable() or len(x) > 500]
+        assert not bad, (script.__name__, bad)
+        said += out
+    assert said.count(r'\x1b[2J\x9b31m') > 5
 
 
 def test_runs(tmp_path):

@@ -19,7 +19,7 @@ from trainer import values
 from trainer.arguments import ArgumentParser
 from trainer.errors import InputError, together
 from trainer.inference import predictors
-from trainer.text import printable
+from trainer.text import Printable, printable
 
 if TYPE_CHECKING:
     from trainer.inference.model import Model
@@ -301,7 +301,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     file system, 130 after an interrupt, otherwise what ``main`` returns.
     """
     try:
-        with _interrupts() as interrupted:
+        with _interrupts() as interrupted, contextlib.redirect_stdout(Printable(sys.stdout)):
             status = main()
         sys.stdout.flush()
         sys.exit(status)

@@ -7,7 +7,9 @@ import hashlib
 import http.client
 import os
 import re
+import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from trainer.types import Path
 
 _BLOCK = 1 << 18
-# Seconds without a byte, and bytes a second from then on, on average.
+# Seconds without a byte, and bytes of the file a second from then on, on average.
 _TIMEOUT = 30
 _SLOWEST = 1000
 # Seconds before a broken download is gone on with.
@@ -149,6 +151,63 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+class _Watch:
+    """Ends a download whose server is silent or slow, wherever it is: in headers, in the
+    lengths of chunks, in the file. A socket's own timeout begins anew with each byte.
+
+    Args:
+        done (callable): Says how many bytes of the file came.
+    """
+
+    def __init__(self, done):
+        self._done, self._sockets, self._late = done, [], False
+        self._ended = threading.Event()
+        watch = self
+
+        class Http(urllib.request.HTTPHandler):
+            def http_open(self, req):
+                return self.do_open(watch._listening(http.client.HTTPConnection), req)
+
+        class Https(urllib.request.HTTPSHandler):
+            def https_open(self, req):
+                made = watch._listening(http.client.HTTPSConnection)
+                return self.do_open(made, req, context=self._context)
+
+        #: For urllib.request.build_opener.
+        self.handlers = Http, Https
+
+    def _listening(self, kind):
+        class Connection(kind):
+            def connect(connection):
+                super().connect()
+                self._sockets.append(connection.sock)
+                self._start, self._begun = time.monotonic(), self._done()
+
+        return Connection
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def _run(self):
+        while not self._ended.wait(min(_TIMEOUT / 4, 1)):
+            if not self._sockets:
+                continue
+            came = self._done() - min(self._begun, self._done())  # it may begin anew
+            if came < _SLOWEST * (time.monotonic() - self._start - _TIMEOUT):
+                self._late = True
+                for connected in self._sockets:
+                    with contextlib.suppress(OSError):  # closed meanwhile
+                        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+    def __exit__(self, kind, error, trace):
+        self._ended.set()
+        self._thread.join()
+        if self._late and (kind is None or issubclass(kind, Exception)):
+            raise TimeoutError(f'less than {_SLOWEST:,} bytes a second came') from error
+
+
 class _Transfer:
     """A file on its way; a broken transfer goes on where it ended, where the server can."""
 
@@ -189,9 +248,13 @@ class _Transfer:
             if self._version:  # a file that changed is sent from its beginning
                 headers['If-Range'] = self._version
         redirects = _Redirects()
-        opener = urllib.request.build_opener(redirects)
         request = urllib.request.Request(self._url, headers=headers)
-        with opener.open(request, timeout=_TIMEOUT) as response:
+        with (
+            _Watch(lambda: self._done) as watch,
+            urllib.request.build_opener(redirects, *watch.handlers).open(
+                request, timeout=_TIMEOUT
+            ) as response,
+        ):
             size = self._place(response)
             if self._bar is None:
                 name = os.path.basename(self._url)
@@ -218,7 +281,6 @@ class _Transfer:
         return self._done + int(length) if re.fullmatch(r'\d{1,15}', length) else None
 
     def _copy(self, response):
-        start, begun = time.monotonic(), self._done
         for block in iter(lambda: response.read1(_BLOCK), b''):
             self._digest.update(block)
             self._f.write(block)
@@ -226,5 +288,3 @@ class _Transfer:
             self._bar.update(len(block))
             if self._done > self._most:
                 raise ValueError(f'more than its {self._most:,} bytes came')
-            if self._done - begun < _SLOWEST * (time.monotonic() - start - _TIMEOUT):
-                raise TimeoutError(f'less than {_SLOWEST:,} bytes a second came')

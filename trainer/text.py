@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from typing import Any, TextIO
 
 #: Characters of a message. With a script's name before it, a line has at most 500.
 MOST = 450
@@ -25,10 +26,34 @@ def printable(text: str) -> str:
         At most :data:`MOST` characters.
     """
     line = _BREAK.sub(' ', text.strip())
-    line = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    line = escaped(line)
     if len(line) > MOST:
         line = f'{line[: MOST - 203]} ... {line[-198:]}'
     return line
+
+
+def escaped(text: str) -> str:
+    """Return text with escapes for control characters, but for ends of lines."""
+    return ''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text)
+
+
+class Printable:
+    """A text stream that shows names and contents of files as they are: what is written
+    passes :func:`escaped`.
+
+    Args:
+        stream: The stream behind it, whose other methods and attributes are its own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, as the stream does."""
+        return self._stream.write(escaped(text))
 
 
 def wrapped(text: str) -> str:

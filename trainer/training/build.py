@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,8 @@ def network(
         options = transfer.fitting(options, given, built, classes)
     if not going_on and options.reset_classifier:
         built = transfer.reset_classifier(built, classes, options.seed)
-    where = RECORD if architecture is not None or model is None else f'-m {model}'
+    record = os.path.join(options.save_path, RECORD)
+    where = record if architecture is not None or model is None else f'-m {model}'
     _check_classes(built, dataset, where)
     built.classes = classes
     return built, options
@@ -72,7 +74,8 @@ def network(
 
 def _check_classes(built, dataset, where):
     classes = dataset.classes
-    mend = '' if where == RECORD else '; --reset-classifier trains a new classifier for these'
+    mend = '; --reset-classifier trains a new classifier for these'
+    mend = mend if where.startswith('-m ') else ''
     if built.category_num != len(classes):
         raise InputError(
             f'{where}: a network of {built.category_num} classes, but {dataset.name} has '
@@ -96,7 +99,8 @@ def of_options(
     """As :func:`network`, of however many classes; a new one has ``category_num``, and no
     weights yet."""
     if architecture is not None:
-        return description.build(architecture, RECORD, WEIGHT_LIMIT), options
+        record = os.path.join(options.save_path, RECORD)
+        return description.build(architecture, record, WEIGHT_LIMIT), options
     if options.load_model is None:
         sizes = {size: getattr(options, size) for size in SIZES}
         entry = table.get(options.network)

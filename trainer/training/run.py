@@ -12,7 +12,7 @@ from trainer.recipes.options import Options
 from trainer.reports import augmented, drawing
 from trainer.reports.log import Log
 from trainer.reports.summary import summary as summarise
-from trainer.text import wrapped
+from trainer.text import escaped, printable, wrapped
 from trainer.training import build, processes, transfer
 from trainer.training.data import data_path
 from trainer.training.loop import Loop
@@ -24,7 +24,8 @@ from trainer.transforms.table import CLASSES
 
 def say_on_console(text: str) -> None:
     """Print a message at once; a single line, in lines that fit a terminal."""
-    print(text if '\n' in text else wrapped(text), flush=True)
+    # What it tells of names and files may be anything.
+    print(escaped(text) if '\n' in text else wrapped(printable(text)), flush=True)
 
 
 def train(

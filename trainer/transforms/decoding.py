@@ -43,6 +43,9 @@ SUFFIXES = (
 #: up to 5 s, 0.5 GB, as WebP 1 GB.
 MAX_PIXELS = 1 << 26
 
+# Pillow reads files of these at once, whatever their size; a raw image of MAX_PIXELS has 0.2 GB.
+_READ_WHOLE, _MAX_WHOLE = ('WEBP', 'AVIF'), 1 << 28
+
 #: Where a JPEG is decoded smaller (:func:`load_shrunk`), it stays so many times as large
 #: as it is needed. With 1.5, what is made of it differs less than by saving it once as a
 #: JPEG of quality 95, or by bilinear for bicubic resizing: mean 0.7 to 0.8 of 255 values
@@ -277,7 +280,17 @@ def _load(path, share=None):
 
 
 def _open(f):
-    image = Image.open(f, formats=FORMATS)
+    size = os.fstat(f.fileno()).st_size
+    formats = FORMATS if size <= _MAX_WHOLE else [x for x in FORMATS if x not in _READ_WHOLE]
+    try:
+        image = Image.open(f, formats=formats)
+    except UnidentifiedImageError:
+        if formats is FORMATS:
+            raise
+        raise InputError(
+            f'{size:,} bytes, and no image of {", ".join(formats)}; of others at most '
+            f'{_MAX_WHOLE:,} bytes are read'
+        ) from None
     if image.format == 'PNG':  # of which Pillow checks the checksums only here
         image.verify()
         f.seek(0)

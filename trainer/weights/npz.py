@@ -113,7 +113,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             than numbers and strings, or would fill far more memory than disk.
     """
     arrays = {}
-    with _reading(path), files.open_regular(path) as f, zipfile.ZipFile(f) as archive:
+    with _reading(path), files.open_regular(path) as f, files.open_zip(f) as archive:
         members = archive.infolist()
         size = sum(info.file_size for info in members)
         on_disk = os.fstat(f.fileno()).st_size

@@ -102,7 +102,7 @@ class _Zip:
     swapped = False
 
     def __init__(self, f):
-        self._archive = zipfile.ZipFile(f)
+        self._archive = files.open_zip(f)
         members = self._archive.infolist()
         self._members = {info.filename: info for info in members}
         size = os.fstat(f.fileno()).st_size

@@ -1,0 +1,46 @@
+"""Kinds of files whose readers do what no reader may, for tests of the watch."""
+
+import os
+import pickle
+import time
+
+import numpy as np
+
+from helpers.kinds import KINDS, Kind
+
+
+def _unpickles(path):
+    with open(path, 'rb') as f:
+        return pickle.load(f)
+
+
+def _uses_memory(path):
+    return {'x': np.ones(1100 << 20, np.uint8)}
+
+
+def _prints(path):
+    print('x', flush=True)
+    return {}
+
+
+def _has_no_name(path):
+    raise OSError(2, 'No such file')
+
+
+#: What is wrong -> what reads so.
+READERS = {
+    'executed': _unpickles,
+    'memory': _uses_memory,
+    'traceback': lambda path: {}['x'],
+    'noise': _prints,
+    'hung': lambda path: time.sleep(600),
+    'ended': lambda path: os.abort(),
+    'silently different': lambda path: {'x': os.path.getsize(path)},
+    'no name': _has_no_name,
+}
+
+
+def register():
+    """Add them to the kinds that a watch reads."""
+    for name, read in READERS.items():
+        KINDS[name] = Kind(None, read, has_checksum=True)
