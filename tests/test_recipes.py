@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import types
 
 import chainer
 import numpy as np
@@ -388,11 +389,12 @@ def test_a_gpu_updates_and_averages_as_the_cpu_does(nesterov):
         optimizer = TorchSGD(0.1, 0.9, nesterov).setup(network)
         average = loop.extensions.MovingAverage(network, 0.9)
         rng = np.random.default_rng(0)
-        for _ in range(3):
+        for iteration in (1, 2, 3):
             for _, p in sorted(network.namedparams()):
                 p.grad = network.device.send(rng.normal(0, 1, p.shape).astype(np.float32))
             optimizer.update()
-            average(None)
+            updater = types.SimpleNamespace(iteration=iteration)
+            average(types.SimpleNamespace(updater=updater))
         found.append([npz.state(network), npz.state(average.network)])
     for cpu, gpu in zip(*found):
         for name in cpu:
