@@ -1,6 +1,7 @@
 """A sample of benchmarks/robustness.py: damaged files, files made to harm, killed runs; and that
 its watch sees what it is there for."""
 
+import importlib.util
 import os
 import pickle
 
@@ -22,10 +23,12 @@ def watch():
 
 
 def test_damaged_files_of_each_kind(watch):
-    rows = [campaigns.damage_files(watch, name, 4, 1) for name in kinds.KINDS]
+    installed = importlib.util.find_spec('safetensors') is not None
+    names = [name for name in kinds.KINDS if installed or name != 'safetensors']
+    rows = [campaigns.damage_files(watch, name, 4, 1) for name in names]
     whole = campaigns.total(rows)
     assert not whole.faults, whole.faults
-    assert whole.counts.total() == 4 * len(kinds.KINDS) and whole.counts['line'] > 50
+    assert whole.counts.total() == 4 * len(names) and whole.counts['line'] > 50
     assert len(campaigns.table(rows).splitlines()) == len(rows) + 2
 
 

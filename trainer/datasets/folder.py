@@ -62,7 +62,7 @@ class ImageFiles:
 
     def take(self, indices: np.ndarray) -> ImageFiles:
         """Return some of the images, with the same categories."""
-        paths = [self.paths[i] for i in indices.tolist()]
+        paths = [self.paths[i] for i in np.asarray(indices).tolist()]
         return ImageFiles(paths, self.labels[indices], self.categories, self.root, self.upright)
 
     def names(self) -> list[str]:
