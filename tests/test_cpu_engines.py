@@ -9,9 +9,9 @@ from conftest import relative
 from helpers.networks import NETWORKS, build, cifar, ilsvrc, squeeze_excite, step
 
 from trainer import engines
-from trainer.engines import arrays
+from trainer.engines import arrays, chunks, pool, products
 from trainer.engines.onednn import layers as by_onednn
-from trainer.engines.onednn import library, maps, pool
+from trainer.engines.onednn import library, maps
 from trainer.errors import InputError
 from trainer.networks import layers
 
@@ -86,6 +86,34 @@ def test_layers(sizes, engine, precision, tolerance):
     found = layer_step(layer, *arguments, engine, precision)
     for want, got in zip(expected, found, strict=True):
         assert relative(want, got) < tolerance
+
+
+@pytest.mark.parametrize('sizes', LAYERS)
+def test_layers_in_many_pieces(sizes, monkeypatch):
+    """Pieces of a few rows of an image, as large feature maps have."""
+    monkeypatch.setattr(products, '_MATRIX', 1)
+    monkeypatch.setattr(products, '_LEAST', 2 * (sizes[-1] + 1))
+    monkeypatch.setattr(products, '_ROWS', 16)
+    monkeypatch.setattr(chunks, '_VALUES', 500)
+    test_layers(sizes, 'numpy', 'float32', 1e-5)
+
+
+def test_numbers_of_threads_give_the_same_bits():
+    network, x, t = build(squeeze_excite)
+    found = []
+    for threads in (1, 2, 5):
+        with chainer.using_config('threads', threads):
+            loss, *arrays_of = step(network, x, t, 'numpy')
+        found.append([loss.tobytes(), *(a.tobytes() for d in arrays_of for a in d.values())])
+    assert found[0] == found[1] == found[2]
+
+
+def test_nan_passes_a_relu():
+    x = np.ones((2, 8, 4, 4), np.float32)
+    x[0, 0, 0, 0] = np.nan
+    with chainer.using_config('train', True), chainer.using_config('engine', 'numpy'):
+        y = layers.ConvBN(8, 8, 1, relu=True)(chainer.Variable(x))
+    assert np.isnan(y.array).any()
 
 
 @pytest.mark.parametrize('make', NETWORKS)

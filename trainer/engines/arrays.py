@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.engines import chunks, products
-from trainer.engines.autograd import ADD, ADD_RELU, PLAIN, RELU, RELU_ADD, Running
+from trainer.engines import chunks, normalization, pool, products
+from trainer.engines.autograd import ADD_RELU, Running
 
 if TYPE_CHECKING:
     from trainer.types import Array, Shape
@@ -24,7 +24,7 @@ FULL_PRECISION: dict[str, str] = {}
 def empty(like: Array, shape: Shape, dtype: np.dtype) -> Array:
     """Return uninitialised feature maps."""
     n, c, h, w = shape
-    return np.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+    return pool.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
 def feature_type(x: Array) -> np.dtype:
@@ -112,42 +112,21 @@ def conv_bias(
 
     With ``relu_first`` the residual is added after the ReLU.
     """
+    added = None if residual is None else residual.transpose(0, 2, 3, 1)
+
+    def finish(part, images, rows):
+        part += b
+        for what in ('relu', 'add') if relu_first else ('add', 'relu'):
+            if what == 'relu' and relu:
+                np.maximum(part, 0, out=part)
+            elif what == 'add' and added is not None:
+                part += added[images, rows]
+
     w = w.astype(wide(x.dtype), copy=False)
-    y = products.forward(_inside(x), w, stride, pad, groups)
-    y += b
-    for what in ('relu', 'add') if relu_first else ('add', 'relu'):
-        if what == 'relu' and relu:
-            np.maximum(y, 0, out=y)
-        elif what == 'add' and residual is not None:
-            y += residual.transpose(0, 2, 3, 1)
-    return _outside(y, x.dtype)
+    return _outside(products.forward(_inside(x), w, stride, pad, groups, finish), x.dtype)
 
 
-# Batch normalisation, piece by piece, so that memory is read once.
-
-
-def _rows(x):
-    """Return feature maps as a matrix (pixels, channels)."""
-    return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _moments(x):
-    """Return the mean and the variance of each column, in float64."""
-
-    def of(piece):
-        piece = x[piece].astype(wide(x.dtype), copy=False)
-        mean = piece.sum(axis=0) / piece.dtype.type(len(piece))
-        piece = piece - mean
-        piece *= piece
-        return len(piece), mean, piece.sum(axis=0)
-
-    counts, means, squares = zip(*chunks.each(of, x))
-    counts = np.array(counts, np.float64)[:, None]
-    means = np.array(means, np.float64)
-    mean = (counts * means).sum(axis=0) / len(x)
-    square = np.sum(squares, axis=0, dtype=np.float64)
-    square += (counts * (means - mean) ** 2).sum(axis=0)
-    return mean, square / len(x)
+# Batch normalisation.
 
 
 def average(running: Running, mean: Array, var: Array, n: int) -> None:
@@ -156,6 +135,11 @@ def average(running: Running, mean: Array, var: Array, n: int) -> None:
     for kept, value in ((running.mean, mean), (running.var, unbiased)):
         kept *= running.decay
         kept += (1 - running.decay) * value
+
+
+def _rows(x):
+    """Return feature maps as a matrix (pixels, channels)."""
+    return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 def conv_bn(
@@ -181,32 +165,13 @@ def conv_bn(
         y, and what :func:`bn_backward` takes as ``kept``.
     """
     h = conv_forward(x, w, stride, pad, groups)
-    rows = _rows(h)
-    mean, var = _moments(rows)
-    average(running, mean, var, len(rows))
-    inv_std = 1 / np.sqrt(var + running.eps)
-    mean, inv_std = (a.astype(wide(h.dtype)) for a in (mean, inv_std))
     y = empty(h, h.shape, h.dtype)
-    mask = np.empty(rows.shape, bool) if kind == RELU_ADD else None
-    result = _rows(y)
     added = None if residual is None else _rows(residual)
-
-    def normalize(piece):
-        v = rows[piece] - mean
-        v *= inv_std * gamma
-        v += beta
-        if kind in (ADD, ADD_RELU):
-            v += added[piece]
-        if kind == RELU_ADD:
-            np.greater(v, 0, out=mask[piece])
-        if kind in (RELU, ADD_RELU, RELU_ADD):
-            np.maximum(v, 0, out=v)
-        if kind == RELU_ADD:
-            v += added[piece]
-        result[piece] = v
-
-    chunks.each(normalize, rows)
-    return y, (h, mean, inv_std, result if kind in (RELU, ADD_RELU) else mask)
+    mean, var, kept = normalization.forward(
+        _rows(h), gamma, beta, running.eps, kind, added, _rows(y)
+    )
+    average(running, mean, var, h.size // len(mean))
+    return y, kept
 
 
 def bn_backward(
@@ -217,45 +182,12 @@ def bn_backward(
     Args:
         keep: Whether the residual's gradient is wanted.
     """
-    h, mean, inv_std, mask = kept
-    h, gy_rows = _rows(h), _rows(gy)
-    masked = empty(gy, gy.shape, gy.dtype) if keep and kind == ADD_RELU else gy
-    masked_rows = _rows(masked)
     gh = empty(gy, gy.shape, gy.dtype)
-    gh_rows = _rows(gh)
-    sums = wide(gy.dtype)
-
-    def of(piece):
-        g = gy_rows[piece].astype(sums, copy=False)
-        if kind not in (PLAIN, ADD):
-            g = g * (mask[piece] > 0)
-        x_hat = h[piece] - mean
-        x_hat *= inv_std
-        return g, x_hat
-
-    def reduce(piece):
-        g, x_hat = of(piece)
-        if masked is not gy:
-            masked_rows[piece] = g
-        x_hat *= g
-        return x_hat.sum(axis=0), g.sum(axis=0)
-
-    ggamma, gbeta = (
-        np.sum(parts, axis=0, dtype=np.float64).astype(sums)
-        for parts in zip(*chunks.each(reduce, h))
+    masked = empty(gy, gy.shape, gy.dtype) if keep and kind == ADD_RELU else None
+    ggamma, gbeta = normalization.backward(
+        _rows(gy), kept, gamma, kind, _rows(gh), None if masked is None else _rows(masked)
     )
-    n = sums.type(len(h))
-
-    def compute(piece):
-        g, x_hat = of(piece)
-        x_hat *= ggamma / n
-        x_hat += gbeta / n
-        x_hat -= g
-        x_hat *= -gamma * inv_std
-        gh_rows[piece] = x_hat
-
-    chunks.each(compute, h)
-    return gh, ggamma, gbeta, masked
+    return gh, ggamma, gbeta, gy if masked is None else masked
 
 
 # Pooling.

@@ -1,23 +1,35 @@
 """Convolutions on NumPy's arrays, as matrix products on pieces that stay in the CPU's cache.
 
 Maps are (batch, height, width, channels), weights (out, in / groups, k, k). Narrow groups are
-computed after several of them became one with weights of zero in between.
+joined, with weights of zero in between. Pieces depend on the shapes alone, so results repeat bit
+for bit whatever the number of threads.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.engines import chunks
+from trainer.engines import chunks, pool
 
 if TYPE_CHECKING:
     from trainer.types import Array, Shape
 
 # Matrix products with fewer channels than this run at a fraction of the speed.
 _CHANNELS = 32
+
+# Values in the matrix of a piece's windows: 2 MiB in float32.
+_MATRIX = 1 << 19
+
+# Fewest pixels of a piece: BLAS copies the weights for each.
+_LEAST = 256
+
+# Most parts of a product, and the fewest rows of each.
+_PARTS, _ROWS = 16, 512
 
 
 def _merge(w, groups):
@@ -29,6 +41,8 @@ def _merge(w, groups):
     out, channels = len(w) // groups, w.shape[1]
     most = max(1, min(groups, _CHANNELS // channels))
     joined = next(n for n in range(most, 0, -1) if groups % n == 0)
+    if joined == 1:
+        return w.reshape(groups, out, *w.shape[1:]), 1
     w = w.reshape(groups // joined, joined, out, *w.shape[1:])
     merged = np.zeros((len(w), joined, out, joined, *w.shape[3:]), w.dtype)
     for i in range(joined):
@@ -45,70 +59,86 @@ def _split(gw, joined, groups):
 
 
 class _Windows:
-    """The windows of a convolution over feature maps, as matrices of some rows at a time.
+    """The windows of a convolution over feature maps.
 
     Args:
         x (array): (batch, height, width, channels).
+        groups: Number of groups, after :func:`_merge`.
+
+    Attributes:
+        shape: (batch, out height, out width).
+        width: Columns of a group's matrix: k * k * channels / groups.
     """
 
-    def __init__(self, x, k, stride, pad):
+    def __init__(self, x, k, stride, pad, groups):
+        self.x, self.k, self.stride, self.pad = x, k, stride, pad
+        self.groups, self.channels = groups, x.shape[3] // groups
+        self.width = k * k * self.channels
+        self.shape = len(x), *((n + 2 * pad - k) // stride + 1 for n in x.shape[1:3])
+
+    def pieces(self):
+        """Return (slice of the batch, slice of output rows) of pieces."""
+        rows = math.prod(self.shape)
+        if self.k == 1:
+            pixels = -(-rows // max(1, min(rows // _ROWS, _PARTS)))
+        else:
+            pixels = max(_MATRIX // self.width, _LEAST)
+        return list(chunks.of_images(*self.shape, pixels))
+
+    def matrices(self, images, rows):
+        """Yield of a piece, for each group, its matrix (pixels, :attr:`width`)."""
+        k, stride, pad = self.k, self.stride, self.pad
+        n, height, width, channels = self.x.shape
+        top, bottom = rows.start * stride - pad, (rows.stop - 1) * stride - pad + k
+        part = self.x[images, max(top, 0) : min(bottom, height)]
         if pad:
-            n, h, w, c = x.shape
-            padded = np.zeros((n, h + 2 * pad, w + 2 * pad, c), x.dtype)
-            padded[:, pad : pad + h, pad : pad + w] = x
-            x = padded
-        views = np.lib.stride_tricks.sliding_window_view(x, (k, k), (1, 2))
-        # (batch, out height, out width, k, k, channels)
-        self.views = views[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
-        self.shape = self.views.shape[:3]
-
-    def pieces(self, channels):
-        """Yield slices of batch and of height, with the matrix of their windows' channels."""
-        for images, rows in chunks.of_images(
-            *self.shape, math.prod(self.views.shape[3:5]) * channels
-        ):
-            yield images, rows, self.views[images, rows]
+            padded = np.zeros((len(part), bottom - top, width + 2 * pad, channels), part.dtype)
+            first = max(-top, 0)
+            padded[:, first : first + part.shape[1], pad : pad + width] = part
+            part = padded
+        views = np.lib.stride_tricks.sliding_window_view(part, (k, k), (1, 2))
+        views = views[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+        for group in range(self.groups):
+            own = views[..., group * self.channels : (group + 1) * self.channels]
+            yield own.reshape(-1, self.width)
 
 
-def _matrix(window, group, channels):
-    """Return windows' channels of one group as a matrix (pixels, k k channels)."""
-    part = window[..., group * channels : (group + 1) * channels]
-    return part.reshape(math.prod(part.shape[:3]), -1)
+def forward(
+    x: Array,
+    w: Array,
+    stride: int,
+    pad: int,
+    groups: int,
+    finish: Callable[[Array, slice, slice], None] | None = None,
+) -> Array:
+    """Convolve.
 
-
-def _is_product(k, pad, groups):
-    return (k, pad, groups) == (1, 0, 1)
-
-
-def forward(x: Array, w: Array, stride: int, pad: int, groups: int) -> Array:
+    Args:
+        finish: Called with each piece of the result while it is in the cache, its slice of the
+            batch and its slice of rows; changes the piece in place.
+    """
     k = w.shape[2]
-    if _is_product(k, pad, groups):
-        x = x[:, ::stride, ::stride]
-        return (x.reshape(-1, x.shape[3]) @ w[:, :, 0, 0].T).reshape(*x.shape[:3], len(w))
     w, _ = _merge(w, groups)
-    groups, out, channels = w.shape[:3]
-    matrices = w.transpose(0, 3, 4, 2, 1).reshape(groups, -1, out)
-    windows = _Windows(x, k, stride, pad)
-    y = np.empty((*windows.shape, groups * out), x.dtype)
-    for images, rows, window in windows.pieces(channels):
-        part = y[images, rows].reshape(-1, groups * out)
-        for group in range(groups):
-            part[:, group * out : (group + 1) * out] = (
-                _matrix(window, group, channels) @ matrices[group]
-            )
+    groups, out, _ = w.shape[:3]
+    matrices = w.transpose(0, 1, 3, 4, 2).reshape(groups, out, -1)
+    windows = _Windows(x, k, stride, pad, groups)
+    y = pool.empty((*windows.shape, groups * out), x.dtype)
+
+    def compute(piece):
+        part = y[piece]
+        flat = part.reshape(-1, groups * out)
+        for group, matrix in enumerate(windows.matrices(*piece)):
+            np.matmul(matrix, matrices[group].T, out=flat[:, group * out : (group + 1) * out])
+        if finish is not None:
+            finish(part, *piece)
+
+    chunks.run(compute, windows.pieces())
     return y
 
 
 def backward_data(gy: Array, w: Array, shape: Shape, stride: int, pad: int, groups: int) -> Array:
     """Return the gradient for maps (batch, height, width, channels) of a shape."""
     k = w.shape[2]
-    if _is_product(k, pad, groups):
-        gx = (gy.reshape(-1, len(w)) @ w[:, :, 0, 0]).reshape(*gy.shape[:3], -1)
-        if stride == 1:
-            return gx
-        full = np.zeros(shape, gx.dtype)
-        full[:, ::stride, ::stride] = gx
-        return full
     if stride == 1:
         w = w.reshape(groups, -1, *w.shape[1:]).swapaxes(1, 2)[..., ::-1, ::-1]
         return forward(gy, w.reshape(-1, *w.shape[2:]), 1, k - 1 - pad, groups)
@@ -116,9 +146,10 @@ def backward_data(gy: Array, w: Array, shape: Shape, stride: int, pad: int, grou
     groups, out, channels = w.shape[:3]
     matrices = w.transpose(0, 1, 3, 4, 2).reshape(groups, out, -1)
     n, h, width, c = shape
-    gx = np.zeros((n, h + 2 * pad, width + 2 * pad, c), gy.dtype)
+    gx = pool.empty((n, h + 2 * pad, width + 2 * pad, c), gy.dtype)
     batch, height, wide, _ = gy.shape
-    for images, rows in chunks.of_images(batch, height, wide, k * k * channels):
+
+    def add(images, rows):
         for group in range(groups):
             part = gy[images, rows, :, group * out : (group + 1) * out]
             windows = (part.reshape(-1, out) @ matrices[group]).reshape(
@@ -133,6 +164,18 @@ def backward_data(gy: Array, w: Array, shape: Shape, stride: int, pad: int, grou
                     j : j + wide * stride : stride,
                     own,
                 ] += windows[..., i, j, :]
+
+    def compute(parts):
+        images = None
+        for images, rows in parts:
+            if rows.start == 0:
+                gx[images] = 0
+            add(images, rows)
+
+    # The windows of one image overlap.
+    pieces = chunks.of_images(batch, height, wide, _MATRIX // (k * k * channels))
+    by_image = itertools.groupby(pieces, lambda piece: piece[0].start)
+    chunks.run(compute, [list(parts) for _, parts in by_image])
     return gx[:, pad : pad + h, pad : pad + width]
 
 
@@ -140,18 +183,27 @@ def backward_weights(
     x: Array, gy: Array, w_shape: Shape, stride: int, pad: int, groups: int
 ) -> Array:
     k = w_shape[2]
-    if _is_product(k, pad, groups):
-        x = x[:, ::stride, ::stride]
-        gw = gy.reshape(-1, w_shape[0]).T @ x.reshape(-1, w_shape[1])
-        return gw.reshape(w_shape)
     merged, joined = _merge(np.zeros(w_shape, x.dtype), groups)
     merged_groups, out, channels = merged.shape[:3]
-    gw = np.zeros((merged_groups, out, k * k * channels), x.dtype)
-    for images, rows, window in _Windows(x, k, stride, pad).pieces(channels):
-        part = gy[images, rows].reshape(-1, merged_groups * out)
-        for group in range(merged_groups):
-            gw[group] += part[:, group * out : (group + 1) * out].T @ _matrix(
-                window, group, channels
-            )
+    windows = _Windows(x, k, stride, pad, merged_groups)
+    pieces = windows.pieces()
+    # Sums of their own for as many threads as the additions pay for.
+    parts = min(max(2, math.prod(windows.shape) // (2 * _ROWS)), _PARTS // 2, len(pieces))
+
+    def compute(part):
+        gw = pool.empty((merged_groups, out, windows.width), x.dtype)
+        for n, (images, rows) in enumerate(pieces[part::parts]):
+            rest = gy[images, rows].reshape(-1, merged_groups * out)
+            for group, matrix in enumerate(windows.matrices(images, rows)):
+                transposed = rest[:, group * out : (group + 1) * out].T
+                if n:
+                    gw[group] += transposed @ matrix
+                else:
+                    np.matmul(transposed, matrix, out=gw[group])
+        return gw
+
+    gw, *others = chunks.run(compute, range(parts))
+    for other in others:
+        gw += other
     gw = gw.reshape(merged_groups, out, k, k, channels).transpose(0, 1, 4, 2, 3)
     return _split(gw, joined, groups)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from trainer.engines.onednn import constants, maps, pool
+from trainer.engines import pool
+from trainer.engines.onednn import constants, maps
 from trainer.engines.onednn.library import Primitive, any_layout, dims, engine, nhwc, vector
 
 if TYPE_CHECKING:

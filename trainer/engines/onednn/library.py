@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from trainer.engines.onednn import constants, pool
+from trainer.engines import pool
+from trainer.engines.onednn import constants
 
 if TYPE_CHECKING:
     from trainer.types import Shape

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.engines.onednn import constants, library, pool
+from trainer.engines import pool
+from trainer.engines.onednn import constants, library
 from trainer.engines.onednn.library import Primitive, engine, nhwc
 
 if TYPE_CHECKING:
