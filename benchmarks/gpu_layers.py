@@ -36,6 +36,7 @@ from trainer import cli, cuda, engines, values  # noqa: E402
 from trainer.engines import autograd, shapes  # noqa: E402
 from trainer.engines.cudnn import arrays, convolutions, graphs, kernels, parameters  # noqa: E402
 from trainer.engines.cudnn.timing import milliseconds  # noqa: E402
+from trainer.settings import settings  # noqa: E402
 from trainer.training.captured_step import CapturedStep  # noqa: E402
 
 NETWORKS = {
@@ -198,7 +199,7 @@ def _traffic(network, side, precision, batch):
     with (
         chainer.using_config('engine', 'cudnn'),
         chainer.using_config('precision', precision),
-        chainer.using_config('plans', 1),
+        settings.using(plans=1),
     ):
         for _ in range(2):  # at first an operation is computed in each of several ways
             step.forget()

@@ -15,6 +15,7 @@ from trainer.engines.cudnn.parameters import HalfWeights, Update
 from trainer.engines.cudnn.provider import nhwc
 from trainer.networks import layers
 from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
+from trainer.settings import settings
 from trainer.training import processes, transfer
 from trainer.training.captured_step import CapturedStep
 from trainer.training.losses import LabelSmoothing
@@ -278,7 +279,7 @@ def test_half_gradients_of_a_layer_that_is_used_twice(half_gradients):
                 converted()
             layer.cleargrads()
             with (
-                chainer.using_config('converted', converted and converted.arrays),
+                settings.using(half_weights=converted and converted.of),
                 chainer.using_config('train', True),
             ):
                 y = layer(layer(x))
@@ -327,7 +328,7 @@ def test_weights_are_converted_at_once():
     for _ in range(2):
         half()
         assert len(half.arrays) == 1 + 3 * 3 + 3
-        for array, converted in half.arrays.values():
+        for array, converted in half.of.values():
             assert converted.transpose(0, 2, 3, 1).flags.c_contiguous
             assert (converted == array.astype(np.float16)).all()
         for param in model.params():

@@ -14,6 +14,7 @@ from trainer.engines.onednn import layers as by_onednn
 from trainer.engines.onednn import library, maps
 from trainer.errors import InputError
 from trainer.networks import layers
+from trainer.settings import settings
 
 onednn = pytest.mark.skipif(
     library.unavailable() is not None, reason=f'needs oneDNN (extra cpu): {library.unavailable()}'
@@ -102,7 +103,7 @@ def test_numbers_of_threads_give_the_same_bits():
     network, x, t = build(squeeze_excite)
     found = []
     for threads in (1, 2, 5):
-        with chainer.using_config('threads', threads):
+        with settings.using(threads=threads):
             loss, *arrays_of = step(network, x, t, 'numpy')
         found.append([loss.tobytes(), *(a.tobytes() for d in arrays_of for a in d.values())])
     assert found[0] == found[1] == found[2]

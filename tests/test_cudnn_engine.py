@@ -18,6 +18,7 @@ from trainer.engines.cudnn import grouped, kernels
 from trainer.errors import InputError
 from trainer.networks import layers
 from trainer.optimizers import OPTIMIZERS
+from trainer.settings import settings
 from trainer.training.extensions import LossScale
 from trainer.training.step import Step
 from trainer.training.updater import ChunkedUpdater
@@ -46,7 +47,7 @@ class TestWiring:
             with chainer.using_config('engine', 'cudnn'):
                 folded = {}
                 for kept in (None, folded, folded):
-                    with chainer.using_config('folded', kept):
+                    with settings.using(folded=kept):
                         y = network(x, train=False).array
                     assert relative(golden, y) < 1e-5
                 assert folded

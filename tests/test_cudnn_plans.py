@@ -2,7 +2,6 @@
 
 import time
 
-import chainer
 import numpy as np
 import pytest
 from conftest import relative
@@ -11,6 +10,7 @@ from trainer import files
 from trainer.engines import autograd
 from trainer.engines import cudnn as engine
 from trainer.engines.cudnn import arrays, graphs, library, provider, timing
+from trainer.settings import settings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('no_plans')]
 
@@ -185,7 +185,7 @@ class Plans:
 class TestTiming:
     @pytest.fixture(autouse=True)
     def timed(self):
-        with chainer.using_config('plans', 6):
+        with settings.using(plans=6):
             yield
 
     def test_few_plans_are_compiled(self):
@@ -200,7 +200,7 @@ class TestTiming:
     def test_what_cannot_be_captured_is_not_chosen(self, plans):
         g = graph()
         g.graph = Plans(3, fails=(0,), never_captured=(1,))
-        with chainer.using_config('plans', plans):
+        with settings.using(plans=plans):
             run(g)
         assert g.plan == (2, 0)
 

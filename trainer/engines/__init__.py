@@ -18,7 +18,7 @@ def current() -> ModuleType:
     """
     import chainer
 
-    from trainer.engines import config  # noqa: F401  the default
+    from trainer import settings  # noqa: F401  the default
 
     return importlib.import_module('trainer.engines.' + chainer.config.engine)
 

@@ -15,6 +15,8 @@ from trainer.engines import chunks, normalization, pool, products
 from trainer.engines.autograd import ADD_RELU, Running
 
 if TYPE_CHECKING:
+    import chainer
+
     from trainer.types import Array, Shape
 
 #: Precision -> precision of the classifier, where they differ.
@@ -41,8 +43,14 @@ def nhwc(array: Array, dtype: np.dtype) -> Array:
     return converted
 
 
-def weights(w: Array, dtype: np.dtype) -> Array:
-    """Return weights in the form that this provider's convolutions take."""
+def weights(w: Array, dtype: np.dtype, conv: chainer.Link | None = None) -> Array:
+    """Return weights in the form that this provider's convolutions take.
+
+    Args:
+        w: (out, in / groups, k, k).
+        dtype: That of the feature maps.
+        conv: The convolution that they are the parameter of, if they are one.
+    """
     return w
 
 

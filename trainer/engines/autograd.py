@@ -18,16 +18,13 @@ from chainer import backend
 from chainer.utils.conv import get_conv_outsize
 
 from trainer import cuda
-from trainer.engines import config, reference  # noqa: F401
+from trainer.engines import reference
+from trainer.settings import settings
 
 if TYPE_CHECKING:
     import chainer.links as L
 
     from trainer.types import Array
-
-# Cache of folded weights, (convolution, batch normalisation) -> (weights, biases), set by
-# predictors; None folds at each call.
-chainer.global_config.folded = None
 
 #: What follows a batch normalisation.
 PLAIN, RELU, ADD, ADD_RELU, RELU_ADD = range(5)
@@ -109,6 +106,7 @@ class _ConvBN(_Function):
 
     def __init__(self, provider, conv, bn, kind, eps_in_average):
         super().__init__(provider)
+        self.conv = conv
         self.window = conv.stride[0], conv.pad[0], conv.groups
         self.kind = kind
         self.running = Running(bn.avg_mean, bn.avg_var, bn.eps, bn.decay, eps_in_average)
@@ -117,7 +115,7 @@ class _ConvBN(_Function):
         x, w, gamma, beta, *residual = inputs
         dtype = self.provider.feature_type(x)
         self.given = [a.dtype for a in inputs]
-        self.x, self.w = self.provider.nhwc(x, dtype), self.provider.weights(w, dtype)
+        self.x, self.w = self.provider.nhwc(x, dtype), self.provider.weights(w, dtype, self.conv)
         residual = self.provider.nhwc(residual[0], dtype) if residual else None
         y, self.kept = self.provider.conv_bn(
             self.x, self.w, *self.window, self.running, residual, gamma, beta, self.kind
@@ -329,7 +327,7 @@ class Layers:
         self, conv: L.Convolution2D, bn: L.BatchNormalization, dtype: np.dtype
     ) -> tuple[Array, Array]:
         """Return weights and float32 biases of a convolution with its normalisation."""
-        kept = chainer.config.folded
+        kept = settings.folded
         if kept is not None and (conv, bn) in kept:
             return kept[conv, bn]
         on_numpy = backend.get_array_module(bn.avg_mean) is np

@@ -8,8 +8,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import chainer
 import threadpoolctl
+
+from trainer.settings import settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 # Values in a piece: 512 KiB in float32. Less, and threads wait for the interpreter's lock.
 _VALUES = 1 << 17
-
-# Number of threads; None means one per core.
-chainer.global_config.threads = None
 
 
 @functools.cache
@@ -55,7 +53,7 @@ def run(function: Callable[[T], R], arguments: Iterable[T]) -> list[R]:
         for i, argument in remaining:
             results[i] = function(argument)
 
-    threads = min(chainer.config.threads or _cores(), len(arguments))
+    threads = min(settings.threads or _cores(), len(arguments))
     with _blas().limit(limits=1):
         others = [_threads(threads - 1).submit(work) for _ in range(threads - 1)]
         try:

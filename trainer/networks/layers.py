@@ -14,6 +14,7 @@ import chainer
 import chainer.links as L
 
 from trainer import engines
+from trainer.settings import settings
 
 #: Batch normalisation keeps this share of its running statistics at each batch.
 BN_DECAY = 0.9
@@ -39,11 +40,6 @@ class StageConfig(NamedTuple):
     out_channels: int
     stride: int
     projections: str
-
-
-#: A network with more weights than this is refused, where it is not ``None``: a
-#: file cannot make us build more than it holds.
-chainer.global_config.weight_limit = None
 
 
 # Deeper than any network (6,002 layers): links cost far more memory than small weights.
@@ -95,7 +91,7 @@ def check_sizes(
 
     Raises:
         ValueError: A size is not a positive integer, the groups do not divide
-            the width, or there are more than ``chainer.config.weight_limit`` weights.
+            the width, or there are more than ``settings.weight_limit`` weights.
     """
     sizes = [category_num, *itertools.chain(*stem), 1 if se_reduction is None else se_reduction]
     for stage in stages:
@@ -105,7 +101,7 @@ def check_sizes(
     if not stages or not all(isinstance(n, int) and n > 0 for n in sizes):
         raise ValueError('its sizes are not positive integers')
     weights = _count_weights(category_num, stem, stages, se_reduction)
-    limit = chainer.config.weight_limit
+    limit = settings.weight_limit
     if limit is not None and weights > limit:
         raise ValueError(
             f'it would have more than {limit:,} weights, for which there are no numbers'

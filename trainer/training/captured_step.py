@@ -9,6 +9,7 @@ import chainer
 import numpy as np
 
 from trainer import cuda
+from trainer.settings import settings
 from trainer.training.step import Step
 
 if TYPE_CHECKING:
@@ -139,11 +140,11 @@ class CapturedStep(Step):
     def _gradients(self, captured, images):
         self.network.cleargrads()
         captured.totals.fill(0)
-        converted = None
+        half_weights = None
         if self._half is not None:
             self._half()
-            converted = self._half.arrays
-        with chainer.using_config('converted', converted):
+            half_weights = self._half.of
+        with settings.using(half_weights=half_weights):
             for loss, y, t, share in self._chunks(*captured.batch, images):
                 loss.grad = (self._update.scale * share).astype(loss.dtype)
                 loss.backward()

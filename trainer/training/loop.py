@@ -18,6 +18,7 @@ from trainer.inference import predictors
 from trainer.reports import ending, figures
 from trainer.reports.console import Console
 from trainer.reports.tensorboard import TensorBoard
+from trainer.settings import settings
 from trainer.training import build, extensions, schedules, snapshots
 from trainer.training.patience import Patience
 from trainer.training.stop import Stop
@@ -183,7 +184,7 @@ class Loop:
         with (
             self.stop,
             threadpoolctl.threadpool_limits(threads),
-            chainer.using_config('threads', threads),
+            settings.using(threads=threads),
             chainer.using_config('engine', setup.engine),
             chainer.using_config('precision', setup.precision),
         ):

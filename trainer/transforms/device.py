@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import chainer
 import numpy as np
 
-from trainer import cuda
+from trainer import cuda, settings  # noqa: F401  the defaults of Chainer's configuration
 from trainer.transforms import draws, ilsvrc, table
 from trainer.transforms.geometry import Geometry
 from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
@@ -71,11 +71,7 @@ def _compute(kernel, grid, shape, *args):
     which the engine computes."""
     import cupy
 
-    # Neither is there where nothing but the images is wanted.
-    half = (
-        getattr(chainer.config, 'engine', None),
-        getattr(chainer.config, 'precision', None),
-    ) == ('cudnn', 'mixed')
+    half = (chainer.config.engine, chainer.config.precision) == ('cudnn', 'mixed')
     n, channels, height, width = shape
     y = cupy.empty((n, height, width, channels), np.float16 if half else np.float32)
     if n:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import chainer
-
 from trainer.errors import InputError
 from trainer.networks import table as networks
+from trainer.settings import settings
 from trainer.transforms.geometry import Geometry
 from trainer.transforms.table import CLASSES
 
@@ -57,7 +56,7 @@ def build(described: Mapping[str, Any], path: Path, weight_limit: int | None) ->
             raise ValueError(f'preprocessing {preprocessing!r}')
         held = arguments.pop('geometry', None)
         geometry = None if held is None else Geometry.from_json(held)
-        with chainer.using_config('weight_limit', weight_limit):
+        with settings.using(weight_limit=weight_limit):
             network = cls(initialize=False, **arguments)
         network.classes = classes
         if preprocessing is not None:

@@ -13,6 +13,7 @@ import chainer
 
 from trainer.engines import autograd, tryout
 from trainer.engines.cudnn import library, provider, timing
+from trainer.settings import settings
 
 PRECISIONS = provider.PRECISIONS
 
@@ -72,7 +73,7 @@ def _try_out(precision, gpu):
     """Return the greatest relative error of some grouped layers, forward and backward."""
     with (
         chainer.using_config('precision', precision),
-        chainer.using_config('fallback', False),
+        settings.using(fallback=False),
         timing.untimed(),
     ):
         return max(tryout.error(conv_bn, f'@cupy:{gpu}', *layer) for layer in _TRIED)

@@ -15,11 +15,11 @@ import itertools
 import textwrap
 from typing import TYPE_CHECKING
 
-import chainer
 import numpy as np
 
 from trainer.engines.cudnn import library, timing
 from trainer.engines.cudnn.timing import NotSupported
+from trainer.settings import settings
 
 if TYPE_CHECKING:
     import cudnn
@@ -138,7 +138,7 @@ class Graph:
         if self.refused is not None:
             raise NotSupported(self.refused)
         pack = {t: a.data.ptr for t, a in zip(self.tensors, arrays, strict=True)}
-        timed = chainer.config.plans > 1
+        timed = settings.plans > 1
         if self.plan is None or timed and not self.timed:
             try:
                 self.plan, self.timed = self._choose(pack, timed), timed
@@ -165,7 +165,7 @@ class Graph:
             timing.choices().pop(self.key)
         if timed:
             timing.say_once()
-        running = itertools.islice(self._running(pack), chainer.config.plans if timed else None)
+        running = itertools.islice(self._running(pack), settings.plans if timed else None)
         plan = timing.fastest(self.key, running, timed)
         if timed:
             timing.keep(self.key, self.graph.get_plan_name_at_index(plan[0]))

@@ -185,23 +185,22 @@ class HalfWeights:
         network: Whose convolutions, on a GPU.
 
     Attributes:
-        arrays: id of a parameter's array -> (that array, the converted one). What
-            ``chainer.config.converted`` takes.
+        of: Convolution -> (its weights, the converted ones), for
+            :attr:`trainer.settings.Settings.half_weights`.
     """
 
     def __init__(self, network: chainer.Link) -> None:
         import cupy
 
-        params = [
-            link.W for link in network.links() if isinstance(link, chainer.links.Convolution2D)
-        ]
-        table, each = _parts(params, COPY)
-        self.arrays: dict[int, tuple[cupy.ndarray, cupy.ndarray]] = {}
+        convs = [link for link in network.links() if isinstance(link, chainer.links.Convolution2D)]
+        table, each = _parts([conv.W for conv in convs], COPY)
+        self.of: dict[chainer.Link, tuple[cupy.ndarray, cupy.ndarray]] = {}
         with cuda.lasting():
-            for param, own in zip(params, each):
-                converted: cupy.ndarray = arrays.empty(cupy, param.shape, np.dtype(np.float16))
-                self.arrays[id(param.array)] = param.array, converted
-                own['from'], own['to'] = param.array.data.ptr, converted.data.ptr
+            for conv, own in zip(convs, each):
+                weights = conv.W.array
+                converted: cupy.ndarray = arrays.empty(cupy, weights.shape, np.dtype(np.float16))
+                self.of[conv] = weights, converted
+                own['from'], own['to'] = weights.data.ptr, converted.data.ptr
                 own['inner'], own['area'] = _layout(converted)
             self._table = cupy.asarray(table.view(np.uint8))
         self._entries = len(table)

@@ -20,6 +20,7 @@ from chainer import backend
 
 from trainer.engines import arrays as numpy_arrays
 from trainer.engines.cudnn import arrays, convolutions, graphs, kernels
+from trainer.settings import settings
 
 if TYPE_CHECKING:
     import cupy
@@ -31,15 +32,6 @@ PRECISIONS = ('float32', 'tf32', 'mixed')
 
 #: Precisions, and those in which the classifier is computed instead.
 FULL_PRECISION = {'mixed': 'tf32'}
-
-# float16 copies of the weights (trainer.engines.cudnn.parameters.HalfWeights), valid until the
-# weights change; None converts at each call. Gradients of such weights may stay float16, which
-# trainer.engines.cudnn.parameters.Update accepts.
-chainer.global_config.converted = None
-
-# Whether to compute by arrays, with a warning, where cuDNN has no plan; False raises
-# NotSupported.
-chainer.global_config.fallback = True
 
 
 def _on_numpy(array):
@@ -62,7 +54,7 @@ def _convolution(name):
             try:
                 return by_graph(first, *args, chainer.config.precision)
             except graphs.NotSupported as e:
-                if not chainer.config.fallback:
+                if not settings.fallback:
                     raise
                 _warn(str(e))
         return by_arrays(first, *args)
@@ -125,11 +117,13 @@ def nhwc(array: Array, dtype: np.dtype) -> Array:
     return converted
 
 
-def weights(w: Array, dtype: np.dtype) -> Array:
+def weights(w: Array, dtype: np.dtype, conv: chainer.Link | None = None) -> Array:
     """Return the weights of a convolution as :func:`nhwc` does."""
-    converted = chainer.config.converted or {}
-    if dtype == np.float16 and id(w) in converted:
-        return converted[id(w)][1]
+    half = settings.half_weights
+    if half is not None and conv in half and dtype == np.float16:
+        of, copy = half[conv]
+        if of is w:  # not replaced since it was copied
+            return copy
     return nhwc(w, dtype)
 
 
@@ -169,7 +163,7 @@ def bn_backward(
 
 def weights_gradient(gw: Array, dtype: np.dtype, added: bool) -> Array:
     # Accumulated gradients are summed in float32.
-    if chainer.config.converted and not added:
+    if settings.half_weights and not added:
         return gw
     return numpy_arrays.weights_gradient(gw, dtype, added)
 

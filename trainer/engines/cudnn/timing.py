@@ -21,15 +21,12 @@ import chainer
 
 from trainer import cuda, files
 from trainer.engines.cudnn import library
+from trainer.settings import settings
 
 if TYPE_CHECKING:
     import cupy
 
     from trainer.types import R, T
-
-# How many plans are timed for each graph. 1 takes the cached choice, or the first plan that
-# runs: timing does not pay for rare shapes, and is impossible during graph capture.
-chainer.global_config.plans = 6
 
 #: Runs in each graph that is timed, so that launch overhead does not count.
 REPEATED = 10
@@ -43,7 +40,7 @@ ROUNDS = 3
 
 def untimed(when: bool = True) -> AbstractContextManager[None]:
     """Return a context manager that disables timing if ``when`` is true."""
-    return chainer.using_config('plans', 1 if when else chainer.config.plans)
+    return settings.using(plans=1 if when else settings.plans)
 
 
 class NotSupported(Exception):
@@ -159,7 +156,7 @@ def by_time(
     Raises:
         NotSupported: No way is supported.
     """
-    timed, here = chainer.config.plans > 1, (library.device(), key)
+    timed, here = settings.plans > 1, (library.device(), key)
     name, was_timed = _ways.get(here) or (choices().get(key), True)
     if name is not None and name in ways and (was_timed or not timed):
         with contextlib.suppress(NotSupported):  # chosen on another machine

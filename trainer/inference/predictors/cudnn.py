@@ -14,6 +14,7 @@ from trainer.engines import cudnn
 from trainer.engines.cudnn import library, timing
 from trainer.engines.cudnn.captured import Room
 from trainer.inference import predictors
+from trainer.settings import settings
 
 if TYPE_CHECKING:
     from trainer.inference.predictors import Predictor
@@ -50,7 +51,7 @@ class _Predictor(predictors.Predictor):
             chainer.using_config('engine', 'cudnn'),
             chainer.using_config('train', False),
             chainer.using_config('precision', self._precision),
-            chainer.using_config('folded', self._folded),
+            settings.using(folded=self._folded),
             chainer.no_backprop_mode(),
         ):
             if self.finish is not None:
@@ -104,7 +105,7 @@ class _Predictor(predictors.Predictor):
         return self._run(x, 0)
 
     def refresh(self):
-        with self._room.entered(), chainer.using_config('folded', None):
+        with self._room.entered(), settings.using(folded=None):
             for layer, kept in self._folded.items():
                 for array, new in zip(kept, cudnn.fold(*layer, kept[0].dtype)):
                     array[...] = new

@@ -9,6 +9,7 @@ import chainer
 
 from trainer.errors import InputError
 from trainer.inference.predictors import Predictor
+from trainer.settings import settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ class ByNetwork(Predictor):
             chainer.using_config('train', False),
             chainer.using_config('engine', self.engine),
             chainer.using_config('precision', self._precision),
-            chainer.using_config('folded', self._folded),
+            settings.using(folded=self._folded),
         ):
             y = function(chainer.Variable(x if self.finish is None else self.finish(x)))
         return chainer.backends.cuda.to_cpu(y.array)
