@@ -12,7 +12,7 @@ from helpers.networks import build, squeeze_excite
 import resnext
 from trainer.engines.cudnn import graphs, parameters, timing
 from trainer.engines.cudnn.parameters import HalfWeights, Update
-from trainer.engines.cudnn.provider import nhwc
+from trainer.engines.cudnn.provider import nhwc, weights
 from trainer.networks import layers
 from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
 from trainer.settings import settings
@@ -327,12 +327,25 @@ def test_weights_are_converted_at_once():
     half = HalfWeights(model)
     for _ in range(2):
         half()
-        assert len(half.arrays) == 1 + 3 * 3 + 3
+        assert len(half.of) == 1 + 3 * 3 + 3
         for array, converted in half.of.values():
             assert converted.transpose(0, 2, 3, 1).flags.c_contiguous
             assert (converted == array.astype(np.float16)).all()
         for param in model.params():
             param.array *= -2
+
+
+def test_replaced_weights_are_not_taken_for_their_copy():
+    layer = layers.ConvBN(8, 8, 3)
+    layer.to_device('@cupy:0')
+    half = HalfWeights(layer)
+    half()
+    with settings.using(half_weights=half.of):
+        for expected in (0, 1):
+            found = weights(layer.conv.W.array, np.dtype(np.float16), layer.conv)
+            assert found.dtype == np.float16 and (found == expected).all()
+            assert (found is half.of[layer.conv][1]) == (expected == 0)
+            layer.conv.W.array = layer.conv.W.array + 1
 
 
 def test_overflow_changes_nothing_but_the_scale():

@@ -130,10 +130,6 @@ class WeightDecays:
     def __init__(self, groups: list[tuple[float, list[chainer.Parameter]]]) -> None:
         self.groups = groups
 
-    def rates(self) -> dict[int, float]:
-        """Return the rate of each parameter: dict of its id."""
-        return {id(param): rate for rate, params in self.groups for param in params}
-
     def __call__(self, optimizer: chainer.Optimizer) -> None:
         for rate, params in self.groups:
             for param in params:

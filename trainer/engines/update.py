@@ -71,11 +71,15 @@ class Update:
             if hookable._pre_update_hooks or hookable._post_update_hooks:
                 raise NotSupported("an update rule's hooks")
             rule._init_states(param)
+        # By update rule, which is one parameter's: parameters themselves cannot be hashed.
         self._group = {}
         if isinstance(self.decay, WeightDecays):
             self._group = {
-                id(param): i for i, (_, of) in enumerate(self.decay.groups) for param in of
+                param.update_rule: i for i, (_, of) in enumerate(self.decay.groups) for param in of
             }
+        self._factor = {}
+        if self.head is not None:
+            self._factor = {param.update_rule: self.head.factor for param in self.head.params}
 
     def decays(self) -> list[float]:
         """Return the rates of weight decay, a list of one or more."""
@@ -85,7 +89,11 @@ class Update:
 
     def group(self, param: chainer.Parameter) -> int:
         """Return which of :meth:`decays` is a parameter's."""
-        return self._group.get(id(param), 0)
+        return self._group.get(param.update_rule, 0)
+
+    def factor(self, param: chainer.Parameter) -> float:
+        """Return what a parameter's gradient is multiplied with, for the classifier's own rate."""
+        return self._factor.get(param.update_rule, 1)
 
 
 def _update(update, param, grad, state, clip, decay, factor):
@@ -96,7 +104,7 @@ def _update(update, param, grad, state, clip, decay, factor):
     if decay:
         np.multiply(param, decay, out=room)
         grad += room
-    if factor is not None:
+    if factor != 1:
         grad *= factor
     state *= optimizer.momentum
     if update.kind == CHAINER:
@@ -129,16 +137,13 @@ def apply(optimizer: chainer.Optimizer) -> None:
     optimizer.t += 1
     clip = 1.0 if update.clip is None else update.clip.factor(update.params)
     decays = update.decays()
-    head = update.head
-    rates = {} if head is None else {id(p): head.factor for p in head.params}
     parts = []
     for param in update.params:
         param.update_rule.t += 1
         if not param.grad.flags.c_contiguous:
             param.grad = np.ascontiguousarray(param.grad)
         arrays = param.array, param.grad, param.update_rule.state[update.state]
-        factor = rates.get(id(param))
-        own = decays[update.group(param)], factor
+        own = decays[update.group(param)], update.factor(param)
         parts.append(([a.reshape(-1) for a in arrays], own))
 
     def compute(part):

@@ -37,7 +37,7 @@ class Layer(NamedTuple):
 
 
 class _Outputs(chainer.LinkHook):
-    """Keeps the sizes of what convolutions give: link's id -> (channels, height, width)."""
+    """Keeps the sizes of what convolutions give: link -> (channels, height, width)."""
 
     name = 'Outputs'
 
@@ -47,7 +47,7 @@ class _Outputs(chainer.LinkHook):
 
     def forward_postprocess(self, args):
         if isinstance(args.link, ConvBN):
-            self.of[id(args.link)] = args.out.shape[1:]
+            self.of[args.link] = args.out.shape[1:]
 
 
 def layers(network: Network, image_size: int | None = None) -> list[Layer]:
@@ -77,7 +77,7 @@ def layers(network: Network, image_size: int | None = None) -> list[Layer]:
                 filters += f' /{link.conv.stride[0]}'
             if link.conv.groups > 1:
                 filters += f', {link.conv.groups} groups'
-            output, weights = outputs.of[id(link)], link.conv.W.size
+            output, weights = outputs.of[link], link.conv.W.size
         else:
             filters, output, weights = 'fully connected', link.W.shape[:1], link.W.size
         if path == 'fc':

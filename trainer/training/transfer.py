@@ -108,24 +108,31 @@ def links_of(network: Network, prefixes: Sequence[str]) -> list[chainer.Link]:
     return [links[prefix.strip('/')] for prefix in prefixes]
 
 
-def check_frozen(network: Network, prefixes: Sequence[str]) -> tuple[list[chainer.Link], set[int]]:
+def check_frozen(
+    network: Network, prefixes: Sequence[str]
+) -> tuple[list[chainer.Link], set[chainer.Link]]:
     """Check that layers can be frozen.
 
     Args:
         network, prefixes: See :func:`links_of`.
 
     Returns:
-        The links, and the ids of their parameters (set of int).
+        The links, and all that are in them.
 
     Raises:
         trainer.errors.InputError: There is no such layer, or nothing would be left to
             train.
     """
     tops = links_of(network, prefixes)
-    frozen = {id(param) for link in tops for param in link.params()}
-    if all(id(param) in frozen for param in network.params()):
+    frozen = {link for top in tops for link in top.links()}
+    if _all_in(network, frozen):
         raise InputError('`freeze` {}: nothing would be left to train'.format(' '.join(prefixes)))
     return tops, frozen
+
+
+def _all_in(link, frozen):
+    """Return whether all parameters of a link are of frozen links."""
+    return all(part in frozen for part in link.links() if part._params)
 
 
 def _parts(network):
@@ -162,16 +169,15 @@ class Frozen(chainer.LinkHook):
             link.disable_update()
         self._bottom = set()
         for child in _parts(network):
-            if not all(id(param) in frozen for param in child.params()):
+            if not _all_in(child, frozen):
                 break
-            self._bottom.add(id(child))
+            self._bottom.add(child)
         for link in network.links():
-            params = list(link.params())
             # What holds something to train cannot be switched; what is in it can.
             if (
                 link is not network
-                and params
-                and all(id(p) in frozen for p in params)
+                and any(True for _ in link.params())
+                and _all_in(link, frozen)
                 and self.name not in link.local_link_hooks
             ):
                 link.add_hook(self)
@@ -180,7 +186,7 @@ class Frozen(chainer.LinkHook):
         config = chainer.config
         self._before.append((config.train, config.enable_backprop))
         config.train = False
-        config.enable_backprop = config.enable_backprop and id(args.link) not in self._bottom
+        config.enable_backprop = config.enable_backprop and args.link not in self._bottom
 
     def forward_postprocess(self, args: argparse.Namespace) -> None:
         chainer.config.train, chainer.config.enable_backprop = self._before.pop()

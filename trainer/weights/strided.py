@@ -29,7 +29,7 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def __hash__(self) -> int:
-        return id(self)
+        return object.__hash__(self)  # a key of Lua's, whatever its fields hold
 
     def extent(self) -> tuple[int, int]:
         """Return (first, last + 1) of its numbers in the storage; checks all that it states.

@@ -42,9 +42,9 @@ class _Module:
         self._seen = seen
         if b'modules' in self.fields:
             # In the file once, it could be in the network a million times.
-            if id(value) in seen:
+            if value in seen:
                 raise self.refuse('is in the network twice')
-            seen.add(id(value))
+            seen.add(value)
 
     def refuse(self, why):
         return Refused('module {} {} {}'.format(self.place or '(top)', self.name, why))

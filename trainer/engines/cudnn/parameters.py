@@ -94,7 +94,6 @@ class Update(update.Update):
         Raises:
             NotSupported: A gradient has an unsupported memory layout.
         """
-        head = {} if self.head is None else {id(p): self.head.factor for p in self.head.params}
         entries, each = _parts(self.params, ENTRY)
         for param, own in zip(self.params, each):
             own['param'] = param.array.data.ptr
@@ -103,7 +102,7 @@ class Update(update.Update):
                 own['half'] = param.grad.dtype == np.float16
                 own['inner'], own['area'] = _layout(param.grad)
             own['state'] = param.update_rule.state[self.state].data.ptr
-            own['rate'] = head.get(id(param), 1)
+            own['rate'] = self.factor(param)
             own['group'] = self.group(param)
         table.set(entries.view(np.uint8))
 
