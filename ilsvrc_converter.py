@@ -65,6 +65,12 @@ def parser() -> cli.ArgumentParser:
         help='where to write; by default the name of what is converted with the '
         "new format's suffix, in the current folder",
     )
+    _add_format_flags(p)
+    cli.add_geometry_flags(p)
+    return p
+
+
+def _add_format_flags(p):
     p.add_argument(
         '--to',
         type=values.one_of(formats.writable),
@@ -101,8 +107,6 @@ def parser() -> cli.ArgumentParser:
         help='of onnx: leave batch normalisation as it is, instead of folding it '
         'into the convolutions',
     )
-    cli.add_geometry_flags(p)
-    return p
 
 
 def _check_suffix(output):

@@ -62,10 +62,10 @@ def _check_output(folder):
         raise InputError(f'-p {folder}: the log.json there is that of a run; choose another folder')
 
 
-def main() -> int:
+def _arguments():
+    """Return the flags, checked, and the folder of the run that is tested, if it is one."""
     p = parser()
     args = p.parse_args()
-    cli.accept_any_name()
     cli.check_workers(p, args)
     if not os.path.lexists(args.model):
         p.error(f"{args.model}: there is no such file of weights, and no such run's folder")
@@ -74,6 +74,12 @@ def main() -> int:
         p.error('--dataset says what the model is to be tested on; a run knows it')
     if run is None and args.epoch is not None:
         p.error(f'--epoch chooses among the models of a run; {args.model} is none')
+    return args, run
+
+
+def main() -> int:
+    args, run = _arguments()
+    cli.accept_any_name()
     from trainer import devices, run_folder
     from trainer.inference import evaluation
     from trainer.reports import evaluation as report

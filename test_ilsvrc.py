@@ -24,7 +24,6 @@ def parser() -> cli.ArgumentParser:
             *('workers', 'batch'),
         ),
     )
-    natural = values.positive(int)
     cli.add_model_flag(p)
     p.add_argument(
         '--load-data',
@@ -44,22 +43,12 @@ def parser() -> cli.ArgumentParser:
     p.add_argument(
         '--test-batch-divide',
         '-teb',
-        type=natural,
+        type=values.positive(int),
         default=1,
         metavar='N',
         help='compute each batch in so many chunks (default: %(default)s)',
     )
-    for flags, what in (
-        (('--C', '-c'), 'cardinality'),
-        (('--d', '-d'), 'base width'),
-        (('--layers', '-l'), 'number of layers'),
-    ):
-        p.add_argument(
-            *flags,
-            type=natural,
-            metavar='N',
-            help=f'{what}; the file knows it, another is an error',
-        )
+    _add_size_flags(p)
     p.add_argument(
         '--features',
         metavar='FILE.npy',
@@ -69,6 +58,20 @@ def parser() -> cli.ArgumentParser:
     cli.add_evaluation_flags(p)
     cli.add_geometry_flags(p)
     return p
+
+
+def _add_size_flags(p):
+    for flags, what in (
+        (('--C', '-c'), 'cardinality'),
+        (('--d', '-d'), 'base width'),
+        (('--layers', '-l'), 'number of layers'),
+    ):
+        p.add_argument(
+            *flags,
+            type=values.positive(int),
+            metavar='N',
+            help=f'{what}; the file knows it, another is an error',
+        )
 
 
 def _check_output(args):
@@ -85,7 +88,8 @@ def _check_output(args):
         raise InputError(f'-p {args.save_path}: log.json cannot be written there')
 
 
-def main() -> int:
+def _arguments():
+    """Return the flags, checked."""
     p = parser()
     args = p.parse_args()
     cli.check_workers(p, args)
@@ -93,6 +97,11 @@ def main() -> int:
         p.error('--features takes one model')
     if args.features and (args.results or args.mistakes):
         p.error('--features measures nothing: leave out --results and --mistakes')
+    return args
+
+
+def main() -> int:
+    args = _arguments()
     from trainer.datasets import ilsvrc
     from trainer.inference import evaluation
     from trainer.reports import evaluation as report

@@ -12,7 +12,8 @@ def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
     """Add a flag for each option; only those that are given appear in its result.
 
     Args:
-        parser: Its ``argument_default`` is ``argparse.SUPPRESS``.
+        parser: Its ``argument_default`` is ``argparse.SUPPRESS``. It takes dashes for
+            underscores (:class:`trainer.arguments.ArgumentParser`).
         usual: The values that the help calls defaults.
     """
     groups: dict[str, argparse._ActionsContainer] = {GENERAL: parser}
@@ -24,9 +25,6 @@ def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
         if default not in (None, False, (), 0):
             shown = ' '.join(map(str, default)) if isinstance(default, tuple) else default
             text += f' (default: {shown})'
-        # The flag that messages call the option by comes first.
-        named = [f for f in spec.flags if f[:2] == '--' and f[2:].replace('-', '_') == name]
-        flags = list(dict.fromkeys([*named, '--' + name, *spec.flags]))
         more: dict[str, Any] = {'action': 'store_true'}
         if DEFAULTS[name] is not False:
             more = {'type': spec.flag_kind or spec.kind, 'nargs': spec.many}
@@ -35,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
             elif spec.choices:
                 more['choices'] = spec.choices()
             more['metavar'] = spec.metavar
-        groups[spec.group].add_argument(*flags, dest=name, help=text, **more)
+        groups[spec.group].add_argument('--' + name, *spec.flags, dest=name, help=text, **more)
 
 
 def check(name: str, value: object) -> None:

@@ -161,7 +161,6 @@ class Options:
         False,
         "begin with each block's last scale of batch normalisation at 0: blocks are identities",
         _NETWORK,
-        '--zero-init-last',
     )
 
     dataset: str = option('cifar10', 'dataset', _DATA, choices=_without_quick(datasets.available))
@@ -194,7 +193,6 @@ class Options:
         'none',
         "'ta_wide': one operation of TrivialAugment for each image",
         _AUGMENTATION,
-        '--auto-augment',
         choices=lambda: ('none', 'ta_wide'),
     )
     mixup: float = option(
@@ -222,7 +220,6 @@ class Options:
         1,
         'have each image N times in a batch, augmented anew; an epoch is as long, of fewer images',
         _AUGMENTATION,
-        '--repeated-augmentation',
         kind=_WHOLE,
         metavar='N',
     )
@@ -264,23 +261,16 @@ class Options:
         None,
         'another one of the scales and shifts of batch normalisation',
         _TRAINING,
-        '--norm-weight-decay',
         kind=_NOT_NEGATIVE,
         metavar='DECAY',
     )
     bias_weight_decay: float | None = option(
-        None,
-        'another one of biases',
-        _TRAINING,
-        '--bias-weight-decay',
-        kind=_NOT_NEGATIVE,
-        metavar='DECAY',
+        None, 'another one of biases', _TRAINING, kind=_NOT_NEGATIVE, metavar='DECAY'
     )
     clip_grad: float | None = option(
         None,
         'scale gradients whose norm, over all of them, is above this down to it',
         _TRAINING,
-        '--clip-grad',
         kind=_POSITIVE,
         metavar='NORM',
     )
@@ -302,7 +292,6 @@ class Options:
         1,
         'take the average after every N-th update of an epoch',
         _TRAINING,
-        '--ema-steps',
         kind=_WHOLE,
         metavar='N',
     )
@@ -335,7 +324,6 @@ class Options:
         "'update': from 0, update by update, what the schedule gives; 'epoch': from a hundredth, "
         'epoch by epoch, and the schedule begins afterwards',
         _RATE,
-        '--warmup-by',
         choices=lambda: ('update', 'epoch'),
     )
     schedule_epoch: int | None = option(
@@ -356,10 +344,7 @@ class Options:
         path=True,
     )
     reset_classifier: bool = option(
-        False,
-        "give it a new classifier, for the dataset's classes",
-        _TRANSFER,
-        '--reset-classifier',
+        False, "give it a new classifier, for the dataset's classes", _TRANSFER
     )
     freeze: tuple[str, ...] = option(
         (),
@@ -372,7 +357,6 @@ class Options:
         1.0,
         'the classifier learns so many times as fast as the rest',
         _TRANSFER,
-        '--head-lr',
         kind=_POSITIVE,
         metavar='TIMES',
     )

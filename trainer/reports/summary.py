@@ -100,6 +100,22 @@ def _within(layer):
     return layer.path.split('/', 2)[2]
 
 
+def _block_rows(blocks):
+    """Return the rows of a stage's blocks (lists of layers); of blocks that are alike, one's."""
+    rows, number = [], 1
+    for _, equal in itertools.groupby(
+        blocks, lambda block: [(_within(layer),) + layer[1:] for layer in block]
+    ):
+        alike = list(equal)
+        last = number + len(alike) - 1
+        name = f'  block{number}' + (f'-{last}' if last > number else '')
+        rows.append(_row(name, f'each of {len(alike)}:' if last > number else '', alike[0]))
+        for layer in alike[0]:
+            rows.append(_row('    ' + _within(layer), layer.filters, [layer]))
+        number = last + 1
+    return rows
+
+
 def summary(network: Network, image_size: int | None = None) -> str:
     """Return a table of the layers, stage by stage, blocks that are alike once; 80 columns.
 
@@ -132,20 +148,7 @@ def summary(network: Network, image_size: int | None = None) -> str:
             list(block)
             for _, block in itertools.groupby(of_top, lambda layer: layer.path.split('/')[1])
         ]
-        number = 1
-        for _, equal in itertools.groupby(
-            blocks, lambda block: [(_within(layer),) + layer[1:] for layer in block]
-        ):
-            alike = list(equal)
-            last = number + len(alike) - 1
-            row(
-                f'  block{number}' + (f'-{last}' if last > number else ''),
-                f'each of {len(alike)}:' if last > number else '',
-                alike[0],
-            )
-            for layer in alike[0]:
-                row('    ' + _within(layer), layer.filters, [layer])
-            number = last + 1
+        lines += _block_rows(blocks)
     total = [sum(n) for n in zip(*((x.parameters, x.multiply_adds) for x in found))]
     lines += [
         _ROW.format('total', '', '', *map('{:,}'.format, total)),

@@ -231,21 +231,11 @@ def data_path(
     """
     train, test = dataset.train, dataset.test
     assert test is not None  # what nothing divides is divided before
-    in_memory = hasattr(train, 'images')
-    on_device = options.gpu >= 0 and all(
-        device.available(preprocessing, part) for part in (train, test)
-    )
-    if in_memory and options.auto_augment != 'none':
-        on_device = False  # the kernels begin with the stored images
-    makes: Any = preprocessing
-    plan = _plan(dataset, options)
-    assert options.batch is not None  # resolved
-    test_plan = loading.InOrder(
-        len(test.labels), max(1, options.batch // options.test_batch_divide)
-    )
+    in_memory, on_device = hasattr(train, 'images'), _on_device(preprocessing, train, test, options)
+    plan, test_plan = _plans(dataset, options)
     workers = _workers(options, in_memory, on_device, group)
     chunks = group.chunks(options.train_batch_divide)
-    size = getattr(makes, 'train_shape', makes.shape)[1:]
+    size = _shape(preprocessing, True)[1:]
     mixed = mixing.of(options, size, train.labels, chunks, group.rank * chunks)
 
     def iterator(part, plan, training):
@@ -270,6 +260,14 @@ def data_path(
     )
 
 
+def _on_device(preprocessing, train, test, options):
+    """Return whether images are preprocessed on the GPU."""
+    if options.gpu < 0 or not all(device.available(preprocessing, p) for p in (train, test)):
+        return False
+    # The kernels begin with the stored images.
+    return not (hasattr(train, 'images') and options.auto_augment != 'none')
+
+
 def _finish(preprocessing, train, test):
     """Return what makes images on the GPU of what is sent there."""
     if hasattr(train, 'images'):
@@ -277,7 +275,14 @@ def _finish(preprocessing, train, test):
     return device.ImageRows(preprocessing)
 
 
-def _plan(dataset, options):
+def _shape(preprocessing, training):
+    """Return the shape that an image has behind its preprocessing."""
+    shape = preprocessing.shape
+    return getattr(preprocessing, 'train_shape', shape) if training else shape
+
+
+def _plans(dataset, options):
+    """Return which images make the batches of training and of testing."""
     images = len(dataset.train.labels)
     arguments = images, options.batch, options.seed
     if options.sampling != 'original':
@@ -285,7 +290,8 @@ def _plan(dataset, options):
     plan = loading.PLANS[options.sampling](*arguments)
     if not len(plan):
         raise InputError(f'-b {options.batch}: there are only {images} images to draw a batch from')
-    return plan
+    batch = max(1, options.batch // options.test_batch_divide)
+    return plan, loading.InOrder(len(dataset.test.labels), batch)
 
 
 def _workers(options, in_memory, on_device, group):
@@ -302,9 +308,7 @@ def _workers(options, in_memory, on_device, group):
 def _loader(dataset, part, preprocessing, options, on_device, training):
     """Return what loads a part of a dataset, and shape and dtype of what it loads of an image."""
     given = part, preprocessing, options.seed if training else None, dataset.mirror
-    shape = preprocessing.shape
-    if training:
-        shape = getattr(preprocessing, 'train_shape', shape)
+    shape = _shape(preprocessing, training)
     if hasattr(part, 'images') and on_device:
         first = 0 if training else len(dataset.train.labels)  # among those on the GPU
         load = LoadDrawn(*given, first=first, repetitions=options.repeated_augmentation)

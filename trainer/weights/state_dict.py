@@ -10,15 +10,13 @@ import chainer
 import numpy as np
 
 from trainer.errors import InputError
-from trainer.weights import description, namings, npz
+from trainer.weights import description, namings, npz, state_dict_sizes
+from trainer.weights.namings import EPS
 
 if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.types import Path
     from trainer.weights.namings import Naming
-
-#: Of PyTorch's batch normalisation, and of every naming here; state dicts do not tell it.
-EPS = 1e-5
 
 # AveragedModel's counter.
 _NO_WEIGHTS = {'n_averaged'}
@@ -139,80 +137,6 @@ def _names(naming, network):
     return names
 
 
-def _there(layer, tensors):
-    return any(name.startswith(layer + '.') for name in tensors)
-
-
-def _architecture(naming, tensors, path):
-    """Read the network's sizes off names and shapes."""
-
-    def shape(name, dimensions):
-        if name + '.weight' not in tensors:
-            raise InputError(f'{path}: has the names of {naming.name}, but no {name}.weight')
-        found = tensors[name + '.weight'].shape
-        if len(found) != dimensions or 0 in found:
-            raise InputError(f'{path}: {name}.weight has shape {found}')
-        return found
-
-    variant = _variant(naming, tensors, shape)
-
-    def there(i, j, part):
-        name = naming.block(i, j)[part][0]
-        if part == 'shortcut' and 'average_shortcut' in variant:
-            name = naming.variants.average_shortcut(i, j)[0]
-        return name + '.weight' in tensors
-
-    stages = []
-    stem = naming.variants.deep_stem[-1][0] if 'deep_stem' in variant else naming.stem[0]
-    stem = channels = shape(stem, 4)[0]
-    while there(len(stages), 0, 'reduce'):
-        i = len(stages)
-        blocks = 1
-        while there(i, blocks, 'reduce'):
-            blocks += 1
-        width, per_group = shape(naming.block(i, 0)['grouped'][0], 4)[:2]
-        out = shape(naming.block(i, 0)['expand'][0], 4)[0]
-        stride = 2 if i else 1
-        projections = (
-            'none'
-            if not there(i, 0, 'shortcut')
-            else 'all'
-            if blocks > 1 and there(i, 1, 'shortcut')
-            else 'first'
-        )
-        if projections == 'none' and (stride > 1 or channels != out):
-            shape(naming.block(i, 0)['shortcut'][0], 4)
-        stages.append([blocks, width, max(1, width // per_group), out, stride, projections])
-        channels = out
-    classifier = naming.classifier(len(stages))
-    return {
-        'network': naming.kind,
-        'stages': stages,
-        'stem_width': stem,
-        'eps': EPS,
-        'category_num': shape(classifier, 2)[0] if _there(classifier, tensors) else 1,
-        **dict(naming.pooling),
-        **variant,
-    }
-
-
-def _variant(naming, tensors, shape):
-    """Read off names and shapes what a network has that the plain one has not."""
-    variants, found = naming.variants, {}
-    if variants is None:
-        return found
-    if variants.deep_stem and variants.deep_stem[0][0] + '.weight' in tensors:
-        found['deep_stem'] = [shape(conv, 4)[0] for conv, _ in variants.deep_stem[:-1]]
-    if variants.average_shortcut:
-        names = (variants.average_shortcut(i, 0)[0] + '.weight' for i in range(2))
-        if any(name in tensors and len(tensors[name].shape) == 4 for name in names):
-            found['average_shortcut'] = True
-    if variants.se and variants.se(0, 0)[0] + '.weight' in tensors:
-        hidden, channels = shape(variants.se(0, 0)[0], 4)[:2]
-        found['se_reduction'] = max(1, channels // hidden)
-    return found
-
-
 def _there_shape(ours, array):
     """Return the shape that a state dict gives to an array of ours."""
     return array.shape + ((1, 1) if '/se/' in ours and ours.endswith('/W') else ())
@@ -234,6 +158,54 @@ def _count(tensor, name, path):
     if tensor.dtype not in ('int32', 'int64') or tensor.shape not in ((), (1,)):
         raise InputError(f'{path}: {name} is not a number of batches')
     return np.int64(tensor.load().reshape(()))
+
+
+def _check_fits(path, network, naming, names, tensors):
+    """Check that a state dict has what a network holds, of the same shapes, and no more.
+
+    Args:
+        names: Those of the network, from :func:`_names`.
+    """
+    missing = [name for name in names if name not in tensors and not name.endswith(_COUNTER)]
+    extra = [name for name in tensors if name not in names]
+    if missing or extra:
+        raise InputError(
+            '{}: does not fit {} in the names of {}: {} {}'.format(
+                path,
+                npz.describe(network),
+                naming.name,
+                'it has no' if missing else 'it also has',
+                (missing or extra)[0],
+            )
+        )
+    held = npz.state(network)
+    for name, ours in names.items():
+        if name.endswith(_COUNTER):
+            continue
+        fitting = _there_shape(ours, held[ours])
+        if tensors[name].shape != fitting:
+            raise InputError(
+                f'{path}: does not fit {npz.describe(network)}: {name} is {tensors[name].shape} '
+                f'there and {fitting} here'
+            )
+
+
+def _arrays(names, tensors, held, path):
+    """Load a state dict.
+
+    Returns:
+        Arrays by our names, of the shapes of ``held``, and how many numbers of each type there
+        are.
+    """
+    dtypes: collections.Counter[str] = collections.Counter()
+    arrays = {}
+    for name, ours in names.items():
+        if name.endswith(_COUNTER):
+            arrays[ours] = _count(tensors[name], name, path) if name in tensors else np.int64(0)
+        else:
+            arrays[ours] = _load(tensors[name], name, path).reshape(held[ours].shape)
+            dtypes[tensors[name].dtype] += arrays[ours].size
+    return arrays, dtypes
 
 
 def read(tensors: dict[str, Tensor], path: Path) -> tuple[Network, StateDict]:
@@ -266,41 +238,16 @@ def read(tensors: dict[str, Tensor], path: Path) -> tuple[Network, StateDict]:
             )
         )
     size = sum(int(np.prod(t.shape, dtype=object)) for t in tensors.values())
-    network = description.build(_architecture(naming, tensors, path), path, weight_limit=size)
+    network = description.build(
+        state_dict_sizes.architecture(naming, tensors, path), path, weight_limit=size
+    )
     names = _names(naming, network)
-    held = npz.state(network)
-    network.has_classifier = _there(naming.classifier(len(network.stages)), tensors)
+    network.has_classifier = state_dict_sizes.holds(naming.classifier(len(network.stages)), tensors)
     if not network.has_classifier:
         names = {name: ours for name, ours in names.items() if not ours.startswith('fc/')}
-    missing = [name for name in names if name not in tensors and not name.endswith(_COUNTER)]
-    extra = [name for name in tensors if name not in names]
-    if missing or extra:
-        raise InputError(
-            '{}: does not fit {} in the names of {}: {} {}'.format(
-                path,
-                npz.describe(network),
-                naming.name,
-                'it has no' if missing else 'it also has',
-                (missing or extra)[0],
-            )
-        )
-    for name, ours in names.items():
-        if name.endswith(_COUNTER):
-            continue
-        fitting = _there_shape(ours, held[ours])
-        if tensors[name].shape != fitting:
-            raise InputError(
-                f'{path}: does not fit {npz.describe(network)}: {name} is {tensors[name].shape} '
-                f'there and {fitting} here'
-            )
-    dtypes: collections.Counter[str] = collections.Counter()
-    arrays = {}
-    for name, ours in names.items():
-        if name.endswith(_COUNTER):
-            arrays[ours] = _count(tensors[name], name, path) if name in tensors else np.int64(0)
-        else:
-            arrays[ours] = _load(tensors[name], name, path).reshape(held[ours].shape)
-            dtypes[tensors[name].dtype] += arrays[ours].size
+    _check_fits(path, network, naming, names, tensors)
+    held = npz.state(network)
+    arrays, dtypes = _arrays(names, tensors, held, path)
     chainer.serializers.NpzDeserializer(held | arrays).load(network)
     if naming.preprocessing is not None:
         network.preprocessing = naming.preprocessing

@@ -6,6 +6,9 @@ A naming is data: :mod:`trainer.weights.state_dict` does the rest.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+#: Of PyTorch's batch normalisation, and of every naming here; state dicts do not tell it.
+EPS = 1e-5
+
 
 class Variants(NamedTuple):
     """How a project calls what only variants of a network have; ``None``: it has none such.
