@@ -7,6 +7,9 @@ algorithms; here they are computed for arrays, an image in a fraction of a micro
 
 import numpy as np
 
+# One generator an epoch, indexed by image, would be simpler, but draw other numbers: runs of
+# earlier versions would not resume bit for bit, CPU workers and GPU would differ, and the measured
+# errors of docs/results.md would be those of another augmentation.
 _POOL = 4
 _LOW = np.uint64(0xFFFFFFFF)
 _MULTIPLIER = 0x2360ED051FC65DA4, 0x4385DF649FCCF645

@@ -197,7 +197,7 @@ def _arrays(names, tensors, held, path):
         Arrays by our names, of the shapes of ``held``, and how many numbers of each type there
         are.
     """
-    dtypes: collections.Counter[str] = collections.Counter()
+    dtypes = collections.Counter()
     arrays = {}
     for name, ours in names.items():
         if name.endswith(_COUNTER):
