@@ -52,7 +52,7 @@ def main() -> int:
     cli.accept_any_name()
     from trainer import run_folder
     from trainer.inference import evaluation
-    from trainer.reports import evaluation as report
+    from trainer.reports import evaluation_report as report
     from trainer.training import averaging
     from trainer.weights import formats
 

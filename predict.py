@@ -71,7 +71,7 @@ def main() -> int:
     if args.cam and (args.ten_crop or len(args.load_model) > 1):
         p.error('--cam takes one model and one crop of each image')
     from trainer.inference import prediction
-    from trainer.reports import prediction as report
+    from trainer.reports import prediction_report as report
 
     paths, sources = together(
         lambda: cli.check_models(args.load_model, args), lambda: _sources(args)

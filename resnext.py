@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import InputError
 from trainer.inference.model import Model
-from trainer.networks import layers, paper
+from trainer.networks import layers, paper_network
 from trainer.networks.base import Network
 from trainer.weights.formats import load
 
@@ -60,7 +60,7 @@ class ResNext(Model, Network):
                 C,
                 d * 2**i * multiplier,
                 2 if i else 1,
-                paper.projections(shortcut),
+                paper_network.projections(shortcut),
             )
             for i, blocks in enumerate(block_num)
         ]
@@ -129,7 +129,7 @@ class ResNext(Model, Network):
         return units
 
 
-class PaperResNext(Model, paper.PaperNetwork):
+class PaperResNext(Model, paper_network.PaperNetwork):
     """The paper's CIFAR ResNeXt: projection shortcuts, ReLU after the addition, linear head.
 
     Stage i (from 0) has C x d x 2^i channels inside its blocks and 64 x widen_factor x
@@ -170,7 +170,7 @@ class PaperResNext(Model, paper.PaperNetwork):
         layers.check_arguments(category_num=category_num, stem_width=stem_width)
         if stages is None:
             layers.check_arguments(block_num=block_num, C=C, d=d, widen_factor=widen_factor)
-            stages = paper.stages(block_num, C, d, 64 * widen_factor / (C * d), shortcut)
+            stages = paper_network.stages(block_num, C, d, 64 * widen_factor / (C * d), shortcut)
             if shortcut == 'B' and stages[0].out_channels == stem_width:
                 stages = (stages[0]._replace(projections='none'),) + stages[1:]
         super().__init__(category_num, stages, (3, 1, 1), stem_width, eps, initialize)

@@ -5,7 +5,7 @@ from typing import Any
 
 from trainer.errors import InputError
 from trainer.inference.model import Model
-from trainer.networks import layers, paper
+from trainer.networks import layers, paper_network
 from trainer.weights.formats import load
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-class ResNext(Model, paper.PaperNetwork):
+class ResNext(Model, paper_network.PaperNetwork):
     """The paper's ImageNet ResNeXt: 7x7 stem, 3x3 max pooling, stages of bottlenecks.
 
     Stage i (from 0) has C x d x 2^i channels inside its blocks and C x d x 2^i x
@@ -89,7 +89,7 @@ class ResNext(Model, paper.PaperNetwork):
         layers.check_arguments(category_num=category_num, stem_width=stem_width)
         if stages is None:
             layers.check_arguments(block_num=block_num, C=C, d=d, multiplier=multiplier)
-            stages = paper.stages(block_num, C, d, multiplier, shortcut)
+            stages = paper_network.stages(block_num, C, d, multiplier, shortcut)
         if deep_stem is not None and len(deep_stem) != 2:
             raise ValueError(f'deep_stem {deep_stem}: it has two widths')
         if pool_pad not in (0, 1):
@@ -128,7 +128,7 @@ class ResNext(Model, paper.PaperNetwork):
     def original_units(self) -> list[tuple]:
         block_num, C, d = self.block_num, self.C, self.d
         if (
-            self.stages != paper.stages(block_num, C, d, self.multiplier)
+            self.stages != paper_network.stages(block_num, C, d, self.multiplier)
             or self.multiplier != int(self.multiplier)
             or self.stem_width != 64
             or self.eps != 1e-5

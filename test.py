@@ -82,7 +82,7 @@ def main() -> int:
     cli.accept_any_name()
     from trainer import devices, run_folder
     from trainer.inference import evaluation
-    from trainer.reports import evaluation as report
+    from trainer.reports import evaluation_report as report
     from trainer.reports import results
 
     path, *_ = together(

@@ -104,7 +104,7 @@ def main() -> int:
     args = _arguments()
     from trainer.datasets import ilsvrc
     from trainer.inference import evaluation
-    from trainer.reports import evaluation as report
+    from trainer.reports import evaluation_report as report
     from trainer.reports import results
     from trainer.weights import description
 

@@ -136,14 +136,14 @@ def main():
 
     sys.path.insert(0, str(ROOT))
     from data_augmentation import DataAugmentationNormalizeBigger as transform
-    from trainer.inference.prediction import Load
+    from trainer.inference.prediction import ImageLoader
 
     # isort: split
     import chainer
 
     def ours():
         begun, first = time.perf_counter(), None
-        for batch in Load(transform, paths).batches(BATCH, arguments.workers):
+        for batch in ImageLoader(transform, paths).batches(BATCH, arguments.workers):
             first = batch.x.copy() if first is None else first
         return time.perf_counter() - begun, first
 

@@ -77,7 +77,7 @@ def peer(folder, workers):
 
 def transform(whole):
     """Return this project's transform: the same, as a class of data_augmentation is made."""
-    from trainer.transforms import ilsvrc, imagenet
+    from trainer.transforms import imagenet, resize_crop
     from trainer.transforms.decoding import load_rgb, load_shrunk
 
     class Transform:
@@ -101,7 +101,7 @@ def transform(whole):
                 if box is None:
                     share(*size)
             pixels = np.asarray(imagenet.resized_crop(image, size, box, Image.BILINEAR))
-            ilsvrc.normalize(pixels[:, ::-1] if rng.random() < 0.5 else pixels, out)
+            resize_crop.normalize(pixels[:, ::-1] if rng.random() < 0.5 else pixels, out)
 
     return Transform()
 

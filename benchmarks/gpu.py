@@ -111,10 +111,10 @@ def images(task, precision, batch, side):
     import cupy
     import numpy as np
 
-    from trainer.engines.cudnn import arrays
+    from trainer.engines.cudnn import generic
 
     half = task == 'infer' and precision == 'mixed'
-    x = arrays.empty(cupy, (batch, 3, side, side), np.float16 if half else np.float32)
+    x = generic.empty(cupy, (batch, 3, side, side), np.float16 if half else np.float32)
     rng = np.random.default_rng(0)
     x[...] = cupy.asarray(rng.standard_normal(x.shape).astype(x.dtype))
     return x

@@ -34,7 +34,7 @@ import resnext  # noqa: E402
 import resnext_ilsvrc  # noqa: E402
 from trainer import cli, cuda, engines, values  # noqa: E402
 from trainer.engines import autograd, shapes  # noqa: E402
-from trainer.engines.cudnn import arrays, convolutions, graphs, kernels, parameters  # noqa: E402
+from trainer.engines.cudnn import convolutions, generic, graphs, kernels, parameters  # noqa: E402
 from trainer.engines.cudnn.timing import milliseconds  # noqa: E402
 from trainer.settings import settings  # noqa: E402
 from trainer.training.captured_step import CapturedStep  # noqa: E402
@@ -80,7 +80,7 @@ def operations(layer, dtype, precision):
     y_shape = graphs.out_shape(layer.x, layer.w, layer.stride, layer.pad)
 
     def random(shape):
-        array = arrays.empty(cupy, shape, dtype)
+        array = generic.empty(cupy, shape, dtype)
         array[...] = cupy.asarray(
             np.random.default_rng(0).standard_normal((1,) + tuple(shape[1:]), np.float32)
         )
@@ -266,7 +266,7 @@ def print_times(layers, precision, rate):
                 try:
                     times[name] += count * milliseconds(run)
                     traffic[name] += count * moved
-                except graphs.NotSupported:
+                except graphs.NoPlan:
                     failed[name] += count
     print('{:32s} {:>8s} {:>14s}'.format('', 'ms', 'times traffic'))
     for name in times:

@@ -232,7 +232,7 @@ def test_trivial_augment_moves_bilinearly(name, source):
     image = Image.fromarray(quick.load().train.images[3].transpose(1, 2, 0)).resize((90, 70))
     pixels = np.asarray(image)
     for strength, negated in itertools.product((0, 7, 15, 30), (False, True)):
-        drawn = trivial_augment.Drawn(name, strength, negated)
+        drawn = trivial_augment.TrivialDrawn(name, strength, negated)
         m = strength / 30 * (-1 if negated else 1)
         found = np.asarray(trivial_augment.apply(image, drawn)).astype(float)
         wanted = bilinear(pixels, source(m, 70, 90))

@@ -15,7 +15,7 @@ from trainer import cli
 from trainer.errors import InputError
 from trainer.inference import cam, prediction
 from trainer.reports import drawing as report
-from trainer.transforms import ilsvrc as preprocessing
+from trainer.transforms import resize_crop as preprocessing
 
 
 @pytest.fixture(params=[cifar, paper_cifar, ilsvrc], ids=lambda make: make.__name__)

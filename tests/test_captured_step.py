@@ -11,7 +11,7 @@ from helpers.networks import build, squeeze_excite
 
 import resnext
 from trainer.engines.cudnn import graphs, parameters, timing
-from trainer.engines.cudnn.parameters import HalfWeights, Update
+from trainer.engines.cudnn.parameters import GpuUpdate, HalfWeights
 from trainer.engines.cudnn.provider import nhwc, weights
 from trainer.networks import layers
 from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
@@ -228,16 +228,16 @@ def half_gradients(monkeypatch, no_plans):
 
     def without_float32(*key):
         if key[5:7] == ('f', 'e'):
-            raise graphs.NotSupported('from float16 to float32')
+            raise graphs.NoPlan('from float16 to float32')
         return build(*key)
 
-    class Seen(Update):
+    class Seen(GpuUpdate):
         def fill(self, table):
             super().fill(table)
             types.append({p.grad.dtype.char for p in self.params if p.ndim == 4})
 
     monkeypatch.setattr(graphs, 'conv_backward_weights', without_float32)
-    monkeypatch.setattr(parameters, 'Update', Seen)
+    monkeypatch.setattr(parameters, 'GpuUpdate', Seen)
     return types
 
 
@@ -301,7 +301,7 @@ def test_update_by_half_gradients_is_that_by_their_values(name, overflow):
         model = chainer.Sequential(chainer.links.Convolution2D(70, 48, 3, initialW=1))
         model.to_device('@cupy:0')
         made = optimizer(model, name, scaled=True)
-        update, rng = Update(made), np.random.default_rng(0)
+        update, rng = GpuUpdate(made), np.random.default_rng(0)
         for param in update.params:
             grad = rng.standard_normal(param.shape).astype(np.float16)
             grad.ravel()[-1] = np.inf if overflow else 1

@@ -10,8 +10,8 @@ from conftest import FIXTURES, has_gpu, starting_with
 import resnext
 from trainer.errors import InputError
 from trainer.training.updater import ChunkedUpdater
+from trainer.weights import layout_2017 as layout
 from trainer.weights import npz
-from trainer.weights import original as layout
 
 SMALL = dict(category_num=10, block_num=(1, 1, 1), C=4, d=8, multiplier=4)
 

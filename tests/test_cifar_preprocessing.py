@@ -46,7 +46,7 @@ def test_golden_training_images(shared):
     with np.load(shared / 'golden/original/da_cifar.npz') as golden:
         for i, ((interpolation, *draw), y) in enumerate(zip(drawn, golden['train_y'])):
             image = golden['input_float32_chw'][i % 10]
-            draw = cifar.Drawn(Image.Resampling(interpolation), *draw)
+            draw = cifar.SmallDrawn(Image.Resampling(interpolation), *draw)
             x = Preprocess.train(image, drawn=draw).x
             assert x.dtype == np.float32 and abs(x - y).max() < 1e-5, i
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import simulated
 from test_cudnn_kernels import close, send
 
-from trainer.engines.cudnn import arrays, convolutions, graphs, grouped, library, timing
+from trainer.engines.cudnn import convolutions, generic, graphs, grouped, library, timing
 
 pytestmark = pytest.mark.gpu
 
@@ -35,16 +35,16 @@ def test_forward_and_both_gradients(shape, width, stride):
     wide = [a.astype(np.float64) for a in (x, w, gy)]
     geometry = stride, 1, shape[1] // width
     there = [send(a) for a in (x, w, gy)]
-    expected = arrays.conv_forward(*wide[:2], *geometry)
+    expected = generic.conv_forward(*wide[:2], *geometry)
     assert close(grouped.conv_forward(*there[:2], stride), expected, ROUNDING)
     for relu in (False, True):
-        golden = arrays.conv_bias(*wide[:2], bias, *geometry, None, relu, False)
+        golden = generic.conv_bias(*wide[:2], bias, *geometry, None, relu, False)
         found = grouped.conv_bias(*there[:2], send(bias), stride, relu)
         assert close(found, golden, ROUNDING)
-    golden = arrays.conv_backward_data(wide[2], wide[1], shape, *geometry, None)
+    golden = generic.conv_backward_data(wide[2], wide[1], shape, *geometry, None)
     found = grouped.conv_backward_data(there[2], there[1], shape, stride)
     assert close(found, golden, ROUNDING)
-    golden = arrays.conv_backward_weights(wide[0], wide[2], w.shape, *geometry)
+    golden = generic.conv_backward_weights(wide[0], wide[2], w.shape, *geometry)
     found = [grouped.conv_backward_weights(there[0], there[2], w.shape, stride) for _ in range(2)]
     assert found[0].dtype == np.float32
     assert close(found[0], golden, 1e-5)
@@ -113,8 +113,8 @@ def test_turned_weights(groups, channels):
     x_shape = 2, channels, 6, 5
     turned = convolutions._turned(send(w), groups)
     assert turned.transpose(0, 2, 3, 1).flags.c_contiguous
-    found = arrays.conv_forward(gy, turned.get(), 1, 1, groups)
-    golden = arrays.conv_backward_data(gy, w, x_shape, 1, 1, groups, None)
+    found = generic.conv_forward(gy, turned.get(), 1, 1, groups)
+    golden = generic.conv_backward_data(gy, w, x_shape, 1, 1, groups, None)
     assert close(send(found), golden, 1e-5)
 
 
@@ -136,11 +136,11 @@ def test_group_by_group(monkeypatch, dtype):
     precision = 'mixed' if dtype == np.float16 else 'float32'
     convolutions.conv_backward_data(*there, x_shape, 2, 1, 2, None, precision)
     assert set(ways) == {'cuDNN', 'group by group'}
-    golden = arrays.conv_backward_data(gy.astype(float), w.astype(float), x_shape, 2, 1, 2, None)
+    golden = generic.conv_backward_data(gy.astype(float), w.astype(float), x_shape, 2, 1, 2, None)
     for name, way in ways.items():
         try:
             found = way()
-        except graphs.NotSupported:  # a GPU may have no plan for some of a map's channels
+        except graphs.NoPlan:  # a GPU may have no plan for some of a map's channels
             assert name == 'group by group' and not simulated()
             continue
         assert close(found, golden, ROUNDING if dtype == np.float16 else 1e-5)

@@ -9,7 +9,7 @@ import pytest
 
 from trainer import cuda
 from trainer.engines import autograd
-from trainer.engines.cudnn import arrays, kernels
+from trainer.engines.cudnn import generic, kernels
 
 pytestmark = pytest.mark.gpu
 
@@ -32,7 +32,7 @@ def send(array, dtype=None):
 
     if array.ndim < 4:
         return cupy.asarray(array.astype(np.float32))
-    there = arrays.empty(cupy, array.shape, dtype or array.dtype)
+    there = generic.empty(cupy, array.shape, dtype or array.dtype)
     there[...] = cupy.asarray(array.astype(dtype or array.dtype))
     return there
 
@@ -58,9 +58,9 @@ def test_batch_normalisation(shape, kind, dtype):
     averages = [send(mean), send(var)]
     wide = [a.astype(np.float64) for a in (x, gamma, beta, mean, var)]
     rule = 1e-5, 0.9, 0.1 * (kind == autograd.RELU)
-    expected = arrays.statistics(wide[0], autograd.Running(*wide[3:], *rule))
+    expected = generic.statistics(wide[0], autograd.Running(*wide[3:], *rule))
     expected = (
-        *arrays.normalize(
+        *generic.normalize(
             wide[0],
             None if residual is None else residual.astype(float),
             *expected,
@@ -96,7 +96,7 @@ def test_batch_normalisation(shape, kind, dtype):
         own = (y > 0) if kind != autograd.RELU_ADD else expected[1]
         expected = expected[0], own, *expected[2:]
     keep = kind >= autograd.ADD
-    golden = arrays.bn_backward(
+    golden = generic.bn_backward(
         gy.astype(np.float64),
         expected[1],
         wide[0],
@@ -130,13 +130,13 @@ def test_max_pooling(shape, size, stride, pad, round_up, dtype):
         chainer.utils.conv.get_conv_outsize(n, size, stride, pad, round_up) for n in shape[2:]
     )
     y, place = kernels.max_pooling(send(x), out, size, stride, pad)
-    golden = arrays.max_pooling(x, out, size, stride, pad)
+    golden = generic.max_pooling(x, out, size, stride, pad)
     assert close(y, golden[0], 0) and close(place, golden[1], 0)
     chainers = chainer.functions.max_pooling_2d(x, size, stride, pad, cover_all=round_up)
     assert (chainers.array == golden[0]).all()
     gy = rng.integers(-3, 4, out).astype(dtype)
     gx = kernels.max_pooling_backward(send(gy), place, shape, size, stride, pad)
-    assert close(gx, arrays.max_pooling_backward(gy, golden[1], shape, size, stride, pad), 0)
+    assert close(gx, generic.max_pooling_backward(gy, golden[1], shape, size, stride, pad), 0)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
@@ -146,11 +146,11 @@ def test_mean_pooling_and_sums(shape, dtype):
     x, other = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
     y = kernels.mean_pooling(send(x))
     assert y.dtype == np.float32
-    assert close(y, arrays.mean_pooling(x.astype(np.float64)), 1e-6)
+    assert close(y, generic.mean_pooling(x.astype(np.float64)), 1e-6)
     gy = rng.standard_normal(shape[:2] + (1, 1))
     gx = kernels.mean_pooling_backward(send(gy, np.float32), shape, dtype)
     assert gx.dtype == dtype
-    assert close(gx, arrays.mean_pooling_backward(gy, shape, np.float64), ROUNDING[dtype])
+    assert close(gx, generic.mean_pooling_backward(gy, shape, np.float64), ROUNDING[dtype])
     there = send(x)
     kernels.accumulate(there, send(other))
     assert close(there, x.astype(np.float64) + other, ROUNDING[dtype])
@@ -162,11 +162,13 @@ def test_average_pooling(shape, dtype):
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape).astype(dtype)
     y = kernels.average_pooling(send(x))
-    golden = arrays.average_pooling(x.astype(np.float64))
+    golden = generic.average_pooling(x.astype(np.float64))
     assert close(y, golden, ROUNDING[dtype])
     gy = rng.standard_normal(golden.shape).astype(dtype)
     gx = kernels.average_pooling_backward(send(gy), shape)
-    assert close(gx, arrays.average_pooling_backward(gy.astype(np.float64), shape), ROUNDING[dtype])
+    assert close(
+        gx, generic.average_pooling_backward(gy.astype(np.float64), shape), ROUNDING[dtype]
+    )
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
@@ -177,12 +179,12 @@ def test_squeeze_and_excitation(shape, dtype):
     weights = rng.uniform(0, 1, shape[:2]).astype(np.float32)
     wide = [a.astype(np.float64) for a in (x, weights, residual)]
     y = kernels.scale(send(x), send(weights), send(residual))
-    golden = arrays.scale(*wide)
+    golden = generic.scale(*wide)
     assert close(y, golden, ROUNDING[dtype]) and (golden > 0).any() and (golden == 0).any()
     found = kernels.scale_backward(send(gy), y, send(x), send(weights))
     # Which are above 0, rounding decides as well.
     positive = chainer.get_device('@numpy').send(y).astype(np.float64)
-    gradients = arrays.scale_backward(gy.astype(np.float64), positive, *wide[:2])
+    gradients = generic.scale_backward(gy.astype(np.float64), positive, *wide[:2])
     for there, here in zip(found, gradients):
         assert close(there, here, max(ROUNDING[dtype], 1e-6))
 
@@ -198,7 +200,7 @@ def test_all_blocks_run_at_once(kernel, shape, monkeypatch):
 
     Map.shape = shape
     monkeypatch.setattr(kernels, '_processors', lambda device: 132)
-    blocks = math.prod(kernels._Rows(kernel, Map).grid)
+    blocks = math.prod(kernels._RowLaunch(kernel, Map).grid)
     limit = kernels.AT_ONCE[kernel] * 132
     assert blocks <= limit
     assert blocks > 0.9 * limit or shape[0] == 2

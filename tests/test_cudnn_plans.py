@@ -9,7 +9,7 @@ from conftest import relative
 from trainer import files
 from trainer.engines import autograd
 from trainer.engines import cudnn as engine
-from trainer.engines.cudnn import arrays, graphs, library, provider, timing
+from trainer.engines.cudnn import generic, graphs, library, provider, timing
 from trainer.settings import settings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('no_plans')]
@@ -24,7 +24,7 @@ def given(seed=0):
     rng = np.random.default_rng(seed)
     found = []
     for shape in (X, W):
-        array = arrays.empty(cupy, shape, np.float32)
+        array = generic.empty(cupy, shape, np.float32)
         array[...] = cupy.asarray(rng.standard_normal(shape).astype(np.float32))
         found.append(array)
     return found
@@ -38,7 +38,7 @@ def run(g):
     import cupy
 
     x, w = given()
-    y = arrays.empty(cupy, graphs.out_shape(X, W, 2, 1), np.float32)
+    y = generic.empty(cupy, graphs.out_shape(X, W, 2, 1), np.float32)
     g(x, w, y)
     return y
 
@@ -69,14 +69,14 @@ class TestWithoutAPlan:
         assert '\n' not in warning and 'Engine 0' not in warning
         for word in ("'conv_forward'", str(X), str(W), 'float32', 'No execution plans', 'slower'):
             assert word in warning
-        expected = arrays.conv_forward(x.get(), w.get(), 2, 1, 4)
+        expected = generic.conv_forward(x.get(), w.get(), 2, 1, 4)
         assert relative(expected, found.get()) < 1e-5
 
     def test_a_layer_names_each_of_its_graphs(self, unsupported):
         import cupy
 
         x, w = given()
-        gy = arrays.conv_forward(x, w, 2, 1, 4)
+        gy = generic.conv_forward(x, w, 2, 1, 4)
         mean, var, b = (cupy.ones(W[0], np.float32) for _ in range(3))
         running = autograd.Running(mean, var, 1e-5, 0.9, 0.0)
         with pytest.warns(UserWarning) as caught:
@@ -90,7 +90,7 @@ class TestWithoutAPlan:
 
     def test_the_try_out_fails(self, unsupported):
         why = engine.unavailable.__wrapped__(0)
-        assert 'NotSupported' in why and "'conv_forward'" in why
+        assert 'NoPlan' in why and "'conv_forward'" in why
 
     def test_errors_of_libraries_are_no_answer(self, monkeypatch):
         refuse(monkeypatch, RuntimeError('Unable to load any libcudart.so.* library.'))
@@ -102,7 +102,7 @@ class TestWithoutAPlan:
         g = graph()
         g.graph = Plans(4, fails=range(4))
         for _ in range(2):
-            with pytest.raises(graphs.NotSupported, match='conv_forward.*plan 3 fails'):
+            with pytest.raises(graphs.NoPlan, match='conv_forward.*plan 3 fails'):
                 run(g)
         assert g.graph.built == [0, 1, 2, 3]
 

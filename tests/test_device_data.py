@@ -15,7 +15,7 @@ from trainer.inference import evaluation, prediction, predictors
 from trainer.training import run
 from trainer.training.data import data_path
 from trainer.training.resolve import resolve
-from trainer.transforms import INTERPOLATIONS, cifar, device, draws, generator, ilsvrc
+from trainer.transforms import INTERPOLATIONS, cifar, draws, generator, gpu_images, resize_crop
 
 IN_MEMORY = [
     name
@@ -97,8 +97,8 @@ def finished(rows):
         side = 176 if len(row) == 176 * 176 * 3 else 224
         values, colour = np.split(row, [side * side * 3])
         images.append(
-            ilsvrc.finish(
-                ilsvrc.Pixels(
+            resize_crop.finish(
+                resize_crop.Pixels(
                     values.reshape(side, side, 3), colour.view(np.float32) if len(colour) else None
                 )
             )
@@ -121,7 +121,7 @@ def test_draws_of_many_images_are_those_of_each(seed):
 @pytest.mark.parametrize('name', IN_MEMORY)
 def test_drawn_rows(name):
     preprocessing = getattr(data_augmentation, name)
-    rows = device.drawn(preprocessing, 3, 2, 500)
+    rows = gpu_images.drawn(preprocessing, 3, 2, 500)
     assert rows.dtype == np.int32 and len(np.unique(rows, axis=0)) > 100
     assert drawn_of(preprocessing, np.pad(rows, ((0, 0), (1, 0)))) == [
         preprocessing.draw(generator(3, 2, i)) for i in range(500)
@@ -150,7 +150,7 @@ def test_same_images_in_the_same_order_in_memory(in_memory):
     for name in IN_MEMORY:
         preprocessing = getattr(data_augmentation, name)
         cpu, gpu = (path_of(in_memory, name, gpu) for gpu in (-1, 0))
-        assert cpu.finish is None and isinstance(gpu.finish, device.StoredImages)
+        assert cpu.finish is None and isinstance(gpu.finish, gpu_images.StoredImages)
         n = len(in_memory.train.labels)
         for (x, t), (rows, t2) in zip(batches(cpu.train, 9), batches(gpu.train, 9)):
             np.testing.assert_array_equal(t, t2)
@@ -183,7 +183,7 @@ def test_images_that_must_not_be_mirrored(in_memory):
 def test_same_images_from_files(name, in_files):
     preprocessing = getattr(data_augmentation, name)
     cpu, gpu = (path_of(in_files, name, gpu, sampling='every-image') for gpu in (-1, 0))
-    assert cpu.finish is None and isinstance(gpu.finish, device.ImageRows)
+    assert cpu.finish is None and isinstance(gpu.finish, gpu_images.ImageRows)
     for a, b, training in ((cpu.train, gpu.train, True), (cpu.test, gpu.test, False)):
         for (x, t), (rows, t2) in zip(batches(a, 2), batches(b, 2)):
             np.testing.assert_array_equal(t, t2)
@@ -235,7 +235,7 @@ class ByRows(predictors.Predictor):
     """A predictor on the CPU that is given rows of bytes, as one on a GPU is."""
 
     def __init__(self, network):
-        super().__init__(network, 'rows', '', device.of(network))
+        super().__init__(network, 'rows', '', gpu_images.of(network))
         self._images = network.predictor('reference')
 
     def __call__(self, x):
@@ -317,9 +317,9 @@ def test_stretched_images(images):
     for i, (interpolation, side) in enumerate(2 * SIZES):
         y, x = rng.integers(0, side - 31, 2).tolist()
         rows.append((i % len(images), interpolation, side - 32, y, x, i % 2))
-        drawn.append(cifar.Drawn(INTERPOLATIONS[interpolation], side, y, x, bool(i % 2)))
+        drawn.append(cifar.SmallDrawn(INTERPOLATIONS[interpolation], side, y, x, bool(i % 2)))
     rows = np.array(rows, np.int32)
-    finish = device.StoredImages(preprocessing, images[:7], images[7:])
+    finish = gpu_images.StoredImages(preprocessing, images[:7], images[7:])
     golden = preprocessing.train_batch(images[rows[:, 0]], drawn)
     check(finish, rows, golden)
 
@@ -328,7 +328,7 @@ def test_stretched_images(images):
 @pytest.mark.parametrize('name', [name for name in IN_MEMORY if 'Normalize' not in name])
 def test_padded_images(name, images):
     preprocessing = getattr(data_augmentation, name)
-    finish = device.StoredImages(preprocessing, images)
+    finish = gpu_images.StoredImages(preprocessing, images)
     drawn = [preprocessing.draw(generator(0, 1, i)) for i in range(len(images))]
     drawn[:2] = [
         preprocessing.draw(generator(0, 1, 0))._replace(y=y, x=8 - y, flip=y > 0) for y in (0, 8)

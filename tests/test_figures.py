@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from trainer.inference.prediction import Answer, Prediction
-from trainer.reports import comparison, console, drawing, ending, evaluation, figures
+from trainer.reports import comparison, console, drawing, ending, evaluation_report, figures
 from trainer.reports.log import ACCURACY
 
 
@@ -173,7 +173,7 @@ def test_top5_is_told_where_it_says_something():
             self.confusion = np.eye(classes, dtype=int)
 
     for classes in (5, 6):
-        text = evaluation.table((Tally(classes), [], 1.0, 'Chainer'), ['m'], None)
+        text = evaluation_report.table((Tally(classes), [], 1.0, 'Chainer'), ['m'], None)
         assert ('top-5' in text) == (classes > 5)
 
 

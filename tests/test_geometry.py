@@ -24,7 +24,7 @@ from trainer import cli
 from trainer.errors import InputError
 from trainer.inference import prediction
 from trainer.training import build
-from trainer.transforms import device, ilsvrc
+from trainer.transforms import gpu_images, resize_crop
 from trainer.transforms.geometry import INTERPOLATIONS, Geometry, of_class
 from trainer.weights import description, safetensors
 
@@ -48,7 +48,7 @@ def test_what_is_cut_out(size, wanted, resized, place, interpolation):
     (y, x), side = place, wanted[0]
     whole = image.resize(resized[::-1], INTERPOLATIONS[interpolation])
     pixels = np.asarray(whole)[y : y + side, x : x + side].astype(np.float64)
-    expected = (pixels / 255 - ilsvrc.MEAN) / ilsvrc.STD
+    expected = (pixels / 255 - resize_crop.MEAN) / resize_crop.STD
     found, info = geometry.test(image)
     assert found.shape == geometry.shape == (3, side, side) and found.dtype == np.float32
     assert abs(found - expected.transpose(2, 0, 1)).max() < 1e-6
@@ -78,12 +78,14 @@ def test_rows():
     geometry, image = Geometry(64, 0.9, mean=(0.1, 0.2, 0.3)), random_image(99, 80)
     row = np.empty(geometry.row_bytes(), np.uint8)
     geometry.test_row(image, row)
-    x = ilsvrc.normalize(row.reshape(64, 64, 3), table=geometry.table)
+    x = resize_crop.normalize(row.reshape(64, 64, 3), table=geometry.table)
     assert np.array_equal(x, geometry.test(image).x)
     rows = np.empty((10, geometry.row_bytes()), np.uint8)
     geometry.ten_crop_rows(image, rows)
     for row, x in zip(rows, geometry.ten_crop(image).x):
-        assert np.array_equal(ilsvrc.normalize(row.reshape(64, 64, 3), table=geometry.table), x)
+        assert np.array_equal(
+            resize_crop.normalize(row.reshape(64, 64, 3), table=geometry.table), x
+        )
 
 
 WRONG = [
@@ -176,11 +178,11 @@ def test_predictions_are_by_it(tested):
 
 def test_only_what_takes_224_pixels_is_normalised_on_a_gpu():
     net = network(3, 1)
-    assert device.of(net).preprocessing is Bigger
+    assert gpu_images.of(net).preprocessing is Bigger
     net.set_geometry(crop_pct=1)
-    assert device.of(net).preprocessing == Geometry(crop_pct=1)
+    assert gpu_images.of(net).preprocessing == Geometry(crop_pct=1)
     net.set_geometry(img_size=160)
-    assert device.of(net) is None
+    assert gpu_images.of(net) is None
 
 
 def run(script, capfd, monkeypatch, *arguments):

@@ -23,7 +23,7 @@ from data_augmentation import DataAugmentationNormalizeBigger as Bigger
 from trainer.datasets import class_names, folder, ilsvrc, loading, parallel
 from trainer.errors import InputError
 from trainer.transforms import decoding, generator
-from trainer.transforms.ilsvrc import Drawn, resized_size
+from trainer.transforms.resize_crop import BiggerDrawn, resized_size
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,7 +63,7 @@ def test_preprocessing_equals_the_original_program(shared):
             (height, width), ((y, _), (x, _)) = drawn['resized'], drawn['keypoints']
             sample = Bigger.train(
                 image,
-                drawn=Drawn(
+                drawn=BiggerDrawn(
                     Image.Resampling[drawn['interpolation'].upper()],
                     min(height, width),
                     (y + 0.5) / (height - 223),
@@ -116,7 +116,7 @@ def test_square_images_whose_truncation_gives_223():
     assert len(sides) > 10
     for n in sides:
         assert resized_size(n, n, 224) == (224, 224)
-    drawn = Drawn(Image.Resampling.BICUBIC, 224, 0.99, 0.99, True)
+    drawn = BiggerDrawn(Image.Resampling.BICUBIC, 224, 0.99, 0.99, True)
     sample = Bigger.train(random_image(sides[0], sides[0]), drawn=drawn)
     assert sample.x.shape == (3, 224, 224)
     assert sample.info['keypoints'] == [[0, 224], [0, 224]]
@@ -139,9 +139,9 @@ def test_what_training_draws():
     places = {
         tuple(
             np.ravel(
-                Bigger.train(pixels, drawn=Drawn(Image.Resampling.NEAREST, 226, y, x, False)).info[
-                    'keypoints'
-                ]
+                Bigger.train(
+                    pixels, drawn=BiggerDrawn(Image.Resampling.NEAREST, 226, y, x, False)
+                ).info['keypoints']
             )[::2].tolist()
         )
         for y in np.arange(0.05, 1, 0.1)

@@ -21,7 +21,7 @@ from trainer import cli
 from trainer.datasets import class_names, folder, ilsvrc
 from trainer.errors import InputError
 from trainer.inference import evaluation, prediction
-from trainer.reports import evaluation as report
+from trainer.reports import evaluation_report as report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SYNSETS = ['n01440764', 'n01443537', 'n02123045', 'n03000684', 'n04146614', 'n15075141']

@@ -9,7 +9,7 @@ import resnext
 import resnext_ilsvrc
 from trainer.errors import InputError
 from trainer.networks.layers import Stage, StageConfig
-from trainer.weights import description, formats, npz, original
+from trainer.weights import description, formats, layout_2017, npz
 
 TINY = FIXTURES / 'original_ilsvrc_tiny.model.npz'
 
@@ -49,7 +49,7 @@ def test_computes_what_the_2017_program_does(tiny, golden):
     for x, y in (('x', 'test_y'), ('x_odd', 'test_y_odd')):
         assert abs(scores(tiny, golden[x]) - golden[y]).max() < 1e-5
     assert abs(scores(tiny, golden['x'], train=True) - golden['train_y']).max() < 1e-5
-    after = original.from_here(npz.state(tiny), tiny.original_units())
+    after = layout_2017.from_here(npz.state(tiny), tiny.original_units())
     for name, expected in starting_with(golden, 'bn_after/').items():
         if name.endswith('/avg_mean'):  # its biases went into the means
             with np.load(TINY) as f:
@@ -68,7 +68,7 @@ def test_computes_what_the_2017_program_does(tiny, golden):
 @pytest.mark.usefixtures('engine')
 def test_gradients_are_the_2017_programs(tiny, golden, shared):
     with np.load(shared / 'golden/original/ilsvrc_tiny_rand_grads.npz') as f:
-        expected = original.to_here(dict(f), tiny.original_units(), 'grads', 'tiny', fold=False)
+        expected = layout_2017.to_here(dict(f), tiny.original_units(), 'grads', 'tiny', fold=False)
     tiny.cleargrads()
     loss = tiny.calc_loss(tiny(golden['x'], train=True), golden['t'].astype(np.int32))
     assert abs(float(loss.array) - golden['train_loss']) < 1e-5
@@ -184,7 +184,7 @@ def test_original_layout_is_the_2017_programs(tiny, golden, tmp_path):
 )
 def test_original_layout_of_the_published_networks(name, build, shared):
     network = build()
-    arrays = original.from_here(npz.state(network), network.original_units())
+    arrays = layout_2017.from_here(npz.state(network), network.original_units())
     layout = shared / f'golden/original/ilsvrc_{name}_npz_layout.txt'
     assert layout.read_text().splitlines() == [
         '{}\t{}\t{}'.format(key, np.shape(array), 'int64' if key.endswith('/N') else array.dtype)

@@ -17,7 +17,7 @@ from trainer.engines import shapes
 from trainer.errors import InputError
 from trainer.reports.summary import layers, summary
 from trainer.training.resolve import resolve
-from trainer.weights import forms, npz, original
+from trainer.weights import forms, layout_2017, npz
 
 
 def randomised(network, seed=0):
@@ -148,7 +148,7 @@ def test_forms_a_b_and_c_are_equal(name, shortcut, form, tmp_path):
         network.cleargrads()
         network.calc_loss(ours, t).backward()
         F.softmax_cross_entropy(y, t).backward()
-        grads = original.to_here(
+        grads = layout_2017.to_here(
             {
                 key: p.grad
                 for key, p in there.p.items()

@@ -13,7 +13,7 @@ from trainer.datasets import folder, ilsvrc, quick
 from trainer.inference import evaluation, prediction
 from trainer.training.data import LoadFile
 from trainer.transforms import decoding
-from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger as Bigger
+from trainer.transforms.resize_crop import DataAugmentationNormalizeBigger as Bigger
 
 
 @pytest.fixture(scope='module')

@@ -24,7 +24,7 @@ from trainer.datasets import class_names
 from trainer.errors import InputError
 from trainer.inference import prediction
 from trainer.reports import drawing
-from trainer.reports import prediction as report
+from trainer.reports import prediction_report as report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

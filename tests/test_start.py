@@ -48,7 +48,8 @@ sys.argv = ['predict.py', 'none.jpg', '-m', 'none']
 try:
     predict.command()
 finally:
-    import trainer.inference.prediction, trainer.reports.prediction, trainer.weights.formats as f
+    import trainer.inference.prediction, trainer.reports.prediction_report
+    import trainer.weights.formats as f
     f.available()
     print([name for name in ('matplotlib', 'setuptools') if name in sys.modules])
 """

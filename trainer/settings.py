@@ -36,14 +36,14 @@ class Settings(threading.local):
             :mod:`trainer.engines.autograd`.
         half_weights: Convolution -> (its weights, a float16 copy), valid until the weights
             change. ``None``: copied at each call. Gradients of such weights may stay float16,
-            which :class:`trainer.engines.cudnn.parameters.Update` accepts. Set by
+            which :class:`trainer.engines.cudnn.parameters.GpuUpdate` accepts. Set by
             :mod:`trainer.training.captured_step`, read by :mod:`trainer.engines.cudnn.provider`.
         plans: How many plans of a cuDNN graph are timed. 1 takes the cached choice, or the first
             plan that runs: timing does not pay for rare shapes, and is impossible during graph
             capture. Set by :func:`trainer.engines.cudnn.timing.untimed`, read by it and by
             :mod:`trainer.engines.cudnn.graphs`.
         fallback: Whether the cuDNN engine computes by CuPy, with a warning, where cuDNN has no
-            plan, instead of raising ``NotSupported``. Set by :mod:`trainer.engines.cudnn`, when
+            plan, instead of raising ``NoPlan``. Set by :mod:`trainer.engines.cudnn`, when
             it is tried out, read by its provider.
         threads: Threads of NumPy's engine and of the update on a CPU; ``None``: one per core. Set
             by :mod:`trainer.training.loop`, read by :mod:`trainer.engines.chunks`.

@@ -154,7 +154,7 @@ def main():
             having, lacking = found.setdefault(kind, ([], []))
             try:
                 graph = builder(*arguments, precision, h200)
-            except graphs.NotSupported:
+            except graphs.NoPlan:
                 lacking.append((layer.x, layer.w, layer.stride))
             else:
                 having.append((layer.x, layer.w, layer.stride))

@@ -4,7 +4,7 @@ from trainer.datasets import Dataset, cifar_files
 
 _TRAIN = tuple(f'data_batch_{i}' for i in range(1, 6))
 
-SPEC = cifar_files.Spec(
+SPEC = cifar_files.CifarSpec(
     name='cifar10',
     classes=(
         'airplane',

@@ -15,7 +15,7 @@ _CLASSES = """
     train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
-SPEC = cifar_files.Spec(
+SPEC = cifar_files.CifarSpec(
     name='cifar100',
     classes=tuple(_CLASSES.split()),
     url='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',

@@ -24,7 +24,7 @@ class Archive(NamedTuple):
     md5: str
 
 
-class Spec(NamedTuple):
+class CifarSpec(NamedTuple):
     """One of the two datasets.
 
     Attributes:
@@ -93,7 +93,7 @@ class _Archive:
         return f'{self.path} ({name})'
 
 
-def read(spec: Spec, data: str | None) -> Dataset:
+def read(spec: CifarSpec, data: str | None) -> Dataset:
     """Load one of the two datasets.
 
     Args:

@@ -46,7 +46,7 @@ _VARINT, _BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}
 
 
-class Entry(decoding.Encoded):
+class DatabaseImage(decoding.Encoded):
     """An image in a database.
 
     Args:
@@ -151,7 +151,7 @@ def images(database: str) -> folder.ImageFiles:
         database: Its folder.
 
     Returns:
-        Of :class:`Entry`.
+        Of :class:`DatabaseImage`.
 
     Raises:
         trainer.errors.InputError: It is damaged.
@@ -173,7 +173,7 @@ def images(database: str) -> folder.ImageFiles:
             f'{database}: an image of label {wrong[0]}, but {DESCRIPTION} names {len(classes)} '
             'classes'
         )
-    entries = [Entry(database, key, label) for label, key in rows]
+    entries = [DatabaseImage(database, key, label) for label, key in rows]
     return folder.ImageFiles(entries, [row[0] for row in rows], classes, database, upright)
 
 

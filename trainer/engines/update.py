@@ -7,7 +7,7 @@ from trainer.engines import chunks
 from trainer.optimizers import ClipGradient, HeadRate, TorchSGD, WeightDecays
 
 
-class NotSupported(Exception):
+class NoFusedUpdate(Exception):
     """The optimizer or one of its hooks has no fused update."""
 
 
@@ -21,7 +21,7 @@ def _kind(optimizer: chainer.Optimizer) -> tuple[int, str]:
         return CHAINER, 'v'
     if type(optimizer) is TorchSGD:
         return NESTEROV if optimizer.nesterov else TORCH, 'buffer'
-    raise NotSupported(type(optimizer).__name__)
+    raise NoFusedUpdate(type(optimizer).__name__)
 
 
 class Update:
@@ -40,7 +40,7 @@ class Update:
         params: Those that are not frozen; float32.
 
     Raises:
-        NotSupported: It is another one.
+        NoFusedUpdate: It is another one.
     """
 
     def __init__(self, optimizer: chainer.Optimizer) -> None:
@@ -48,7 +48,7 @@ class Update:
         self.optimizer = optimizer
         hooks = list(optimizer._hookable._pre_update_hooks.values())
         if optimizer._hookable._post_update_hooks:
-            raise NotSupported('hooks after the update')
+            raise NoFusedUpdate('hooks after the update')
 
         def first(*kinds):
             return hooks.pop(0) if hooks and isinstance(hooks[0], kinds) else None
@@ -59,17 +59,17 @@ class Update:
         )
         self.head: HeadRate | None = first(HeadRate)
         if hooks:
-            raise NotSupported(f'hook {type(hooks[0]).__name__}')
+            raise NoFusedUpdate(f'hook {type(hooks[0]).__name__}')
         self.params: list[chainer.Parameter] = [
             p for p in optimizer.target.params() if p.update_rule.enabled
         ]
         for param in self.params:
             rule = param.update_rule
             if param.dtype != np.float32 or not param.array.flags.c_contiguous:
-                raise NotSupported('parameters other than float32')
+                raise NoFusedUpdate('parameters other than float32')
             hookable = rule._hookable
             if hookable._pre_update_hooks or hookable._post_update_hooks:
-                raise NotSupported("an update rule's hooks")
+                raise NoFusedUpdate("an update rule's hooks")
             rule._init_states(param)
         # By update rule, which is one parameter's: parameters themselves cannot be hashed.
         self._group = {}
@@ -128,9 +128,9 @@ def apply(optimizer: chainer.Optimizer) -> None:
     """
     try:
         if optimizer._loss_scale is not None:
-            raise NotSupported('a loss scale')
+            raise NoFusedUpdate('a loss scale')
         update = Update(optimizer)
-    except NotSupported:
+    except NoFusedUpdate:
         optimizer.update()
         return
     optimizer.reallocate_cleared_grads()

@@ -194,7 +194,7 @@ def _each_batch(predictors, images, batch, ten_crop, workers, use, progress=None
     Returns:
         list: (path, what is wrong with it) of the images that could not be read.
     """
-    load = prediction.Load(
+    load = prediction.ImageLoader(
         prediction.preprocessing([predictor.network for predictor in predictors]),
         images.paths,
         ten_crop,

@@ -17,7 +17,7 @@ from trainer.errors import InputError
 from trainer.inference import predictors
 from trainer.transforms import geometry, table
 from trainer.transforms.geometry import Geometry
-from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
+from trainer.transforms.resize_crop import DataAugmentationNormalizeBigger
 from trainer.weights import description, formats, npz, published
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from trainer.errors import InputError
 from trainer.inference.predictors import Predictor
 from trainer.metrics import log_softmax, top_k
 from trainer.text import printable
-from trainer.transforms import decoding, device, table
+from trainer.transforms import decoding, gpu_images, table
 
 if TYPE_CHECKING:
     from trainer.inference.model import Model
@@ -75,7 +75,7 @@ def preprocessing(networks: Sequence[Network]) -> Preprocessing:
     return found
 
 
-class Load:
+class ImageLoader:
     """Loads images for evaluation, as :func:`trainer.datasets.parallel.one_by_one` wants it.
 
     Args:
@@ -150,9 +150,9 @@ def predictors(networks: Sequence[Model | Predictor]) -> list[Predictor]:
 
 def take_rows(predictors: Sequence[Predictor]) -> bool:
     """Return whether predictors make images of rows of bytes on their GPU
-    (:class:`trainer.transforms.device.ImageRows`), as their networks want them."""
+    (:class:`trainer.transforms.gpu_images.ImageRows`), as their networks want them."""
     return all(
-        isinstance(p.finish, device.ImageRows) and p.finish.preprocessing == table.of(p.network)
+        isinstance(p.finish, gpu_images.ImageRows) and p.finish.preprocessing == table.of(p.network)
         for p in predictors
     )
 
@@ -265,7 +265,7 @@ def predict(
     """
     computing = averaged(networks)
     shown = [predictor.network for predictor in computing]
-    load = Load(preprocessing(shown), sources, ten_crop, take_rows(computing), upright)
+    load = ImageLoader(preprocessing(shown), sources, ten_crop, take_rows(computing), upright)
     names, synsets = class_names.of(shown[0]), class_names.synsets(shown[0])
     if workers is None and len(sources) <= batch:
         workers = 0

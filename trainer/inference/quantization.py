@@ -87,7 +87,9 @@ class _Images:
     """Images of files, each preprocessed when it is asked for; the digest is of the files."""
 
     def __init__(self, network, paths):
-        self._load = prediction.Load(prediction.preprocessing([network]), paths, upright=True)
+        self._load = prediction.ImageLoader(
+            prediction.preprocessing([network]), paths, upright=True
+        )
         self.digests = map(_digest_of, paths)
 
     def __len__(self):

@@ -261,7 +261,7 @@ class Network(chainer.Chain):
         """Return how the 2017 program called the parts, in its order.
 
         Returns:
-            The fields of :class:`trainer.weights.original.Unit`.
+            The fields of :class:`trainer.weights.layout_2017.Unit`.
 
         Raises:
             trainer.errors.InputError: The 2017 program cannot hold this network.

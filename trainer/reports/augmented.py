@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trainer.reports import figures
-from trainer.transforms import ilsvrc, mixing
+from trainer.transforms import mixing, resize_crop
 
 #: Images in the figure, and how many stand side by side.
 MOST = 24
@@ -22,8 +22,8 @@ def visible(preprocessing: type, x: np.ndarray) -> np.ndarray:
         uint8 (batch, height, width, 3). What was normalised image by image has the contrast of the
         whole range, as its mean and deviation are not known any more.
     """
-    if issubclass(preprocessing, ilsvrc.DataAugmentationNormalizeBigger):
-        mean, std = (255 * np.array(values) for values in (ilsvrc.MEAN, ilsvrc.STD))
+    if issubclass(preprocessing, resize_crop.DataAugmentationNormalizeBigger):
+        mean, std = (255 * np.array(values) for values in (resize_crop.MEAN, resize_crop.STD))
     elif hasattr(preprocessing, 'mean') and hasattr(preprocessing, 'std'):
         mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     else:

@@ -14,7 +14,7 @@ from trainer.training.step import Step
 
 if TYPE_CHECKING:
     from trainer.engines.cudnn.captured import Room
-    from trainer.engines.cudnn.parameters import Update
+    from trainer.engines.cudnn.parameters import GpuUpdate
 
 
 class _Captured:
@@ -23,7 +23,7 @@ class _Captured:
     Attributes:
         batch: x, t, and how images are mixed, or ``None``.
         totals: float64 (2,): sum of the losses, number of correct images.
-        table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.Update`.
+        table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.GpuUpdate`.
         graphs (list): One graph, or two between which processes exchange gradients;
             ``None`` before it is captured.
         gradients (list): What the processes exchange.
@@ -57,7 +57,7 @@ class CapturedStep(Step):
         self.forget()
 
     def forget(self) -> None:
-        self._update: Update | None = None
+        self._update: GpuUpdate | None = None
         self._captured: dict[tuple, _Captured] = {}
 
     def settle(self) -> None:
@@ -66,11 +66,11 @@ class CapturedStep(Step):
 
     def __call__(self, x: np.ndarray, t: np.ndarray, rows: np.ndarray | None = None) -> tuple:
         if self._reason is None and len(t):
-            from trainer.engines.cudnn.parameters import NotSupported
+            from trainer.engines.cudnn.parameters import NoFusedUpdate
 
             try:
                 return self._replay(x, t, rows)
-            except NotSupported as e:
+            except NoFusedUpdate as e:
                 self._give_up(str(e))
         # Under MPI a process may have no image of a batch.
         self.settle()
@@ -83,12 +83,12 @@ class CapturedStep(Step):
 
     def _begin(self):
         from trainer.engines.cudnn.captured import Room
-        from trainer.engines.cudnn.parameters import HalfWeights, Update
+        from trainer.engines.cudnn.parameters import GpuUpdate, HalfWeights
 
         if self._room is None:
             self._room = Room()
             self._upload = _Upload()
-        self._update = Update(self.optimizer)
+        self._update = GpuUpdate(self.optimizer)
         self._half = HalfWeights(self.network) if chainer.config.precision == 'mixed' else None
         self._params = list(self.network.params())
         self._arrays = [p.array for p in self._params]

@@ -1,6 +1,6 @@
 """The data of a run: batches of images, preprocessed, for training and for testing.
 
-On a GPU most preprocessing ends there (:mod:`trainer.transforms.device`): what is loaded
+On a GPU most preprocessing ends there (:mod:`trainer.transforms.gpu_images`): what is loaded
 are rows of numbers, from which ``finish`` makes the images.
 """
 
@@ -16,14 +16,14 @@ from PIL import Image
 from trainer.datasets import Dataset, LabelledImages, loading, parallel
 from trainer.errors import InputError
 from trainer.training import processes
-from trainer.transforms import decoding, device, generator, ilsvrc, mixing, trivial_augment
+from trainer.transforms import decoding, generator, gpu_images, mixing, resize_crop, trivial_augment
 
 if TYPE_CHECKING:
     from trainer.datasets.folder import ImageFiles
     from trainer.recipes.options import Options
     from trainer.training.processes import Alone
     from trainer.transforms.cifar import OneImage
-    from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
+    from trainer.transforms.resize_crop import DataAugmentationNormalizeBigger
     from trainer.types import Array
 
 
@@ -126,7 +126,7 @@ class LoadFile(Load):
             trainer.errors.InputError: It cannot be read.
         """
         if hasattr(self.preprocessing, 'train_pixels'):
-            ilsvrc.finish(self._pixels(item), out)
+            resize_crop.finish(self._pixels(item), out)
             return
         source = self._source(item)
         if self.seed is None:
@@ -141,7 +141,7 @@ class LoadFile(Load):
         return decoding.upright(source) if self.part.upright else source
 
     def _pixels(self, item):
-        """Return :data:`trainer.transforms.ilsvrc.Pixels`."""
+        """Return :data:`trainer.transforms.resize_crop.Pixels`."""
         source = self._source(item)
         if self.seed is None:
             return self.preprocessing.test_pixels(source).x
@@ -154,7 +154,7 @@ class LoadFile(Load):
 
 class LoadDrawn(Load):
     """Load what is drawn for images that lie on a GPU: rows for
-    :class:`trainer.transforms.device.StoredImages`.
+    :class:`trainer.transforms.gpu_images.StoredImages`.
 
     Args:
         part, preprocessing, seed, mirror: See :class:`Load`.
@@ -184,7 +184,7 @@ class LoadDrawn(Load):
         out[:, 1:] = (
             self.preprocessing.untouched
             if self.seed is None
-            else device.drawn(
+            else gpu_images.drawn(
                 self.preprocessing, self.seed, items[0][0], images * self.repetitions
             )[numbers]
         )
@@ -194,7 +194,7 @@ class LoadDrawn(Load):
 
 
 class LoadPixels(LoadFile):
-    """Load one image from a file as a row for :class:`trainer.transforms.device.ImageRows`;
+    """Load one image from a file as a row for :class:`trainer.transforms.gpu_images.ImageRows`;
     arguments are those of :class:`LoadFile`."""
 
     def __call__(  # type: ignore[override]
@@ -205,7 +205,7 @@ class LoadPixels(LoadFile):
         Raises:
             trainer.errors.InputError: It cannot be read.
         """
-        ilsvrc.write_row(self._pixels(item), out)
+        resize_crop.write_row(self._pixels(item), out)
 
 
 def data_path(
@@ -262,7 +262,7 @@ def data_path(
 
 def _on_device(preprocessing, train, test, options):
     """Return whether images are preprocessed on the GPU."""
-    if options.gpu < 0 or not all(device.available(preprocessing, p) for p in (train, test)):
+    if options.gpu < 0 or not all(gpu_images.available(preprocessing, p) for p in (train, test)):
         return False
     # The kernels begin with the stored images.
     return not (hasattr(train, 'images') and options.auto_augment != 'none')
@@ -271,8 +271,8 @@ def _on_device(preprocessing, train, test, options):
 def _finish(preprocessing, train, test):
     """Return what makes images on the GPU of what is sent there."""
     if hasattr(train, 'images'):
-        return device.StoredImages(preprocessing, train.images, test.images)
-    return device.ImageRows(preprocessing)
+        return gpu_images.StoredImages(preprocessing, train.images, test.images)
+    return gpu_images.ImageRows(preprocessing)
 
 
 def _shape(preprocessing, training):

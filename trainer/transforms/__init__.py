@@ -3,7 +3,7 @@
 A class has ``train(img)`` and ``test(img)`` for one image, ``train_batch`` and
 ``test_batch`` for arrays of them, and ``draw(rng)``, which draws everything random
 that ``train`` does to one image. Training draws from :func:`generator`. Where it runs on
-a GPU, :mod:`trainer.transforms.device` has what is computed there.
+a GPU, :mod:`trainer.transforms.gpu_images` has what is computed there.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Sample(NamedTuple):
     """A preprocessed image and what was done to it, as the original returned them.
 
     Attributes:
-        x: An array, or :class:`trainer.transforms.ilsvrc.Pixels`; of ten crops all.
+        x: An array, or :class:`trainer.transforms.resize_crop.Pixels`; of ten crops all.
         info: A dict; of ten crops a list of them.
     """
 

@@ -20,7 +20,7 @@ _SIDE = 32
 _MOST = 36
 
 
-class Drawn(NamedTuple):
+class SmallDrawn(NamedTuple):
     """What was drawn for one image.
 
     Interpolation (PIL.Image.Resampling), side of the square it is resized to, offset of the crop,
@@ -143,7 +143,7 @@ class OneImage:
     """``train`` and ``test`` of one image, by a class's ``draw``, ``train_batch`` and
     ``test_batch``.
 
-    For :class:`trainer.transforms.device.StoredImages` a class has as well ``uniforms``, how many
+    For :class:`trainer.transforms.gpu_images.StoredImages` a class also has ``uniforms``, how many
     numbers of [0, 1) are drawn for an image; ``choose(u)``, the integers that so many numbers
     choose, or arrays of them, the last of which says whether to flip; ``untouched``, those of
     a test image; ``kernel``, the name of what makes an image of them on a GPU, and
@@ -261,7 +261,7 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
         return found
 
     @classmethod
-    def draw(cls, rng: np.random.Generator | ModuleType) -> Drawn:
+    def draw(cls, rng: np.random.Generator | ModuleType) -> SmallDrawn:
         """Draw what happens to one image in training.
 
         Args:
@@ -272,10 +272,10 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
             offsets uniform; flip with probability 0.5.
         """
         interpolation, more, y, x, flip = cls.choose(rng.random(cls.uniforms))
-        return Drawn(INTERPOLATIONS[interpolation], _SIDE + more, y, x, bool(flip))
+        return SmallDrawn(INTERPOLATIONS[interpolation], _SIDE + more, y, x, bool(flip))
 
     @staticmethod
-    def train_batch(images: np.ndarray, drawn: Sequence[Drawn]) -> np.ndarray:
+    def train_batch(images: np.ndarray, drawn: Sequence[SmallDrawn]) -> np.ndarray:
         """Preprocess images for training.
 
         Args:
@@ -311,7 +311,7 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
 
     @staticmethod
     def _told(drawn):
-        d = drawn or Drawn(Image.Resampling.BILINEAR, _SIDE, 0, 0, False)
+        d = drawn or SmallDrawn(Image.Resampling.BILINEAR, _SIDE, 0, 0, False)
         return {
             'interpolation': d.interpolation.name.lower(),
             'resized': [d.side, d.side],

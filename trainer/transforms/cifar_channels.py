@@ -14,7 +14,7 @@ _SIDE = 32
 _PAD = 4
 
 
-class Drawn(NamedTuple):
+class ChannelsDrawn(NamedTuple):
     """What was drawn for one image.
 
     Offset of the crop in the padded image, 0..8, and whether it is flipped.
@@ -62,7 +62,7 @@ class DataAugmentationCifarTorch7(OneImage):
         return np.concatenate([cls.normalize(values), cls._padding()], axis=2)[:, 0]
 
     @classmethod
-    def draw(cls, rng: np.random.Generator | ModuleType) -> Drawn:
+    def draw(cls, rng: np.random.Generator | ModuleType) -> ChannelsDrawn:
         """Draw what happens to one image in training.
 
         Args:
@@ -72,7 +72,7 @@ class DataAugmentationCifarTorch7(OneImage):
             Offsets uniform in 0..8; flip with probability 0.5.
         """
         y, x, flip = cls.choose(rng.random(cls.uniforms))
-        return Drawn(y, x, bool(flip))
+        return ChannelsDrawn(y, x, bool(flip))
 
     @classmethod
     def normalize(cls, images: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ class DataAugmentationCifarTorch7(OneImage):
         return np.zeros((3, 1, 1), np.float32)
 
     @classmethod
-    def train_batch(cls, images: np.ndarray, drawn: Sequence[Drawn]) -> np.ndarray:
+    def train_batch(cls, images: np.ndarray, drawn: Sequence[ChannelsDrawn]) -> np.ndarray:
         """Preprocess images for training.
 
         Args:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from trainer import values
 from trainer.errors import InputError
-from trainer.transforms import Sample, ilsvrc
+from trainer.transforms import Sample, resize_crop
 from trainer.transforms.decoding import load_rgb
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Geometry:
     The short side becomes floor(img_size / crop_pct), the long one keeps the aspect ratio and
     is truncated; the centre is cut out. Images are given as
     :func:`trainer.transforms.decoding.load_rgb` takes them. It has the methods for testing of
-    :class:`trainer.transforms.ilsvrc.DataAugmentationNormalizeBigger`.
+    :class:`trainer.transforms.resize_crop.DataAugmentationNormalizeBigger`.
 
     Attributes:
         img_size: Height and width of what the network gets, pixels.
@@ -62,8 +62,8 @@ class Geometry:
     img_size: int = 224
     crop_pct: float = 0.875
     interpolation: str = 'bicubic'
-    mean: tuple[float, float, float] = ilsvrc.MEAN
-    std: tuple[float, float, float] = ilsvrc.STD
+    mean: tuple[float, float, float] = resize_crop.MEAN
+    std: tuple[float, float, float] = resize_crop.STD
 
     def __post_init__(self) -> None:
         if type(self.img_size) is not int or not 0 < self.img_size <= MAX_IMG_SIZE:
@@ -97,7 +97,7 @@ class Geometry:
 
     def __str__(self) -> str:
         text = f'{self.img_size} of {self.short_side} pixels, {self.interpolation}'
-        if (self.mean, self.std) != (ilsvrc.MEAN, ilsvrc.STD):
+        if (self.mean, self.std) != (resize_crop.MEAN, resize_crop.STD):
             text += ', mean {}, std {}'.format(
                 *(' '.join(f'{n:.4g}' for n in three) for three in (self.mean, self.std))
             )
@@ -106,7 +106,7 @@ class Geometry:
     @functools.cached_property
     def table(self) -> np.ndarray:
         """Pixel value 0..255 of each channel -> what the network gets: float32 (3, 256)."""
-        return ilsvrc.table(self.mean, self.std)
+        return resize_crop.table(self.mean, self.std)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Return (height, width) after resizing, as torchvision's Resize computes them.
@@ -116,7 +116,7 @@ class Geometry:
         """
         short, long = sorted((height, width))
         other = int(self.short_side * long / short)
-        if other > ilsvrc.MAX_LONG_SIDE or other * self.short_side > _MAX_PIXELS:
+        if other > resize_crop.MAX_LONG_SIDE or other * self.short_side > _MAX_PIXELS:
             raise InputError(f'an image of {width} x {height} pixels is too long and narrow')
         return (self.short_side, other) if height <= width else (other, self.short_side)
 
@@ -140,14 +140,14 @@ class Geometry:
 
     def test_pixels(self, img: Source) -> Sample:
         """As :meth:`test`, all but the normalisation: ``x`` is
-        :class:`trainer.transforms.ilsvrc.Pixels`."""
+        :class:`trainer.transforms.resize_crop.Pixels`."""
         image, size = self._load(img)
         side = self.img_size
         y, x = (round((n - side) / 2) for n in size)
         # The whole image: Pillow chooses which direction comes first, and rounds in between.
         resized = image.resize(size[::-1], INTERPOLATIONS[self.interpolation])
         pixels = np.asarray(resized.crop((x, y, x + side, y + side)))
-        return Sample(ilsvrc.Pixels(pixels), self._info(size, y, x))
+        return Sample(resize_crop.Pixels(pixels), self._info(size, y, x))
 
     def test(self, img: Source, out: np.ndarray | None = None) -> Sample:
         """Preprocess one image.
@@ -160,7 +160,7 @@ class Geometry:
             trainer.errors.InputError: The image cannot be read.
         """
         pixels, info = self.test_pixels(img)
-        return Sample(ilsvrc.normalize(pixels.values, out, self.table), info)
+        return Sample(resize_crop.normalize(pixels.values, out, self.table), info)
 
     def test_batch(self, images: Sequence[Source]) -> np.ndarray:
         """Preprocess images: float32 (batch, 3, img_size, img_size)."""
@@ -193,25 +193,25 @@ class Geometry:
         if out is None:
             out = np.empty((10, *self.shape), np.float32)
         for crop, x in zip(crops, out):
-            ilsvrc.normalize(crop, x, self.table)
+            resize_crop.normalize(crop, x, self.table)
         out[5:] = out[:5, :, :, ::-1]
         return Sample(out, info + [dict(i, flip=True) for i in info])
 
-    # Rows of bytes, for trainer.transforms.device.ImageRows.
+    # Rows of bytes, for trainer.transforms.gpu_images.ImageRows.
 
     def row_bytes(self, training: bool = False) -> int:
-        """Return the length of what :func:`trainer.transforms.ilsvrc.write_row` writes."""
+        """Return the length of what :func:`trainer.transforms.resize_crop.write_row` writes."""
         return math.prod(self.shape)
 
     def test_row(self, img: Source, out: np.ndarray) -> None:
         """As :meth:`test`, but write the image as a row."""
-        ilsvrc.write_row(self.test_pixels(img).x, out)
+        resize_crop.write_row(self.test_pixels(img).x, out)
 
     def ten_crop_rows(self, img: Source, out: np.ndarray) -> None:
         """As :meth:`ten_crop`, but write each as a row: uint8 (10, row bytes)."""
         for i, crop in enumerate(self._five_crops(img)[0]):
-            ilsvrc.write_row(ilsvrc.Pixels(crop), out[i])
-            ilsvrc.write_row(ilsvrc.Pixels(crop[:, ::-1]), out[5 + i])
+            resize_crop.write_row(resize_crop.Pixels(crop), out[i])
+            resize_crop.write_row(resize_crop.Pixels(crop[:, ::-1]), out[5 + i])
 
     def as_json(self) -> dict:
         """Return what :meth:`from_json` takes."""
@@ -229,12 +229,12 @@ class Geometry:
         return cls(**held)
 
 
-def of_class(preprocessing: type[ilsvrc.DataAugmentationNormalizeBigger]) -> Geometry:
+def of_class(preprocessing: type[resize_crop.DataAugmentationNormalizeBigger]) -> Geometry:
     """Return the geometry that comes nearest to a class's for testing.
 
     Args:
-        preprocessing: :class:`trainer.transforms.ilsvrc.DataAugmentationNormalizeBigger`, or one
-            derived from it. Some round the place of the centre otherwise.
+        preprocessing: :class:`trainer.transforms.resize_crop.DataAugmentationNormalizeBigger`,
+            or one derived from it. Some round the place of the centre otherwise.
     """
     side = preprocessing.shape[-1]
     return Geometry(side, side / preprocessing.test_short_side, preprocessing.test_interpolation)

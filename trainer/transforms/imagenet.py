@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from trainer.errors import InputError
-from trainer.transforms import Sample, ilsvrc, trivial_augment, uniform_int
+from trainer.transforms import Sample, resize_crop, trivial_augment, uniform_int
 from trainer.transforms.decoding import load_shrunk
-from trainer.transforms.ilsvrc import MEAN, STD
+from trainer.transforms.resize_crop import MEAN, STD
 
 if TYPE_CHECKING:
     from trainer.types import Source
@@ -40,23 +40,23 @@ PCA_VECTORS = np.array(
 PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
 
 
-class _Preprocessing(ilsvrc.DataAugmentationNormalizeBigger):
+class _Preprocessing(resize_crop.DataAugmentationNormalizeBigger):
     """What the classes share; evaluation is as the 2017 program and Torch7 do it.
 
     A class has :meth:`draw`, ``_share(height, width, drawn)``, the share of an image's
     sides that is left of them, and ``_train(image, full size, drawn)``, which returns
-    :class:`trainer.transforms.ilsvrc.Pixels`.
+    :class:`trainer.transforms.resize_crop.Pixels`.
     """
 
     _share: ClassVar[Callable[[int, int, Any], float]]
-    _train: ClassVar[Callable[[Image.Image, tuple[int, int], Any], ilsvrc.Pixels]]
+    _train: ClassVar[Callable[[Image.Image, tuple[int, int], Any], resize_crop.Pixels]]
 
     @classmethod
     def train_pixels(
         cls, img: Source, rng: np.random.Generator | ModuleType = np.random, drawn: Any = None
     ) -> Sample:
         """As :meth:`train`, all but the normalisation: ``x`` is
-        :class:`trainer.transforms.ilsvrc.Pixels`."""
+        :class:`trainer.transforms.resize_crop.Pixels`."""
         d = cls.draw(rng) if drawn is None else drawn
         image, size = load_shrunk(img, lambda height, width: cls._share(height, width, d))
         try:
@@ -119,10 +119,10 @@ class _Colour:
         self.matrix, self.offset = matrix, offset
 
     def pixels(self, values):
-        """Return :class:`~trainer.transforms.ilsvrc.Pixels` of uint8 (height, width, 3): they
+        """Return :class:`~trainer.transforms.resize_crop.Pixels` of uint8 (height, width, 3): they
         are to change so, then the mean and deviation of ImageNet."""
         std = np.array(STD)
-        return ilsvrc.Pixels(
+        return resize_crop.Pixels(
             values,
             np.concatenate(
                 [(self.matrix / 255 / std[:, None]).ravel(), (self.offset - MEAN) / std],
@@ -202,9 +202,9 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
     def _train(cls, image, size, d):
         box = cls.crop_box(*size, d.attempts)
         if box is None:
-            size = ilsvrc.resized_size(*size, _SIDE)
+            size = resize_crop.resized_size(*size, _SIDE)
             y, x = (-(-(n - _SIDE) // 2) for n in size)
-            pixels = ilsvrc._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
+            pixels = resize_crop._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         else:
             pixels = np.asarray(resized_crop(image, size, box, Image.Resampling.BICUBIC))
         colour = _Colour(pixels.mean(axis=(0, 1), dtype=np.float64) / 255)
@@ -262,9 +262,9 @@ class DataAugmentationImagenetPaper(_Preprocessing):
 
     @classmethod
     def _train(cls, image, size, d):
-        size = ilsvrc.resized_size(*size, d.short_side)
+        size = resize_crop.resized_size(*size, d.short_side)
         y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
-        pixels = ilsvrc._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
+        pixels = resize_crop._resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
         colour = _Colour((0, 0, 0))
         colour.offset = lighting(d.lighting)
         return colour.pixels(pixels[:, ::-1] if d.flip else pixels)
@@ -274,8 +274,8 @@ class LornatangDrawn(NamedTuple):
     """What was drawn for one image.
 
     Attempts, float64 (10, 4), u in [0, 1): area, aspect ratio, place (y, x); operation, strength
-    and whether it is negated, see :class:`trainer.transforms.trivial_augment.Drawn`; angle in
-    degrees, 0..270; whether it is flipped left to right, and top to bottom.
+    and whether it is negated, see :class:`trainer.transforms.trivial_augment.TrivialDrawn`; angle
+    in degrees, 0..270; whether it is flipped left to right, and top to bottom.
     """
 
     attempts: np.ndarray
@@ -338,14 +338,12 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
         )
         image = trivial_augment.apply(image, d, Image.Resampling.NEAREST).rotate(d.angle)
         pixels = np.asarray(image)[:: -1 if d.upside_down else 1, :: -1 if d.flip else 1]
-        return ilsvrc.Pixels(pixels)
+        return resize_crop.Pixels(pixels)
 
     @classmethod
     def test_pixels(cls, img: Source) -> Sample:
         """As in the base class, but bilinear."""
-        image, size = ilsvrc._load(img, cls.test_short_side)
+        image, size = resize_crop._load(img, cls.test_short_side)
         y, x = (round((n - _SIDE) / 2) for n in size)
-        return Sample(
-            ilsvrc.Pixels(ilsvrc._resize_and_crop(image, size, Image.Resampling.BILINEAR, y, x)),
-            {'resized': list(size)},
-        )
+        pixels = resize_crop._resize_and_crop(image, size, Image.Resampling.BILINEAR, y, x)
+        return Sample(resize_crop.Pixels(pixels), {'resized': list(size)})

@@ -10,13 +10,13 @@ from trainer.transforms.cifar_channels import (
     DataAugmentationCifarPrlz77,
     DataAugmentationCifarTorch7,
 )
-from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
 from trainer.transforms.imagenet import (
     DataAugmentationImagenetLornatang,
     DataAugmentationImagenetPaper,
     DataAugmentationImagenetTorch7,
 )
-from trainer.transforms.torchvision import DataAugmentationImagenetTorchvision
+from trainer.transforms.imagenet_torchvision import DataAugmentationImagenetTorchvision
+from trainer.transforms.resize_crop import DataAugmentationNormalizeBigger
 
 if TYPE_CHECKING:
     from trainer.networks.base import Network

@@ -16,7 +16,7 @@ from trainer.transforms import generator, uniform_int
 _EPOCHS = 1 << 32
 
 
-class Drawn(NamedTuple):
+class TrivialDrawn(NamedTuple):
     """What was drawn for one image.
 
     One of :data:`OPERATIONS`; its strength, 0..30; whether it is negated.
@@ -66,14 +66,16 @@ OPERATIONS = {
 }
 
 
-def choose(u: Sequence[float]) -> Drawn:
-    """Return what three numbers of [0, 1) choose: a :class:`Drawn`."""
+def choose(u: Sequence[float]) -> TrivialDrawn:
+    """Return what three numbers of [0, 1) choose: a :class:`TrivialDrawn`."""
     names = list(OPERATIONS)
-    return Drawn(names[uniform_int(u[0], 0, len(names) - 1)], uniform_int(u[1], 0, 30), u[2] < 0.5)
+    return TrivialDrawn(
+        names[uniform_int(u[0], 0, len(names) - 1)], uniform_int(u[1], 0, 30), u[2] < 0.5
+    )
 
 
-def draw(seed: int, epoch: int, image: int) -> Drawn:
-    """Return what happens to one image in one epoch: a :class:`Drawn`.
+def draw(seed: int, epoch: int, image: int) -> TrivialDrawn:
+    """Return what happens to one image in one epoch: a :class:`TrivialDrawn`.
 
     Args:
         seed, epoch, image: See :func:`trainer.transforms.generator`, from whose draws these are
@@ -83,7 +85,9 @@ def draw(seed: int, epoch: int, image: int) -> Drawn:
 
 
 def apply(
-    image: Image.Image, drawn: Drawn, resampling: Image.Resampling = Image.Resampling.BILINEAR
+    image: Image.Image,
+    drawn: TrivialDrawn,
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> Image.Image:
     """Change an image.
 
@@ -101,6 +105,6 @@ def apply(
     return change(image, -m if signed and drawn.negated else m, resampling)
 
 
-def pixels(values: np.ndarray, drawn: Drawn) -> np.ndarray:
+def pixels(values: np.ndarray, drawn: TrivialDrawn) -> np.ndarray:
     """As :func:`apply`, bilinear, of an array: uint8 (height, width, 3)."""
     return np.asarray(apply(Image.fromarray(np.ascontiguousarray(values)), drawn))

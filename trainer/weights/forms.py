@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainer.networks.layers import ConvBN
-from trainer.weights.original import Unit
+from trainer.weights.layout_2017 import Unit
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,5 +1,5 @@
 """npz files: this project's layout, with branches apart too (:mod:`trainer.weights.forms`),
-and the 2017 program's (:mod:`trainer.weights.original`).
+and the 2017 program's (:mod:`trainer.weights.layout_2017`).
 
 A file holds one array for each parameter and running statistic, under the path
 of its link (``stage1/block1/reduce/conv/W``), and a string ``architecture`` that
@@ -24,7 +24,7 @@ import numpy as np
 
 from trainer import files
 from trainer.errors import InputError
-from trainer.weights import chainercv, description, formats, forms, original
+from trainer.weights import chainercv, description, formats, forms, layout_2017
 
 if TYPE_CHECKING:
     from trainer.networks.base import Network
@@ -186,12 +186,12 @@ def fill(
     if chainercv.is_chainercv(arrays):
         arrays = chainercv.to_here(arrays, path)
     form = forms.form_of(arrays)
-    if form is not None or original.is_original(arrays):
+    if form is not None or layout_2017.is_original(arrays):
         try:
             units = forms.units(network, form) if form else network.original_units()
         except InputError as e:
             raise InputError(f'{path}: {e}') from None
-        arrays = original.to_here(arrays, units, path, describe(network))
+        arrays = layout_2017.to_here(arrays, units, path, describe(network))
     held = state(network)
     missing = [name for name in held if name not in arrays]
     extra = [name for name in arrays if name not in held]
@@ -251,7 +251,7 @@ def load(path: Path) -> Network:
     arrays = read_arrays(path)
     architecture = _architecture(arrays, path)
     if architecture is None:
-        architecture = original.architecture(arrays) or chainercv.architecture(arrays, path)
+        architecture = layout_2017.architecture(arrays) or chainercv.architecture(arrays, path)
     if architecture is None:
         raise InputError(
             '{}: an npz file, but not of a network of this project, of the 2017 '
@@ -275,11 +275,11 @@ def save(path: Path, network: Network, layout: str | None = None) -> None:
             units = network.original_units()
         except InputError as e:
             raise InputError(f"layout 'original': {e}; leave the layout out") from None
-        arrays = original.from_here(arrays, units)
+        arrays = layout_2017.from_here(arrays, units)
         write = np.savez_compressed
     elif layout is None or layout in forms.FORMS:
         if layout is not None:
-            arrays = original.from_here(arrays, forms.units(network, layout))
+            arrays = layout_2017.from_here(arrays, forms.units(network, layout))
         arrays[ARCHITECTURE] = np.array(json.dumps(description.of(network)))
         write = np.savez
     else:

@@ -249,7 +249,7 @@ def _tensor(archive, arguments, extents):
 
     def view(position):
         # A number alone has no dimensions.
-        return strided.Tensor(
+        return strided.StridedTensor(
             kind,
             strided.Storage(kind, dtype, position, count),
             offset,

@@ -19,7 +19,7 @@ class Storage(NamedTuple):
     size: int
 
 
-class Tensor(NamedTuple):
+class StridedTensor(NamedTuple):
     """A strided view of a storage; offset and strides count numbers."""
 
     kind: str

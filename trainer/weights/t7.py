@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torchfile
 
-from trainer.weights.strided import Damaged, Storage, Tensor
+from trainer.weights.strided import Damaged, Storage, StridedTensor
 
 # Longer strings than this are damage; so are more objects (152 layers 64x4d with all
 # branches apart, bottleneck type resnext_B, have 1.2 million) and dimensions.
@@ -83,7 +83,7 @@ def _register(kind, dtype):
         shape = reader.read_long_array(dimensions)
         strides = reader.read_long_array(dimensions)
         offset = reader.read_long() - 1
-        return Tensor(kind, reader.read_obj(), offset, shape, strides)
+        return StridedTensor(kind, reader.read_obj(), offset, shape, strides)
 
     def read_storage(reader, version):
         size = reader.read_long()
@@ -137,8 +137,8 @@ def parse(f: io.BufferedReader) -> tuple[Any, int]:
         f: The file, open.
 
     Returns:
-        What it holds, as torchfile gives it, but with :class:`Tensor` and :class:`Storage` for
-        arrays and tables as dicts; and how many numbers are in all its storages.
+        What it holds, as torchfile gives it, but with :class:`StridedTensor` and :class:`Storage`
+        for arrays and tables as dicts; and how many numbers are in all its storages.
 
     Raises:
         Damaged: The file is not what Torch7 writes.

@@ -4,7 +4,7 @@ import re
 
 from trainer import files
 from trainer.errors import InputError
-from trainer.transforms import ilsvrc
+from trainer.transforms import resize_crop
 from trainer.transforms.geometry import Geometry
 
 #: What the Hub calls files of weights.
@@ -38,8 +38,8 @@ def read(path: str) -> Geometry | None:
             size[1],
             held.get('test_crop_pct') or held.get('crop_pct', 0.875),
             held.get('interpolation', 'bicubic'),
-            held.get('mean', ilsvrc.MEAN),
-            held.get('std', ilsvrc.STD),
+            held.get('mean', resize_crop.MEAN),
+            held.get('std', resize_crop.STD),
         )
         if held.get('crop_mode', 'center') != 'center':
             raise ValueError(f'crop_mode {held["crop_mode"]!r:.20}')

@@ -61,7 +61,7 @@ class _Numbers:
         self._note(module, key, tensor, False)
         if tensor.storage.dtype.kind != 'f':
             raise module.refuse(f'has {key} in {tensor.kind}Tensor')
-        if isinstance(gradient, t7.Tensor) and gradient.shape:
+        if isinstance(gradient, t7.StridedTensor) and gradient.shape:
             self._note(module, key, gradient, True)
         numbers = tensor.load(self._f)
         with np.errstate(over='ignore'):

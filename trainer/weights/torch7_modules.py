@@ -77,7 +77,7 @@ class _Module:
 
     def tensor(self, key, optional=False):
         value = self.fields.get(key.encode())
-        if not isinstance(value, t7.Tensor) and not (optional and value is None):
+        if not isinstance(value, t7.StridedTensor) and not (optional and value is None):
             raise self.refuse(f'has no tensor {key}')
         return value
 
@@ -180,7 +180,7 @@ def _conv_bn(layers, *sizes, relu=True, **more):
     return conv, bn
 
 
-class _Block(NamedTuple):
+class _Bottleneck(NamedTuple):
     """A bottleneck. parts: name here -> list of (_Conv, batch normalisation), several where
     the branches are apart."""
 
@@ -274,7 +274,7 @@ def _block(layers, channels):
     shortcut.end()
     layers.take(['nn.CAddTable'], 'the addition')
     _relu(layers)
-    return _Block(width, groups, out, stride, projection, parts)
+    return _Bottleneck(width, groups, out, stride, projection, parts)
 
 
 def _stages(blocks):
@@ -319,7 +319,7 @@ class Layout(NamedTuple):
 
     stem: tuple[_Conv, _Module]
     rounds_up: bool | None
-    stages: list[tuple[StageConfig, list[_Block]]]
+    stages: list[tuple[StageConfig, list[_Bottleneck]]]
     fc: _Module
     classes: int
     image_size: int
@@ -336,7 +336,7 @@ def network(root: _Module) -> Layout:
         if (pool.pair('k'), pool.pair('d'), pool.pair('pad', 0)) != (3, 2, 1):
             raise pool.refuse('is not 3x3 with stride 2 and padding 1')
         rounds_up = pool.fields.get(b'ceil_mode') is True
-    blocks: list[_Block] = []
+    blocks: list[_Bottleneck] = []
     channels = stem[0].out
     reduction = stem[0].stride * (2 if imagenet else 1)
     while not blocks or layers.next_is(['nn.ConcatTable']):

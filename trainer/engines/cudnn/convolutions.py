@@ -2,7 +2,7 @@
 
 The ways are cuDNN's graphs (:mod:`trainer.engines.cudnn.graphs`), one or several for a
 convolution, and the kernels of :mod:`trainer.engines.cudnn.grouped`. Each function computes
-what the one of its name in :mod:`trainer.engines.cudnn.arrays` computes.
+what the one of its name in :mod:`trainer.engines.cudnn.generic` computes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.engines.cudnn import arrays, graphs, grouped, kernels, timing
+from trainer.engines.cudnn import generic, graphs, grouped, kernels, timing
 
 if TYPE_CHECKING:
     import cupy
@@ -26,7 +26,7 @@ FEW_GROUPS = 8
 def _like(array, shape, dtype=None):
     import cupy
 
-    return arrays.empty(cupy, shape, dtype or array.dtype)
+    return generic.empty(cupy, shape, dtype or array.dtype)
 
 
 def _own(own, what, x, w_shape, stride, pad, groups, precision, ways):
@@ -84,7 +84,7 @@ def conv_statistics(
     precision: str,
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     """Return what :func:`conv_forward` does, and its statistics
-    (:func:`trainer.engines.cudnn.arrays.statistics`)."""
+    (:func:`trainer.engines.cudnn.generic.statistics`)."""
 
     def of_sums(y, total, square):
         return (y, *kernels.statistics_of_sums(total, square, y.size // len(total), running))
@@ -211,7 +211,7 @@ def conv_backward_weights(
     groups: int,
     precision: str,
 ) -> cupy.ndarray:
-    """As in arrays, but of float16 inputs in float16 where that is faster or all there is."""
+    """As in generic, but of float16 inputs in float16 where that is faster or all there is."""
 
     def compute(out):
         gw = _like(x, w_shape, out)

@@ -3,7 +3,7 @@
 Feature maps are CuPy arrays (batch, channels, height, width) whose memory is NHWC;
 weights likewise. A graph is built once for each GPU and combination of shapes; its plan is
 chosen by time among the heuristics' first few (:mod:`trainer.engines.cudnn.timing`).
-:class:`NotSupported` is raised where cuDNN has no plan. All other errors, such as a missing
+:class:`NoPlan` is raised where cuDNN has no plan. All other errors, such as a missing
 library, propagate.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer.engines.cudnn import library, timing
-from trainer.engines.cudnn.timing import NotSupported
+from trainer.engines.cudnn.timing import NoPlan
 from trainer.settings import settings
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ class Graph:
 
     def _not_supported(self, reason):
         first = reason.partition('\n')[0]  # what each of cuDNN's engines says follows
-        return NotSupported(f'{self.key} ({textwrap.shorten(first, 200)})')
+        return NoPlan(f'{self.key} ({textwrap.shorten(first, 200)})')
 
     def finish(self) -> Graph:
         """Validate the graph and query its plans.
 
         Raises:
-            NotSupported: cuDNN has no plan.
+            NoPlan: cuDNN has no plan.
             RuntimeError: A library failed.
             ValueError: The graph is invalid.
         """
@@ -136,13 +136,13 @@ class Graph:
     def __call__(self, *arrays: cupy.ndarray) -> None:
         """Compute on arrays, given in the order in which tensors were declared."""
         if self.refused is not None:
-            raise NotSupported(self.refused)
+            raise NoPlan(self.refused)
         pack = {t: a.data.ptr for t, a in zip(self.tensors, arrays, strict=True)}
         timed = settings.plans > 1
         if self.plan is None or timed and not self.timed:
             try:
                 self.plan, self.timed = self._choose(pack, timed), timed
-            except NotSupported as e:
+            except NoPlan as e:
                 self.refused = str(e)
                 raise
         self._execute(pack, *self.plan)
@@ -160,7 +160,7 @@ class Graph:
         """Return a plan: its index and the size of its workspace."""
         known = timing.choices().get(self.key)
         if known is not None:
-            with contextlib.suppress(NotSupported):  # not among this version's plans
+            with contextlib.suppress(NoPlan):  # not among this version's plans
                 return next(self._running(pack, known))[0]
             timing.choices().pop(self.key)
         if timed:
@@ -332,13 +332,13 @@ def _once(build):
     def attempt(*key):
         try:
             return build(*key)
-        except NotSupported as e:
+        except NoPlan as e:
             return str(e)  # caching the exception would keep its frames' arrays alive
 
     def get(*key):
         graph = attempt(*key, library.device())
         if isinstance(graph, str):
-            raise NotSupported(graph)
+            raise NoPlan(graph)
         return graph
 
     return get

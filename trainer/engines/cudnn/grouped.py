@@ -2,7 +2,7 @@
 
 cuDNN takes three times as long as the traffic of such a convolution does where groups are
 narrow, and ten times with bias and ReLU. Functions take and return what those of their names
-in :mod:`trainer.engines.cudnn.arrays` do, as CuPy arrays of float16 whose memory is NHWC.
+in :mod:`trainer.engines.cudnn.generic` do, as CuPy arrays of float16 whose memory is NHWC.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer import cuda
-from trainer.engines.cudnn import arrays, library
+from trainer.engines.cudnn import generic, library
 
 if TYPE_CHECKING:
     import cupy
@@ -133,7 +133,7 @@ def _launch(width, *args, **kwargs):
 def _empty(shape, dtype=np.float16):
     import cupy
 
-    return arrays.empty(cupy, shape, dtype)
+    return generic.empty(cupy, shape, dtype)
 
 
 def _out_shape(x_shape, stride):

@@ -3,7 +3,7 @@
 
 cuDNN has batch normalisation too, but stores a byte per value for the ReLU's mask, where these
 kernels store at most a bit. Functions take and return what those of their names in
-:mod:`trainer.engines.cudnn.arrays` do, as CuPy arrays of float16 or float32 in NHWC memory.
+:mod:`trainer.engines.cudnn.generic` do, as CuPy arrays of float16 or float32 in NHWC memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer import cuda
 from trainer.engines.autograd import ADD_RELU, PLAIN, RELU, Running
-from trainer.engines.cudnn import arrays
+from trainer.engines.cudnn import generic
 
 if TYPE_CHECKING:
     import cupy
@@ -38,7 +38,7 @@ AT_ONCE = {'statistics': 4, 'normalize': 4, 'backward_sums': 3, 'backward_input'
 def _empty(shape, dtype):
     import cupy
 
-    return arrays.empty(cupy, shape, dtype)
+    return generic.empty(cupy, shape, dtype)
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def _kind(dtype, channels):
     return (letter, 1) if channels % pack else (letter, pack)
 
 
-class _Rows:
+class _RowLaunch:
     """Distributes a map's pixels over as many blocks as are resident at once.
 
     The blocks advance through the map together, so the part read last is still in the L2 cache
@@ -121,7 +121,7 @@ def _statistics(running):
 
 
 def statistics(x: cupy.ndarray, running: Running) -> tuple[cupy.ndarray, cupy.ndarray]:
-    rows = _Rows('statistics', x)
+    rows = _RowLaunch('statistics', x)
     found, arguments = _statistics(running)
     rows.launch(x, *rows.sizes(), *arguments, *rows.sums(), shared=rows.shared)
     return found
@@ -156,7 +156,7 @@ def normalize(
 ) -> tuple[cupy.ndarray, cupy.ndarray | None]:
     import cupy
 
-    rows = _Rows('normalize', x)
+    rows = _RowLaunch('normalize', x)
     y = _empty(x.shape, x.dtype)
     mask = None
     if kind == ADD_RELU:
@@ -195,7 +195,7 @@ def bn_backward(
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     import cupy
 
-    rows = _Rows('backward_sums', x)
+    rows = _RowLaunch('backward_sums', x)
     ggamma, gbeta = cupy.empty_like(gamma), cupy.empty_like(gamma)
     kept = _empty(x.shape, x.dtype) if keep and kind == ADD_RELU else None
     rows.launch(
@@ -215,7 +215,7 @@ def bn_backward(
         shared=rows.shared,
     )
     gx = _empty(x.shape, x.dtype)
-    rows = _Rows('backward_input', x)
+    rows = _RowLaunch('backward_input', x)
     # `kept` is masked already.
     rows.launch(
         *((gy, x, mask) if kept is None else (kept, x, None)),

@@ -15,8 +15,8 @@ import numpy as np
 
 from trainer import cuda
 from trainer.engines import update
-from trainer.engines.cudnn import arrays
-from trainer.engines.update import NotSupported
+from trainer.engines.cudnn import generic
+from trainer.engines.update import NoFusedUpdate
 
 if TYPE_CHECKING:
     import cupy
@@ -56,7 +56,7 @@ def _parts(params, dtype):
     return table, each
 
 
-class Update(update.Update):
+class GpuUpdate(update.Update):
     """The updates of an optimizer: see the module."""
 
     def __init__(self, optimizer: chainer.Optimizer) -> None:
@@ -92,7 +92,7 @@ class Update(update.Update):
         """Write the current addresses and layouts to a table.
 
         Raises:
-            NotSupported: A gradient has an unsupported memory layout.
+            NoFusedUpdate: A gradient has an unsupported memory layout.
         """
         entries, each = _parts(self.params, ENTRY)
         for param, own in zip(self.params, each):
@@ -174,7 +174,7 @@ def _layout(grad):
         return 1, 1
     if grad.ndim == 4 and grad.transpose(0, 2, 3, 1).flags.c_contiguous:
         return grad.shape[1], grad.shape[2] * grad.shape[3]
-    raise NotSupported("a gradient's memory")
+    raise NoFusedUpdate("a gradient's memory")
 
 
 class HalfWeights:
@@ -197,7 +197,7 @@ class HalfWeights:
         with cuda.lasting():
             for conv, own in zip(convs, each):
                 weights = conv.W.array
-                converted: cupy.ndarray = arrays.empty(cupy, weights.shape, np.dtype(np.float16))
+                converted: cupy.ndarray = generic.empty(cupy, weights.shape, np.dtype(np.float16))
                 self.of[conv] = weights, converted
                 own['from'], own['to'] = weights.data.ptr, converted.data.ptr
                 own['inner'], own['area'] = _layout(converted)

@@ -2,7 +2,7 @@
 
 Convolutions run in cuDNN or in kernels of this project
 (:mod:`trainer.engines.cudnn.convolutions`), everything else in kernels of this project
-(:mod:`trainer.engines.cudnn.kernels`). :mod:`trainer.engines.cudnn.arrays` computes what
+(:mod:`trainer.engines.cudnn.kernels`). :mod:`trainer.engines.cudnn.generic` computes what
 cuDNN has no plan for, and everything on NumPy arrays, so that tests compare the wiring with
 the reference without a GPU.
 """
@@ -18,8 +18,8 @@ import chainer
 import numpy as np
 from chainer import backend
 
-from trainer.engines import arrays as numpy_arrays
-from trainer.engines.cudnn import arrays, convolutions, graphs, kernels
+from trainer.engines import arrays
+from trainer.engines.cudnn import convolutions, generic, graphs, kernels
 from trainer.settings import settings
 
 if TYPE_CHECKING:
@@ -47,26 +47,26 @@ def _warn(what):
 
 
 def _convolution(name):
-    by_graph, by_arrays = getattr(convolutions, name), getattr(arrays, name)
+    by_graph, by_generic = getattr(convolutions, name), getattr(generic, name)
 
     def compute(first, *args):
         if not _on_numpy(first):
             try:
                 return by_graph(first, *args, chainer.config.precision)
-            except graphs.NotSupported as e:
+            except graphs.NoPlan as e:
                 if not settings.fallback:
                     raise
                 _warn(str(e))
-        return by_arrays(first, *args)
+        return by_generic(first, *args)
 
     return compute
 
 
 def _kernel(name):
-    by_kernel, by_arrays = getattr(kernels, name), getattr(arrays, name)
+    by_kernel, by_generic = getattr(kernels, name), getattr(generic, name)
 
     def compute(first, *args):
-        return (by_arrays if _on_numpy(first) else by_kernel)(first, *args)
+        return (by_generic if _on_numpy(first) else by_kernel)(first, *args)
 
     return compute
 
@@ -89,9 +89,9 @@ mean_pooling_backward = _kernel('mean_pooling_backward')
 
 
 def _conv_statistics(x, *args, running):
-    """Return a convolution's output and its statistics; see arrays."""
+    """Return a convolution's output and its statistics; see generic."""
     if not _on_numpy(x):
-        with contextlib.suppress(graphs.NotSupported):  # _conv_forward falls back and warns
+        with contextlib.suppress(graphs.NoPlan):  # _conv_forward falls back and warns
             return convolutions.conv_statistics(x, *args, running, chainer.config.precision)
     h = _conv_forward(x, *args)
     return (h, *_statistics(h, running))
@@ -112,7 +112,7 @@ def nhwc(array: Array, dtype: np.dtype) -> Array:
         and (_on_numpy(array) or _aligned(array))
     ):
         return array
-    converted = arrays.empty(backend.get_array_module(array), array.shape, dtype)
+    converted = generic.empty(backend.get_array_module(array), array.shape, dtype)
     converted[...] = array
     return converted
 
@@ -130,11 +130,11 @@ def weights(w: Array, dtype: np.dtype, conv: chainer.Link | None = None) -> Arra
 def feature_type(x: Array) -> np.dtype:
     if chainer.config.precision == 'mixed':
         return np.dtype(np.float16)
-    return numpy_arrays.feature_type(x)
+    return arrays.feature_type(x)
 
 
 def empty(like: Array, shape: Shape, dtype: np.dtype) -> Array:
-    return arrays.empty(backend.get_array_module(like), shape, dtype)
+    return generic.empty(backend.get_array_module(like), shape, dtype)
 
 
 def conv_bn(
@@ -165,7 +165,7 @@ def weights_gradient(gw: Array, dtype: np.dtype, added: bool) -> Array:
     # Accumulated gradients are summed in float32.
     if settings.half_weights and not added:
         return gw
-    return numpy_arrays.weights_gradient(gw, dtype, added)
+    return arrays.weights_gradient(gw, dtype, added)
 
 
-add = numpy_arrays.add
+add = arrays.add

@@ -43,7 +43,7 @@ def untimed(when: bool = True) -> AbstractContextManager[None]:
     return settings.using(plans=1 if when else settings.plans)
 
 
-class NotSupported(Exception):
+class NoPlan(Exception):
     """cuDNN has no plan for this."""
 
 
@@ -118,7 +118,7 @@ def fastest(key: str, ways: Iterable[tuple[T, Callable[[], object]]], timed: boo
         timed: Whether to time them.
 
     Raises:
-        NotSupported: No way can be captured.
+        NoPlan: No way can be captured.
     """
     graphs, why = {}, ''
     with _stream() as stream:
@@ -133,7 +133,7 @@ def fastest(key: str, ways: Iterable[tuple[T, Callable[[], object]]], timed: boo
             if not timed:
                 return name
         if not graphs:
-            raise NotSupported(f'{key} (not captured: {why})')
+            raise NoPlan(f'{key} (not captured: {why})')
         times = _times(graphs, stream)
         return min(times, key=times.get)
 
@@ -149,17 +149,17 @@ def by_time(
 
     Args:
         key: What is computed.
-        ways: Name -> function; functions that raise :class:`NotSupported` are skipped.
+        ways: Name -> function; functions that raise :class:`NoPlan` are skipped.
         changed: Arrays that the functions update in place; they are restored before the result is
             computed.
 
     Raises:
-        NotSupported: No way is supported.
+        NoPlan: No way is supported.
     """
     timed, here = settings.plans > 1, (library.device(), key)
     name, was_timed = _ways.get(here) or (choices().get(key), True)
     if name is not None and name in ways and (was_timed or not timed):
-        with contextlib.suppress(NotSupported):  # chosen on another machine
+        with contextlib.suppress(NoPlan):  # chosen on another machine
             return ways[name]()
     before = [array.copy() for array in changed]
     name = fastest(key, _running(ways), timed)
@@ -177,13 +177,13 @@ def _running(ways):
     for name, way in ways.items():
         try:
             way()
-        except NotSupported as e:
+        except NoPlan as e:
             why = why or str(e)
         else:
             runs = True
             yield name, way
     if not runs:
-        raise NotSupported(why)
+        raise NoPlan(why)
 
 
 # The cache on disk.

@@ -129,7 +129,7 @@ def predictor(
         precision: One that the engine has.
         finish: Makes the images, on the device, of what the predictor is given
             (:class:`trainer.training.data.DataPath`). ``None``: on a GPU, with a network for images
-            of 224x224, :class:`trainer.transforms.device.ImageRows`, which takes images as well.
+            of 224x224, :class:`trainer.transforms.gpu_images.ImageRows`, which takes images too.
         calibration: For precision 'int8', which the engine openvino has: images, as
             :func:`trainer.inference.quantization.quantized` takes them.
 
@@ -152,9 +152,9 @@ def predictor(
             + ('a GPU, which -g chooses' if module.ON_GPU else 'the CPU, the network is on a GPU')
         )
     if finish is None and on_gpu:
-        from trainer.transforms import device
+        from trainer.transforms import gpu_images
 
-        finish = device.of(network)
+        finish = gpu_images.of(network)
     if calibration is not None:
         return module.predictor(network, precision, finish, calibration)
     return module.predictor(network, precision, finish)

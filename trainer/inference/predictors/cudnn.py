@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ON_GPU = True
 
 
-class _Predictor(predictors.Predictor):
+class _CudnnPredictor(predictors.Predictor):
     """The folded network, captured as one CUDA graph for each shape of input.
 
     The first input of a shape is computed as it comes: timing plans and capturing pay
@@ -121,4 +121,4 @@ def predictor(
         precision: 'float32', 'tf32' or 'mixed' (float16).
         finish: See :func:`trainer.inference.predictors.predictor`.
     """
-    return _Predictor(network, precision, finish)
+    return _CudnnPredictor(network, precision, finish)

@@ -30,7 +30,7 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) for name in ('onnxruntime', 'onnx'))
 
 
-class _Predictor(Predictor):
+class _OnnxRuntimePredictor(Predictor):
     def __init__(self, network, precision):
         onnxruntime = extras.need('onnxruntime', 'the engine onnxruntime', _EXTRA)
         extras.need('onnx', 'the engine onnxruntime', _EXTRA)
@@ -71,4 +71,4 @@ def predictor(
     Raises:
         trainer.errors.InputError: ONNX Runtime is missing, or the precision is another one.
     """
-    return _Predictor(network, precision)
+    return _OnnxRuntimePredictor(network, precision)

@@ -31,7 +31,7 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) for name in ('openvino', 'onnx'))
 
 
-class _Predictor(Predictor):
+class _OpenVinoPredictor(Predictor):
     def __init__(self, network, precision, calibration):
         extra = 'int8' if precision == 'int8' else 'cpu'
         openvino = extras.need('openvino', 'the engine openvino', extra)
@@ -95,4 +95,4 @@ def predictor(
     Raises:
         trainer.errors.InputError: OpenVINO is missing, or the CPU has not the precision.
     """
-    return _Predictor(network, precision, calibration)
+    return _OpenVinoPredictor(network, precision, calibration)

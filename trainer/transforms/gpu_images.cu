@@ -1,4 +1,4 @@
-// Images made on the GPU of what device.py sends there; each kernel computes what the NumPy
+// Images made on the GPU of what gpu_images.py sends there; each kernel computes what the NumPy
 // code that it names computes, with the same roundings.
 //
 // y is (batch, height, width, 3), float32 or float16. All are launched with THREADS threads,
@@ -145,7 +145,7 @@ __device__ inline void channels(const byte *images, const int *rows, const float
     });
 }
 
-// ilsvrc.normalize: a block is gridDim.x-th part of an image, of parts of VALUES values.
+// resize_crop.normalize: a block is gridDim.x-th part of an image, of parts of VALUES values.
 //
 // rows: uint8 (batch, row_bytes), values (height, width, 3). table: (3, 256).
 template <typename T>
@@ -167,7 +167,7 @@ __device__ inline void normalized(const byte *rows, int row_bytes, int values,
     }
 }
 
-// ilsvrc.finish with a change of colour: the row's last 48 bytes are a matrix (3, 3) and an
+// resize_crop.finish with a change of colour: the row's last 48 bytes are a matrix (3, 3) and an
 // offset (3,). Otherwise as normalized.
 template <typename T>
 __device__ inline void coloured(const byte *rows, int row_bytes, int values, T *y) {

@@ -1,7 +1,7 @@
 """Preprocessing that ends on a GPU.
 
 What is sent there is small: for images in memory, which one and what was drawn; for
-images in files, the bytes of the crop. Kernels (``device.cu``) make of it what
+images in files, the bytes of the crop. Kernels (``gpu_images.cu``) make of it what
 ``train_batch`` and ``test_batch`` make on the CPU. The draws are the same, and so are the
 roundings: images of CIFAR, and others without a change of colours, become the same
 numbers; those with one the same to 1e-6 of their range.
@@ -17,9 +17,9 @@ import chainer
 import numpy as np
 
 from trainer import cuda, settings  # noqa: F401  the defaults of Chainer's configuration
-from trainer.transforms import draws, ilsvrc, table
+from trainer.transforms import draws, resize_crop, table
 from trainer.transforms.geometry import Geometry
-from trainer.transforms.ilsvrc import DataAugmentationNormalizeBigger
+from trainer.transforms.resize_crop import DataAugmentationNormalizeBigger
 
 if TYPE_CHECKING:
     import cupy
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.transforms.cifar import OneImage
 
-_launch = cuda.kernels(__file__, 'device.cu')
+_launch = cuda.kernels(__file__, 'gpu_images.cu')
 
 _THREADS = 192
 
@@ -152,20 +152,20 @@ class ImageRows:
 
     Args:
         preprocessing: One with
-            :meth:`~trainer.transforms.ilsvrc.DataAugmentationNormalizeBigger.row_bytes`.
+            :meth:`~trainer.transforms.resize_crop.DataAugmentationNormalizeBigger.row_bytes`.
     """
 
     def __init__(self, preprocessing: type[DataAugmentationNormalizeBigger] | Geometry) -> None:
         self.preprocessing = preprocessing
-        self._arrays = _OnDevice(lambda: (getattr(preprocessing, 'table', ilsvrc.TABLE),))
+        self._arrays = _OnDevice(lambda: (getattr(preprocessing, 'table', resize_crop.TABLE),))
 
     def __call__(self, rows: cupy.ndarray) -> cupy.ndarray:
         """Return the images of rows, on the current stream.
 
         Args:
-            rows: uint8 (batch, row bytes), as :func:`trainer.transforms.ilsvrc.write_row` writes
-                them, aligned to 16 bytes; or images, float32 or float16, which are returned as they
-                are.
+            rows: uint8 (batch, row bytes), as :func:`trainer.transforms.resize_crop.write_row`
+                writes them, aligned to 16 bytes; or images, float32 or float16, which are returned
+                as they are.
 
         Returns:
             (batch, 3, height, width) with NHWC memory, float32; float16 where the cuDNN engine

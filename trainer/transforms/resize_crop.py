@@ -39,7 +39,7 @@ def table(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
 TABLE = table(MEAN, STD)
 
 
-class Drawn(NamedTuple):
+class BiggerDrawn(NamedTuple):
     """What was drawn for one image.
 
     Interpolation (PIL.Image.Resampling); length of the short side it is resized to; where the crop
@@ -172,7 +172,7 @@ def finish(pixels: Pixels, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def write_row(pixels: Pixels, out: np.ndarray) -> None:
-    """Write :class:`Pixels` to a row of bytes, for :class:`trainer.transforms.device.ImageRows`.
+    """Write :class:`Pixels` as bytes, for :class:`trainer.transforms.gpu_images.ImageRows`.
 
     Args:
         pixels: The image.
@@ -223,7 +223,7 @@ class DataAugmentationNormalizeBigger:
             224..288; place uniform; flip with probability 0.5.
         """
         u = rng.random(5)
-        return Drawn(
+        return BiggerDrawn(
             INTERPOLATIONS[uniform_int(u[0], 0, 3)],
             uniform_int(u[1], _SIDE, 288),
             float(u[2]),

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from trainer.transforms import Sample, ilsvrc, imagenet
+from trainer.transforms import Sample, imagenet, resize_crop
 
 if TYPE_CHECKING:
     from trainer.types import Source
 
 
-class Drawn(NamedTuple):
+class TorchvisionDrawn(NamedTuple):
     """What was drawn for one image.
 
     Attempts, float64 (10, 4), u in [0, 1): area, aspect ratio, place (y, x); flip.
@@ -39,13 +39,13 @@ class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLorna
     test_short_side: int = 232
 
     @staticmethod
-    def draw(rng: np.random.Generator | ModuleType) -> Drawn:
-        """Draw what happens to one image in training: a :class:`Drawn`.
+    def draw(rng: np.random.Generator | ModuleType) -> TorchvisionDrawn:
+        """Draw what happens to one image in training: a :class:`TorchvisionDrawn`.
 
         Args:
             rng: From :func:`trainer.transforms.generator`.
         """
-        return Drawn(rng.random((imagenet.ATTEMPTS, 4)), bool(rng.random() < 0.5))
+        return TorchvisionDrawn(rng.random((imagenet.ATTEMPTS, 4)), bool(rng.random() < 0.5))
 
     @classmethod
     def _train(cls, image, size, d):
@@ -53,7 +53,7 @@ class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLorna
         side = cls.train_shape[-1]
         image = imagenet.resized_crop(image, size, box, Image.Resampling.BILINEAR, side)
         pixels = np.asarray(image)
-        return ilsvrc.Pixels(pixels[:, ::-1] if d.flip else pixels)
+        return resize_crop.Pixels(pixels[:, ::-1] if d.flip else pixels)
 
     @classmethod
     def test_pixels(cls, img: Source) -> Sample:
@@ -62,9 +62,9 @@ class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLorna
         The whole image is resized: in which direction first is Pillow's choice, and a level of
         some pixels depends on it.
         """
-        image, (height, width) = ilsvrc._load(img, cls.test_short_side)
+        image, (height, width) = resize_crop._load(img, cls.test_short_side)
         side = cls.shape[-1]
         y, x = (round((n - side) / 2) for n in (height, width))
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.asarray(resized.crop((x, y, x + side, y + side)))
-        return Sample(ilsvrc.Pixels(pixels), {'resized': [height, width]})
+        return Sample(resize_crop.Pixels(pixels), {'resized': [height, width]})
