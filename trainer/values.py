@@ -31,39 +31,30 @@ def one_of(find: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     return parse
 
 
-def _number(kind, text, most):
-    value = kind(text)
-    if value != value:
-        raise argparse.ArgumentTypeError(f'{text} is no number')
-    if not -most < value < most:
-        raise argparse.ArgumentTypeError(f'{text:.20} is too large')
-    return value
+def _number(kind, name, most, fits, wrong):
+    def parse(text):
+        value = kind(text)
+        if value != value:
+            raise argparse.ArgumentTypeError(f'{text} is no number')
+        if not -most < value < most:
+            raise argparse.ArgumentTypeError(f'{text:.20} is too large')
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f'{text} is {wrong}')
+        return value
+
+    parse.__name__ = name  # argparse names it where the text is no number at all
+    return parse
 
 
 def positive(kind: type[N]) -> Callable[[str], N]:
     """Return an argparse type: ``kind`` (int or float) above zero."""
-
-    def parse(text):
-        value = _number(kind, text, _MOST)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f'{text} is not above zero')
-        return value
-
-    parse.__name__ = 'positive ' + kind.__name__
-    return parse
+    name = 'positive ' + kind.__name__
+    return _number(kind, name, _MOST, lambda value: value > 0, 'not above zero')
 
 
 def not_negative(kind: type[N]) -> Callable[[str], N]:
     """Return an argparse type: ``kind`` (int or float), 0 or more."""
-
-    def parse(text):
-        value = _number(kind, text, _MOST_SEED)
-        if not value >= 0:
-            raise argparse.ArgumentTypeError(f'{text} is below zero')
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
+    return _number(kind, kind.__name__, _MOST_SEED, lambda value: value >= 0, 'below zero')
 
 
 def share(text: str) -> float:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from trainer import files, run_folder
 from trainer.errors import InputError
 from trainer.recipes.options import DEFAULTS
-from trainer.reports import figures
+from trainer.reports import drawing, figures
 from trainer.text import WIDTH, printable
 
 #: Options that differ from run to run without shaping it.
@@ -210,15 +209,7 @@ def check(folders: Sequence[Any], path: str) -> None:
     Raises:
         trainer.errors.InputError: It cannot.
     """
-    known = sorted(FigureCanvasAgg.get_supported_filetypes())
-    if os.path.splitext(path)[1][1:].lower() not in known:
-        raise InputError(
-            '-o {}: a name that ends in one of these is wanted: {}'.format(
-                path, ', '.join('.' + suffix for suffix in known)
-            )
-        )
-    if not os.path.isdir(os.path.dirname(path) or '.'):
-        raise InputError(f'-o {path}: there is no such folder')
+    drawing.check(path, flag='-o')
     if len(folders) > MOST:
         raise InputError(f'{len(folders)} runs do not fit one figure, at most {MOST} do')
 
