@@ -72,7 +72,7 @@ print([name for name in ('matplotlib', 'setuptools', 'onnx') if name in sys.modu
 
 def test_the_names_that_flags_list_are_those_that_are_there():
     assert SPECS['sampling'].choices() == tuple(loading.PLANS)
-    assert SPECS['initialization'].choices() == initialization.INITIALIZATIONS
+    assert SPECS['initialization'].choices() == ('orthonormal', *initialization.SOURCES)
     assert SPECS['optimizer'].choices() == tuple(OPTIMIZERS)
     assert SPECS['preprocessing'].choices() == tuple(table.CLASSES)
     assert set(engines.PRECISIONS) == {*cudnn.PRECISIONS, *onednn.PRECISIONS}

@@ -60,16 +60,14 @@ SOURCES = {
     'pytorch': (_uniform, _uniform),  # Lornatang's model.py, and torchvision
 }
 
-#: ``'orthonormal'`` is :meth:`trainer.networks.base.Network.weight_initialization`.
-INITIALIZATIONS = ('orthonormal',) + tuple(SOURCES)
-
 
 def fill(network: Network, initialization: str, seed: int) -> None:
     """Fill the weights of a network that was just built.
 
     Args:
         network: Its weights are zero.
-        initialization: One of :data:`INITIALIZATIONS`.
+        initialization: One of :data:`SOURCES`, or 'orthonormal', which is
+            :meth:`trainer.networks.base.Network.weight_initialization`.
         seed: The same seed gives the same weights.
     """
     if initialization == 'orthonormal':

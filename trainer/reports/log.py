@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import chainer
@@ -33,13 +32,12 @@ class Log(extensions.LogReport):
 
     Args:
         dataset: What is trained on.
-        earlier: Epochs that came before (:func:`load`).
     """
 
-    def __init__(self, dataset: Dataset, earlier: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         super().__init__(trigger=(1, 'epoch'), postprocess=lambda s: s.pop('elapsed_time'))
         self._log_name = None  # Chainer's own file is not written
-        self._log = list(earlier)
+        self._log: list[dict[str, Any]] = []
         assert dataset.test is not None
         labels = dataset.test.labels.tolist()
         self._train, self._test = len(dataset.train.labels), len(labels)
