@@ -1,6 +1,7 @@
 """Settings are a thread's own, and end with their block."""
 
 import concurrent.futures
+import pathlib
 
 import pytest
 
@@ -25,3 +26,11 @@ def test_they_are_restored():
 def test_an_unknown_name_is_refused():
     with pytest.raises(AttributeError, match='plan'), settings.using(plan=1):
         pass
+
+
+def test_they_stand_in_one_place():
+    trainer = pathlib.Path(__file__).parent.parent / 'trainer'
+    sets = [
+        p.name for p in trainer.rglob('*.py') if 'chainer.global_config.' in p.read_text('utf-8')
+    ]
+    assert sets == ['settings.py']

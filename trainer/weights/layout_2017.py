@@ -157,29 +157,24 @@ def architecture(arrays: dict[str, np.ndarray]) -> dict[str, Any] | None:
         if match:
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
     block_num = [len(blocks[i]) for i in sorted(blocks)]
+
+    def branches(prefix):
+        return sum(name.startswith(prefix) and name.endswith('/conv/W') for name in arrays)
+
     try:
         if 'linear/conv/W' in arrays:
             first = 'resnext_block_1_1/'
-            C = sum(
-                1
-                for name in arrays
-                if name.startswith(first + 'conv_bn_relu1_') and name.endswith('/conv/W')
-            )
             d = len(arrays[first + 'conv_bn_relu1_1/conv/W'])
             return {
                 'network': 'original-cifar',
                 'category_num': len(arrays['linear/conv/W']),
                 'block_num': block_num,
-                'C': C,
+                'C': branches(first + 'conv_bn_relu1_'),
                 'd': d,
                 'multiplier': len(arrays[first + 'conv_bn_relu3/conv/W']) // d,
             }
         first = 'resnext_block_0_0/'
-        C = sum(
-            1
-            for name in arrays
-            if name.startswith(first + 'conv_group_2/') and name.endswith('/conv/W')
-        )
+        C = branches(first + 'conv_group_2/')
         width = len(arrays[first + 'conv_bn_relu_1/conv/W'])
         return {
             'network': 'ilsvrc',

@@ -126,11 +126,7 @@ def statistics(x: Array, running: Running) -> tuple[Array, Array]:
     wide = _wide(x)
     mean = x.mean(axis=(0, 2, 3), dtype=wide)
     var = x.astype(wide, copy=False).var(axis=(0, 2, 3))
-    n = x.size // mean.size
-    unbiased = (var + running.eps_in_average) * (n / max(n - 1, 1))
-    for average, value in ((running.mean, mean), (running.var, unbiased)):
-        average *= running.decay
-        average += (1 - running.decay) * value
+    arrays.average(running, mean, var, x.size // mean.size)
     return mean, 1 / (var + wide.type(running.eps)) ** wide.type(0.5)
 
 
