@@ -115,6 +115,19 @@ def no_plans(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """A run's figures are files of no content: drawing takes half of a run on a few images."""
+    from trainer.reports import figures
+
+    def write(*arguments, **options):
+        path = next(a for a in arguments if isinstance(a, str))
+        pathlib.Path(path).write_bytes(b'x' * 20_000)
+
+    for name in ('loss', 'accuracy', 'confusion'):
+        monkeypatch.setattr(figures, name, write)
+
+
+@pytest.fixture
 def shared():
     """The folder of the original programs' numbers, which is not part of the project."""
     if not (SHARED / 'golden').is_dir():

@@ -22,6 +22,8 @@ from trainer.training import build, data, loop, losses, run
 from trainer.training.resolve import resolve
 from trainer.transforms import generator, mixing, trivial_augment
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 HEIGHT, WIDTH = 24, 32
 
 

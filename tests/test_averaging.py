@@ -19,6 +19,8 @@ from trainer.training.data import data_path
 from trainer.training.resolve import resolve
 from trainer.weights import npz
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 GIVEN = dict(C=2, d=2, multi=2, block_num=(1, 1, 1), batch=40, train_batch_divide=2, lr=0.05)
 
 

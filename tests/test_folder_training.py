@@ -23,6 +23,8 @@ from trainer.errors import InputError
 from trainer.training.data import Load, data_path
 from trainer.transforms import decoding
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 # ---- what is found
 
 

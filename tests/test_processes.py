@@ -23,6 +23,8 @@ from trainer.training import launch as mpiexec
 from trainer.training import processes, run
 from trainer.weights import npz
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 CASES = ROOT / 'tests' / 'process_cases.py'
 #: Seconds; a run takes four to eight.
 LIMIT = 120

@@ -32,6 +32,8 @@ from trainer.training.resolve import resolve as resolve_options
 from trainer.transforms import generator, trivial_augment
 from trainer.weights import npz
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 #: Sizes that train in moments, by network.
 SMALL = {
     'original': dict(C=2, d=2, multi=2, block_num=(1, 1, 1)),

@@ -19,6 +19,8 @@ from trainer.reports import comparison
 from trainer.run_folder import snapshots as find
 from trainer.training import loop, run
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 SMALL = dict(C=2, d=2, block_num=(1, 1, 1), batch=60, epoch=1)
 MODEL = str(FIXTURES / 'torch7_cifar10_tiny_d20_4x2d.t7')
 

@@ -27,6 +27,8 @@ from trainer.training import data, loop, run, schedules, snapshots
 from trainer.training.resolve import resolve
 from trainer.weights import npz
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 #: A network that trains in moments; 200 images, four batches an epoch.
 TINY = dict(
     C=2,

@@ -22,6 +22,8 @@ from trainer.optimizers import OPTIMIZERS, HeadRate
 from trainer.training import resolve, run, transfer
 from trainer.weights import formats, npz
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 CLASSES = ['a', 'b', 'c']
 
 

@@ -178,9 +178,7 @@ class Loop:
             return True
         gradients = np.float16 if setup.precision == 'mixed' else None
         self.group.begin(setup.device, *self.networks, gradients=gradients)
-        # BLAS's threads wait by spinning: a network as small as --quick's gains nothing by
-        # them, and on a busy machine they cost it many times its time.
-        threads = options.threads or (1 if options.quick else None)
+        threads = options.threads
         with (
             self.stop,
             threadpoolctl.threadpool_limits(threads),
