@@ -117,11 +117,13 @@ def no_plans(monkeypatch, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """A run's figures are files of no content: drawing takes half of a run on a few images."""
+    from trainer import files
     from trainer.reports import figures
 
     def write(*arguments, **options):
         path = next(a for a in arguments if isinstance(a, str))
-        pathlib.Path(path).write_bytes(b'x' * 20_000)
+        with files.replacing(path) as unfinished:
+            pathlib.Path(unfinished).write_bytes(b'x' * 20_000)
 
     for name in ('loss', 'accuracy', 'confusion'):
         monkeypatch.setattr(figures, name, write)

@@ -20,8 +20,9 @@ from helpers.runs import assert_same_end, in_child
 
 import main
 import resnext
-from trainer import engines, files, recipes, run_folder
+from trainer import files, recipes, run_folder
 from trainer.datasets import loading
+from trainer.engines import onednn
 from trainer.errors import InputError
 from trainer.training import data, loop, run, schedules, snapshots
 from trainer.training.resolve import resolve
@@ -90,8 +91,8 @@ def test_a_file_and_its_folder_reach_the_disk(tmp_path, monkeypatch):
 class TestEngines:
     @pytest.mark.parametrize('engine', ['numpy', 'onednn'])
     def test_a_run_goes_on_bit_for_bit(self, cifar, tmp_path, engine):
-        if engine == 'onednn' and engines.onednn.unavailable():
-            pytest.skip(engines.onednn.unavailable())
+        if engine == 'onednn' and onednn.unavailable():
+            pytest.skip(onednn.unavailable())
         options = dict(engine=engine, threads=1)
         train(tmp_path / 'whole', cifar, epoch=2, **options)
         train(tmp_path / 'parts', cifar, epoch=1, **options)

@@ -93,10 +93,7 @@ class Options:
         free=True,
     )
     threads: int | None = option(
-        None,
-        'threads of BLAS on a CPU (default: as BLAS decides; 1 with --quick)',
-        kind=_WHOLE,
-        metavar='N',
+        None, 'threads on a CPU (default: one per core)', kind=_WHOLE, metavar='N'
     )
 
     tensorboard: bool = option(
