@@ -24,6 +24,7 @@ from trainer.datasets import parallel  # noqa: E402
 from trainer.errors import InputError  # noqa: E402
 from trainer.metrics import Tally  # noqa: E402
 from trainer.training import launch, processes, run  # noqa: E402
+from trainer.training.step import Step  # noqa: E402
 from trainer.training.updater import ChunkedUpdater  # noqa: E402
 
 #: As in tests/test_training.py; one thread of BLAS, whose number changes how sums round.
@@ -168,6 +169,43 @@ def shares(out):
             unreadable=np.array(repr(unreadable(group))),
             **held,
         )
+
+
+def exchanged(out, engine):
+    """Write down, of each of three updates, how many gradients were sent during the backward pass,
+    and the gradients of the last and of both processes' shares of it."""
+    with processes.joined() as group, chainer.using_config('engine', engine):
+        net, early = network(), []
+        optimizer = chainer.optimizers.MomentumSGD(0.05).setup(net)
+        net.stem.bn.gamma.update_rule.enabled = False
+        group.begin(chainer.get_device('@numpy'), net)
+        step = Step(optimizer, chainer.get_device('@numpy'), 2, group=group)
+        finish = group._exchange.finish
+        group._exchange.finish = lambda network: (
+            early.append(len(group._exchange._requests)),
+            finish(network),
+        )
+        found = {}
+        for x, t in batches([24, 24, 24]):
+            before = states(net)
+            own = slice(12 * group.rank, 12 * group.rank + 12)
+            with chainer.using_config('train', True):
+                step(x[own].astype(np.float32), t[own])
+        found['sent'] = np.array(early)
+        found['params'] = np.array(len(list(net.params())) - 1)
+        found |= {
+            f'mean{name}': param.grad for name, param in net.namedparams() if param.grad is not None
+        }
+        # The same share by this process alone, from the same weights.
+        for name, param in net.namedparams():
+            param.array[...] = before[name[1:]]
+        step = Step(optimizer, chainer.get_device('@numpy'), 2)
+        with chainer.using_config('train', True):
+            step(x[own].astype(np.float32), t[own])
+        found |= {
+            f'own{name}': param.grad for name, param in net.namedparams() if param.grad is not None
+        }
+        np.savez(os.path.join(out, f'rank{group.rank}.npz'), **found)
 
 
 #: Sizes of batches and train_batch_divide: uneven; fewer images than processes.

@@ -149,6 +149,25 @@ def two(cifar, tmp_path_factory):
 
 
 @needs_mpi
+@pytest.mark.parametrize('engine', ['reference', 'numpy'])
+def test_gradients_are_exchanged_during_the_backward_pass(tmp_path, engine):
+    """From the second update on, all that layers report; their means are exact."""
+    status, out, err = launch(2, 'exchanged', tmp_path, engine)
+    assert status == 0 and not err, err
+    ranks = [dict(np.load(tmp_path / f'rank{rank}.npz')) for rank in range(2)]
+    for found in ranks:
+        params = int(found['params'])
+        assert found['sent'].tolist() == [0, *[params if engine == 'numpy' else 0] * 2]
+        means = [name for name in found if name.startswith('mean/')]
+        assert not found['mean/stem/bn/gamma'].any()  # frozen
+        means.remove('mean/stem/bn/gamma')
+        assert len(means) == params
+        for name in means:
+            own = [r[name.replace('mean', 'own')] for r in ranks]
+            np.testing.assert_array_equal(found[name], (own[0] + own[1]) / 2, err_msg=name)
+
+
+@needs_mpi
 class TestTheSameAsOne:
     def test_weights(self, one, two):
         """200 images in batches of 60, the last of 20, in two chunks or by two processes."""

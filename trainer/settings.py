@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import chainer
@@ -47,6 +47,9 @@ class Settings(threading.local):
             it is tried out, read by its provider.
         threads: Threads of NumPy's engine and of the update on a CPU; ``None``: one per core. Set
             by :mod:`trainer.training.loop`, read by :mod:`trainer.engines.chunks`.
+        complete: Called by the engines' layers with the node of each parameter whose gradient they
+            have computed, and the gradient, during a backward pass; ``None``: nothing is. Set by
+            :mod:`trainer.training.exchange`, read by :mod:`trainer.engines.autograd`.
         weight_limit: A network of more weights is refused before it is built, so that a file
             cannot ask for more than it holds; ``None``: any number. Set by
             :mod:`trainer.weights.description`, read by :mod:`trainer.networks.layers`.
@@ -57,6 +60,7 @@ class Settings(threading.local):
     plans: int = 6
     fallback: bool = True
     threads: int | None = None
+    complete: Callable[[chainer.variable.VariableNode, Array], None] | None = None
     weight_limit: int | None = None
 
     @contextlib.contextmanager

@@ -88,15 +88,12 @@ class _Function(chainer.FunctionNode):
         there = {i: _there(self.inputs[i], g) for i, g in zip(indexes, grad_inputs)}
         with chainer.using_config('precision', self.precision):
             found = self.gradients(indexes, grad_outputs[0].array, there)
-            return tuple(
-                _give(
-                    self.inputs[i],
-                    found[i]
-                    if there[i] is None or i in self.adds
-                    else self.provider.add(found[i], there[i]),
-                )
-                for i in indexes
-            )
+            for i in indexes:
+                if there[i] is not None and i not in self.adds:
+                    found[i] = self.provider.add(found[i], there[i])
+                if settings.complete is not None and self.inputs[i].creator_node is None:
+                    settings.complete(self.inputs[i], found[i])
+            return tuple(_give(self.inputs[i], found[i]) for i in indexes)
 
 
 class _ConvBN(_Function):

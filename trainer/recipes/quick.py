@@ -3,9 +3,10 @@
 from trainer.recipes import original
 
 RECIPE = original.RECIPE.replace(
-    epoch=8,
-    batch=20,
+    epoch=12,
+    batch=50,
     train_batch_divide=1,
+    test_batch_divide=1,
     optimizer='torch-nesterov',
     lr=0.1,
     lr_schedule='cosine',

@@ -1,11 +1,11 @@
 """Several processes train one model: ``mpiexec -n 4 python main.py ...``.
 
 ``-b`` is the whole batch. Each process computes its share of it
-(:class:`trainer.datasets.loading.Share`); the gradients are averaged over the processes
-by ChainerMN, with NCCL between GPUs and MPI between CPUs, and all processes make the
-same update. With a given ``train_batch_divide`` the weights are those that one process
-computes, up to rounding, as long as there are no more processes than chunks and these
-can be dealt out evenly; otherwise there are as many chunks as it takes.
+(:class:`trainer.datasets.loading.Share`); the gradients are averaged over the processes,
+between GPUs by ChainerMN with NCCL, between CPUs by :mod:`trainer.training.exchange`, and
+all processes make the same update. With a given ``train_batch_divide`` the weights are
+those that one process computes, up to rounding, as long as there are no more processes
+than chunks and these can be dealt out evenly; otherwise there are as many chunks as it takes.
 
 Batch normalisation's running statistics follow, in each process, the chunks that it
 computes. Before they are used (for evaluation and in files) they become their mean over
@@ -40,6 +40,7 @@ from trainer import cli, devices
 from trainer.datasets import loading
 from trainer.errors import InputError
 from trainer.training import launch
+from trainer.training.exchange import Exchange
 
 if TYPE_CHECKING:
     import chainer
@@ -196,6 +197,10 @@ class Alone:
     def sum_tally(self, tally: Tally) -> None:
         """Add up a :class:`trainer.metrics.Tally` over the processes, in place."""
 
+    def exchanging(self, network: Network) -> contextlib.AbstractContextManager[None]:
+        """Begin to average gradients within a ``with`` block: a batch's last backward pass."""
+        return contextlib.nullcontext()
+
     def mean_gradients(self, network: Network) -> None:
         """Make each gradient its mean over the processes; drop those of frozen parameters."""
 
@@ -223,7 +228,8 @@ class Processes(Alone):
         # Slurm, for one, may show each process a GPU of its own only.
         shown = machine.allgather(os.environ.get('CUDA_VISIBLE_DEVICES'))
         self._shown_its_own = len(set(shown)) == machine.size
-        self._communicator: chainermn.CommunicatorBase | None = None
+        self._communicator: chainermn.CommunicatorBase | None = None  # of GPUs
+        self._exchange: Exchange | None = None  # of CPUs
 
     def together(self, function: Callable[[], R], undo: Callable[[], object] | None = None) -> R:
         error: BaseException | None = None
@@ -275,11 +281,11 @@ class Processes(Alone):
         *networks: Network,
         gradients: npt.DTypeLike | None = None,
     ) -> None:
-        import chainermn
-
         if device.xp is np:
-            self._communicator = chainermn.create_communicator('naive', self._world)
+            self._exchange = Exchange(self._world.Dup())
         else:
+            import chainermn
+
             self._communicator = chainermn.create_communicator(
                 'pure_nccl', self._world, allreduce_grad_dtype=gradients or np.float32
             )
@@ -314,9 +320,15 @@ class Processes(Alone):
         tally.confusion = self._sum(tally.confusion)
         tally.top5 = self._sum(tally.top5)
 
+    def exchanging(self, network: Network) -> contextlib.AbstractContextManager[None]:
+        if self._exchange is None:
+            return contextlib.nullcontext()
+        return self._exchange.during(network)
+
     def mean_gradients(self, network: Network) -> None:
-        # The one place where gradients travel: in parts while the rest is still computed,
-        # or between the parts of a captured step, they would travel from here.
+        if self._exchange is not None:
+            self._exchange.finish(network)
+            return
         for param in network.params():
             if param.update_rule is None or not param.update_rule.enabled:
                 param.cleargrad()

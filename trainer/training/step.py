@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,10 @@ class Step:
         self.network.cleargrads()
         images = round(self.group.sum(len(t))[0])
         loss_sum = correct = 0.0
-        for loss, y, t_chunk, share in self._chunks(x, t, rows, images):
-            (loss * share).backward(loss_scale=self.optimizer._loss_scale)
+        for n, (loss, y, t_chunk, share) in enumerate(self._chunks(x, t, rows, images), 1):
+            last = n == min(self.divide, len(t))
+            with self.group.exchanging(self.network) if last else contextlib.nullcontext():
+                (loss * share).backward(loss_scale=self.optimizer._loss_scale)
             loss_sum += float(loss.array) * len(t_chunk)
             correct += int((y.array.argmax(axis=1) == t_chunk).sum())
             loss.unchain_backward()

@@ -1,0 +1,100 @@
+"""Gradients of several processes on CPUs become their means while the backward pass goes on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import chainer
+import numpy as np
+
+from trainer.settings import settings
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from trainer.networks.base import Network
+    from trainer.types import Array
+
+
+def _updated(network):
+    """Return name -> parameter of those that are not frozen, sorted by name."""
+    return {
+        name: param
+        for name, param in sorted(network.namedparams())
+        if param.update_rule is not None and param.update_rule.enabled
+    }
+
+
+class Exchange:
+    """Averages gradients over the processes by MPI, each as soon as it is complete.
+
+    The first update averages all gradients at its end and records in which order the first
+    process computed them. From then on each is sent in this order, while the gradients of earlier
+    layers are still being computed. Gradients that no layer reports (plain Chainer's, and those of
+    parameters that several layers share) are sent at the end.
+
+    Args:
+        world: The processes. The same parameters are updated in all of them.
+    """
+
+    def __init__(self, world: MPI.Comm) -> None:
+        self._world = world
+        self._order: list[str] | None = None
+        self._complete: dict[str, Array] = {}
+        self._repeated: set[str] = set()
+        self._requests: list[MPI.Request] = []
+
+    @contextlib.contextmanager
+    def during(self, network: Network) -> Iterator[None]:
+        """Send gradients during the backward pass of the batch's last chunk."""
+        names = {param.node: name for name, param in _updated(network).items()}
+
+        def complete(node: chainer.variable.VariableNode, gradient: Array) -> None:
+            name = names.get(node)
+            if name is None:
+                return
+            if name in self._complete:
+                self._repeated.add(name)
+            self._complete[name] = np.ascontiguousarray(gradient)
+            self._send()
+
+        with settings.using(complete=complete):
+            yield
+
+    def finish(self, network: Network) -> None:
+        """Wait until each gradient is its mean over the processes; drop those of frozen ones."""
+        params = _updated(network)
+        for param in network.params():
+            if param.update_rule is None or not param.update_rule.enabled:
+                param.cleargrad()
+        early = [name for name in self._complete if name not in self._repeated]
+        for name, param in params.items():
+            if name not in self._complete or name in self._repeated:
+                # Without an image of this batch a process has no gradient.
+                missing = param.grad is None
+                grad = np.zeros_like(param.array) if missing else param.grad
+                self._complete[name] = np.ascontiguousarray(grad)
+        if self._order is None:
+            self._order = self._world.bcast(early)
+            self._order += [name for name in params if name not in self._order]
+        self._send()
+        for name, request in zip(self._order, self._requests):
+            request.Wait()
+            self._complete[name] /= self._world.size
+            params[name].grad = self._complete[name]
+        self._complete, self._requests = {}, []
+
+    def _send(self):
+        """Send the gradients whose turn it is, as far as they are complete."""
+        from mpi4py import MPI
+
+        for request in self._requests:
+            request.Test()  # MPI goes on only while it is called
+        order = self._order or ()
+        while len(self._requests) < len(order):
+            gradient = self._complete.get(order[len(self._requests)])
+            if gradient is None:
+                return
+            self._requests.append(self._world.Iallreduce(MPI.IN_PLACE, gradient))
