@@ -97,8 +97,15 @@ class _Windows:
             first = max(-top, 0)
             padded[:, first : first + part.shape[1], pad : pad + width] = part
             part = padded
-        views = np.lib.stride_tricks.sliding_window_view(part, (k, k), (1, 2))
-        views = views[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+        part = np.ascontiguousarray(part)
+        image, row, column, value = part.strides
+        # (images, rows, columns, k, k, channels); as_strided takes 30 times as long.
+        views = np.ndarray(
+            (len(part), rows.stop - rows.start, self.shape[2], k, k, channels),
+            part.dtype,
+            part,
+            strides=(image, row * stride, column * stride, row, column, value),
+        )
         for group in range(self.groups):
             own = views[..., group * self.channels : (group + 1) * self.channels]
             yield own.reshape(-1, self.width)
