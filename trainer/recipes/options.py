@@ -50,7 +50,7 @@ class Options:
         choices=_without_quick(recipes.available),
     )
     quick: bool = option(
-        False, 'a small network on 2,500 images that are part of the project: two minutes on a CPU'
+        False, 'a small network on 2,500 images that are part of the project: a minute on a CPU'
     )
     save_path: str = option(
         './',

@@ -321,14 +321,11 @@ class Processes(Alone):
         tally.top5 = self._sum(tally.top5)
 
     def exchanging(self, network: Network) -> contextlib.AbstractContextManager[None]:
-        if self._exchange is None:
-            return contextlib.nullcontext()
-        return self._exchange.during(network)
+        return self._exchange.during(network) if self._exchange else contextlib.nullcontext()
 
     def mean_gradients(self, network: Network) -> None:
         if self._exchange is not None:
-            self._exchange.finish(network)
-            return
+            return self._exchange.finish(network)
         for param in network.params():
             if param.update_rule is None or not param.update_rule.enabled:
                 param.cleargrad()
