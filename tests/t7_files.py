@@ -135,7 +135,10 @@ class Writer:
                 self.write(value.storage)
         elif not self.known(4, value):
             self.head(value.name)
-            self.write({k: v for k, v in value.fields.items() if v is not None})
+            fields = value.fields  # a table, but for objects that write themselves otherwise
+            if isinstance(fields, dict):
+                fields = {k: v for k, v in fields.items() if v is not None}
+            self.write(fields)
 
 
 def write(path, value):

@@ -411,6 +411,21 @@ def test_padding_shortcuts_that_differ_are_refused(change, message, converted):
         converted(tree)
 
 
+@pytest.mark.parametrize('key', ['weight', 'running_mean', 'gradWeight'])
+@pytest.mark.parametrize('held', [1.5, 'x', {}, {'position': 0}, True])
+def test_a_storage_that_is_another_object(key, held, converted):
+    storage = t7_files.Module('nn.Storage')
+    storage.fields = held
+    tree = small(form='cifar')
+    module = find(tree, 'BatchNormalization' if key == 'running_mean' else 'SpatialConvolution')
+    tensor = t7_files.tensor('Float', module.fields[key.replace('gradW', 'w')].numpy())
+    tensor.storage = storage
+    module.fields[key] = tensor
+    with pytest.raises(InputError, match='a tensor has no storage of its type') as e:
+        converted(tree)
+    assert '\n' not in str(e.value)
+
+
 @pytest.mark.parametrize(
     'content, message',
     [

@@ -45,7 +45,8 @@ class _Numbers:
         self._extents = []
 
     def _note(self, module, key, tensor, gradient):
-        self._extents.append((tensor.storage.position, *tensor.extent(), gradient, module, key))
+        extent = tensor.extent()  # checks what the storage is
+        self._extents.append((tensor.storage.position, *extent, gradient, module, key))
 
     def load(self, module, key, *shapes, absent=None):
         """Load a tensor that has one of ``shapes``, as the first of them.
