@@ -12,9 +12,9 @@ from trainer.text import printable
 def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
-        description='Average the weights of the last or of the best models of a run, compute the '
-        'statistics of batch normalisation anew, and test the result on the images that the run '
-        'is tested on. The model is written beside the others.',
+        description='Average the weights of the last or the best models of a run, recompute the '
+        'statistics of batch normalisation, and test the result on the test images of the '
+        'run. The model is written beside the others.',
         usage='%(prog)s RUN [flags]',
         examples='  python average.py runs/a -n 10',
         rare=('engine', 'precision', 'batch'),
@@ -24,15 +24,13 @@ def parser() -> cli.ArgumentParser:
     p.add_argument(
         '-n', type=natural, default=10, metavar='N', help='how many models (default: %(default)s)'
     )
-    p.add_argument(
-        '--best', action='store_true', help='those of the least test error, not the last'
-    )
+    p.add_argument('--best', action='store_true', help='those of lowest test error, not the last')
     p.add_argument(
         '--images',
         type=natural,
         default=20_000,
         metavar='N',
-        help='about how many training images the statistics are of (default: %(default)s)',
+        help='number of training images, about, for the statistics (default: %(default)s)',
     )
     p.add_argument(
         '--data', metavar='PATH', help="folder or archive with the dataset (default: the run's)"

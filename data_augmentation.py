@@ -1,4 +1,4 @@
-"""The preprocessing classes, by the names that the original's users know.
+"""The preprocessing classes, under the names of the 2017 program.
 
 ``.train(img).x`` and ``.test(img).x`` are float32 (3, height, width) arrays.
 """

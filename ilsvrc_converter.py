@@ -18,9 +18,9 @@ def convert(path: str, entry: str | None = None) -> 'Network':
     """Build the network that a file of weights holds.
 
     Args:
-        path: The file, under any name: Torch7, a PyTorch state dict (.pth, .safetensors), or npz of
-            this project or of the 2017 program. Nothing in it is executed.
-        entry: Which state dict, of a PyTorch file with several.
+        path: The file, whatever its name: Torch7, a PyTorch state dict (.pth, .safetensors), or an
+            npz of this project or the 2017 program. Nothing in it is executed.
+        entry: Name of the state dict, if a PyTorch file holds several.
 
     Returns:
         :class:`resnext_ilsvrc.ResNext`, or :class:`resnext.PaperResNext` where the file holds the
@@ -110,7 +110,7 @@ def _add_format_flags(p):
 
 
 def _check_suffix(output):
-    """Refuse a suffix of no format that is written; without one, a file is npz."""
+    """Refuse a suffix that no writable format has; without a suffix the format is npz."""
     suffix = os.path.splitext(output)[1]
     if os.path.isdir(output) or not suffix or formats.kind_for(output, None):
         return
@@ -153,7 +153,7 @@ def _output(args):
 
 
 def _input(given):
-    """Return the file to convert; check that it has one of the formats that are read."""
+    """Return the file to convert; check that its format can be read."""
     from trainer import run_folder
 
     path = run_folder.weights(given)

@@ -23,7 +23,7 @@ COMMON = {
 }
 
 EXAMPLES = """
-  python main.py --quick                 # a small network, in two minutes
+  python main.py --quick                 # a small network, in a minute
   python main.py -g 0 -p runs/a          # CIFAR-10 as in 2017, on a GPU
   python main.py --resume runs/a         # go on after an interruption
   python main.py --dataset folder --data photos -p runs/b   # your own images

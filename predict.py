@@ -1,4 +1,4 @@
-"""Say what images show: ``python predict.py photo.jpg -m model``."""
+"""Classify images: ``python predict.py photo.jpg -m model``."""
 
 from trainer import interrupts  # noqa: F401, I001  before what takes time
 
@@ -13,8 +13,8 @@ from trainer.text import printable
 def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
-        description='Say what images show: the likeliest classes. Photographs are turned upright '
-        'as their EXIF orientation says.',
+        description='Classify images: print the likeliest classes of each. Photographs are turned '
+        'upright by their EXIF orientation.',
         usage='%(prog)s IMAGE ... -m FILE [flags]',
         examples="""
   python predict.py photo.jpg -m resnext_50_32x4d.npz
@@ -27,7 +27,7 @@ def parser() -> cli.ArgumentParser:
         'images',
         nargs='+',
         metavar='IMAGE',
-        help='an image, or a folder: all images in it and below it',
+        help='an image, or a folder: all images in it and its subfolders',
     )
     cli.add_model_flag(p)
     cli.add_inference_flags(p, batch=16)
@@ -36,7 +36,7 @@ def parser() -> cli.ArgumentParser:
         type=natural,
         default=5,
         metavar='N',
-        help='classes for each image (default: %(default)s)',
+        help='classes printed per image (default: %(default)s)',
     )
     cli.add_ten_crop_flag(p)
     cli.add_geometry_flags(p)
@@ -47,13 +47,13 @@ def parser() -> cli.ArgumentParser:
     p.add_argument(
         '--cam',
         metavar='FILE.png',
-        help='draw where in each image its likeliest classes are seen (class activation maps)',
+        help='draw class activation maps: where the network sees the likeliest classes',
     )
     return p
 
 
 def _sources(args):
-    """Return the images that are given; check that they fit the drawings."""
+    """Return the images to classify; check that --draw and --cam can show them."""
     from trainer.datasets import folder
 
     sources = folder.expand(args.images)
@@ -89,7 +89,7 @@ def main() -> int:
     if args.json:
         print(json.dumps([report.as_json(said) for said in found], indent=1))
     readable = [said for said in found if said.error is None]
-    if readable and networks[0].engine != 'reference':  # plain Chainer goes without saying
+    if readable and networks[0].engine != 'reference':  # plain Chainer is the default
         print(f'computed by {networks[0].description}', file=sys.stderr)
     if args.draw and readable:
         from trainer.reports import drawing

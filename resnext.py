@@ -187,7 +187,7 @@ def resnet(depth: int, category_num: int = 10, d: int = 64, **arguments: Any) ->
         depth: Layers.
         category_num: Number of classes.
         d: Base width.
-        arguments: Further ones of :class:`PaperResNext`.
+        arguments: Further arguments of :class:`PaperResNext`.
 
     Raises:
         trainer.errors.InputError: There is no network of so many layers.

@@ -56,11 +56,11 @@ class ResNext(Model, paper_network.PaperNetwork):
             32) in ResNet-D (arXiv 1812.01187).
         average_shortcut: Whether shortcuts of stride 2 average over 2x2 pixels before a projection
             of stride 1, as in ResNet-D.
-        se_reduction: Blocks end in squeeze-and-excitation (arXiv 1709.01507) of this reduction, 16
-            in SE-ResNeXt.
+        se_reduction: Reduction of the squeeze-and-excitation (arXiv 1709.01507) that ends each
+            block, 16 in SE-ResNeXt; 0: there is none.
         pool_pad: Padding of the max pooling: 1, or 0 as in Caffe's SE-ResNeXt.
 
-    ``round_up_pooling`` and ``pool_pad`` 0 together are the pooling of Caffe's networks.
+    Caffe's networks pool with both ``round_up_pooling`` and ``pool_pad`` 0.
     """
 
     kind: str = 'ilsvrc'
@@ -177,14 +177,14 @@ def _multiplier(C, d):
 def resnext50(category_num: int = 1000, C: int = 32, d: int = 4, **arguments: Any) -> ResNext:
     """Build the paper's ResNeXt-50 of any cardinality and base width.
 
-    Its blocks give 256 channels in stage 1, 512, 1024 and 2048 in the others. Of one
-    complexity are 1x64d, 2x40d, 4x24d, 8x14d and 32x4d.
+    Its blocks output 256, 512, 1024 and 2048 channels in stages 1 to 4. 1x64d, 2x40d, 4x24d,
+    8x14d and 32x4d have the same complexity.
 
     Args:
         category_num: Number of classes.
         C: Cardinality.
         d: Width of one group in the first stage.
-        arguments: Further ones of :class:`ResNext`.
+        arguments: Further arguments of :class:`ResNext`.
     """
     return ResNext.of_depth(50, category_num, C=C, d=d, multiplier=_multiplier(C, d), **arguments)
 

@@ -12,14 +12,14 @@ def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Test a model: loss, top-1 and top-5 error on the test images of a dataset. '
-        'An image that cannot be read is named, and counts as neither right nor '
-        'wrong. Images of class folders are turned upright as their EXIF orientation says, '
-        'those of ILSVRC are not. Nothing is written without -p.',
+        'An image that cannot be read is named and not counted. Images of class folders are '
+        'turned upright by their EXIF orientation, those of ILSVRC are not. Nothing is written '
+        'without -p.',
         usage='%(prog)s RUN_OR_MODEL [flags]',
         examples="""
   python test.py runs/a                           # the best model of a run
-  python test.py runs/a --epoch 100               # another one
-  python test.py model.npz --dataset cifar10      # any file
+  python test.py runs/a --epoch 100               # the model of epoch 100
+  python test.py model.npz --dataset cifar10      # any file of weights
 """,
         rare=('part', 'engine', 'precision', 'workers'),
     )
@@ -47,7 +47,7 @@ def parser() -> cli.ArgumentParser:
         '--part',
         choices=['test', 'train'],
         default='test',
-        help='which of its images (default: %(default)s)',
+        help='which part of it to test on (default: %(default)s)',
     )
     p.add_argument('--save-path', '-p', metavar='DIR', help='write log.json to this folder')
     cli.add_inference_flags(p, batch=64)

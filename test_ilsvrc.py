@@ -12,8 +12,8 @@ def parser() -> cli.ArgumentParser:
     """Return the parser of the flags."""
     p = cli.ArgumentParser(
         description='Measure the top-1 and top-5 error of an ImageNet model, or of several '
-        'together, and write log.json. An image that cannot be read is named, and '
-        'counts as neither right nor wrong. EXIF orientation is ignored, as Torch7 did.',
+        'together, and write log.json. An image that cannot be read is named and not '
+        'counted. EXIF orientation is ignored, as Torch7 did.',
         usage='%(prog)s -m FILE [flags]',
         examples="""
   python test_ilsvrc.py -g 0 -m resnext_50_32x4d.npz --load-data ILSVRC
@@ -46,7 +46,7 @@ def parser() -> cli.ArgumentParser:
         type=values.positive(int),
         default=1,
         metavar='N',
-        help='compute each batch in so many chunks (default: %(default)s)',
+        help='split each batch into this many chunks (default: %(default)s)',
     )
     _add_size_flags(p)
     p.add_argument(
@@ -75,7 +75,7 @@ def _add_size_flags(p):
 
 
 def _check_output(args):
-    """Check, before the images are computed, that the numbers can be written."""
+    """Check that the results can be written, before any image is computed."""
     from trainer.inference import evaluation
 
     if args.features:

@@ -1,4 +1,4 @@
-"""Arguments of the scripts: argparse with a short help, one style of flags, all errors at once."""
+"""argparse with a short help, one style of flags, and all errors reported at once."""
 
 import argparse
 import re
@@ -12,16 +12,16 @@ WIDTH = 80
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are a line each, all at once, without the usage above them.
+    """An argparse parser that reports all errors at once, one line each, without the usage.
 
-    Flags of several words have dashes. With underscores, as the 2017 program's have them, they
-    are accepted as well, and so are its short flags of several letters; the help shows neither.
-    ``--help`` shows the common flags and the examples, ``--help-all`` all flags.
+    Flags of several words are written with dashes. The 2017 program's underscores and short flags
+    of several letters are accepted as well, but not shown in the help. ``--help`` shows the common
+    flags and the examples, ``--help-all`` all flags.
 
     Args:
-        examples: Commands, a line each.
-        rare: What the parsed arguments call flags that ``--help`` leaves out.
-        kwargs: argparse's.
+        examples: Commands, one per line.
+        rare: Destinations of the flags that ``--help`` leaves out.
+        kwargs: Arguments of :class:`argparse.ArgumentParser`.
     """
 
     def __init__(self, examples: str = '', rare: Iterable[str] = (), **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def _unify(self):
-        """Accept every flag with dashes, and show it so."""
+        """Accept every flag with dashes, and show it with dashes."""
         for action in self._actions:
             flags = []
             for flag in action.option_strings:
@@ -78,7 +78,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, ''.join(f'{self.prog}: error: {line}\n' for line in lines))
 
     def format_help(self, everything: bool = False) -> str:
-        """Return the help: of the common flags, with examples; ``everything``: of all flags."""
+        """Return the help of the common flags, with examples, or of ``everything``."""
         self._unify()
         if everything:
             return super().format_help()
@@ -112,11 +112,11 @@ class _Formatter(argparse.HelpFormatter):
 
     AS_IT_IS = '\v'
 
-    #: Whether of each help the first clause is enough.
+    #: Whether to show only the first clause of each help text.
     short = False
 
     def __init__(self, prog, **kwargs):
-        import shutil  # which takes as long as all else here
+        import shutil  # formatting it takes as long as everything else here
 
         width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
         super().__init__(prog, max_help_position=26, width=width)
@@ -149,7 +149,7 @@ class _Formatter(argparse.HelpFormatter):
 
     @staticmethod
     def _metavar(action):
-        """Return what stands for a value: choices where they are short, else a word."""
+        """Return the placeholder of a value: its choices if they are short, else a word."""
         if action.metavar is not None or not action.option_strings:
             return action.metavar or action.dest
         if action.choices is not None:

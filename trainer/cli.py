@@ -1,4 +1,4 @@
-"""What the scripts share: arguments and errors of one line.
+"""Arguments that the scripts share, and errors of one line.
 
 Neither this module nor a script imports Chainer or NumPy before the flags are checked: they take
 seconds.
@@ -29,18 +29,18 @@ __all__ = ['ArgumentParser']
 
 
 def prog() -> str:
-    """Return what the script is called in messages."""
+    """Return the name of the script, for messages."""
     return os.path.basename(sys.argv[0])
 
 
 def accept_any_name() -> None:
-    """Let stdout take names that are no text: of files, of classes."""
+    """Make stdout accept file and class names that are not valid text."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')
 
 
 def reason(error: BaseException) -> str | None:
-    """Return one line on an error that a user can mend; ``None`` for others."""
+    """Describe an error that the user can fix in one line; ``None`` for other errors."""
     if isinstance(error, InputError):
         message = '; '.join(error.for_script())
     elif isinstance(error, OSError) and error.errno is not None:
@@ -55,7 +55,7 @@ def reason(error: BaseException) -> str | None:
 
 
 class _ListWeights(argparse.Action):
-    """Prints the published weights and ends, as --help does."""
+    """Print the published weights and exit, as --help does."""
 
     def __init__(self, option_strings, dest, **kwargs):
         kwargs |= {'dest': argparse.SUPPRESS, 'default': argparse.SUPPRESS, 'nargs': 0}
@@ -78,7 +78,7 @@ def add_list_weights_flag(p: ArgumentParser) -> None:
 
 
 def add_model_flag(p: ArgumentParser) -> None:
-    """Add -m: one model, or several whose posteriors are averaged."""
+    """Add -m: one model, or several, whose posterior probabilities are averaged."""
     p.add_argument(
         '--load-model',
         '-m',
@@ -93,14 +93,14 @@ def add_model_flag(p: ArgumentParser) -> None:
 
 
 def add_inference_flags(p: ArgumentParser, batch: int) -> None:
-    """Add --batch, whose default is ``batch``, --gpu, --engine, --precision, --calibration."""
+    """Add --batch (default: ``batch``), --gpu, --engine, --precision and --calibration."""
     p.add_argument(
         '--batch',
         '-b',
         type=values.positive(int),
         default=batch,
         metavar='N',
-        help='images that are computed at a time (default: %(default)s)',
+        help='images per batch (default: %(default)s)',
     )
     p.add_argument(
         '--gpu',
@@ -134,10 +134,10 @@ def add_inference_flags(p: ArgumentParser, batch: int) -> None:
 
 
 def check_precision(args: argparse.Namespace) -> None:
-    """Check what --precision needs, before any weights are loaded.
+    """Check that what --precision needs is installed, before any weights are loaded.
 
     Raises:
-        trainer.errors.InputError: It is not there.
+        trainer.errors.InputError: Something is missing.
     """
     predictors.check_precision(args.precision, args.calibration, args.engine)
     if args.calibration is not None:
@@ -148,21 +148,21 @@ def check_precision(args: argparse.Namespace) -> None:
 
 def add_geometry_flags(p: ArgumentParser) -> None:
     """Add --img-size, --crop-pct, --interpolation, --mean and --std, by timm's names."""
-    group = p.add_argument_group('geometry of testing: instead of what the model says')
+    group = p.add_argument_group('test geometry, instead of the one stored in the model')
     given: dict[str, Any] = {'default': argparse.SUPPRESS}
     p.rare += ('img_size', 'crop_pct', 'interpolation', 'mean', 'std')
     group.add_argument(
         '--img-size',
         type=values.positive(int),
         metavar='N',
-        help='height and width of what the network gets, pixels',
+        help='height and width of the network input, in pixels',
         **given,
     )
     group.add_argument(
         '--crop-pct',
         type=float,
         metavar='SHARE',
-        help='share of the resized short side that is cut out: 0.875 is 224 of 256',
+        help='crop size as a share of the resized short side: 0.875 is 224 of 256',
         **given,
     )
     group.add_argument(
@@ -180,10 +180,10 @@ def add_geometry_flags(p: ArgumentParser) -> None:
 
 
 def set_geometry(network: Model, args: argparse.Namespace) -> None:
-    """Give a network the geometry that :func:`add_geometry_flags` asks for, if it does.
+    """Set the test geometry of a network to the flags of :func:`add_geometry_flags`, if given.
 
     Raises:
-        trainer.errors.InputError: It cannot be used.
+        trainer.errors.InputError: The geometry cannot be used.
     """
     names = 'img_size', 'crop_pct', 'interpolation', 'mean', 'std'
     changes = {name: getattr(args, name) for name in names if hasattr(args, name)}
@@ -196,7 +196,7 @@ def add_ten_crop_flag(p: ArgumentParser) -> None:
     p.add_argument(
         '--ten-crop',
         action='store_true',
-        help='average the posteriors of ten crops: corners, centre, and mirrored',
+        help='average the posteriors of ten crops: corners and centre, also mirrored',
     )
 
 
@@ -206,29 +206,29 @@ def add_evaluation_flags(p: ArgumentParser) -> None:
     p.add_argument(
         '--results',
         metavar='FILE.csv',
-        help='write label, answer and their probabilities, an image a line',
+        help='write label, answer and their probabilities, one line per image',
     )
     p.add_argument(
         '--mistakes',
         metavar='FILE.png',
-        help='draw the images whose wrong answers the network is surest of',
+        help='draw the wrong answers in which the network is most confident',
     )
     p.add_argument(
         '--workers',
         type=int,
         metavar='N',
-        help='processes that load images; 0 loads in the main one (default: one for each core)',
+        help='processes that load images; 0: the main process does (default: one per core)',
     )
 
 
 def check_workers(p: ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a line where --workers is below 0."""
+    """Exit with an error line if --workers is negative."""
     if (args.workers or 0) < 0:
         p.error('--workers takes 0 or more')
 
 
 def load_network(path: str, args: argparse.Namespace) -> Model:
-    """Load a network from a file to where :func:`add_inference_flags` says; tell its notes."""
+    """Load a network to the device of :func:`add_inference_flags`; print the notes about it."""
     from trainer.weights import formats
 
     def say(note):
@@ -240,17 +240,17 @@ def load_network(path: str, args: argparse.Namespace) -> Model:
 
 
 def check_models(paths: list[str], args: argparse.Namespace) -> list[str]:
-    """Check, before any weights are loaded, the GPU and the files of weights.
+    """Check the GPU and the files of weights before any weights are loaded.
 
     Args:
-        paths: Files, or folders of runs.
-        args: From :func:`add_inference_flags`.
+        paths: Files of weights, or folders of runs.
+        args: Parsed flags of :func:`add_inference_flags`.
 
     Returns:
-        The files; of a run its best model.
+        The files; for the folder of a run, its best model.
 
     Raises:
-        trainer.errors.InputError: There is no such GPU, or a file is none of weights.
+        trainer.errors.InputError: There is no such GPU, or a file does not hold weights.
     """
 
     from trainer import devices, run_folder
@@ -269,7 +269,7 @@ def check_models(paths: list[str], args: argparse.Namespace) -> list[str]:
 
 
 def make_predictors(networks: Sequence[Model], args: argparse.Namespace) -> list[Predictor]:
-    """Return the predictors that :func:`add_inference_flags` asks for."""
+    """Return the predictors that the flags of :func:`add_inference_flags` ask for."""
     return [
         network.predictor(args.engine, args.precision, args.calibration) for network in networks
     ]
@@ -277,7 +277,7 @@ def make_predictors(networks: Sequence[Model], args: argparse.Namespace) -> list
 
 @contextlib.contextmanager
 def _interrupts():
-    """Yield a list that holds something after Ctrl-C, which raises KeyboardInterrupt as usual."""
+    """Yield a list that is no longer empty after Ctrl-C; KeyboardInterrupt is raised as usual."""
     interrupted = []
 
     def interrupt(number, frame):
@@ -295,10 +295,10 @@ def _interrupts():
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's ``main()`` and turn what a user can mend into one line.
+    """Run a script's ``main()``; report errors that the user can fix in one line each.
 
-    Several faults are a line each. Exit status: 2 after an error of the input or of the
-    file system, 130 after an interrupt, otherwise what ``main`` returns.
+    The exit status is 2 after an error of the input or the file system, 130 after an interrupt,
+    otherwise what ``main`` returns.
     """
     try:
         with _interrupts() as interrupted, contextlib.redirect_stdout(Printable(sys.stdout)):
@@ -309,7 +309,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as e:
-        # Libraries turn it into other errors, NumPy at its import into an ImportError.
+        # Libraries turn KeyboardInterrupt into other errors; NumPy's import into ImportError.
         if isinstance(e, KeyboardInterrupt) or interrupted:
             print(f'\n{prog()}: interrupted', file=sys.stderr)
             sys.exit(130)

@@ -1,8 +1,8 @@
 """CUDA C in ``.cu`` files beside the modules that use it, compiled by CuPy on first use.
 
-The files include nothing, so that no CUDA toolkit has to be there; ``cuda.cuh`` is put in
-front of each. They stay within what a C++ compiler for the CPU understands given
-definitions of the CUDA names: so the tests compute with them on machines without a GPU.
+The files include nothing, so no CUDA toolkit is needed; ``cuda.cuh`` is prepended to each.
+They use only what a C++ compiler for the CPU understands, given definitions of CUDA's names,
+so that the tests can run them on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def empty_like(array: Array) -> cupy.ndarray:
     """Return an uninitialised CuPy array of the shape, type and memory layout of an array.
 
     Args:
-        array: NumPy's is C-contiguous.
+        array: A NumPy array must be C-contiguous.
     """
     import cupy
 
@@ -107,7 +107,7 @@ def kernels(module_file: str, *names: str, **defined: int) -> Callable[..., None
     def launch(kernel, grid, threads, *args, shared=0):
         args = tuple(np.uintp(0) if a is None else a for a in args)
         function = _module(*paths, **defined).get_function(kernel)
-        if shared > 48 << 10:  # more has to be asked for
+        if shared > 48 << 10:  # more must be requested
             function.max_dynamic_shared_size_bytes = shared
         function(
             grid if isinstance(grid, tuple) else (int(grid),),

@@ -1,4 +1,4 @@
-"""Fetching a file once, whole and checked."""
+"""Downloads: each file is fetched once, and appears whole and checked."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from trainer.types import Path
 
 _BLOCK = 1 << 18
-# Seconds without a byte, and bytes of the file a second from then on, on average.
+# Longest silence in seconds; after it, the lowest mean rate in bytes per second.
 _TIMEOUT = 30
 _SLOWEST = 1000
-# Seconds before a broken download is gone on with.
+# Seconds before a broken download is resumed.
 _WAIT = 1
 
 _BROKEN = (TimeoutError, ConnectionError, ssl.SSLError, http.client.HTTPException, ValueError)
 
 
 class Got(NamedTuple):
-    """What came.
+    """A finished transfer.
 
     Attributes:
         size: Bytes.
         digest: Hexadecimal.
-        headers: Of each response on the way, those of redirects first.
+        headers: Headers of all responses, redirects first.
     """
 
     size: int
@@ -50,27 +50,27 @@ class Got(NamedTuple):
 
 
 def folder(*names: str) -> str:
-    """Return a folder for downloads, which is made: below where Chainer keeps datasets
-    (``CHAINER_DATASET_ROOT``, by default ``~/.chainer/dataset``), in ``resnext``."""
+    """Create and return the folder for downloads: ``resnext`` in Chainer's dataset folder
+    (``CHAINER_DATASET_ROOT``, by default ``~/.chainer/dataset``)."""
     return chainer.dataset.get_dataset_directory('/'.join(('resnext', *names)))
 
 
 def fetch(url: str, size: int, md5: str) -> str:
-    """Download a dataset's file once, with a progress bar; check it, then and whenever it is used.
+    """Download a dataset's file once, with a progress bar, and check it at every use.
 
-    It is kept in :func:`folder`; where it is damaged there, it is fetched again.
+    The file is kept in :func:`folder`. If it is damaged, it is fetched again.
 
     Args:
-        url: Where it is.
-        size: Its bytes.
-        md5: What its MD5 digest must be, hexadecimal.
+        url: Address of the file.
+        size: Its size in bytes.
+        md5: Its MD5 digest, hexadecimal.
 
     Returns:
-        Path of the whole, checked file.
+        Path of the checked file.
 
     Raises:
-        trainer.errors.InputError: It cannot be had, or is not the published file.
-        OSError: It cannot be kept.
+        trainer.errors.InputError: The download failed, or is not the published file.
+        OSError: The file cannot be written.
     """
     path = os.path.join(folder(), os.path.basename(url))
     if not os.path.exists(path) or digest_of(path, 'md5') != md5:
@@ -101,22 +101,18 @@ def get(
     """Download a file, with a progress bar. It appears whole and checked, or not at all.
 
     Args:
-        url: Where it is; redirects are followed, but not from https to http.
-        path: Where it goes.
-        mend: What a user can do where it fails, for messages.
-        most: More bytes are refused.
-        size: Its bytes; ``None``: as the server says.
-        digest: An algorithm of hashlib, and how the digest must begin.
-        attempts: How often a download that broke off is gone on with, from where it is, before none
-            of its bytes came.
-        check: Called with the :class:`Got`; raises ValueError where it is wrong.
-
-    Returns:
-        Got: What came.
+        url: Address of the file; redirects are followed, but not from https to http.
+        path: File to write.
+        mend: What the user can do if the download fails, for messages.
+        most: Largest size in bytes.
+        size: Expected size in bytes; ``None``: the size that the server states.
+        digest: Name of a hashlib algorithm, and the first digits of the expected digest.
+        attempts: How many times in a row a broken download is resumed without receiving a byte.
+        check: Called with the :class:`Got`; raises ValueError if the file is wrong.
 
     Raises:
-        trainer.errors.InputError: It cannot be had, or is not the published file.
-        OSError: It cannot be kept.
+        trainer.errors.InputError: The download failed, or is not the published file.
+        OSError: The file cannot be written.
     """
     with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
         try:
@@ -139,7 +135,7 @@ def get(
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, keeps their headers, and stays with https."""
+    """Follows redirects, keeps their headers, and does not leave https."""
 
     def __init__(self):
         self.headers = []
@@ -152,11 +148,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Watch:
-    """Ends a download whose server is silent or slow, wherever it is: in headers, in the
-    lengths of chunks, in the file. A socket's own timeout begins anew with each byte.
+    """Aborts a download whose server is silent or slow at any point: in the headers, in the
+    lengths of chunks, in the file. A socket's own timeout starts over with each byte.
 
     Args:
-        done (callable): Says how many bytes of the file came.
+        done (callable): Returns how many bytes of the file have arrived.
     """
 
     def __init__(self, done):
@@ -194,11 +190,11 @@ class _Watch:
         while not self._ended.wait(min(_TIMEOUT / 4, 1)):
             if not self._sockets:
                 continue
-            came = self._done() - min(self._begun, self._done())  # it may begin anew
+            came = self._done() - min(self._begun, self._done())  # it may be restarted
             if came < _SLOWEST * (time.monotonic() - self._start - _TIMEOUT):
                 self._late = True
                 for connected in self._sockets:
-                    with contextlib.suppress(OSError):  # closed meanwhile
+                    with contextlib.suppress(OSError):  # closed in the meantime
                         socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
     def __exit__(self, kind, error, trace):
@@ -209,7 +205,7 @@ class _Watch:
 
 
 class _Transfer:
-    """A file on its way; a broken transfer goes on where it ended, where the server can."""
+    """A file in transfer; a broken transfer is resumed where it ended, if the server can."""
 
     def __init__(self, url, f, most, size, algorithm):
         self._url, self._f, self._most = url, f, most
@@ -230,7 +226,7 @@ class _Transfer:
                 try:
                     return self._attempt(stack)
                 except (*_BROKEN, urllib.error.URLError) as e:
-                    # What a server says outright will not change.
+                    # An explicit error of the server will not change.
                     if isinstance(e, urllib.error.HTTPError) or self._done > self._most:
                         raise
                     if isinstance(e, urllib.error.URLError) and not self._done:
@@ -245,7 +241,7 @@ class _Transfer:
         headers = {}
         if self._done:
             headers['Range'] = f'bytes={self._done}-'
-            if self._version:  # a file that changed is sent from its beginning
+            if self._version:  # a file that has changed is sent from the beginning
                 headers['If-Range'] = self._version
         redirects = _Redirects()
         request = urllib.request.Request(self._url, headers=headers)
@@ -268,7 +264,7 @@ class _Transfer:
         return Got(self._done, self._digest.hexdigest(), [*redirects.headers, response.headers])
 
     def _place(self, response):
-        """Go to where what comes belongs; return the size that the server says, or ``None``."""
+        """Seek to where the response belongs; return the size the server states, or ``None``."""
         if self._done:
             there = re.match(r'bytes (\d{1,15})-', response.headers.get('Content-Range', ''))
             if response.status != 206 or there is None or int(there[1]) != self._done:

@@ -1,11 +1,11 @@
-"""Earlier runs: moved out of the way of a new one, all of a run or nothing."""
+"""Moves an earlier run out of the way of a new one, as a whole or not at all."""
 
 import os
 from collections.abc import Callable
 
 from trainer.errors import InputError
 
-# What is moved is gathered in this folder, which is renamed when all of it is there.
+# The files are first gathered in this folder, which is renamed once it is complete.
 _MOVING = '.resnext-unfinished'
 
 
@@ -14,8 +14,8 @@ def move_aside(folder: str, names: list[str], say: Callable[[str], object]) -> N
 
     Args:
         folder: The run's folder.
-        names: What to move of what lies there.
-        say: Told where to.
+        names: Names of the files to move.
+        say: Receives one line that says where they went.
     """
     moving, n = _moving(folder), 1
     while os.path.lexists(aside := os.path.join(folder, 'earlier', str(n))):
@@ -28,15 +28,15 @@ def move_aside(folder: str, names: list[str], say: Callable[[str], object]) -> N
 
 
 def is_split(folder: str) -> bool:
-    """Return whether a process was killed while it moved the run in a folder."""
+    """Return whether a process was killed while it was moving the run in a folder."""
     return os.path.isdir(_moving(folder))
 
 
 def put_back(folder: str) -> None:
-    """Put the files of a run back that a killed process had begun to move.
+    """Move back the files of a run that a killed process had started to move.
 
     Raises:
-        trainer.errors.InputError: Others of these names lie there by now.
+        trainer.errors.InputError: There are other files of these names by now.
     """
     moving = _moving(folder)
     names = os.listdir(moving)

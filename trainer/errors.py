@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exception whose message is meant for the user."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ _ARGUMENT = re.compile(r'`([A-Za-z]\w*)`')
 
 
 class InputError(Exception):
-    """Something that the user gave cannot be used.
+    """The user's input cannot be used.
 
-    The message is one line that names the file or argument and says how to mend it; what it
-    tells of files is made printable and short (:func:`trainer.text.printable`).
-    Scripts print it and exit with status 2 (:func:`trainer.cli.run`). Names of arguments are
-    in backquotes in the messages, so that scripts can name flags in their place: ``str`` has
-    ``save_path`` where :meth:`for_script` has ``--save-path``.
+    The message is one line that names the file or argument and says how to fix it. Text from
+    files is made printable and short (:func:`trainer.text.printable`). Scripts print the message
+    and exit with status 2 (:func:`trainer.cli.run`). Arguments stand in backquotes in messages, so
+    that scripts can replace them with flags: ``str`` has ``save_path`` where :meth:`for_script`
+    has ``--save-path``.
 
     Args:
-        messages: The message; several where several things cannot be used (:func:`together`). They
-            are its ``args``.
+        messages: One message per fault (:func:`together`); they are the exception's ``args``.
     """
 
     def __init__(self, *messages: str) -> None:
@@ -33,7 +32,7 @@ class InputError(Exception):
         return '; '.join(_ARGUMENT.sub(r'\1', message) for message in self.args)
 
     def for_script(self) -> list[str]:
-        """Return the messages with flags in the place of arguments."""
+        """Return the messages, with flags in place of arguments."""
         return [
             _ARGUMENT.sub(lambda name: '--' + name[1].replace('_', '-'), message)
             for message in self.args
@@ -41,16 +40,16 @@ class InputError(Exception):
 
 
 def together(*checks: Callable[[], Any]) -> list[Any]:
-    """Call functions one after the other, so that a user reads of all faults at once.
+    """Call functions one after the other, so that all faults are reported at once.
 
     Args:
-        checks: Without arguments.
+        checks: Functions without arguments.
 
     Returns:
-        What they return.
+        List of what they return.
 
     Raises:
-        InputError: Of those that raise one, with all their messages.
+        InputError: At least one of them raised it; with the messages of all.
     """
     found, faults = [], []
     for check in checks:

@@ -1,4 +1,4 @@
-"""Packages that only some of the program needs: optional, and asked for by name."""
+"""Optional packages, which only parts of the program need."""
 
 import contextlib
 import importlib
@@ -7,8 +7,8 @@ from types import ModuleType
 
 from trainer.errors import InputError
 
-# OpenVINO and nncf import it, and then tell Google Analytics of every import and use, unless
-# somebody forbade it. They do without it.
+# OpenVINO and nncf import it and report every import and use to Google Analytics, unless that
+# is disabled. They work without it.
 _TELEMETRY = 'openvino_telemetry'
 
 
@@ -25,12 +25,12 @@ def _without_telemetry():
 
 
 def need(package: str, purpose: str, extra: str | None = None) -> ModuleType:
-    """Import a package that may be missing; of OpenVINO and nncf without their telemetry.
+    """Import a package that may be missing; OpenVINO and nncf without their telemetry.
 
     Args:
         package: Its name.
         purpose: What needs it, for the message.
-        extra: The extra of pyproject.toml that brings it; by default of its name.
+        extra: The extra of pyproject.toml that installs it; by default the one of its name.
 
     Returns:
         The package.

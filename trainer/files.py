@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 if TYPE_CHECKING:
     from trainer.types import Path
 
-#: Limits of a JSON file that is read: bytes, values, nesting, digits of an integer. A log of
-#: 600 epochs of 1,000 classes has 42 MB and two million values.
+#: Limits of a JSON file: bytes, values, nesting, digits of an integer. The log of 600 epochs on
+#: 1,000 classes has 42 MB and two million values.
 _JSON_BYTES, _JSON_VALUES, _JSON_DEPTH, _JSON_DIGITS = 1 << 26, 1 << 22, 8, 19
 
-#: Bytes of a zip archive's directory; one of 5,000 arrays has 0.5 MB. zipfile takes 16 times as
-#: much memory, and 10 s for 4 million members.
+#: Largest directory of a zip archive in bytes; 5,000 arrays take 0.5 MB. zipfile needs 16 times
+#: as much memory, and 10 s for 4 million members.
 _ZIP_DIRECTORY = 8 << 20
 
-#: What files are called before they are whole; nobody else's are called that.
+#: Names of unfinished files begin with this; no other files have such names.
 _UNFINISHED = re.compile(r'\.resnext-unfinished-\d+-[0-9a-f]{8}-(.+)', re.DOTALL)
 
 
@@ -35,24 +35,24 @@ _UNFINISHED = re.compile(r'\.resnext-unfinished-\d+-[0-9a-f]{8}-(.+)', re.DOTALL
 def replacing(path: Path) -> Iterator[str]:
     """Yield a path to write to; at the end it becomes ``path``, in one step.
 
-    The file is written beside its place and renamed, so that whoever reads
-    ``path`` finds the old file or the new one. After an exception the old one
-    stays and the unfinished one is removed.
+    The file is written to the same folder and then renamed, so that readers of ``path``
+    find the old file or the new one. After an exception the old file stays and the
+    unfinished one is removed.
 
     Args:
         path: The file to create or replace. Its folder must exist.
 
     Raises:
-        OSError: It cannot be written, or is there and read-only or no regular file.
+        OSError: The file cannot be written, is read-only, or is not a regular file.
     """
     folder, name = os.path.split(os.fspath(path))
-    # Renaming would replace them all the same: /dev/null would be gone.
+    # Renaming would replace even these, such as /dev/null.
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(errno.EINVAL, 'it is not a file', os.fspath(path))
     if is_read_only(path):
         raise PermissionError(errno.EACCES, 'it is read-only', os.fspath(path))
-    # The suffix stays: Pillow and Matplotlib read the format from it. Of a long name only
-    # the end does: file systems allow 255 bytes.
+    # Keeps the suffix, from which Pillow and Matplotlib take the format, and only the end of a
+    # long name, as file systems allow 255 bytes.
     unfinished = os.path.join(
         folder, f'.resnext-unfinished-{os.getpid()}-{secrets.token_hex(4)}-{name[-40:]}'
     )
@@ -71,13 +71,14 @@ def replacing(path: Path) -> Iterator[str]:
 
 
 def is_read_only(path: Path) -> bool:
-    """Return whether there is a file that its owner made read-only."""
+    """Return whether a file exists that its owner made read-only."""
     return os.path.isfile(path) and not os.stat(path).st_mode & 0o222
 
 
 def _sync_folder(folder):
-    """Let the names in a folder outlast a loss of power, where the system can."""
-    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems sync none
+    """Sync a folder, so that the names in it survive a loss of power, where the system can."""
+    # Windows cannot open folders, and some file systems cannot sync them.
+    with contextlib.suppress(OSError):
         opened = os.open(folder or os.curdir, os.O_RDONLY)
         try:
             os.fsync(opened)
@@ -86,10 +87,10 @@ def _sync_folder(folder):
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file to read bytes; folders, pipes and devices, which may never end, are errors.
+    """Open a regular file in binary mode. Pipes and devices, which may never end, are refused.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read or is not a regular file.
     """
     if '\0' in os.fspath(path):  # a ValueError elsewhere
         raise OSError(errno.EINVAL, 'its name holds a NUL', path)
@@ -103,10 +104,10 @@ def read_bounded(path: Path, most: int) -> bytes:
 
     Args:
         path: The file.
-        most: Bytes; of a larger one nothing is read.
+        most: Largest size in bytes.
 
     Raises:
-        OSError: It cannot be read, or is larger.
+        OSError: The file cannot be read, or is larger.
     """
     with open_regular(path) as f:
         if os.fstat(f.fileno()).st_size > most:
@@ -115,24 +116,24 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a list in UTF-8; ILSVRC's of 50,000 images has 2 MB.
+    """Return the lines of a UTF-8 file; ILSVRC's list of 50,000 images has 2 MB.
 
     Raises:
-        OSError: It cannot be read, or has more than 8 MB.
-        UnicodeDecodeError: It is no UTF-8.
+        OSError: The file cannot be read, or is larger than 8 MB.
+        UnicodeDecodeError: It is not UTF-8.
     """
     return io.StringIO(read_bounded(path, 8 << 20).decode(), newline=None).readlines()
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that may be damaged, or made to harm.
+    """Read a JSON file that may be damaged or hostile.
 
     Returns:
-        Of JSON's types: finite numbers, nested up to 8 deep.
+        The value: numbers are finite, and it nests at most 8 deep.
 
     Raises:
-        OSError: It cannot be read, is no file, or is larger than any that is written here.
-        ValueError: It is no JSON, has more values or is deeper than any that is written here.
+        OSError: The file cannot be read, is not a regular file, or is too large.
+        ValueError: It is not JSON, has too many values, or nests too deeply.
     """
     data = read_bounded(path, _JSON_BYTES)
     if sum(map(data.count, (b',', b'[', b'{'))) > _JSON_VALUES:
@@ -178,8 +179,7 @@ def remove_unfinished(folder: str, ours: Callable[[str], bool]) -> None:
 
     Args:
         folder: The folder.
-        ours: Tells of a file's final name whether no other process can be writing it; what others
-            write stays.
+        ours: Returns, for a file's final name, whether no other process can be writing that file.
     """
     for entry in os.scandir(folder):
         match = _UNFINISHED.fullmatch(entry.name)
@@ -189,7 +189,7 @@ def remove_unfinished(folder: str, ours: Callable[[str], bool]) -> None:
 
 
 def first_zip_member(head: bytes) -> bytes:
-    """Return the name of the first member of a zip archive that begins so; empty for others."""
+    """A file of which no more than ``most`` bytes are read at a time."""
     if head[:4] != b'PK\3\4':
         return b''
     (length,) = struct.unpack('<H', head[26:28].ljust(2, b'\0'))
