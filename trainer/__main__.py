@@ -1,4 +1,4 @@
-"""``python -m trainer``: the versions in use, and what was supplied to Chainer."""
+"""``python -m trainer``: print the versions in use, and what was supplied to Chainer."""
 
 import sys
 

@@ -215,15 +215,15 @@ class _BoundedReads:
 
 
 def open_zip(f: BinaryIO) -> zipfile.ZipFile:
-    """Open a zip archive that may be damaged, or made to harm.
+    """Open a zip archive that may be damaged or hostile.
 
     Args:
-        f: The file, open to read bytes.
+        f: The file, open in binary mode.
 
     Raises:
-        zipfile.BadZipFile: It is none, or its directory is larger than that of any weights.
+        zipfile.BadZipFile: It is not a zip archive, or its directory is too large.
     """
-    # zipfile reads the directory at once, as large as the archive says, before it can be asked.
+    # zipfile reads the whole directory, whatever size the archive states, when it is opened.
     bounded = _BoundedReads(f, _ZIP_DIRECTORY)
     archive = zipfile.ZipFile(cast(BinaryIO, bounded))
     bounded.most = None

@@ -1,4 +1,4 @@
-"""Ctrl-C while a script is still being imported ends in one line, as later (:func:`cli.run`).
+"""Makes Ctrl-C during a script's imports end in one line, as it does later (:func:`cli.run`).
 
 The scripts import this module before all others.
 """
@@ -12,7 +12,7 @@ _otherwise = sys.excepthook
 def _hook(kind, error, traceback):
     if issubclass(kind, KeyboardInterrupt):
         print(f'\n{os.path.basename(sys.argv[0])}: interrupted', file=sys.stderr)
-        raise SystemExit(130)  # Python ends with this status
+        raise SystemExit(130)  # the exit status of an interrupted Python
     else:
         _otherwise(kind, error, traceback)
 

@@ -1,4 +1,4 @@
-"""What is computed of scores: log-softmax, the best classes, loss, accuracy, confusion."""
+"""Metrics of scores: log-softmax, the best classes, loss, accuracy, confusion."""
 
 import numpy as np
 
@@ -12,8 +12,8 @@ def log_softmax(y: np.ndarray) -> np.ndarray:
 def top_k(y: np.ndarray, k: int) -> np.ndarray:
     """Return the ``k`` best classes of scores (batch, classes), best first: int (batch, k).
 
-    Of equal scores the lower class comes first; there are fewer than ``k`` where there are
-    fewer classes.
+    Among equal scores the lower class comes first. With fewer than ``k`` classes, all are
+    returned.
     """
     return np.argsort(-np.asarray(y), axis=1, kind='stable')[:, :k]
 
@@ -27,7 +27,7 @@ class Tally:
     Attributes:
         images: Images counted.
         confusion: int64 (classes, classes): [label, answer].
-        top5: int64 (classes,): images whose label is among the five best.
+        top5: int64 (classes,): number of images whose label is among the five best classes.
     """
 
     def __init__(self, category_num: int) -> None:

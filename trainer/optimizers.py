@@ -1,4 +1,4 @@
-"""SGD with momentum, as Torch and as Chainer have it, and hooks of optimizers."""
+"""SGD with momentum, as in Torch and as in Chainer, and optimizer hooks."""
 
 import math
 
@@ -49,17 +49,17 @@ class _Rule(optimizer.UpdateRule):
 class TorchSGD(optimizer.GradientMethod):
     """SGD with momentum as ``optim.sgd`` of Torch7 and ``torch.optim.SGD`` compute it.
 
-    buffer = momentum x buffer + gradient; then the parameter loses lr x buffer or, with
-    Nesterov's momentum, lr x (gradient + momentum x buffer). There is no dampening.
+    buffer = momentum x buffer + gradient; then lr x buffer is subtracted from the parameter
+    or, with Nesterov's momentum, lr x (gradient + momentum x buffer). There is no dampening.
 
-    Chainer's ``MomentumSGD`` has the learning rate inside the buffer, where a new one
-    acts gradually. Its ``NesterovAG`` is another update: momentum^2 multiplies the
-    new buffer, where the formula that it follows (arXiv 1212.0901) has the old one.
+    Chainer's ``MomentumSGD`` multiplies by the learning rate inside the buffer, so that a new
+    rate takes effect gradually. Its ``NesterovAG`` is a different update: it multiplies the new
+    buffer by momentum^2, where the formula it follows (arXiv 1212.0901) has the old buffer.
 
     Args:
         lr: Learning rate.
         momentum: Momentum.
-        nesterov: Whether it is Nesterov's.
+        nesterov: Whether the momentum is Nesterov's.
     """
 
     lr: optimizer.HyperparameterProxy = optimizer.HyperparameterProxy('lr')
@@ -76,10 +76,10 @@ class TorchSGD(optimizer.GradientMethod):
 
 
 class ClipGradient:
-    """An optimizer hook: gradients whose norm is above a threshold are scaled down to it.
+    """An optimizer hook that scales gradients down to a norm.
 
-    The norm is over the gradients of all parameters that are trained, as
-    ``torch.nn.utils.clip_grad_norm_`` computes it. Add it before the weight decay.
+    The norm is over the gradients of all trained parameters, as
+    ``torch.nn.utils.clip_grad_norm_`` computes it. Add the hook before the weight decay.
 
     Args:
         threshold: The largest norm.
@@ -93,11 +93,11 @@ class ClipGradient:
         self.threshold = threshold
 
     def factor(self, params: list[chainer.Parameter], scale: float | None = None) -> float:
-        """Return what the gradients are multiplied with, a float.
+        """Return the factor, a float, to multiply the gradients by.
 
         Args:
-            params: Those that are trained.
-            scale: The loss's, which the gradients are multiplied with.
+            params: The trained parameters.
+            scale: The loss scale that the gradients include.
         """
         squares = sum(float(_squares(p.grad)) for p in params if p.grad is not None)
         return min(1.0, self.threshold / (math.sqrt(squares) / (scale or 1) + 1e-6))
@@ -117,10 +117,10 @@ def _squares(array):
 
 
 class WeightDecays:
-    """An optimizer hook: weight decay of its own for each group of parameters.
+    """An optimizer hook that gives each group of parameters its own weight decay.
 
     Args:
-        groups: (rate, list of chainer.Parameter); all parameters.
+        groups: Pairs (rate, list of chainer.Parameter) that cover all parameters.
     """
 
     name: str = 'WeightDecays'
@@ -138,15 +138,15 @@ class WeightDecays:
 
 
 class HeadRate:
-    """An optimizer hook: the classifier learns so many times as fast as the rest.
+    """An optimizer hook that multiplies the learning rate of the classifier.
 
-    Its gradients, weight decay included, are multiplied, which for every optimizer here
-    (SGD with momentum of any kind is linear in them) is the same as multiplying its
-    learning rate, whatever the schedule does with that. Add it after the weight decay.
+    It multiplies the gradients, weight decay included. As every optimizer here is linear in
+    them, this equals multiplying the learning rate, whatever the schedule. Add the hook after
+    the weight decay.
 
     Args:
-        params: Those of the classifier.
-        factor: How many times.
+        params: Parameters of the classifier.
+        factor: Factor of the learning rate.
     """
 
     name: str = 'HeadRate'
@@ -163,7 +163,7 @@ class HeadRate:
                 param.grad *= self.factor
 
 
-#: What recipes call them -> how to make one from (lr, momentum).
+#: Name in recipes -> function that makes the optimizer from (lr, momentum).
 OPTIMIZERS = {
     'momentum': chainer.optimizers.MomentumSGD,
     'torch-momentum': TorchSGD,

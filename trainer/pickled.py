@@ -1,13 +1,13 @@
 """Pickles read as data: nothing in them is executed, imported or called.
 
-Python's own reader calls what a pickle names. This one follows the opcodes and
-leaves each name and each call standing as a :class:`Global` or a :class:`Call`,
-for the caller to recognise.
+Python's own reader calls the functions that a pickle names. This one follows the opcodes and
+represents each name and each call by a :class:`Global` or a :class:`Call`, which the caller
+can recognise.
 
-What it returns can be walked, whoever wrote the pickle: containers are built from the
-inside out and never change once something refers to them, so that they hold no cycles;
-their depth and their size are bounded while they are built; and only text, bytes and
-integers become keys, so that nothing else is hashed.
+The result is safe to walk even if the pickle is hostile: containers are built from the inside
+out and never change once something refers to them, so there are no cycles; depth and size are
+bounded while they are built; and only text, bytes and integers become keys, so nothing else is
+hashed.
 """
 
 import pickletools
@@ -16,23 +16,23 @@ from typing import IO, Any, NamedTuple
 
 
 class Global(NamedTuple):
-    """A name that a pickle refers to."""
+    """A name to which a pickle refers."""
 
     module: str
     name: str
 
 
-#: The function of the :class:`Call` that stands for an object outside the pickle.
+#: The function of a :class:`Call` that represents an object outside the pickle.
 PERSISTENT = Global('pickle', 'persistent_load')
 
 
 class Call:
-    """A call that a pickle asks for: ``function(*arguments)``, then ``state``.
+    """A call that a pickle contains: ``function(*arguments)``, then ``state``.
 
     Attributes:
         function: One of the known names, or :data:`PERSISTENT`.
-        arguments: Anything.
-        state: Anything; ``None`` where there is none.
+        arguments: Any objects.
+        state: Any object; ``None`` if there is no state.
     """
 
     def __init__(self, function: Global, arguments: tuple) -> None:
@@ -42,11 +42,11 @@ class Call:
 
 
 class PickleError(ValueError):
-    """The pickle is damaged or holds what this reader does not know."""
+    """The pickle is damaged, or holds something that this reader does not support."""
 
 
 class UnknownNameError(PickleError):
-    """The pickle refers to a name that is not among the known ones."""
+    """The pickle refers to a name that is not in ``known``."""
 
 
 # Training states nest about 12 deep; CIFAR-100 has 300,000 opcodes.
@@ -59,7 +59,7 @@ _MAX_BITS = 128
 _MAX_KEY_BITS = 64
 
 _MARK = object()
-# What they are made from comes last.
+# Their arguments come last.
 _DICTS = {Global('collections', name) for name in ('OrderedDict', 'defaultdict', 'Counter')}
 
 
@@ -67,10 +67,10 @@ class _Value:
     """An object on the stack.
 
     Attributes:
-        object: Itself.
+        object: The object.
         depth (int): How deep it nests; 0 for numbers and text.
-        size (int): Of how many objects it is, shared ones counted at each reference.
-        open (bool): It may still be filled: nothing else refers to it yet.
+        size (int): How many objects it consists of, shared ones counted at each reference.
+        open (bool): Whether it may still change, as nothing else refers to it yet.
     """
 
     __slots__ = ('object', 'depth', 'size', 'open')
@@ -79,7 +79,7 @@ class _Value:
         self.object, self.depth, self.size, self.open = obj, 0, 1, True
 
     def hold(self, parts):
-        """Account for what it holds."""
+        """Add an object that it holds to its depth and size."""
         if not self.open:
             raise PickleError('changes what is in use already')
         for part in parts:
@@ -258,7 +258,7 @@ class _Machine:
             self._push(Call(function.object, arguments.object), [arguments])
 
     def _items(self, arguments):
-        """Return the items of a dict from the arguments of its class."""
+        """Return the items of a dict, given the arguments of its class."""
         content = arguments[-1] if arguments else ()
         if content is None or type(content) is Global:  # the values of a defaultdict
             return ()
@@ -337,18 +337,18 @@ def read(data: bytes | IO[bytes], known: Container[Global] = ()) -> Any:
     """Read one pickle.
 
     Args:
-        data: The pickle. Of a file nothing behind its end is read.
-        known: The names that it may refer to.
+        data: The pickle; of a file, nothing beyond the end of the pickle is read.
+        known: The names to which it may refer.
 
     Returns:
-        The object: numbers, strings (``bytes`` for Python 2's ``str``), lists (also for
+        The object, of numbers, strings (``bytes`` for Python 2's ``str``), lists (also for
         sets), tuples, dicts (also for those of ``collections``) with keys of ``str``,
-        ``bytes`` and ``int``, :class:`Global` and :class:`Call`. It nests at most 64 deep,
-        has no cycles and at most 2**20 objects, counted at each reference.
+        ``bytes`` and ``int``, :class:`Global` and :class:`Call`. It nests at most 64 deep, has
+        no cycles, and has at most 2**20 objects, counted at each reference.
 
     Raises:
         UnknownNameError: It refers to a name that is not in ``known``.
-        PickleError: It is damaged, too large, or holds what this reader does not know.
+        PickleError: It is damaged, too large, or holds something that is not supported.
     """
     try:
         return _Machine(known).run(data)

@@ -1,4 +1,4 @@
-"""NumPy arrays in pickles that are read as data (:mod:`trainer.pickled`)."""
+"""NumPy arrays from pickles that :mod:`trainer.pickled` has read as data."""
 
 import re
 from typing import Literal
@@ -7,7 +7,7 @@ import numpy as np
 
 from trainer.pickled import Call, Global, PickleError
 
-#: The names that pickles of NumPy arrays refer to, of NumPy 1 and 2.
+#: Names to which pickled NumPy arrays refer, with NumPy 1 and 2.
 NAMES = frozenset(
     Global(module, name)
     for module, name in (
@@ -29,7 +29,7 @@ def read(obj: object) -> np.ndarray:
     """Return the NumPy array that a pickle describes.
 
     Args:
-        obj: What :func:`trainer.pickled.read` gives for an ``numpy.ndarray``, of NumPy 1 or 2.
+        obj: What :func:`trainer.pickled.read` returns for a ``numpy.ndarray`` of NumPy 1 or 2.
 
     Raises:
         PickleError: It is not an array of numbers.
@@ -43,7 +43,7 @@ def read(obj: object) -> np.ndarray:
         order = 'F' if fortran else 'C'
     # pickle protocol 5
     elif name == '_frombuffer' and _are(obj.arguments, (bytes, bytearray), Call, tuple, str):
-        raw, dtype, shape, order = obj.arguments  # another order is a ValueError
+        raw, dtype, shape, order = obj.arguments  # any other order is a ValueError
     else:
         raise PickleError('no array where one was expected')
     if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int for n in shape):
@@ -73,7 +73,7 @@ def _dtype(call):
 
 
 def _bytes(raw):
-    # Python 3 writes bytes as text where the protocol is old.
+    # In old protocols, Python 3 writes bytes as text.
     if isinstance(raw, Call):
         if raw.function != Global('_codecs', 'encode') or not _are(raw.arguments, str, str):
             raise PickleError('a call where bytes were expected')

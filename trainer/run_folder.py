@@ -1,4 +1,4 @@
-"""The folder of a run: its record, its snapshots, its models, the images it is tested on."""
+"""The folder of a run: record, snapshots, models, and the images for testing."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.recipes.options import Options
 
-#: The file in a run's folder that holds its options.
+#: Name of the file that holds the options of a run.
 RECORD = 'run.json'
 
-#: Everything that a run leaves in its folder, beside its snapshots.
+#: Names of everything else that a run writes to its folder, except snapshots.
 OUTPUTS = (
     RECORD,
     splits.RECORD,
@@ -47,7 +47,7 @@ _SNAPSHOT = re.compile(r'snapshot_iter_(\d+)')
 
 
 def updates_of(name: str) -> int | None:
-    """Return the number of updates before a snapshot, from its file name; ``None`` for others."""
+    """Return the update of a snapshot, from its file name; ``None`` for other files."""
     match = _SNAPSHOT.fullmatch(name)
     return int(match[1]) if match else None
 
@@ -63,18 +63,18 @@ def snapshots(folder: str) -> list[str]:
 
 
 def read_record(folder: str) -> dict[str, Any]:
-    """Read what a run's folder says of its run.
+    """Read the record of a run from its folder.
 
     Returns:
         Options, images, network, versions; see :func:`write_record`.
 
     Raises:
-        trainer.errors.InputError: There is no run, or its record is damaged or gone.
+        trainer.errors.InputError: There is no run, or its record is damaged or missing.
     """
     path = os.path.join(folder, RECORD)
     try:
         record = files.read_json(path)
-        if 'pictures' in record:  # as version 1.0 called them
+        if 'pictures' in record:  # as version 1.0 named them
             record.setdefault('images', record.pop('pictures'))
         for part in ('options', 'network'):
             if not isinstance(record[part], dict):
@@ -99,10 +99,10 @@ def read_record(folder: str) -> dict[str, Any]:
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Return which images a run is trained on, for :func:`check_images`.
+    """Describe the images on which a run is trained, for :func:`check_images`.
 
     Returns:
-        name; train and test, numbers of images; digest, of names and labels.
+        Dict: name; train and test, numbers of images; digest of names and labels.
     """
 
     def digest(part):
@@ -122,17 +122,17 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def check_images(folder: str, images: dict[str, Any]) -> None:
-    """Refuse to go on with other images than a run began with.
+    """Refuse to resume a run with other images than it began with.
 
     Args:
         folder: The run's folder.
         images: From :func:`describe`.
 
     Raises:
-        trainer.errors.InputError: They are others.
+        trainer.errors.InputError: The images are not the same.
     """
     began = read_record(folder).get('images', images)
-    # Where the project divides the images, all of them are described as 'train'.
+    # If the project divides the images, all are described as 'train'.
     divided = 'test' in began or 'test' in images
     for name in ('train', 'test'):
         if images.get(name) != began.get(name):
@@ -154,12 +154,12 @@ def check_images(folder: str, images: dict[str, Any]) -> None:
 
 
 def write_record(folder: str, used: Options, network: Network, images: dict[str, Any]) -> None:
-    """Write down what shaped the run, for whoever goes on with it or asks.
+    """Write the record of a run, with which it can be resumed and compared.
 
     Args:
         folder: The run's folder.
-        used: The run's.
-        network: What is trained.
+        used: The run's options.
+        network: The network that is trained.
         images: From :func:`describe`.
     """
     record = {
@@ -178,19 +178,19 @@ def write_record(folder: str, used: Options, network: Network, images: dict[str,
 
 
 def claim(folder: str, resume: bool) -> filelock.BaseFileLock:
-    """Make a folder and lock it; return the lock.
+    """Create a folder and lock it; return the lock.
 
-    To go on with a run, its record has to be there; where it is not, nothing is made.
+    To resume a run, its record must exist; otherwise nothing is created.
 
     Raises:
-        trainer.errors.InputError: Another run is writing there, or nobody can.
+        trainer.errors.InputError: Another run is writing there, or the folder is not writable.
     """
     if resume and not earlier.is_split(folder):
         read_record(folder)
     try:
         os.makedirs(folder, exist_ok=True)
         lock = filelock.FileLock(os.path.join(folder, '.lock'))
-        lock.acquire(timeout=2)  # seconds: a run that was just killed may be about to go
+        lock.acquire(timeout=2)  # seconds: a run that was just killed may still be ending
         if earlier.is_split(folder):
             earlier.put_back(folder)
         return lock
@@ -204,7 +204,7 @@ def claim(folder: str, resume: bool) -> filelock.BaseFileLock:
 
 
 def outputs(folder: str) -> list[str]:
-    """Return the names of what a run left in a folder."""
+    """Return the names of the files that a run left in a folder."""
     left = [name for name in OUTPUTS if os.path.lexists(os.path.join(folder, name))]
     return left + [os.path.basename(path) for path in snapshots(folder)]
 
@@ -216,7 +216,7 @@ def begin(
     images: dict[str, Any],
     split: dict[str, Any] | None = None,
 ) -> None:
-    """Prepare the folder for a run: nothing unfinished in it, its record, its split.
+    """Prepare the folder for a run: remove unfinished files, write the record and the split.
 
     Args:
         folder: The run's folder.
@@ -237,10 +237,10 @@ def model(folder: str, which: str = 'best') -> str:
 
     Args:
         folder: The run's folder.
-        which: An epoch's number, or 'best'.
+        which: Number of an epoch, or 'best'.
 
     Raises:
-        trainer.errors.InputError: There is none.
+        trainer.errors.InputError: There is no such model.
     """
     read_record(folder)
     models = os.path.join(folder, 'model')
@@ -256,14 +256,14 @@ def model(folder: str, which: str = 'best') -> str:
 
 
 def weights(path: str, which: str = 'best') -> str:
-    """Return the file of weights that a path means: itself, or a run's model.
+    """Return the file of weights at a path: the path itself, or a run's model.
 
     Args:
         path: A file of weights, or the folder of a run.
         which: See :func:`model`.
 
     Raises:
-        trainer.errors.InputError: It is a folder, but of no run, or there is no such model.
+        trainer.errors.InputError: It is a folder without a run, or there is no such model.
     """
     if not os.path.isdir(path):
         return path
@@ -280,18 +280,18 @@ def read_split(folder: str) -> dict[str, Any]:
 
 
 def dataset(folder: str | None = None, name: str | None = None, data: str | None = None) -> Dataset:
-    """Load a dataset, divided for training and testing as a run has it.
+    """Load a dataset, divided for training and testing as in a run.
 
     Args:
         folder: The run's folder, or ``None``.
-        name: Of :func:`trainer.datasets.available`; ``None``: the run's.
-        data: Where it is; ``None``: where the run had it, or its own way.
+        name: Name from :func:`trainer.datasets.available`; ``None``: the run's dataset.
+        data: Path of the dataset; ``None``: the run's path, or the dataset's default.
 
     Returns:
-        Its ``test`` is ``None`` where nothing divides it.
+        The dataset; ``test`` is ``None`` if nothing divides it.
 
     Raises:
-        trainer.errors.InputError: It cannot be had.
+        trainer.errors.InputError: The dataset cannot be loaded.
     """
     used = read_record(folder)['options'] if folder is not None else {}
     own = 'quick' if used.get('quick') else used.get('dataset')
@@ -306,14 +306,14 @@ def dataset(folder: str | None = None, name: str | None = None, data: str | None
 
 
 def images(dataset: Dataset, part: str = 'test') -> ImageFiles:
-    """Return images as :func:`trainer.inference.evaluation.evaluate` takes them.
+    """Return images in the form that :func:`trainer.inference.evaluation.evaluate` takes.
 
     Args:
-        dataset: In memory or in files.
-        part: 'test' or 'train'; all images where nothing divides them.
+        dataset: A dataset in memory or in files.
+        part: 'test' or 'train'; if nothing divides the dataset, all images are returned.
 
     Returns:
-        For images in memory, its paths are the images themselves (PIL.Image.Image).
+        The labelled images; for images in memory, paths are PIL.Image.Image.
     """
     chosen = dataset.test if part == 'test' and dataset.test is not None else dataset.train
     if isinstance(chosen, ImageFiles):

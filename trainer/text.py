@@ -1,26 +1,27 @@
-"""Text from outside: from files, their names, and servers."""
+"""Text from outside: from files, file names and servers."""
 
 import re
 import textwrap
 from typing import Any, TextIO
 
-#: Characters of a message. With a script's name before it, a line has at most 500.
+#: Longest message, in characters: with the script's name, a line has at most 500.
 MOST = 450
 
-#: Columns of a terminal that are always there.
+#: Columns that every terminal has.
 WIDTH = 80
 
 _BREAK = re.compile(r'\s*[^\S ]\s*')
 
 
 def printable(text: str) -> str:
-    """Return text as one line that a terminal shows as it is.
+    """Return text as one printable line.
 
     Line breaks and tabs become blanks; control characters, which could move the cursor
-    or hide text, become escapes (``\\x1b``); a long text loses its middle.
+    or hide text, become escapes (``\\x1b``); the middle of a long text is left out, as
+    messages end with the fix, and names with what distinguishes them.
 
     Args:
-        text: Anything; messages end with the mend, names with what tells them apart.
+        text: Any object.
 
     Returns:
         At most :data:`MOST` characters.
@@ -33,16 +34,15 @@ def printable(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text with escapes for control characters, but for ends of lines."""
+    """Return text with control characters, except line ends, replaced by escapes."""
     return ''.join(c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text)
 
 
 class Printable:
-    """A text stream that shows names and contents of files as they are: what is written
-    passes :func:`escaped`.
+    """A text stream that passes what is written through :func:`escaped`.
 
     Args:
-        stream: The stream behind it, whose other methods and attributes are its own.
+        stream: The underlying stream; all other methods and attributes are this stream's.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -52,14 +52,14 @@ class Printable:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write text, as the stream does."""
+        """Write text, escaped."""
         return self._stream.write(escaped(text))
 
 
 def wrapped(text: str) -> str:
-    """Return a line as lines of at most :data:`WIDTH` characters, broken at blanks.
+    """Break a line at blanks into lines of at most :data:`WIDTH` characters.
 
-    What has no blank, such as a long path, stays whole.
+    Words without a blank, such as a long path, stay whole.
 
     Args:
         text: The line.

@@ -1,4 +1,4 @@
-"""Names of types that several modules' hints use."""
+"""Types that the hints of several modules use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-#: What maps and ``run`` functions take and give back.
+#: Argument and result of functions that map and run others.
 T = TypeVar('T')
 R = TypeVar('R')
 
@@ -23,8 +23,8 @@ Array: TypeAlias = 'np.ndarray | cupy.ndarray'
 #: The sizes of an array's axes.
 Shape: TypeAlias = tuple[int, ...]
 
-#: An image, as preprocessing takes it: its file, or itself.
+#: An image, as preprocessing takes it: a file or the image itself.
 Source: TypeAlias = 'str | os.PathLike[str] | Image.Image | np.ndarray'
 
-#: A file's or folder's path.
+#: Path of a file or folder.
 Path: TypeAlias = str | os.PathLike[str]

@@ -1,4 +1,4 @@
-"""Numbers as flags give them and files hold them: argparse types with a range."""
+"""Numbers in flags and files: argparse types with a range."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trainer.types import N
 
-#: Whole numbers are below these: sizes fit what NumPy counts with, seeds fit in JSON.
+#: Upper limits of whole numbers: sizes fit NumPy's integers, seeds fit JSON.
 _MOST = 1 << 31
 _MOST_SEED = 1 << 63
 
@@ -18,9 +18,10 @@ INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
 def one_of(find: Callable[[], Iterable[str]]) -> Callable[[str], str]:
-    """Return an argparse type: a name of those that ``find()`` returns, called when it is given.
+    """Return an argparse type: one of the names that ``find()`` returns.
 
-    argparse's own ``choices`` would be asked for the help as well.
+    ``find`` is called only if the flag is given; argparse's ``choices`` would be read for the
+    help as well.
     """
 
     def parse(text):
@@ -42,7 +43,7 @@ def _number(kind, name, most, fits, wrong):
             raise argparse.ArgumentTypeError(f'{text} is {wrong}')
         return value
 
-    parse.__name__ = name  # argparse names it where the text is no number at all
+    parse.__name__ = name  # argparse shows this name if the text is not a number
     return parse
 
 
@@ -58,7 +59,7 @@ def not_negative(kind: type[N]) -> Callable[[str], N]:
 
 
 def share(text: str) -> float:
-    """argparse type: a number from 0 to below 1."""
+    """argparse type: a number of at least 0 and below 1."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f'{text} is not from 0 to below 1')
@@ -66,7 +67,7 @@ def share(text: str) -> float:
 
 
 def epochs(text: str) -> float:
-    """argparse type: a whole number of epochs above zero, or a share of them below 1."""
+    """argparse type: a positive whole number of epochs, or a share of the epochs below 1."""
     value = float(text)
     if 0 < value < 1:
         return value

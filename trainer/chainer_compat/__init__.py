@@ -1,26 +1,25 @@
-"""What Chainer 7.8.1 misses on current Python and NumPy, supplied around its import.
+"""Supplies what Chainer 7.8.1 lacks on current Python and NumPy, around its import.
 
-Chainer's last release (January 2022) asks for names that have gone since, and some of
-its functions stop at what NumPy 2 refuses. :func:`install` has those that are missing,
-and only those, supplied when Chainer is imported; Chainer itself stays as it was published.
+Chainer's last release (January 2022) uses names that have been removed since, and some of
+its functions fail with NumPy 2. :func:`install` supplies what is missing, and only that, when
+Chainer is imported; Chainer itself stays as it was published.
 ``python -m trainer`` lists what was supplied on this machine and why. ``python -m
 trainer.chainer_compat script.py ARG...`` runs any program for Chainer in the same way.
 """
 
 import sys
 
-#: What was supplied in this process, since Chainer was imported: name -> why.
+#: What was supplied in this process once Chainer was imported: name -> reason.
 supplied: dict[str, str] = {}
 
 
 def install() -> dict[str, str]:
-    """Have Chainer's import supply what it misses; nothing is imported before that.
+    """Arrange that importing Chainer supplies what it lacks; imports nothing itself.
 
-    Where Chainer is imported already, its functions are mended now. Calling it again does
-    nothing.
+    If Chainer is imported already, its functions are repaired now. Further calls do nothing.
 
     Returns:
-        :data:`supplied`, which fills when Chainer is imported.
+        :data:`supplied`, which is filled when Chainer is imported.
     """
     if 'chainer' in sys.modules:
         _mend()
@@ -30,7 +29,7 @@ def install() -> dict[str, str]:
 
 
 class _Chainer:
-    """Finder and loader of Chainer: the one that is installed, what it misses around it."""
+    """Finder and loader of Chainer: the installed one, with what it lacks supplied around it."""
 
     def find_spec(self, name, path=None, target=None):
         if name != 'chainer':
@@ -38,7 +37,7 @@ class _Chainer:
         others = (finder for finder in sys.meta_path if not isinstance(finder, _Chainer))
         specs = (finder.find_spec(name, path, target) for finder in others)
         spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None and spec.loader is not self:  # one of the others may ask us
+        if spec is not None and spec.loader is not self:  # another finder may call this one
             self._loader, spec.loader = spec.loader, self
         return spec
 
@@ -49,7 +48,7 @@ class _Chainer:
         from trainer.chainer_compat import modules
 
         module.__spec__.loader = module.__loader__ = self._loader
-        # Whoever tried to import Chainer before has left parts of it behind.
+        # An earlier, failed import of Chainer leaves parts of it behind.
         for name in [name for name in sys.modules if name.startswith('chainer.')]:
             del sys.modules[name]
         _forkserver()
@@ -77,13 +76,13 @@ def _expected_warnings():
     import warnings
 
     for message in (
-        # Where setuptools is older, Chainer's import of pkg_resources warns.
+        # With an older setuptools, Chainer's import of pkg_resources warns.
         'pkg_resources is deprecated',
-        # Chainer's range ends at the CuPy of its own day (below 8).
+        # Chainer accepts only the CuPy of its time (below 8).
         r'\s*-*\s*CuPy .* may not be compatible with this version of Chainer',
-        # CuPy has no cuDNN any more; trainer.engines.cudnn reaches it another way.
+        # CuPy no longer has cuDNN; trainer.engines.cudnn uses it in another way.
         'cuDNN is not enabled',
-        # Chainer asks CuPy for NCCL, which only several GPUs need: a run on them reports it.
+        # Chainer looks for NCCL, which only runs on several GPUs need; these report its absence.
         r'\s*nccl library could not be loaded',
     ):
         warnings.filterwarnings('ignore', message, UserWarning)

@@ -8,9 +8,9 @@ import sys
 USAGE = """usage: python -m trainer.chainer_compat SCRIPT.py [ARG ...]
        python -m trainer.chainer_compat -m MODULE [ARG ...]
 
-Run a program for Chainer 7.8.1, unchanged: with what Chainer misses today supplied, and
-with the names that NumPy has removed since 1.20; each that the program uses is reported
-once. The processes that it starts are run likewise."""
+Run a program for Chainer 7.8.1, unchanged: with what Chainer lacks today supplied, and
+with the names that NumPy has removed since 1.20. Each such name that the program uses is
+reported once. Processes that it starts run in the same way."""
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     path = os.pathsep.join(filter(None, [site, os.environ.get('PYTHONPATH')]))
     environment = os.environ | {'PYTHONPATH': path}
     command = [sys.executable, *arguments]
-    if os.name == 'nt':  # there, exec would return to the shell at once
+    if os.name == 'nt':  # on Windows, exec would return to the shell at once
         return subprocess.run(command, env=environment).returncode
     os.execve(sys.executable, command, environment)
 

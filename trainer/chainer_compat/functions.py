@@ -1,7 +1,6 @@
-"""Functions of Chainer 7.8.1 that ask for what NumPy 2 and Python have changed.
+"""Functions of Chainer 7.8.1 that rely on what NumPy 2 and Python have changed.
 
-Each is wrapped, or finds under a name of its module what was there in its day; none is
-copied.
+Each is wrapped, or finds what it needs under a name of its module; none is copied.
 """
 
 import functools
@@ -25,12 +24,12 @@ ITEMS = Items()
 
 
 def numpy_since(version: str) -> Callable[[], bool]:
-    """Return a function that returns whether this is NumPy ``version`` or later."""
+    """Return a function that tells whether this is NumPy ``version`` or later."""
     return lambda: Version(numpy.__version__) >= Version(version)
 
 
 def with_names(function: types.FunctionType, **names: object) -> types.FunctionType:
-    """Return the function, which finds ``names`` in place of those of its module."""
+    """Return a copy of a function that finds ``names`` in place of those of its module."""
     renamed = types.FunctionType(
         function.__code__,
         {**function.__globals__, **names},
@@ -113,7 +112,7 @@ def _fix():
 
 
 class _Shaped(chainer.Initializer):
-    """Initializer of an array that a function sees in another shape."""
+    """Initializer that a function sees with another shape."""
 
     def __init__(self, fill, shape):
         super().__init__()

@@ -1,4 +1,4 @@
-"""How one thing that Chainer 7.8.1 misses is named, judged and supplied."""
+"""One thing that Chainer 7.8.1 lacks: its name, whether it is missing, how to supply it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One thing that Chainer misses.
+    """One thing that Chainer lacks.
 
     Attributes:
-        name: What is supplied or mended, under its full name.
-        why: Since when it is missing, and what asks for it.
-        missing: Whether it is missing here; nothing is supplied where it is not.
+        name: Full name of what is supplied or repaired.
+        why: Since when it is missing, and what needs it.
+        missing: Returns whether it is missing here.
         supply: Supplies it.
     """
 
@@ -22,7 +22,7 @@ class Item:
 
 
 class Items(list):
-    """Items in the order in which they are supplied."""
+    """Items, in the order in which they are supplied."""
 
     def add(
         self, name: str, why: str, missing: Callable[[], bool]

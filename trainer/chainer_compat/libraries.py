@@ -1,7 +1,6 @@
-"""What Chainer 7.8.1 and onnx_chainer expect of the libraries that they use where installed.
+"""What Chainer 7.8.1 and onnx_chainer expect of optional libraries.
 
-A module that is to be supplied is made when it is imported; nobody waits for a library
-that he does not use.
+A module is supplied when it is imported, so that unused libraries cost no time.
 """
 
 import ast
@@ -27,7 +26,7 @@ ITEMS = Items()
 
 
 def installed(requirement: str) -> bool:
-    """Return whether a package is installed, in a version that ``'name>=version'`` admits."""
+    """Return whether a package is installed in a version that ``'name>=version'`` admits."""
     wanted = Requirement(requirement)
     try:
         version = importlib.metadata.version(wanted.name)
@@ -37,7 +36,7 @@ def installed(requirement: str) -> bool:
 
 
 class StandIn(Loader):
-    """Finder and loader of one module, whose names a function fills in at import."""
+    """Finder and loader of a module that a function fills at import."""
 
     def __init__(self, name: str, fill: Callable[[ModuleType], None]) -> None:
         self.name = name
@@ -58,7 +57,7 @@ class StandIn(Loader):
 
 
 class Mended(StandIn):
-    """Finder and loader of one module that is there, mended by a function after its import."""
+    """Finder and loader of an existing module that a function repairs after its import."""
 
     loader: Loader
 
@@ -178,7 +177,7 @@ def _multi_node_normalization():
 
 def _mend_deepcopy(module):
     def deepcopy(self, memo):
-        memo[id(self.comm)] = self.comm  # the one thing that both have
+        memo[id(self.comm)] = self.comm  # an attribute that both have
         twin = memo[id(self)] = type(self).__new__(type(self))
         vars(twin).update(copy.deepcopy(vars(self), memo))
         return twin

@@ -38,7 +38,7 @@ def _no_system_info():
         return sys.version_info >= (3, 12)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # it warns that it will go
+            warnings.simplefilter('ignore')  # warns that it will be removed
             importlib.import_module('numpy.distutils.system_info')
     except ImportError:
         return True
@@ -65,8 +65,8 @@ def _stand_in_distutils():
 
 @contextlib.contextmanager
 def without_distutils() -> Iterator[None]:
-    """Keep Chainer's import from importing numpy.distutils, which takes 0.3 s and is asked on
-    macOS alone."""
+    """Keep Chainer's import from importing numpy.distutils, which takes 0.3 s and is needed only
+    on macOS."""
     if sys.platform == 'darwin' or 'numpy.distutils' in sys.modules:
         yield
         return

@@ -1,7 +1,7 @@
-"""The names that NumPy has removed since 1.20, for a program that still uses them.
+"""Names that NumPy has removed since 1.20, for programs that still use them.
 
-They are there only under ``python -m trainer.chainer_compat``: NumPy's own answer is an
-AttributeError, and whoever writes a program today should get it.
+They exist only under ``python -m trainer.chainer_compat``: new programs should get NumPy's
+AttributeError.
 """
 
 import math
@@ -10,7 +10,7 @@ import sys
 
 import numpy
 
-#: Name -> the expression that stands for it.
+#: Name -> expression that replaces it.
 NAMES = {
     # Removed in 1.23 and 1.24.
     'alen': 'len',
@@ -60,19 +60,19 @@ NAMES = {
     'sometrue': 'numpy.any',
     'string_': 'numpy.bytes_',
     'unicode_': 'numpy.str_',
-    # Removed after 2.0, or about to be.
+    # Removed after 2.0, or to be removed.
     'fix': 'numpy.trunc',
     'in1d': 'lambda a, b, **options: numpy.isin(numpy.ravel(a), b, **options)',
     'row_stack': 'numpy.vstack',
     'trapz': 'numpy.trapezoid',
 }
 
-# What has been reported is in the environment: the program's processes do not repeat it.
+# Reported names are kept in the environment, so that child processes do not repeat them.
 _REPORTED = 'CHAINER_COMPAT_REPORTED'
 
 
 def install() -> None:
-    """Make NumPy answer with :data:`NAMES`, and report each to stderr at its first use."""
+    """Give NumPy the :data:`NAMES`, and report each on stderr at its first use."""
     answer = numpy.__getattr__
 
     def __getattr__(name):
