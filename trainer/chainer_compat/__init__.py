@@ -91,7 +91,7 @@ def _expected_warnings():
 def _forkserver():
     import multiprocessing
 
-    # Python 3.14 starts workers from a fork server, which imports Chainer's
-    # iterators before anything of ours unless it is told to start here.
+    # Python 3.14 starts workers from a fork server, which would import Chainer's iterators
+    # before this package.
     if 'forkserver' in multiprocessing.get_all_start_methods():
         multiprocessing.set_forkserver_preload(['__main__', 'trainer'])

@@ -1,1 +1,1 @@
-"""A trained network answers: predictors, what images show, how often a network is right."""
+"""Inference: predictors, predictions for images, evaluation."""

@@ -1,8 +1,8 @@
 """Class activation maps (Zhou et al. 2016, arXiv 1512.04150): where a network sees a class.
 
-A network averages its last feature maps f_k and weights the means with the classifier's w_k. So
-the sum of w_k f_k is a map whose mean, plus the bias, is the score. (The 2017 CIFAR network has
-batch normalisation there, which belongs to w_k, and a ReLU on the score.)
+A network averages its last feature maps f_k and multiplies the means by the classifier's weights
+w_k. So the sum of w_k f_k is a map whose mean, plus the bias, is the score. (In the 2017 CIFAR
+network, w_k includes batch normalisation, and the score passes a ReLU.)
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 class Explanation(NamedTuple):
-    """What an image shows where.
+    """The class activation maps of an image.
 
     Attributes:
-        prediction: Of the image.
-        image: uint8 (height, width, 3), as the network was given it, before normalisation.
-        maps: float32 (answers, rows, columns), of the prediction's answers.
+        prediction: The prediction for the image.
+        image: The network's input before normalisation, uint8 (height, width, 3).
+        maps: A map for each answer of the prediction, float32 (answers, rows, columns).
     """
 
     prediction: Prediction
@@ -45,17 +45,17 @@ def activation_maps(network: Network, x: np.ndarray, classes: npt.ArrayLike) -> 
     """Compute class activation maps.
 
     Args:
-        network: The network, anywhere.
+        network: The network, on any device.
         x: Images, float32 (batch, 3, height, width), preprocessed.
         classes: Numbers of classes, int (batch, n).
 
     Returns:
-        float32 (batch, n, rows, columns) of the last stage: 7x7 for an image of 224x224. The mean
-        over rows and columns, plus :func:`bias`, is the score before a ReLU.
+        float32 (batch, n, rows, columns), at the last stage's resolution: 7x7 for an image of
+        224x224. The mean over rows and columns, plus :func:`bias`, is the score before a ReLU.
     """
     with chainer.no_backprop_mode(), chainer.using_config('train', False):
         x = chainer.Variable(network.device.send(np.asarray(x, np.float32)))
-        # The last is the mean.
+        # The last activation is the mean.
         (_, h), _ = collections.deque(network.activations(x), maxlen=2)
     get = chainer.get_device('@numpy').send
     weights = get(_classifier(network)[0])[np.asarray(classes)]
@@ -72,16 +72,16 @@ def _classifier(network):
 
 
 def bias(network: Network) -> np.ndarray:
-    """Return what the classifier adds to the mean of each class's map: float32 (classes,)."""
+    """Return the bias that is added to the mean of each class's map: float32 (classes,)."""
     return chainer.get_device('@numpy').send(_classifier(network)[1])
 
 
 def seen(transform: Preprocessing, source: Source) -> np.ndarray:
-    """Return an image as a network is given it for evaluation, before normalisation.
+    """Return the image that a network sees in evaluation, before normalisation.
 
     Args:
         transform: A class of ``data_augmentation``.
-        source: As the class takes it.
+        source: An image, in any form that the class takes.
 
     Returns:
         uint8 (height, width, 3).
@@ -93,18 +93,18 @@ def seen(transform: Preprocessing, source: Source) -> np.ndarray:
 
 
 def explain(network: Network, said: Prediction, upright: bool = True) -> Explanation:
-    """Say where in an image the classes are that a network sees there.
+    """Compute the class activation maps of a prediction's answers.
 
     Args:
         network: The network.
-        said: Of an image that could be read.
+        said: Prediction for an image that could be read.
         upright: See :func:`trainer.inference.prediction.predict`.
 
     Returns:
         Explanation
 
     Raises:
-        trainer.errors.InputError: The image cannot be read any more.
+        trainer.errors.InputError: The image can no longer be read.
     """
     transform = prediction.preprocessing([network])
     source = decoding.upright(said.source) if upright else said.source

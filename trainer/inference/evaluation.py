@@ -1,4 +1,4 @@
-"""How well scores fit labels, and how well networks recognise the images in files."""
+"""Evaluation of networks on labelled images in files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Evaluation(NamedTuple):
-    """What :func:`evaluate` finds.
+    """The result of :func:`evaluate`.
 
     Attributes:
-        tally: Of the images that could be read.
-        unreadable: (path, what is wrong with it) of the others.
-        seconds: What it took.
+        tally: Counts over the images that could be read.
+        unreadable: (path, error) of the other images.
+        seconds: Duration.
         computed_by: The engine and its precision.
     """
 
@@ -46,21 +46,21 @@ def evaluate(
     progress: Callable[[int, Tally], object] | None = None,
     each: Callable[[np.ndarray, np.ndarray, np.ndarray], object] | None = None,
 ) -> Evaluation:
-    """Count how many images networks recognise.
+    """Measure loss and accuracy of networks on images.
 
-    An image that cannot be read is neither right nor wrong: it is not counted, but named.
+    Images that cannot be read are reported and not counted.
 
     Args:
-        networks: One, or several whose posteriors are averaged; see
+        networks: One network, or several, whose posterior probabilities are averaged; see
             :func:`trainer.inference.prediction.predictors`.
         images: The images.
         batch: Images, or crops, in a batch.
-        divide: Each batch is computed in so many chunks.
+        divide: Chunks in which each batch is computed.
         ten_crop: Whether to average over ten crops of each image.
-        workers: Processes that load; ``None``: one for each core; 0: this one.
+        workers: Processes that load images; ``None``: one per core; 0: this process.
         progress: Called with (number of images, Tally) after each batch.
-        each: Called with the indices, labels and scores of each batch's images that could be read
-            (:class:`trainer.reports.results.Results`).
+        each: Called after each batch with indices, labels and scores of the images that could be
+            read (:class:`trainer.reports.results.Results`).
 
     Returns:
         Evaluation
@@ -97,17 +97,17 @@ def features(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[tuple[str, str]]:
-    """Compute what enters the classifier; averaged where there are ten crops.
+    """Compute the classifier's inputs, averaged over ten crops if there are.
 
     Args:
         network: The network.
         write: Called with float32 (images of a batch, channels), in the order of ``images``; rows
-            of those that could not be read are nan.
+            of images that could not be read are nan.
         progress: Called with (number of images) after each batch.
         images, batch, divide, ten_crop, workers: See :func:`evaluate`.
 
     Returns:
-        (path, what is wrong with it) of the images that could not be read.
+        (path, error) of the images that could not be read.
 
     Raises:
         trainer.errors.InputError: No image could be read.
@@ -129,16 +129,15 @@ def save_features(
 ) -> list[tuple[str, str]]:
     """Write :func:`features` as an npy file, float32 (images, channels).
 
-    Beside it, ``.json`` for ``.npy``, a file tells what the rows are: ``images``
-    (paths), ``labels`` and ``categories``, and ``unreadable`` (path and error of each).
-    Both appear whole or not at all.
+    A JSON file of the same name describes the rows: ``images`` (paths), ``labels``,
+    ``categories`` and ``unreadable`` (path and error of each). Both appear whole or not at all.
 
     Args:
         path: The npy file.
         network, images, kwargs: See :func:`features`.
 
     Returns:
-        As :func:`features`.
+        See :func:`features`.
 
     Raises:
         trainer.errors.InputError: The name does not end in ``.npy``, or no image
@@ -189,10 +188,10 @@ def _chunk(batch, divide):
 
 
 def _each_batch(predictors, images, batch, ten_crop, workers, use, progress=None):
-    """Call ``use(x of what could be read, its places in the batch, indices of the batch)``.
+    """Call ``use`` with each batch: (readable images, their places in the batch, all indices).
 
     Returns:
-        list: (path, what is wrong with it) of the images that could not be read.
+        list: (path, error) of the images that could not be read.
     """
     load = prediction.ImageLoader(
         prediction.preprocessing([predictor.network for predictor in predictors]),

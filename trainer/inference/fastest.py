@@ -1,7 +1,7 @@
 """Chooses the fastest installed engine for inference on this CPU, by timing once.
 
-Which of OpenVINO and ONNX Runtime is faster depends on the CPU. The choice is cached beside
-Chainer's datasets, for each CPU and version of the packages.
+Whether OpenVINO or ONNX Runtime is faster depends on the CPU. The choice is cached in Chainer's
+dataset folder, per CPU and package version.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from trainer import files
 #: Engines that run the network's ONNX graph, in the order of preference if untimed.
 CANDIDATES = ('openvino', 'onnxruntime')
 
-#: Images in the batches that are timed, and rounds.
+#: Batch sizes that are timed, and number of rounds.
 _BATCHES, _ROUNDS = (1, 8), 3
 
 
@@ -72,9 +72,9 @@ def engine(names: list, make: Callable, side: int) -> str:
     """Return the fastest of some engines, timed or from the cache.
 
     Args:
-        names: Of engines that are installed, at least one.
-        make: Makes the predictor of an engine, by its name.
-        side: Width and height of the images that are timed, in pixels.
+        names: Names of installed engines, at least one.
+        make: Returns the predictor of an engine, given its name.
+        side: Width and height of the timed images, in pixels.
     """
     if len(names) == 1:
         return names[0]
@@ -83,6 +83,6 @@ def engine(names: list, make: Callable, side: int) -> str:
         return kept[key]
     print(f'timing {" and ".join(names)} on this CPU, once', file=sys.stderr)
     kept[key] = _time({name: make(name) for name in names}, side)
-    with contextlib.suppress(OSError):  # without a cache they are timed again next time
+    with contextlib.suppress(OSError):  # without a cache, the next call times them again
         files.save_json(_path(), kept)
     return kept[key]

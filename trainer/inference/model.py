@@ -1,5 +1,4 @@
-"""What users call on a network beside computing with it: the original's helpers, files of
-weights, inference."""
+"""The public methods of networks: the original's helpers, files of weights, inference."""
 
 from __future__ import annotations
 
@@ -24,16 +23,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trainer.inference.predictors import Predictor
-    from trainer.networks.base import Network as _Computing  # which each class derives from
+    from trainer.networks.base import Network as _Computing  # the other base class of each network
     from trainer.types import Path
 else:
     _Computing = object
 
 
 class Model(_Computing):
-    """The methods that :class:`resnext.ResNext` and its like have from here.
+    """Mixin with the public methods of the networks.
 
-    The classes at the top derive from it and from a
+    The classes in the top-level modules derive from it and from a
     :class:`trainer.networks.base.Network`, which computes.
     """
 
@@ -43,25 +42,25 @@ class Model(_Computing):
         precision: str = 'float32',
         calibration: Path | Sequence[np.ndarray] | None = None,
     ) -> Predictor:
-        """Make the network ready for inference alone, as fast as it goes.
+        """Prepare the network for the fastest inference.
 
         Args:
-            engine: 'reference' (plain Chainer, where the network is), 'openvino' or 'onnxruntime'
-                (CPU), or 'cudnn' (GPU). ``None``: the faster of the two on a CPU and 'cudnn' on a
-                GPU where they are installed, else 'reference'.
-            precision: 'float32'; openvino: 'bfloat16' as well, where the CPU has it, and 'int8';
-                cudnn: 'tf32' and 'mixed' as well.
-            calibration: For 'int8': a folder of images of the kind that is to be recognised,
-                some hundred; or a sequence of preprocessed ones, float32 (3, height, width).
+            engine: 'reference' (plain Chainer, on the network's device), 'openvino' or
+                'onnxruntime' (CPU), or 'cudnn' (GPU). ``None``: the faster of the two on a CPU, or
+                'cudnn' on a GPU, if installed; else 'reference'.
+            precision: 'float32'; with openvino also 'bfloat16', if the CPU has it, and 'int8';
+                with cudnn also 'tf32' and 'mixed'.
+            calibration: For 'int8': a folder of some hundred images like those to classify, or a
+                sequence of preprocessed images, float32 (3, height, width).
 
         Returns:
-            Called with float32 (batch, 3, height, width), it returns float32 (batch, classes),
-            before softmax. Only 'reference' sees later weight updates; for the others call its
-            ``refresh()`` or make it anew.
+            Maps float32 (batch, 3, height, width) to scores before softmax, float32 (batch,
+            classes). Only 'reference' sees later weight updates; for the others call
+            ``refresh()`` or prepare the network again.
 
         Raises:
-            trainer.errors.InputError: There is no such engine, it is not installed, or has
-                not the precision.
+            trainer.errors.InputError: There is no such engine, it is not installed, or it lacks
+                the precision.
         """
         return predictors.predictor(self, engine, precision, calibration=calibration)
 
@@ -69,14 +68,14 @@ class Model(_Computing):
     def accuracy(
         cls, y: chainer.Variable | np.ndarray, t: chainer.Variable | np.ndarray, xp: ModuleType = np
     ) -> tuple[dict[int, int], dict[tuple[int, int], int]]:
-        """Count what was recognised and what was mistaken.
+        """Count correct and wrong answers.
 
         Args:
             y: Scores (batch, classes).
             t: Labels (batch,).
 
         Returns:
-            Label -> images recognised, and (label, answer) -> images mistaken.
+            Label -> correctly classified images, and (label, answer) -> wrongly classified images.
         """
         right, _, wrong = cls.accuracy_n(y, t, xp, 1)
         return right, wrong
@@ -88,8 +87,8 @@ class Model(_Computing):
         xp: ModuleType = np,
         n: int = 5,
     ) -> tuple[dict[int, int], dict[int, int], dict[tuple[int, int], int]]:
-        """As :meth:`accuracy`, with label -> images whose label is among the ``n`` best
-        as the second of three."""
+        """Like :meth:`accuracy`, but return three dicts; the second is label -> images whose label
+        is among the ``n`` best classes."""
         y = chainer.backends.cuda.to_cpu(getattr(y, 'array', y))
         t = chainer.backends.cuda.to_cpu(getattr(t, 'array', t))
         best = metrics.top_k(y, n)
@@ -100,12 +99,12 @@ class Model(_Computing):
         return right, right_n, wrong
 
     def set_geometry(self, **changes: Any) -> None:
-        """Change how images are made for testing; npz and safetensors files keep it.
+        """Change the test geometry of images; npz and safetensors files store it.
 
         Args:
             changes: Attributes of :class:`trainer.transforms.geometry.Geometry`:
                 ``img_size``, ``crop_pct``, ``interpolation``, ``mean``, ``std``; the others
-                stay as they are. None: as the preprocessing of training has it.
+                stay as they are. Without arguments: the geometry of the preprocessing.
 
         Raises:
             trainer.errors.InputError: A value cannot be used, or the network is not for
@@ -131,7 +130,7 @@ class Model(_Computing):
         description.set_geometry(self, changed)
 
     def load_model(self, path: Path) -> None:
-        """Load weights from a file of any format that is read.
+        """Load weights from a file of any supported format.
 
         Args:
             path: The file: npz of this project or of the original program, in any layout of
@@ -139,8 +138,8 @@ class Model(_Computing):
                 original's convolution biases go into the running means, exactly.
 
         Raises:
-            trainer.errors.InputError: The file is damaged or holds another network;
-                the network is then as it was.
+            trainer.errors.InputError: The file is damaged or holds another network. The network
+                is then unchanged.
         """
         path = published.local(path)
         if formats.kind_of(path) == 'npz':
@@ -153,11 +152,11 @@ class Model(_Computing):
         """Save the weights as npz, float32; the file appears whole or not at all.
 
         Args:
-            path: The file, any name.
-            gpu: Ignored; the original moved the model to and fro.
-            layout: ``None``: this project's, form C of the paper's figure 3. 'form-b' or 'form-a':
-                with its branches apart (:mod:`trainer.weights.forms`). 'original': what the 2017
-                program reads (convolution biases are 0).
+            path: The file to write, with any suffix.
+            gpu: Ignored; the original moved the model to the CPU and back.
+            layout: ``None``: this project's layout, form C of the paper's figure 3. 'form-b' or
+                'form-a': with separate branches (:mod:`trainer.weights.forms`). 'original': the
+                2017 program's layout (convolution biases are 0).
 
         Raises:
             trainer.errors.InputError: The 2017 program cannot hold this network.
@@ -166,7 +165,7 @@ class Model(_Computing):
         return True
 
     def check_gpu(self, gpu: int) -> bool:
-        """Move the network to the GPU ``gpu``, or to the CPU where it is below 0.
+        """Move the network to the GPU ``gpu``, or to the CPU if that is negative.
 
         Returns:
             Whether it is on a GPU now.
@@ -195,11 +194,10 @@ class Model(_Computing):
 
         Args:
             X: A batch, for example a list of (3, height, width) arrays.
-            dtype: Its type: float32 for images, int32 for labels.
-            volatile: Accepted for the sake of code of Chainer v1; ``True`` means that no gradient
-                of ``X`` itself is wanted.
-            xp: numpy or cupy, where not the network's own.
-            gpu: A GPU, where not the network's own.
+            dtype: float32 for images, int32 for labels.
+            volatile: For code of Chainer v1; ``True``: ``X`` needs no gradient.
+            xp: numpy or cupy; by default the network's.
+            gpu: Number of a GPU; by default the network's device.
         """
         if gpu is not None and gpu >= 0:
             device = devices.get(gpu)

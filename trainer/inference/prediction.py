@@ -1,4 +1,4 @@
-"""What networks say about images."""
+"""Predictions of networks for images."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Answer(NamedTuple):
 
     Attributes:
         number: Index of the class.
-        synset: Of ImageNet, or ``None``.
-        name: Of the class.
+        synset: ImageNet's synset of the class, or ``None``.
+        name: Name of the class.
         probability: 0..1.
     """
 
@@ -38,12 +38,12 @@ class Answer(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What :func:`predict` says about one image.
+    """Prediction for one image.
 
     Attributes:
-        source: The image as it was given.
-        answers: The likeliest first; none where the image could not be read.
-        error: Why it could not; ``None`` where it could.
+        source: The image, as passed to :func:`predict`.
+        answers: The likeliest classes, best first; empty if the image could not be read.
+        error: Why the image could not be read, or ``None``.
     """
 
     source: Source
@@ -56,10 +56,10 @@ def preprocessing(networks: Sequence[Network]) -> Preprocessing:
     :class:`trainer.transforms.geometry.Geometry`.
 
     Args:
-        networks: One or more.
+        networks: One or more networks.
 
     Raises:
-        trainer.errors.InputError: They have different ones, or one has none.
+        trainer.errors.InputError: Their preprocessing differs, or one has none.
     """
     names = sorted({str(network.geometry or network.preprocessing) for network in networks})
     if names[1:]:
@@ -76,23 +76,23 @@ def preprocessing(networks: Sequence[Network]) -> Preprocessing:
 
 
 class ImageLoader:
-    """Loads images for evaluation, as :func:`trainer.datasets.parallel.one_by_one` wants it.
+    """Loads images for evaluation, for :func:`trainer.datasets.parallel.one_by_one`.
 
     Args:
-        transform: A class of ``data_augmentation``, or data.
-        sources: Paths, or whatever the class takes; items are indices into it.
-        ten_crop: Whether to take ten crops of each.
+        transform: A class of ``data_augmentation``, or a geometry.
+        sources: Paths, or other images that the class takes; items are indices into it.
+        ten_crop: Whether to take ten crops of each image.
         rows: Whether predictors make images of rows of bytes (:func:`take_rows`).
-        upright: Whether images are turned as their EXIF orientation says.
+        upright: Whether images are turned upright by their EXIF orientation.
 
     Attributes:
         crops: Crops of each image: 1 or 10.
-        shape: (3, height, width), or (10, 3, height, width); of rows, (row bytes,) or (10, row
+        shape: (3, height, width) or (10, 3, height, width); for rows, (row bytes,) or (10, row
             bytes).
         dtype: float32, or uint8.
 
     Raises:
-        trainer.errors.InputError: The class makes no ten crops.
+        trainer.errors.InputError: The class cannot make ten crops.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class ImageLoader:
         self.sources = sources
         self.upright = upright
         self.crops: int = 10 if ten_crop else 1
-        makes: Any = transform  # crops and rows are of some classes alone
+        makes: Any = transform  # only some classes can make crops and rows
         shape: tuple[int, ...] = makes.shape
         self.dtype: type[np.generic] = np.float32
         self._transform = makes.ten_crop if ten_crop else makes.test
@@ -121,7 +121,7 @@ class ImageLoader:
         """Load all images in order; see :func:`trainer.datasets.parallel.batches`.
 
         Args:
-            batch: Images in a batch; of several crops, so many fewer.
+            batch: Images in a batch; with several crops, crops in a batch.
             workers: Processes.
         """
         size = max(1, min(batch // self.crops, len(self.sources)))
@@ -134,15 +134,15 @@ class ImageLoader:
         try:
             self._transform(decoding.upright(source) if self.upright else source, out=out)
         except InputError as e:
-            # Whoever asked knows which image it is.
+            # The caller knows which image it is.
             raise InputError(str(e).removeprefix(printable(f'{source}:') + ' ')) from None
 
 
 def predictors(networks: Sequence[Model | Predictor]) -> list[Predictor]:
-    """Return the predictors of networks, by their default engine, where they are not yet ones.
+    """Return predictors: given ones as they are, and networks with their default engine.
 
     Args:
-        networks: Of :class:`trainer.networks.base.Network` or
+        networks: Instances of :class:`trainer.networks.base.Network` or
             :class:`trainer.inference.predictors.Predictor`.
     """
     return [n if isinstance(n, Predictor) else n.predictor() for n in networks]
@@ -172,13 +172,13 @@ def compute(
         x: float32 (images, 3, height, width), or with crops of each, (images, crops, 3, height,
             width); or rows, uint8 (images, row bytes) or (images, crops, row bytes), where
             :func:`take_rows` says so.
-        chunk: Images or crops that are computed at a time; ``None``: all.
+        chunk: Images or crops per call of ``function``; ``None``: all.
 
     Returns:
         (images, ...), or (images, crops, ...).
 
     Raises:
-        trainer.errors.InputError: It is not finite.
+        trainer.errors.InputError: The result is not finite.
     """
     item = _item(x)
     flat = x.reshape((-1,) + item)
@@ -194,17 +194,17 @@ def compute(
 def scores(
     networks: Sequence[Model | Predictor], x: np.ndarray, chunk: int | None = None
 ) -> np.ndarray:
-    """Compute the scores of images, by one network or several together.
+    """Compute the scores of images with one network or several.
 
     The posteriors (softmax) of all networks for all crops of an image are averaged.
 
     Args:
-        networks: Of the same classes; see :func:`predictors`.
+        networks: Networks with the same classes; see :func:`predictors`.
         x, chunk: See :func:`compute`.
 
     Returns:
-        (images, classes): the scores before softmax of one network for one crop, otherwise the
-        logarithms of the averaged posteriors, float64.
+        (images, classes): scores before softmax of one network for one crop; otherwise logarithms
+        of the averaged posteriors, float64.
     """
     computed = [compute(predictor, x, chunk) for predictor in predictors(networks)]
     if len(computed) == 1 and x.ndim == 1 + len(_item(x)):
@@ -219,7 +219,7 @@ def averaged(networks: Sequence[Model | Predictor]) -> list[Predictor]:
     """Return :func:`predictors` of networks whose posteriors are averaged.
 
     Raises:
-        trainer.errors.InputError: Their classes are not the same.
+        trainer.errors.InputError: The networks have different classes.
     """
     computing = predictors(networks)
     first, *others = (predictor.network for predictor in computing)
@@ -243,25 +243,26 @@ def predict(
     ten_crop: bool = False,
     upright: bool = True,
 ) -> Iterator[Prediction]:
-    """Say what images show.
+    """Classify images.
 
     Args:
-        networks: One, or several whose posteriors are averaged; see :func:`predictors`.
+        networks: One network, or several, whose posterior probabilities are averaged; see
+            :func:`predictors`.
         sources: Paths, or images as the network's preprocessing takes them
             (:mod:`data_augmentation`).
-        k: Classes for each.
-        batch: Images, or crops, that are computed at a time.
-        workers: Processes that load; 0: this one loads; ``None``: it does where there is but one
-            batch, otherwise one process for each core.
+        k: Answers per image.
+        batch: Images, or crops, in a batch.
+        workers: Processes that load images; 0: this process; ``None``: this process if there is
+            only one batch, otherwise one per core.
         ten_crop: Whether to average over ten crops.
-        upright: Whether images are turned as their EXIF orientation says; the evaluation on
-            ImageNet does not, as Torch7 did not.
+        upright: Whether images are turned upright by their EXIF orientation; the evaluation on
+            ImageNet does not do that, as Torch7 did not.
 
     Yields:
-        In the order of ``sources``.
+        Predictions, in the order of ``sources``.
 
     Raises:
-        trainer.errors.InputError: The networks cannot be used together, or with images.
+        trainer.errors.InputError: The networks cannot be used together, or not with images.
     """
     computing = averaged(networks)
     shown = [predictor.network for predictor in computing]

@@ -1,8 +1,8 @@
-"""Networks in integers of 8 bits, for OpenVINO: nncf measures what range the activations have on
-calibration images, and rounds weights and activations to 256 steps of it.
+"""Quantisation to 8-bit integers, for OpenVINO: nncf measures the range of activations on
+calibration images, and rounds weights and activations to 256 steps.
 
-Needs the packages nncf, openvino and onnx (extra ``int8``). What was quantised is kept, so that
-the same network and images are calibrated once.
+Needs the packages nncf, openvino and onnx (extra ``int8``). Quantised networks are cached, so that
+the same network and images are calibrated only once.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.types import Path
 
-#: Calibration images, at most: of more, some at even distances are taken. nncf's default.
+#: Most calibration images (nncf's default); of more, evenly spaced ones are taken.
 IMAGES = 300
 
-#: Input channels that a group of a convolution has at least: narrower groups are merged, with
-#: zeros between them. oneDNN's 8-bit kernels take as long for 4 channels as for 32; with 32,
-#: ResNeXt-50 32x4d is 1.1 times as fast.
+#: Fewest input channels per group of a convolution: narrower groups are merged, with zeros between
+#: them. oneDNN's 8-bit kernels take as long for 4 channels as for 32; merging makes ResNeXt-50
+#: 32x4d 1.1 times as fast.
 GROUP_WIDTH = 32
 
-# Counts up when what is kept would be another.
+# Increased whenever quantised networks change.
 _VERSION = 1
 
 
 def quantized(network: Network, calibration: Path | Sequence[np.ndarray]) -> openvino.Model:
-    """Quantise a network, or take what is kept of it.
+    """Quantise a network, or load it from the cache.
 
     Args:
         network: The network.
-        calibration: A folder (str or os.PathLike) with images in it or below it, of which
-            :data:`IMAGES` at even distances are taken and preprocessed as for prediction; or
-            a sequence of preprocessed images, float32 (3, height, width), all of which are.
+        calibration: A folder (str or os.PathLike) with images in it or its subfolders, of which
+            :data:`IMAGES` evenly spaced ones are taken and preprocessed as for prediction; or a
+            sequence of preprocessed images, float32 (3, height, width), which are all used.
 
     Returns:
         openvino.Model: With input ``x`` and outputs ``scores`` and ``features``, as
@@ -84,7 +84,7 @@ def quantized(network: Network, calibration: Path | Sequence[np.ndarray]) -> ope
 
 
 class _Images:
-    """Images of files, each preprocessed when it is asked for; the digest is of the files."""
+    """Images in files, preprocessed on access; the digest is of the files."""
 
     def __init__(self, network, paths):
         self._load = prediction.ImageLoader(
@@ -107,7 +107,7 @@ class _Images:
 
 
 class _Arrays:
-    """Images as they are given; the digest is of their numbers."""
+    """Preprocessed images; the digest is of their values."""
 
     def __init__(self, given):
         self._images = [np.ascontiguousarray(x, np.float32) for x in given]
@@ -134,10 +134,10 @@ def _digest_of(path):
 
 
 def check(calibration: Path) -> list[str]:
-    """Return the files of a folder that calibrate.
+    """Return the files in a folder that are used for calibration.
 
     Raises:
-        trainer.errors.InputError: It is no folder, or there are no images in it.
+        trainer.errors.InputError: It is not a folder, or there are no images in it.
     """
     path = os.fspath(calibration)
     if not os.path.isdir(path):
@@ -162,7 +162,7 @@ def _images(network, calibration):
 
 
 def _digest(network, images, versions):
-    """Return a digest of all that decides what a quantised network is, hexadecimal."""
+    """Return a hexadecimal digest of everything that determines a quantised network."""
     digest = hashlib.sha256()
     described = description.of(network) | {'preprocessing': str(network.preprocessing)}
     digest.update(json.dumps([_VERSION, GROUP_WIDTH, versions, described]).encode())
@@ -175,7 +175,7 @@ def _digest(network, images, versions):
 
 
 def _keep(openvino, model, path):
-    """Write a model beside Chainer's datasets: ``.bin``, then ``.xml``, each whole."""
+    """Write a model to the cache: ``.bin``, then ``.xml``, each whole."""
     stem, _ = os.path.splitext(path)
     with tempfile.TemporaryDirectory() as made:
         openvino.save_model(model, os.path.join(made, 'model.xml'), compress_to_fp16=False)

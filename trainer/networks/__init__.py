@@ -1,2 +1,2 @@
-"""What the networks are made of. The networks themselves are at the top:
+"""The parts of the networks. The networks themselves are in the top-level modules
 ``resnext.py`` (CIFAR) and ``resnext_ilsvrc.py`` (ImageNet)."""

@@ -1,4 +1,4 @@
-"""What both networks have in common: the original's ``nutszebra_chainer.Model``."""
+"""The base class of all networks, after the original's ``nutszebra_chainer.Model``."""
 
 import collections
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from trainer.networks.layers import StageConfig
 
 
 def _with_parts(path, link):
-    """Yield (path, link), or the same of the layers in it."""
+    """Yield (path, link), or those of the layers inside the link."""
     if isinstance(link, (layers.DeepStem, layers.SqueezeExcite)):
         for part in link.children():
             yield f'{path}/{part.name}', part
@@ -27,35 +27,35 @@ def _with_parts(path, link):
 class Network(chainer.Chain):
     """Stem, stages of :class:`~trainer.networks.layers.Bottleneck`, pooling, classifier.
 
-    A subclass calls :meth:`_build`, has a link ``fc`` and says how the parts
-    were called in 2017 (:meth:`original_units`).
+    A subclass calls :meth:`_build`, has a link ``fc``, and gives the names that the parts
+    had in 2017 (:meth:`original_units`).
 
     Attributes:
         category_num: Number of classes.
         stages: The stages.
         C: Cardinality.
-        d: Base width, of one group in stage 1.
+        d: Base width: width of one group in stage 1.
         block_num: Blocks in each stage.
         stem_width: Channels of the stem.
-        classes: Names of the classes, or ``None``. Kept in npz files.
+        classes: Names of the classes, or ``None``. Stored in npz files.
     """
 
-    #: The name that npz files know the network by (:mod:`trainer.weights.description`).
+    #: Name of the network in npz files (:mod:`trainer.weights.description`).
     kind: str = ''
     #: The class of ``data_augmentation`` that belongs to the network.
     preprocessing: str | None = None
-    #: How its images are made for testing (:class:`trainer.transforms.geometry.Geometry`);
-    #: ``None``: as its preprocessing does.
+    #: Geometry of its test images (:class:`trainer.transforms.geometry.Geometry`); ``None``: that
+    #: of its preprocessing.
     geometry: Any = None  # of a module above this one
-    #: Height and width of the images that it is made for; it takes others.
+    #: Height and width of the images for which it is made; it accepts other sizes.
     image_size: int = 32
-    #: ``False``: its classifier has no weights, as its file held none.
+    #: ``False``: its classifier has no weights, as the file had none.
     has_classifier: bool = True
     #: Whether the 3x3/2 max pooling after the stem rounds sizes up; ``None``: no pooling.
     round_up_pooling: bool | None = None
-    #: Its padding.
+    #: Padding of that pooling.
     pool_pad: int = 1
-    #: What sets it apart from the plain network of its class: constructor's arguments.
+    #: Arguments of the constructor that distinguish it from the plain network of its class.
     variant: Mapping[str, object] = {}
 
     category_num: int
@@ -83,7 +83,7 @@ class Network(chainer.Chain):
         self.d = stages[0].width // stages[0].groups
         self.eps = eps
         self.classes = None
-        # Chainer names links after their attribute; the original's name is the run's.
+        # Chainer names links after their attribute; in the original, the name is that of the run.
         self.name = f'ResNext_{category_num}_{self.C}'
         if deep_stem is None:
             self.add_link('stem', layers.ConvBN(3, stem_width, ksize, stride, pad, eps=eps))
@@ -102,7 +102,7 @@ class Network(chainer.Chain):
         Args:
             depth: Layers, as :meth:`blocks_of_depth` takes them.
             category_num: Number of classes.
-            arguments: Further ones of the class, but for ``block_num``.
+            arguments: Further arguments of the class, except ``block_num``.
 
         Raises:
             trainer.errors.InputError: There is no network of so many layers.
@@ -111,12 +111,12 @@ class Network(chainer.Chain):
 
     @classmethod
     def of_sizes(cls, category_num: int, sizes: Mapping[str, Any], **variant: object) -> Self:
-        """Build a network, its weights zero, from sizes as flags and recipes call them.
+        """Build a network with zero weights from sizes, by their names in flags and recipes.
 
         Args:
             category_num: Number of classes.
-            sizes: 'block_num', 'C', 'd', 'shortcut', and what else the network has of 'multi' and
-                'widen_factor'.
+            sizes: 'block_num', 'C', 'd', 'shortcut', and 'multi' or 'widen_factor', if the network
+                has it.
             variant: Further arguments of the class.
         """
         return cls(
@@ -132,7 +132,7 @@ class Network(chainer.Chain):
 
     @staticmethod
     def expansion(sizes: Mapping[str, Any]) -> float:
-        """Return what says how wide a block's output is, of the sizes for :meth:`of_sizes`."""
+        """Return the size, of those for :meth:`of_sizes`, that sets the width of outputs."""
         raise NotImplementedError
 
     @staticmethod
@@ -151,7 +151,7 @@ class Network(chainer.Chain):
 
     @property
     def layers(self) -> int:
-        """Depth as the paper counts it: stem, three convolutions a block, classifier."""
+        """Depth as the paper counts it: stem, three convolutions per block, classifier."""
         return 3 * sum(self.block_num) + 2
 
     @property
@@ -171,7 +171,7 @@ class Network(chainer.Chain):
                         yield from _with_parts(f'stage{i}/block{j}/{part}', getattr(block, part))
         yield 'fc', self.fc
 
-    # What a network computes.
+    # Computation.
 
     def activations(self, x: chainer.Variable) -> Iterator[tuple[str, chainer.Variable]]:
         """Yield (name, feature map) after the stem, the pooling and each stage, in order.
@@ -190,11 +190,11 @@ class Network(chainer.Chain):
         yield 'features', engines.current().global_average_pooling(h)
 
     def features(self, x: chainer.Variable) -> chainer.Variable:
-        """Compute what enters the classifier: (batch, channels, 1, 1)."""
+        """Compute the classifier's input: (batch, channels, 1, 1)."""
         return collections.deque(self.activations(x), maxlen=1).pop()[1]
 
     def classify(self, h: chainer.Variable) -> chainer.Variable:
-        """Compute (batch, classes) scores from :meth:`features`."""
+        """Compute scores (batch, classes) from :meth:`features`."""
         raise NotImplementedError
 
     def forward(self, x: chainer.Variable, train: bool | None = None) -> chainer.Variable:
@@ -221,12 +221,12 @@ class Network(chainer.Chain):
     # Weights.
 
     def weight_initialization(self, seed: int | None = None) -> None:
-        """Fill the weights anew, as the original does (:mod:`trainer.networks.initialization`).
+        """Initialise the weights as the original does (:mod:`trainer.networks.initialization`).
 
         Biases and shifts become 0, scales 1, running means 0 and variances 1.
 
         Args:
-            seed: The same seed gives the same weights; ``None`` gives others each time.
+            seed: The same seed gives the same weights; ``None``: they differ at each call.
         """
         rng = np.random.default_rng(seed)
         for link in self.links():
@@ -246,22 +246,22 @@ class Network(chainer.Chain):
     def count_parameters(self) -> int:
         """Count the weights of the convolutions and of the classifier (no biases, no BN).
 
-        ``count_params()``, Chainer's own, counts everything that is trained.
+        Chainer's ``count_params()`` counts all trained parameters.
         """
         return sum(
             link.W.size for link in self.links() if isinstance(link, (L.Convolution2D, L.Linear))
         )
 
     def architecture(self) -> dict[str, Any]:
-        """Return what npz files record of the network, as JSON can hold it: the
-        constructor's arguments and the names of the classes."""
+        """Return the description of the network in npz files, as JSON values: the constructor's
+        arguments and the names of the classes."""
         raise NotImplementedError
 
     def original_units(self) -> list[tuple]:
-        """Return how the 2017 program called the parts, in its order.
+        """Return the 2017 program's names of the parts, in its order.
 
         Returns:
-            The fields of :class:`trainer.weights.layout_2017.Unit`.
+            List of the fields of :class:`trainer.weights.layout_2017.Unit`.
 
         Raises:
             trainer.errors.InputError: The 2017 program cannot hold this network.

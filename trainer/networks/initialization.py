@@ -1,4 +1,4 @@
-"""Initial weights as the sources draw them."""
+"""Initial weights, drawn as each source draws them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def orthonormal_relu(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Draw the weights of a convolution or of a fully connected layer, as the original does.
+    """Draw the weights of a convolution or fully connected layer, as the original does.
 
-    Its ``nutszebra_initialization.py``, ``orthonorm``.
+    Source: ``nutszebra_initialization.py``, ``orthonorm``.
 
     Each output filter is a matrix of (input channels, filter height x width):
     Gaussian numbers, orthonormalised (arXiv 1312.6120), then scaled to the
-    variance 2 / fan-in that keeps ReLU networks alive (arXiv 1502.01852).
+    variance 2 / fan-in (arXiv 1502.01852).
 
     Args:
         shape: (out, in, height, width) or (out, in).
@@ -35,25 +35,26 @@ def orthonormal_relu(shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
     else:
         u, _, v = np.linalg.svd(gaussian, full_matrices=False)
         q = u if u.shape == gaussian.shape else v
-    # A filter of one weight has no variance to scale by.
+    # A filter of one weight has no variance to scale.
     std = q.std(axis=(1, 2), keepdims=True)
     q = q / np.where(std == 0, 1, std) * np.sqrt(2.0 / (channels * area))
     return q.reshape(shape).astype(np.float32)
 
 
 def _he_by_inputs(shape, rng):
-    """Normal of variance 2 / inputs."""
+    """Draw from a normal distribution of variance 2 / inputs."""
     return rng.normal(0, np.sqrt(2 / shape[1]), shape)
 
 
 def _uniform(shape, rng, inputs=None):
-    """Uniform within 1 / sqrt(inputs), as ``nn.Linear`` of Torch7 and of PyTorch begins."""
+    """Draw uniformly within 1 / sqrt(inputs), as ``nn.Linear`` of Torch7 and PyTorch does."""
     bound = 1 / np.sqrt(inputs or shape[1])
     return rng.uniform(-bound, bound, shape)
 
 
-#: Name -> (weights of a classifier, its biases or ``None`` for 0). The convolutions of all
-#: of them are normal of variance 2 / (filter height x width x output channels).
+#: Name -> functions that draw the classifier's weights and biases (``None``: biases are 0). All
+#: sources draw convolutions from a normal distribution of variance 2 / (filter height x width x
+#: output channels).
 SOURCES = {
     'torch7': (_uniform, None),  # models/resnext.lua
     'prlz77': (_he_by_inputs, None),  # models/model.py
@@ -62,10 +63,10 @@ SOURCES = {
 
 
 def fill(network: Network, initialization: str, seed: int) -> None:
-    """Fill the weights of a network that was just built.
+    """Initialise the weights of a new network.
 
     Args:
-        network: Its weights are zero.
+        network: A network with zero weights.
         initialization: One of :data:`SOURCES`, or 'orthonormal', which is
             :meth:`trainer.networks.base.Network.weight_initialization`.
         seed: The same seed gives the same weights.
@@ -86,11 +87,11 @@ def fill(network: Network, initialization: str, seed: int) -> None:
 
 
 def zero_last(network: Network) -> None:
-    """Let each block begin as its shortcut: the last scale of batch normalisation becomes 0
-    (arXiv 1706.02677, section 5.1).
+    """Set the last scale of batch normalisation in each block to 0, so that the block starts as
+    its shortcut (arXiv 1706.02677, section 5.1).
 
     Args:
-        network: Its weights are filled.
+        network: A network with initialised weights.
     """
     for i in range(1, len(network.stages) + 1):
         for block in network[f'stage{i}'].children():

@@ -1,7 +1,7 @@
-"""The links that every network is made of.
+"""The links of which every network is made.
 
-They hold the parameters and say what is computed; the engine computes it
-(:mod:`trainer.engines`). Weights start as zeros: a network fills them with
+They hold the parameters and define the computation; an engine (:mod:`trainer.engines`) computes
+it. Weights start as zeros: a network fills them with
 :meth:`weight_initialization <trainer.networks.base.Network.weight_initialization>`
 or from a file.
 """
@@ -16,7 +16,7 @@ import chainer.links as L
 from trainer import engines
 from trainer.settings import settings
 
-#: Batch normalisation keeps this share of its running statistics at each batch.
+#: Share of its running statistics that batch normalisation keeps at each batch.
 BN_DECAY = 0.9
 
 
@@ -42,19 +42,19 @@ class StageConfig(NamedTuple):
     projections: str
 
 
-# Deeper than any network (6,002 layers): links cost far more memory than small weights.
+# More than any network has (6,002 layers): links take far more memory than small weights.
 _MAX_BLOCKS = 2000
 
 
 def check_arguments(**given: object) -> None:
-    """Check arguments of a network, and name the one that is wrong.
+    """Check the arguments of a network.
 
     Args:
         given: Positive integers; ``block_num`` a sequence of them; ``multiplier`` and
             ``widen_factor`` positive numbers.
 
     Raises:
-        ValueError: One is not.
+        ValueError: An argument is not; the message names it.
     """
     for name, value in given.items():
         if name == 'block_num':
@@ -111,7 +111,7 @@ def check_sizes(
 
 
 def _count_weights(category_num, stem, stages, se_reduction):
-    """Return how many weights :func:`check_sizes`'s network has."""
+    """Return the number of weights of the network of :func:`check_sizes`."""
     weights, channels = 0, 3
     for width, ksize in stem:
         weights += channels * width * ksize**2
@@ -137,7 +137,7 @@ def _count_weights(category_num, stem, stages, se_reduction):
 
 
 class ConvBN(chainer.Chain):
-    """Convolution, batch normalisation and, if asked for, ReLU.
+    """Convolution, batch normalisation and, optionally, ReLU.
 
     The convolution has no bias: batch normalisation would cancel it.
 
@@ -148,9 +148,9 @@ class ConvBN(chainer.Chain):
         stride: Stride.
         pad: Zero padding on each side.
         groups: Groups of the convolution.
-        relu: Whether there is a ReLU.
+        relu: Whether a ReLU follows.
         eps: Added to the variance by batch normalisation.
-        relu_first: Whether a residual is added behind the ReLU, not before it.
+        relu_first: Whether a residual is added after the ReLU instead of before it.
 
     Attributes:
         eps_in_average: Whether running variances include eps, as Chainer v1's did.
@@ -212,11 +212,11 @@ class ConvBN(chainer.Chain):
 class DeepStem(chainer.Chain):
     """Three 3x3 convolutions in place of a stem's 7x7 one (arXiv 1812.01187, ResNet-C and -D).
 
-    ``layer1``, ``layer2``, ``layer3``; the first has stride 2.
+    Its layers are ``layer1``, ``layer2`` and ``layer3``; the first has stride 2.
 
     Args:
-        widths: Channels of the first two.
-        out_channels: Channels of the last.
+        widths: Output channels of the first two layers.
+        out_channels: Output channels of the last layer.
         eps: See :class:`ConvBN`.
     """
 
@@ -236,11 +236,11 @@ class DeepStem(chainer.Chain):
 class SqueezeExcite(chainer.Chain):
     """A weight for each channel of each image, from the channels' means (arXiv 1709.01507).
 
-    Two fully connected layers, ``down`` with a ReLU and ``up`` with a sigmoid behind it.
+    Two fully connected layers: ``down``, followed by a ReLU, and ``up``, followed by a sigmoid.
 
     Args:
         channels: Channels of the input.
-        reduction: Divides the channels between the two layers.
+        reduction: Factor by which ``down`` reduces the channels.
     """
 
     def __init__(self, channels: int, reduction: int) -> None:
@@ -250,7 +250,7 @@ class SqueezeExcite(chainer.Chain):
             self.up = L.Linear(channels // reduction, channels, initialW=0)
 
     def forward(self, x: chainer.Variable, residual: chainer.Variable) -> chainer.Variable:
-        """Compute relu(x * weights + residual), of the shape of both."""
+        """Compute relu(x * weights + residual)."""
         return engines.current().excite(x, self.down, self.up, residual)
 
 
@@ -267,8 +267,8 @@ class Bottleneck(chainer.Chain):
         eps: See :class:`ConvBN`.
         average_shortcut: Whether a projection of stride 2 is average pooling over 2x2 and a
             convolution of stride 1 (arXiv 1812.01187, ResNet-D).
-        se_reduction: The block ends in :class:`SqueezeExcite` of this reduction; ``None``: it does
-            not. Needs ``relu_after_add``.
+        se_reduction: Reduction of the :class:`SqueezeExcite` that ends the block; ``None``: there
+            is none. Needs ``relu_after_add``.
     """
 
     se: SqueezeExcite | None
@@ -333,7 +333,7 @@ class Stage(chainer.Chain):
     Args:
         in_channels: Channels of the input.
         config: Sizes.
-        of_block: Further arguments of :class:`Bottleneck`.
+        of_block: Further arguments of each :class:`Bottleneck`.
     """
 
     def __init__(self, in_channels: int, config: StageConfig, **of_block: Any) -> None:
@@ -350,7 +350,7 @@ class Stage(chainer.Chain):
             in_channels = config.out_channels
 
     def children(self) -> Iterator[Bottleneck]:
-        # In order: Chainer's own would give block10 before block2.
+        # Chainer's own order would have block10 before block2.
         for i in range(1, len(self._children) + 1):
             yield self[f'block{i}']
 

@@ -35,13 +35,13 @@ def stages(
         block_num: Blocks in each stage.
         C: Cardinality.
         d: Width of one group in the first stage.
-        multiplier: A stage's output channels for each of its C x d x 2^i channels inside; rounded
-            to whole channels.
+        multiplier: Ratio of a stage's output channels to its C x d x 2^i inner channels; the result
+            is rounded to whole channels.
         shortcut: 'A' (identities), 'B' (projections in each stage's first block) or 'C'
             (projections everywhere).
 
     Returns:
-        The stages.
+        A configuration for each stage.
     """
     return tuple(
         layers.StageConfig(
@@ -64,7 +64,7 @@ class PaperNetwork(Network):
         stages: :class:`StageConfig <trainer.networks.layers.StageConfig>` of each stage, or the
             same as lists.
         stem: Filter size, stride and padding of the first convolution.
-        stem_width: Its channels.
+        stem_width: Channels of the stem.
         eps: Added to the variance by batch normalisation.
         initialize: ``False`` leaves the weights zero, for loading a file.
         variant: ``deep_stem`` of :class:`trainer.networks.layers.DeepStem`, its ``widths``;

@@ -1,8 +1,8 @@
 """Networks ready for inference, one module for each engine.
 
 A module here has ``predictor(network, precision, finish)``, which returns a
-:class:`Predictor`, and says in ``ON_GPU`` where it computes: ``True``, ``False``, or ``None``
-for wherever the network is.
+:class:`Predictor`, and ``ON_GPU``: ``True`` if it computes on a GPU, ``False`` on the CPU,
+``None`` on the network's device.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if typing.TYPE_CHECKING:
 class Predictor:
     """A network ready for inference.
 
-    Called with preprocessed images, float32 (batch, 3, height, width), it returns the scores
-    before softmax: float32 (batch, classes), both NumPy's.
+    It maps preprocessed images, float32 (batch, 3, height, width), to scores before softmax,
+    float32 (batch, classes); both are NumPy arrays.
 
     Attributes:
-        finish: Makes the images, on the device, of what the predictor is called with; ``None``: it
-            is called with images.
+        finish: Converts the predictor's argument to images on the device; ``None``: the argument
+            is images.
         network: The network.
         engine: The engine's name.
-        description: What computes, and in which precision.
+        description: The engine with its version, and the precision.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ def _on_cpu(network, precision):
 def check_precision(
     precision: str, calibration: Path | Sequence[np.ndarray] | None, engine: str | None = None
 ) -> None:
-    """Check that there are calibration images where they are needed, and nowhere else.
+    """Check that calibration images are given exactly if the precision needs them.
 
     Args:
-        precision: What is asked for.
+        precision: The requested precision.
         calibration: Images, or ``None``.
         engine: The engine's name, or ``None``.
 
     Raises:
-        trainer.errors.InputError: There are not, or there are; or the engine has no int8.
+        trainer.errors.InputError: They are missing or not needed, or the engine has no int8.
     """
     if precision != 'int8' and calibration is not None:
         raise InputError(f'`calibration`: precision {precision} needs none; it is for int8')
@@ -126,16 +126,16 @@ def predictor(
         engine: One of :func:`available`. ``None``: cuDNN on a GPU, on a CPU the faster of OpenVINO
             and ONNX Runtime (:mod:`trainer.inference.fastest`); the reference where they are not
             installed.
-        precision: One that the engine has.
-        finish: Makes the images, on the device, of what the predictor is given
+        precision: A precision of the engine.
+        finish: Converts the predictor's argument to images on the device
             (:class:`trainer.training.data.DataPath`). ``None``: on a GPU, with a network for images
             of 224x224, :class:`trainer.transforms.gpu_images.ImageRows`, which takes images too.
         calibration: For precision 'int8', which the engine openvino has: images, as
             :func:`trainer.inference.quantization.quantized` takes them.
 
     Raises:
-        trainer.errors.InputError: There is no such engine, it is not installed, computes
-            elsewhere than where the network is, or has not the precision.
+        trainer.errors.InputError: There is no such engine, it is not installed, computes on
+            another device than the network's, or lacks the precision.
     """
     check_precision(precision, calibration, engine)
     on_gpu = not network.model_is_cpu_mode()

@@ -27,8 +27,8 @@ ON_GPU = True
 class _CudnnPredictor(predictors.Predictor):
     """The folded network, captured as one CUDA graph for each shape of input.
 
-    The first input of a shape is computed as it comes: timing plans and capturing pay
-    from the second on. CuPy arrays give CuPy arrays, without waiting for the result.
+    The first input of a shape is computed directly; timing plans and capturing pay off from the
+    second on. CuPy arrays give CuPy arrays, without waiting for the result.
     """
 
     def __init__(self, network, precision, finish=None):
@@ -60,7 +60,7 @@ class _CudnnPredictor(predictors.Predictor):
             return features.array, self.network.classify(features).array
 
     def _capture(self, x):
-        # The last of many batches is seldom computed.
+        # The last, smaller batch of many is computed only once.
         rest = any(x.ndim == len(shape) and len(x) < shape[0] for shape, *_ in self._captured)
         x = cuda.empty_like(x)
         x.fill(0)

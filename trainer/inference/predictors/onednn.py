@@ -1,4 +1,4 @@
-"""Inference on a CPU by the engine onednn."""
+"""Inference on a CPU by oneDNN."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ON_GPU = False
 def predictor(
     network: Network, precision: str = 'float32', finish: Callable[[Array], Array] | None = None
 ) -> Predictor:
-    """In float32, or in bfloat16 where the CPU has it.
+    """Return the predictor, in float32 or, where the CPU has it, bfloat16.
 
     Raises:
-        trainer.errors.InputError: oneDNN is missing, or the CPU has not the precision.
+        trainer.errors.InputError: oneDNN is missing, or the CPU lacks the precision.
     """
     engine, precision, _ = engines.choose(-1, precision, engine='onednn')
     return ByNetwork(network, engine, f'oneDNN {library.version()}', precision, finish)

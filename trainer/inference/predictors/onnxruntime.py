@@ -26,7 +26,7 @@ _EXTRA = 'onnxruntime'
 
 
 def available() -> bool:
-    """Return whether its packages are installed."""
+    """Return whether ONNX Runtime and onnx are installed."""
     return all(importlib.util.find_spec(name) for name in ('onnxruntime', 'onnx'))
 
 
@@ -37,7 +37,7 @@ class _OnnxRuntimePredictor(Predictor):
         if precision != 'float32':
             raise InputError(f'precision {precision}: onnxruntime has float32')
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors: warnings of its are not for users
+        options.log_severity_level = 3  # errors only: its warnings are not for users
         self._session = onnxruntime.InferenceSession(
             onnx.build(network, features=True).SerializeToString(),
             options,
@@ -66,9 +66,9 @@ def predictor(
         finish: Not used on a CPU.
 
     Returns:
-        For images of any size, in batches of any size.
+        The predictor, for images and batches of any size.
 
     Raises:
-        trainer.errors.InputError: ONNX Runtime is missing, or the precision is another one.
+        trainer.errors.InputError: ONNX Runtime is missing, or the precision is not float32.
     """
     return _OnnxRuntimePredictor(network, precision)

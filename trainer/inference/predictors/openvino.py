@@ -1,6 +1,6 @@
 """Inference on the CPU by OpenVINO: the network's ONNX graph, compiled in memory.
 
-Needs the packages openvino and onnx (extra ``cpu``), in 8-bit integers nncf as well (``int8``).
+Needs the packages openvino and onnx (extra ``cpu``), and for 8-bit integers nncf (``int8``).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 ON_GPU = False
 
-# OpenVINO's names. Left alone, it would take bfloat16 where the CPU has it.
+# OpenVINO's names. By default it computes in bfloat16 where the CPU has it.
 _PRECISIONS = {'float32': 'f32', 'bfloat16': 'bf16', 'int8': None}
 
 
 def available() -> bool:
-    """Tell whether its packages are installed."""
+    """Return whether OpenVINO and onnx are installed."""
     return all(importlib.util.find_spec(name) for name in ('openvino', 'onnx'))
 
 
@@ -48,12 +48,12 @@ class _OpenVinoPredictor(Predictor):
             )
         # Any batch and image size: graphs compiled for one are no faster.
         if precision == 'int8':
-            from trainer.inference import quantization  # which takes nncf, and predictors
+            from trainer.inference import quantization  # which needs nncf, and predictors
 
             model = quantization.quantized(network, calibration)
         else:
             model = core.read_model(onnx.build(network, features=True).SerializeToString())
-        # What is not quantised is computed as fast as can be.
+        # Layers that are not quantised are computed in the fastest precision.
         hint = _PRECISIONS[precision] or ('bf16' if has_bfloat16 else 'f32')
         self._request = core.compile_model(
             model, 'CPU', {'INFERENCE_PRECISION_HINT': hint, 'PERFORMANCE_HINT': 'LATENCY'}
@@ -86,13 +86,13 @@ def predictor(
     Args:
         network: The network; later changes of its weights have no effect.
         precision: 'float32', 'bfloat16' where the CPU has it, or 'int8'.
-        finish: Of no use on a CPU.
+        finish: Not used on a CPU.
         calibration: For 'int8': see :func:`trainer.inference.quantization.quantized`.
 
     Returns:
-        For images of any size, in batches of any size.
+        The predictor, for images and batches of any size.
 
     Raises:
-        trainer.errors.InputError: OpenVINO is missing, or the CPU has not the precision.
+        trainer.errors.InputError: OpenVINO is missing, or the CPU lacks the precision.
     """
     return _OpenVinoPredictor(network, precision, calibration)

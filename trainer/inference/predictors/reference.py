@@ -1,4 +1,4 @@
-"""Inference by the network itself: plain Chainer, wherever it is, and what computes like it."""
+"""Inference by the network itself, on its device: plain Chainer, and engines used like it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ON_GPU = None
 
 
 class ByNetwork(Predictor):
-    """The network in evaluation mode, without a graph.
+    """The network in evaluation mode, without a computational graph.
 
     Args:
-        precision: One that the engine has.
+        precision: A precision of the engine.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class ByNetwork(Predictor):
 def predictor(
     network: Network, precision: str = 'float32', finish: Callable[[Array], Array] | None = None
 ) -> Predictor:
-    """Plain Chainer: float32 alone.
+    """Return the predictor of plain Chainer, which has only float32.
 
     Raises:
-        trainer.errors.InputError: Another precision is asked for.
+        trainer.errors.InputError: The precision is not float32.
     """
     if precision != 'float32':
         raise InputError(

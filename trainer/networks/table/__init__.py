@@ -1,9 +1,8 @@
-"""All networks, one module here for each: what flags call it, its class, its usual sizes.
+"""The table of all networks, one module each: its name in flags, its class, its default sizes.
 
-A module has an ``ENTRY``; its name is what ``--network`` and recipes call the network. The
-classes themselves are where users look for them, in the modules at the top, and derive from
-what is defined in :mod:`trainer.inference`: an entry names its class, which is imported when it
-is wanted.
+A module has an ``ENTRY``; the module's name is the value of ``--network`` and of recipes. The
+classes are in the top-level modules, where users expect them, and derive from
+:mod:`trainer.inference`: an entry names its class, which is imported on demand.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ class Entry:
     """A network.
 
     Attributes:
-        name: What flags and recipes call it.
-        kind: What files of weights call it, the class's own ``kind``.
-        cls_path: Where its class is, 'module:class'.
-        title: What users are told that a file holds.
-        sizes: Size -> what it is where neither recipe nor flag says otherwise.
-        further_sizes: Sizes that it has beside those, derived where they are not given.
-        variant: Further arguments of the class; several entries may share one.
+        name: Its name in flags and recipes.
+        kind: Its name in files of weights, the ``kind`` of the class.
+        cls_path: Its class, as 'module:class'.
+        title: Its name in messages about files.
+        sizes: Size -> default value.
+        further_sizes: Names of further sizes, which are derived if not given.
+        variant: Further arguments of the class; several entries may share a class.
     """
 
     name: str
@@ -63,7 +62,7 @@ def get(name: str) -> Entry:
 
 
 def of_kind(kind: str) -> Entry:
-    """Return the entry of a network by what files call it.
+    """Return the entry of a network by its name in files.
 
     Raises:
         KeyError: There is no such network.
