@@ -414,6 +414,25 @@ def test_what_is_no_file_is_refused(tmp_path):
             decoding.load(tmp_path / name)
 
 
+def test_what_pillow_logs_is_not_printed(tmp_path):
+    data = _saved(Image.new('RGB', (9, 9)), 'TIFF')
+    samples = struct.pack('<HHI', 277, 3, 1)  # SamplesPerPixel
+    at = data.index(samples) + len(samples)
+    (tmp_path / 'x.tif').write_bytes(data[:at] + struct.pack('<H', 58883) + data[at + 2 :])
+    code = f"""
+from trainer.errors import InputError
+from trainer.transforms import decoding
+try:
+    decoding.load({str(tmp_path / 'x.tif')!r})
+except InputError as e:
+    print(e)
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count('\n') == 1 and not done.stderr
+
+
 @pytest.mark.parametrize(
     'form, options',
     [

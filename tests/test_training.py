@@ -300,7 +300,7 @@ else:
         assert train(tmp_path, cifar, resume=True, workers=1)
         assert_same_end(tmp_path, uninterrupted)
 
-    @pytest.mark.parametrize('damage', ['cut', 'flip', 'empty', 'lost'])
+    @pytest.mark.parametrize('damage', ['cut', 'flip', 'empty', 'lost', 'renamed'])
     def test_damaged_snapshot(self, uninterrupted, cifar, tmp_path, damage):
         train(tmp_path, cifar, epoch=3)
         newest = run_folder.snapshots(tmp_path)[0]
@@ -315,6 +315,8 @@ else:
             size, start = struct.unpack_from('<II', raw, end + 12)
             struct.pack_into('<II', raw, end + 12, size - (end - last), start)
             del raw[last:end]
+        elif damage == 'renamed':  # without this entry Chainer warns, and guesses
+            raw = raw.replace(b'previous_iteration', b'previous_iteratiom')
         else:
             raw = b''
         with open(newest, 'wb') as f:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -80,11 +81,14 @@ def restore(
     for path in found:
         try:
             arrays = group.first(functools.partial(_writable, path))
-            chainer.serializers.NpzDeserializer(arrays).load(trainer)
+            with warnings.catch_warnings():
+                # Chainer warns where a trigger's state is missing, and guesses it.
+                warnings.filterwarnings('error', category=UserWarning, module='chainer')
+                chainer.serializers.NpzDeserializer(arrays).load(trainer)
             return path
         except InputError as e:
             say(f'{e}; passing over it')
-        except (KeyError, ValueError, TypeError) as e:
+        except (KeyError, ValueError, TypeError, UserWarning) as e:
             say(f'{path}: does not fit the network or the options ({e}); passing over it')
     if found:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from trainer.errors import InputError
 if TYPE_CHECKING:
     from trainer.types import Path, Source
 
-#: What is read. Pillow knows more, some of which start other programs.
+# Pillow logs some damage. Python prints log records that nothing handles.
+logging.getLogger('PIL').addHandler(logging.NullHandler())
+
+#: Formats that are read. Pillow supports more, some of which start other programs.
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
 
 #: The files of those formats in a folder, in small letters.
