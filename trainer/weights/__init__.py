@@ -1,1 +1,1 @@
-"""Weights in files: one module a format, and what they say of the network."""
+"""Files of weights: one module per format, and descriptions of networks in files."""

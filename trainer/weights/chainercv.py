@@ -1,7 +1,7 @@
 """The npz layout of chainercv's SE-ResNeXt (``chainercv/links/model/senet/se_resnext.py``).
 
-Its networks are Caffe's: max pooling without padding that rounds up. Chainer's batch
-normalisation adds 2e-5 there.
+Its networks are Caffe's: max pooling rounds up and has no padding. Their batch normalisation
+has Chainer's eps, 2e-5.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from trainer.types import Path
 
-#: The images of its weights: the mean of the channels is taken off, and nothing else
+#: Preprocessing of its images: only the mean of the channels is subtracted
 #: (``examples/classification/eval_imagenet.py``, ``se_resnext.py``).
 GEOMETRY = Geometry(
     224,
@@ -39,12 +39,12 @@ _BLOCK = re.compile(r'res(\d)/(a|b\d{1,3})/(conv[123]|se|residual_conv)/(.+)')
 
 
 def is_chainercv(arrays: dict[str, np.ndarray]) -> bool:
-    """Tell whether arrays have the names of chainercv's residual networks."""
+    """Return whether arrays have the names of chainercv's residual networks."""
     return _STEM in arrays and 'res2/a/conv2/conv/W' in arrays
 
 
 def _here(name):
-    """Return what an array of chainercv is called here, or ``None``."""
+    """Return this project's name of an array of chainercv, or ``None``."""
     for there, ours in (('conv1/', 'stem/'), ('fc6/', 'fc/')):
         if name.startswith(there):
             return ours + name.removeprefix(there)
@@ -60,7 +60,7 @@ def to_here(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """Rename chainercv's arrays.
 
     Raises:
-        trainer.errors.InputError: One is not a network's.
+        trainer.errors.InputError: An array does not belong to a network.
     """
     names = {name: _here(name) for name in arrays}
     strange = next((name for name, ours in names.items() if ours is None), None)
@@ -70,13 +70,13 @@ def to_here(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
 
 
 def architecture(arrays: dict[str, np.ndarray], path: Path) -> dict[str, Any] | None:
-    """Read the network's sizes off the names and shapes of chainercv's arrays.
+    """Determine the network's sizes from the names and shapes of chainercv's arrays.
 
     Returns:
-        As :meth:`Network.architecture` gives, or ``None`` where the arrays are not chainercv's.
+        See :meth:`Network.architecture`; ``None`` if the arrays are not chainercv's.
 
     Raises:
-        trainer.errors.InputError: They are of another network than SE-ResNeXt.
+        trainer.errors.InputError: The network is not SE-ResNeXt.
     """
     if not is_chainercv(arrays):
         return None

@@ -1,4 +1,4 @@
-"""What a file says of its network, and from there to the network."""
+"""Descriptions of networks in files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.types import Path
 
-# Widths double from stage to stage: after so many they are absurd, and soon huge numbers.
+# Most stages: widths double from stage to stage, so with more they are absurd.
 _MAX_STAGES = 100
 
 
 def of(network: Network) -> dict[str, Any]:
-    """Return :meth:`Network.architecture`, its preprocessing where it is not its class's, and
-    its geometry where it has one."""
+    """Return :meth:`Network.architecture`, the preprocessing if it is not that of the class, and
+    the geometry if there is one."""
     described = network.architecture()
     if network.preprocessing != type(network).preprocessing:
         described['preprocessing'] = network.preprocessing
@@ -31,15 +31,15 @@ def of(network: Network) -> dict[str, Any]:
 
 
 def build(described: Mapping[str, Any], path: Path, weight_limit: int | None) -> Network:
-    """Build the network that a file describes, its weights zero.
+    """Build the network that a file describes, with zero weights.
 
     Args:
-        described: From :meth:`Network.architecture`, or a stranger's file.
+        described: A description as from :meth:`Network.architecture`; not trusted.
         path: The file, for messages.
-        weight_limit: The network may not have more weights than this; ``None``: any number.
+        weight_limit: Most weights that the network may have; ``None``: no limit.
 
     Raises:
-        trainer.errors.InputError: The description is not one of ours.
+        trainer.errors.InputError: The description is invalid.
     """
     try:
         arguments = dict(described)
@@ -79,11 +79,11 @@ def build(described: Mapping[str, Any], path: Path, weight_limit: int | None) ->
 
 
 def set_geometry(network: Network, geometry: Geometry | None) -> None:
-    """Give a network a geometry of testing.
+    """Set the test geometry of a network.
 
     Args:
         network: The network.
-        geometry: ``None``: as its preprocessing does.
+        geometry: The geometry; ``None``: that of its preprocessing.
     """
     network.geometry = geometry
     network.image_size = type(network).image_size if geometry is None else geometry.img_size
@@ -96,17 +96,17 @@ def check_flags(
     d: int | None = None,
     layers: int | None = None,
 ) -> None:
-    """Refuse flags that contradict what a file holds.
+    """Refuse flags that contradict the network in a file.
 
     Args:
-        network: What the file holds.
+        network: The network in the file.
         path: The file, for messages.
         C: Cardinality (``-c``).
         d: Base width (``-d``).
         layers: Depth as the paper counts it (``-l``). ``None``: the flag was left out.
 
     Raises:
-        trainer.errors.InputError: A flag is not as in the file.
+        trainer.errors.InputError: A flag contradicts the file.
     """
     given = {'-c': C, '-d': d, '-l': layers}
     held = {'-c': network.C, '-d': network.d, '-l': network.layers}

@@ -1,6 +1,6 @@
-"""All formats of weights: which one a file has, reading and writing.
+"""All formats of weights: recognising, reading and writing.
 
-A format is one module of this package with a ``FORMAT``; it is found here by being there.
+A format is a module of this package with a ``FORMAT``; no other registration is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.types import Path
 
-#: Where the paper's Torch7 files are.
+#: Where the paper's Torch7 files are published.
 PUBLISHED = 'https://github.com/facebookresearch/ResNeXt'
 
 
@@ -31,16 +31,16 @@ class Format:
     """A format of files of weights.
 
     Attributes:
-        name: What users call it.
-        suffixes: What names of such files end in, the usual one first.
+        name: Name for users.
+        suffixes: Suffixes of file names, the usual one first.
         recognises: (the first 512 bytes of a file) -> whether the file has the format;
-            ``None`` where it is not read.
-        read: (path, which of several state dicts or ``None``) -> network on the CPU,
-            what numbers it has and the like, the height and width of the images that it was
-            made for or ``None``, and notes for the user, if any, each a str.
-        write: (path, network, ``**options``); ``None`` where it is not written. The file
-            appears whole or not at all.
-        write_options: The names of those options.
+            ``None`` if the format cannot be read.
+        read: (path, name of the state dict or ``None``) -> network on the CPU, details such as
+            the types of its numbers, height and width of the images for which it was made or
+            ``None``, and notes for the user, each a str.
+        write: (path, network, ``**options``) -> ``None``; ``None`` if the format cannot be
+            written. The file appears whole or not at all.
+        write_options: Names of those options.
         has_entries: Whether a file may hold several state dicts.
         holds_classes: (``**write_options``) -> whether the names of classes are written.
     """
@@ -57,13 +57,13 @@ class Format:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What a file says beside the network.
+    """What a file holds besides the network.
 
     Attributes:
-        format: The name of its format.
-        details: Types of its numbers, and the like.
-        image_size: Height and width of the images it was made for, in pixels.
-        notes: What a user should know, a line each.
+        format: Name of the format.
+        details: Details such as the types of its numbers.
+        image_size: Height and width of the images for which the network was made, in pixels.
+        notes: Notes for the user, one line each.
     """
 
     format: str
@@ -74,7 +74,7 @@ class Contents:
 
 @functools.cache
 def available() -> dict[str, Format]:
-    """Return name -> format of all modules here that have one."""
+    """Return name -> format of all modules with a ``FORMAT``."""
     package = __name__.rpartition('.')[0]
     folder = importlib.import_module(package).__path__
     modules = (
@@ -87,15 +87,15 @@ def available() -> dict[str, Format]:
 
 
 def writable() -> dict[str, Format]:
-    """Return those that can be written."""
+    """Return the formats that can be written."""
     return {name: fmt for name, fmt in available().items() if fmt.write is not None}
 
 
 def kind_of(path: Path) -> str:
-    """Return the name of the format of a file, by how it begins; published weights are fetched.
+    """Return the format's name of a file, from its first bytes; published weights are fetched.
 
     Raises:
-        trainer.errors.InputError: It cannot be read, or has none of them.
+        trainer.errors.InputError: The file cannot be read, or has no known format.
     """
     from trainer.weights import published
 
@@ -123,19 +123,19 @@ def kind_of(path: Path) -> str:
 
 
 def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[Network, Contents]:
-    """Build the network that a file holds, whatever its format and name.
+    """Build the network in a file, whatever the file's format and name.
 
     Args:
         path: The file, or a name of :func:`trainer.weights.published.table`.
-        entry: Which state dict, of a PyTorch file with several.
-        headless: Whether a state dict without a classifier will do; the network's has then
-            one class and no weights.
+        entry: Name of the state dict, if a PyTorch file holds several.
+        headless: Whether to accept a state dict without a classifier; the network's classifier
+            then has one class and no weights.
 
     Returns:
         The network on the CPU, and :class:`Contents`.
 
     Raises:
-        trainer.errors.InputError: It is damaged, or holds no network of ours.
+        trainer.errors.InputError: The file is damaged, or holds no supported network.
     """
     from trainer.weights import description, published
 
@@ -146,7 +146,7 @@ def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[
             f'`entry` {entry}: only PyTorch files have state dicts to choose from; '
             f'{path} is {fmt.name}'
         )
-    assert fmt.read is not None  # what is recognised is read
+    assert fmt.read is not None  # recognised formats can be read
     network, details, image_size, *notes = fmt.read(path, entry)
     if not network.has_classifier and not headless:
         raise InputError(
@@ -164,7 +164,7 @@ def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[
 
 @contextlib.contextmanager
 def _on_disk(source):
-    """Yield the path of a file; of a file object, of a copy that is there meanwhile."""
+    """Yield the path of a file; for a file object, that of a temporary copy."""
     if not hasattr(source, 'read'):
         yield source
         return
@@ -185,22 +185,22 @@ def _on_disk(source):
 def load(
     path: Path | IO[bytes], gpu: int = -1, say: Callable[[str], object] | None = None
 ) -> Network:
-    """Load a network from a file of weights, which says what network it holds.
+    """Load a network from a file of weights; the file determines the network.
 
     Args:
-        path: A file of any format that :func:`read` reads, or a file object, open in binary, whose
-            content it is; or the name of published weights (:mod:`trainer.weights.published`). In
-            npz files of the 2017 program the architecture is read off the arrays; ILSVRC networks
-            get Torch7's pooling, which their weights were trained with: set ``round_up_pooling`` to
-            ``True`` for what that program computes.
-        gpu: Where to put it; below 0 is the CPU.
-        say: Told what a user should know, such as which of several state dicts was taken.
+        path: A file of any supported format, a file object opened in binary mode, or the name of
+            published weights (:mod:`trainer.weights.published`). For npz files of the 2017 program
+            the architecture follows from the arrays; ILSVRC networks get Torch7's pooling, with
+            which their weights were trained: set ``round_up_pooling`` to ``True`` for that of the
+            2017 program.
+        gpu: Number of the GPU for the network; negative: the CPU.
+        say: Receives notes for the user, such as which of several state dicts was taken.
 
     Returns:
         The network with its weights.
 
     Raises:
-        trainer.errors.InputError: The file is damaged or not such a file.
+        trainer.errors.InputError: The file is damaged, or holds no network.
     """
     from trainer import devices
 
@@ -216,7 +216,7 @@ def load(
 
 
 def kind_for(path: str, otherwise: str | None = 'npz') -> str | None:
-    """Return the format that the name of a file to write suggests, else ``otherwise``."""
+    """Return the format that a file's suffix stands for, or ``otherwise``."""
     for name, fmt in writable().items():
         if path.lower().endswith(fmt.suffixes):
             return name
@@ -227,10 +227,10 @@ def write(path: str, network: Network, kind: str, **options: Any) -> None:
     """Write a network's weights; the file appears whole or not at all.
 
     Args:
-        path: The file, any name.
+        path: The file, with any suffix.
         network: The network.
         kind: One of :func:`writable`.
-        options: Those of the format: ``layout`` of npz (:func:`trainer.weights.npz.save`),
+        options: Options of the format: ``layout`` of npz (:func:`trainer.weights.npz.save`),
             ``naming`` of pth and safetensors (:func:`trainer.weights.state_dict.choose`),
             ``fold`` of ONNX (:func:`trainer.weights.onnx.build`).
 

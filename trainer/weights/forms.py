@@ -1,7 +1,7 @@
 """npz layouts of the paper's figure 3 (a) and (b): each branch of a block has its own arrays.
 
-A network computes form C, whose convolution of C groups is those branches at once. So
-``reduce`` and ``grouped`` of a block are split along their output channels, into
+A network computes form C, whose convolution with C groups combines the branches. So
+``reduce`` and ``grouped`` of a block are split along their output channels into
 ``branch1/reduce``, ..., each with its batch normalisation. In form B one ``expand`` takes
 the branches' concatenated channels; in form A each branch has its own (split along the
 input channels), and the batch normalisation ``expand/bn`` follows their sum. All other
@@ -24,7 +24,7 @@ FORMS = ('form-a', 'form-b')
 
 
 def form_of(arrays: dict[str, np.ndarray]) -> str | None:
-    """Return the one of :data:`FORMS` that arrays have, or ``None``."""
+    """Return which of :data:`FORMS` arrays have, or ``None``."""
     branch = 'stage1/block1/branch1/'
     if branch + 'grouped/conv/W' not in arrays:
         return None
@@ -32,14 +32,14 @@ def form_of(arrays: dict[str, np.ndarray]) -> str | None:
 
 
 def units(network: Network, form: str) -> list[Unit]:
-    """Return how a form calls the parts of a network.
+    """Return the names that a form gives to the parts of a network.
 
     Args:
         network: The network.
         form: One of :data:`FORMS`.
 
     Returns:
-        In the order in which it computes them.
+        The parts, in the order of computation.
     """
     layers = dict(network.named_layers())
     found = []

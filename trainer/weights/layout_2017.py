@@ -1,10 +1,10 @@
-"""The npz layout of the 2017 program: one link a branch, convolutions with biases.
+"""The npz layout of the 2017 program: one link per branch, convolutions with biases.
 
-A bias in front of batch normalisation only shifts the running mean: without it
-the network computes the same once the bias is taken off ``avg_mean``. Only its
-share of weight decay is lost.
+A bias before batch normalisation only shifts the running mean: the network computes the
+same without it once the bias is subtracted from ``avg_mean``. Only its share of weight
+decay is lost.
 
-What joins and splits branches also serves the layouts of :mod:`trainer.weights.forms`.
+The layouts of :mod:`trainer.weights.forms` use the same functions to join and split branches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FIRST = 'conv_bn_relu/conv/W'
 
 
 def is_original(arrays: dict[str, np.ndarray]) -> bool:
-    """Tell whether arrays have the 2017 program's names."""
+    """Return whether arrays have the 2017 program's names."""
     return _FIRST in arrays
 
 
@@ -34,10 +34,10 @@ class Unit(NamedTuple):
 
     Attributes:
         conv: The convolution here.
-        convs: Those of the other layout: several are branches.
+        convs: The convolutions in the other layout: several are branches.
         bn: The batch normalisation here, or ``None``.
-        bns: Those of the other layout.
-        axis: What the convolutions are branches of: 0 is the output channels, 1 the input channels.
+        bns: The batch normalisations in the other layout.
+        axis: Axis along which branches are concatenated: 0, output channels, or 1, input channels.
         bias: Whether the other layout's convolutions have biases.
     """
 
@@ -83,13 +83,13 @@ def to_here(
     """Rename the original's arrays, join its branches, fold its biases.
 
     Args:
-        arrays: The original's arrays. Gradients or momentum do as well, with ``fold=False``.
+        arrays: The original's arrays; gradients or momentum with ``fold=False``.
         units: From :meth:`Network.original_units` or :func:`trainer.weights.forms.units`.
-        path: The file, and ``network`` (str) what it should hold, for messages.
-        fold: Whether the arrays are weights, whose biases are to be folded into the running means.
+        path: The file, and ``network`` (str) the expected network, for messages.
+        fold: Whether the arrays are weights, whose biases are folded into the running means.
 
     Returns:
-        Arrays by this project's names; running statistics only where given.
+        Arrays under this project's names; running statistics only if given.
     """
     expected = keys(units)
     extra = set(arrays) - set(expected)
@@ -124,7 +124,7 @@ def to_here(
 
 
 def from_here(arrays: dict[str, np.ndarray], units: Iterable[tuple]) -> dict[str, np.ndarray]:
-    """The reverse of :func:`to_here`: split into branches, biases 0, in the original's order."""
+    """Invert :func:`to_here`: split branches, with biases of 0, in the original's order."""
     there = {}
     for conv, convs, bn, bns, axis, biased in (Unit(*unit) for unit in units):
         for name, weight in zip(convs, np.split(arrays[conv + '/W'], len(convs), axis)):
@@ -144,10 +144,10 @@ def from_here(arrays: dict[str, np.ndarray], units: Iterable[tuple]) -> dict[str
 
 
 def architecture(arrays: dict[str, np.ndarray]) -> dict[str, Any] | None:
-    """Read the network's sizes off the names and shapes of the original's arrays.
+    """Determine the network's sizes from the names and shapes of the original's arrays.
 
     Returns:
-        As :meth:`Network.architecture` gives, or ``None`` where the arrays are not the original's.
+        See :meth:`Network.architecture`; ``None`` if the arrays are not the original's.
     """
     if not is_original(arrays):
         return None

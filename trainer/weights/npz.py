@@ -1,9 +1,9 @@
-"""npz files: this project's layout, with branches apart too (:mod:`trainer.weights.forms`),
+"""npz files: this project's layout, also with separate branches (:mod:`trainer.weights.forms`),
 and the 2017 program's (:mod:`trainer.weights.layout_2017`).
 
 A file holds one array for each parameter and running statistic, under the path
 of its link (``stage1/block1/reduce/conv/W``), and a string ``architecture`` that
-says, as JSON, what network it is. Plain ``numpy.load`` and
+describes the network as JSON. Plain ``numpy.load`` and
 ``chainer.serializers.load_npz`` read it too. Nothing in a file is unpickled.
 """
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = 'architecture'
 
-# Weights hardly compress; what unpacks to far more than it takes on disk is
-# not weights, and is refused before it fills the memory.
+# Weights hardly compress: a file that unpacks to far more than its size does not hold weights,
+# and is refused before it fills the memory.
 _MAX_EXPANSION = 10
 _SMALL = 16 << 20
 
@@ -83,7 +83,7 @@ def _member(archive, info):
     if not name.endswith('.npy'):
         raise ValueError(f'{name} is not an array')
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # NumPy writes no other, and zipfile unpacks others without bounds.
+        # NumPy uses no other method, and zipfile unpacks others without bounds.
         raise ValueError(f'{name} is compressed by method {info.compress_type}')
     with archive.open(info) as f:
         version = np.lib.format.read_magic(f)
@@ -106,11 +106,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         path: The file.
 
     Returns:
-        In the file's order.
+        Name -> array, in the file's order.
 
     Raises:
-        trainer.errors.InputError: The file is missing, damaged, holds other things
-            than numbers and strings, or would fill far more memory than disk.
+        trainer.errors.InputError: The file is missing or damaged, holds anything but
+            numbers and strings, or would unpack to far more than its size.
     """
     arrays = {}
     with _reading(path), files.open_regular(path) as f, files.open_zip(f) as archive:
@@ -124,7 +124,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         for info in members:
             name, shape, dtype, fortran, offset = _member(archive, info)
             with archive.open(info) as member:
-                data = member.read(info.file_size)  # no more than was said; checks the CRC
+                data = member.read(info.file_size)  # no more than stated; checks the CRC
             if name in arrays:
                 raise ValueError(f'two arrays are called {name}')
             array = np.frombuffer(data, dtype, offset=offset)
@@ -133,7 +133,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _architecture(arrays, path):
-    """Return the description in a file, or ``None``; takes it out of ``arrays``."""
+    """Remove the description from a file's arrays; return it, or ``None``."""
     if ARCHITECTURE not in arrays:
         return None
     with _reading(path):
@@ -144,18 +144,18 @@ def _architecture(arrays, path):
 
 
 def state(network: Network) -> dict[str, np.ndarray]:
-    """Return path -> array of everything that files hold of a network (not copies)."""
+    """Return path -> array (not a copy) of everything that files hold of a network."""
     arrays: dict[str, np.ndarray] = {}
     chainer.serializers.DictionarySerializer(arrays).save(network)
     return dict(sorted(arrays.items()))  # Chainer's order changes from run to run
 
 
 def _check_settings(network, path, architecture):
-    """Refuse a file for other strides and the like: arrays of one shape may still be."""
+    """Refuse a file whose network differs where shapes of arrays do not, such as in strides."""
     if architecture is None:
         return
     own = network.architecture()
-    # What is not said of stages is what the file's other words come to; the rest is as usual.
+    # Missing entries follow from the others for stages, and are defaults otherwise.
     usual = {key: own.get(key) for key in ('stages', 'eps')}
     usual |= {'average_shortcut': None, 'pool_pad': None}
     for key, default in usual.items():
@@ -173,12 +173,12 @@ def fill(
 
     Args:
         network: The network.
-        arrays: As a file holds them.
+        arrays: The arrays in a file.
         path: The file, for messages.
-        architecture: What the file says of its network, or ``None``.
+        architecture: The description in the file, or ``None``.
 
     Raises:
-        trainer.errors.InputError: They do not fit; the network is then as it was.
+        trainer.errors.InputError: The arrays do not fit. The network is then unchanged.
     """
     for name, array in arrays.items():
         if array.dtype.kind not in ('iu' if name.endswith('/N') else 'iuf'):
@@ -195,7 +195,7 @@ def fill(
     held = state(network)
     missing = [name for name in held if name not in arrays]
     extra = [name for name in arrays if name not in held]
-    # Chainer's files keep BN's N, of no use after training; other tools leave it out.
+    # Chainer's files have BN's N, which is not needed after training; other tools omit it.
     missing = [name for name in missing if not name.endswith('/N')]
     if missing or extra:
         raise InputError(
@@ -219,7 +219,7 @@ def fill(
 
 
 def describe(network: Network) -> str:
-    """Say in a few words which network it is."""
+    """Describe a network in a few words."""
     return '{}{} of {} classes, blocks {}, {}x{}d'.format(
         'SE-' if 'se_reduction' in network.variant else '',
         type(network).__name__ + ('-D' if 'average_shortcut' in network.variant else ''),
@@ -231,11 +231,11 @@ def describe(network: Network) -> str:
 
 
 def load_into(path: Path, network: Network) -> None:
-    """Load a file, of any layout, into a network that is there already.
+    """Load a file, of any layout, into an existing network.
 
     Raises:
-        trainer.errors.InputError: The file is damaged or holds another network;
-            the network is then as it was.
+        trainer.errors.InputError: The file is damaged or holds another network. The network
+            is then unchanged.
     """
     arrays = read_arrays(path)
     architecture = _architecture(arrays, path) or chainercv.architecture(arrays, path)
@@ -243,10 +243,10 @@ def load_into(path: Path, network: Network) -> None:
 
 
 def load(path: Path) -> Network:
-    """Build the network that a file holds, with its weights, on the CPU.
+    """Build the network in a file, with its weights, on the CPU.
 
     Raises:
-        trainer.errors.InputError: The file is damaged or not a network's.
+        trainer.errors.InputError: The file is damaged or holds no network.
     """
     arrays = read_arrays(path)
     architecture = _architecture(arrays, path)
@@ -291,7 +291,7 @@ def save(path: Path, network: Network, layout: str | None = None) -> None:
 FORMAT = formats.Format(
     'npz',
     ('.npz', '.model'),
-    # The first member of the archive is an array, here named with its length.
+    # The first member of the archive is an array; its name follows its length.
     recognises=lambda head: files.first_zip_member(head).endswith(b'.npy'),
     read=lambda path, entry: (load(path), 'float32', None),
     write=save,

@@ -1,4 +1,4 @@
-"""ONNX: the graph that a network computes, for other run times (written, not read).
+"""ONNX graphs of networks, for other runtimes. They are written, not read.
 
 Needs the package onnx, an extra.
 """
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.types import Path
 
-#: What the graph is written in; ONNX 1.12 and later read it.
+#: Version of the operator set; ONNX 1.12 and later can read it.
 OPSET = 17
 _IR_VERSION = 8
 
 
 class _Graph:
-    """Nodes and weights in the order in which they are computed."""
+    """Nodes and weights, in the order of computation."""
 
     def __init__(self, onnx, fold, group_width=1):
         self._onnx = onnx
@@ -147,16 +147,15 @@ class _Graph:
 
 
 def merge_groups(w: np.ndarray, groups: int, width: int) -> tuple[np.ndarray, int]:
-    """Return a grouped convolution as one of fewer, wider groups, which computes the same.
+    """Merge groups of a convolution into fewer, wider groups, which compute the same.
 
     Args:
         w: Weights (out channels, in channels of a group, height, width).
-        groups: How many there are.
-        width: In channels that a group shall have; groups are merged in pairs as long as they have
-            no more.
+        groups: Number of groups.
+        width: Wanted input channels per group; groups are merged in pairs up to this width.
 
     Returns:
-        The weights, with zeros between what were groups, and the number of groups.
+        The weights, with zeros between former groups, and the number of groups.
     """
     channels, merged = w.shape[1], 1
     while groups % (2 * merged) == 0 and 2 * merged * channels <= width:
@@ -210,19 +209,19 @@ def build(
 ) -> onnx.NetworkProto:
     """Return the graph of a network in evaluation mode.
 
-    Input ``x``: float32 (batch, 3, height, width), preprocessed, all but the channels
-    free. Output ``scores``: float32 (batch, classes), before softmax.
+    Input ``x``: preprocessed images, float32 (batch, 3, height, width), of any batch and size.
+    Output ``scores``: float32 (batch, classes), before softmax.
 
     Args:
         network: The network.
-        fold: Whether batch normalisation goes into the convolutions' weights and biases, or stays
-            as nodes of its own, with its numbers as they are.
-        features: Whether what enters the classifier is an output as well, ``features``: (batch,
+        fold: Whether to fold batch normalisation into the convolutions, instead of keeping it as
+            nodes of its own.
+        features: Whether the classifier's input is an output as well, ``features``: (batch,
             channels, 1, 1).
         group_width: Groups of fewer channels are merged (:func:`merge_groups`).
 
     Returns:
-        With what npz files record of the network in its metadata: ``architecture``, as JSON.
+        The graph; its metadata has the description of npz files, ``architecture``, as JSON.
 
     Raises:
         trainer.errors.InputError: The package onnx is missing.
@@ -256,10 +255,10 @@ def build(
 
 
 def save(path: Path, network: Network, fold: bool = True) -> None:
-    """Write the graph of a network as ONNX, after onnx.checker has passed it.
+    """Write the graph of a network as ONNX, checked by onnx.checker.
 
     Args:
-        path: The file, any name. It appears whole or not at all.
+        path: The file, with any suffix. It appears whole or not at all.
         network, fold: See :func:`build`.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Weights by name: what their publishers say of them, and fetching them once.
+"""Published weights by name: what their publishers state, and downloading them once.
 
-``published.csv`` beside this module has a row for each: where the file is, how its SHA-256
-digest begins where the publisher says so, its error on ImageNet's validation images by one crop
-of the geometry given, and the licence. The source of each row is in its last column. An empty
-field is one that its source does not state.
+``published.csv`` next to this module has a row for each: address of the file, first digits of its
+SHA-256 digest, its error on ImageNet's validation images for one crop of the given geometry, and
+the licence. The last column has the source of the row. A field is empty if the source does not
+state it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from trainer.weights import timm_config
 if TYPE_CHECKING:
     from trainer.types import Path
 
-#: Who publishes: what names begin with.
+#: Publishers, with which names begin.
 SOURCES = ('torch7', 'torchvision', 'timm', 'chainercv')
 
 _NAME = re.compile('({})/([A-Za-z0-9][\\w.-]*)'.format('|'.join(SOURCES)), re.ASCII)
 
-#: What is kept beside a file: its digest.
+#: Suffix of the file next to a download that holds its digest.
 _RECORD = 'fetched.json'
 _CONFIG = 'config.json'
 _MOST_CONFIG = 1 << 20
 
-# Torch7's files have 7.6 bytes for a parameter: gradients, too.
+# Torch7's files have 7.6 bytes per parameter, as they include gradients.
 _MOST_BYTES_A_PARAMETER = 10
 
-#: What the Hub says of a file that lies elsewhere, with the redirect: its SHA-256 and size.
+#: Headers of the Hub's redirects: SHA-256 and size of the file.
 _HUB_DIGEST, _HUB_SIZE = 'X-Linked-Etag', 'X-Linked-Size'
 
 
@@ -47,16 +47,16 @@ class Weights:
     """A row of the table.
 
     Attributes:
-        name: What users call it, 'timm/resnext50_32x4d.a1h_in1k'.
-        url: Where the file is.
-        sha256: How its digest begins, hexadecimal; '' where none is published.
-        parameters: Millions, including those of batch normalisation.
-        megabytes: Of the file, as the source states it; ``None`` where it does not.
-        top1_error, top5_error: Percent, by one crop; ``None``: not published.
-        geometry: What the error was measured by; ``None``: as the network's preprocessing has
-            it, 224 of 256 pixels.
-        licence: Of the weights; '' where the source states none.
-        source: Where the row's facts are from.
+        name: Name for users, such as 'timm/resnext50_32x4d.a1h_in1k'.
+        url: Address of the file.
+        sha256: First digits of its digest, hexadecimal; '' if none is published.
+        parameters: Parameters in millions, including batch normalisation's.
+        megabytes: Size of the file, as the source states it; ``None`` if it does not.
+        top1_error, top5_error: Error of one crop, percent; ``None``: not published.
+        geometry: Geometry for which the error was measured; ``None``: that of the network's
+            preprocessing, 224 of 256 pixels.
+        licence: Licence of the weights; '' if the source states none.
+        source: Source of the row.
     """
 
     name: str
@@ -93,18 +93,18 @@ def _weights(row):
 
 @functools.cache
 def table() -> dict[str, Weights]:
-    """Return name -> what is published; of one network the publisher's default comes first."""
+    """Return name -> row; among the rows of one network the publisher's default comes first."""
     text = importlib.resources.files(__package__).joinpath('published.csv').read_text('utf-8')
     return {row['name']: _weights(row) for row in csv.DictReader(text.splitlines())}
 
 
 def is_name(path: Path) -> bool:
-    """Return whether a path is none, but the name of published weights, or is meant to be."""
+    """Return whether a path is, or is meant to be, the name of published weights."""
     return bool(_NAME.fullmatch(os.fspath(path))) and not os.path.lexists(path)
 
 
 def find(name: str) -> Weights:
-    """Return the row of a name; without its last part, of the publisher's default.
+    """Return the row of a name; a name without its last part means the publisher's default.
 
     Raises:
         trainer.errors.InputError: There is no such name.
@@ -124,17 +124,16 @@ def find(name: str) -> Weights:
 
 
 def local(path: Path | os.PathLike[str]) -> Path:
-    """Return the file that a path means: itself, or published weights, fetched where needed.
+    """Return the file at a path, or published weights, which are downloaded if necessary.
 
-    They are kept beside Chainer's datasets (:func:`trainer.download.folder`), and checked
-    whenever they are used.
+    Downloads are kept in :func:`trainer.download.folder` and checked at every use.
 
     Args:
         path: A file, or a name of :func:`table`.
 
     Raises:
-        trainer.errors.InputError: There is no such name, or they cannot be had.
-        OSError: They cannot be kept.
+        trainer.errors.InputError: There is no such name, or the download failed.
+        OSError: The file cannot be written.
     """
     if not is_name(path):
         return path
@@ -149,7 +148,7 @@ def local(path: Path | os.PathLike[str]) -> Path:
 
 
 def _is_whole(path, weights):
-    """Tell whether a file is there and is what was fetched."""
+    """Return whether a file exists and is unchanged since its download."""
     record = os.path.join(os.path.dirname(path), _RECORD)
     if not (os.path.isfile(path) and os.path.isfile(record)):
         return False
@@ -164,7 +163,7 @@ def _is_whole(path, weights):
 def _fetch(weights, path):
     folder = os.path.dirname(path)
     mend = 'fetch the file by another way and name it with -m'
-    if weights.file == 'model.safetensors':  # the Hub's: what to know of it lies beside it
+    if weights.file == 'model.safetensors':  # of the Hub, which has a config.json next to it
         config = os.path.join(folder, _CONFIG)
         url = weights.url.removesuffix(weights.file) + _CONFIG
         download.get(url, config, mend, _MOST_CONFIG)
@@ -188,7 +187,7 @@ def _fetch(weights, path):
 
 
 def _check_hub(got):
-    """Check what came against what the Hub said of it."""
+    """Check a download against the Hub's headers."""
     for headers in got.headers:
         digest = headers.get(_HUB_DIGEST, '').strip('"').lower()
         if re.fullmatch('[0-9a-f]{64}', digest) and got.digest != digest:
@@ -199,7 +198,7 @@ def _check_hub(got):
 
 
 def fetched(path: Path) -> Weights | None:
-    """Return the row that a file was fetched for by :func:`local`, or ``None``."""
+    """Return the row of a file that :func:`local` has downloaded, or ``None``."""
     folder, file = os.path.split(os.path.abspath(path))
     above, name = os.path.split(folder)
     weights = table().get(f'{os.path.basename(above)}/{name}')
@@ -209,14 +208,14 @@ def fetched(path: Path) -> Weights | None:
 
 
 def about(path: Path) -> tuple[Geometry | None, tuple[str, ...]]:
-    """Return what is known of a file of weights beside its numbers.
+    """Return the test geometry of a file of weights, and notes for the user.
 
     Args:
         path: A file, from :func:`local`.
 
     Returns:
-        The geometry to test by: that of timm's ``config.json`` beside the Hub's file, else of
-        the table, else ``None``; and what users are told.
+        The geometry from timm's ``config.json`` next to a file of the Hub, else from the table,
+        else ``None``; and the notes.
 
     Raises:
         trainer.errors.InputError: The ``config.json`` cannot be used.
@@ -231,6 +230,6 @@ def about(path: Path) -> tuple[Geometry | None, tuple[str, ...]]:
 
 
 def said(weights: Weights) -> str:
-    """Return a line on weights for their user."""
+    """Return a line about the licence of weights."""
     licence = weights.licence or 'not stated by its source'
     return f'{weights.name}: licence {licence}; {weights.source}'

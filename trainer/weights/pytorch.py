@@ -1,9 +1,8 @@
 """PyTorch's files (.pth, .pth.tar, .pt) of state dicts, read and written without PyTorch.
 
-Both of torch.save's formats are read: zip archives (since PyTorch 1.6) and what came
-before. The pickle in them is read as data (:mod:`trainer.pickled`): nothing in a file is
-executed, imported or called, and a file that refers to anything but tensors and plain
-containers is refused.
+Both formats of torch.save are read: zip archives (since PyTorch 1.6) and the older one. The
+pickle in them is read as data (:mod:`trainer.pickled`): nothing in a file is executed, imported
+or called, and a file that refers to anything but tensors and plain containers is refused.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.types import Path
 
-# What the first two pickles of the older format hold.
+# The first two pickles of the older format.
 _LEGACY = [0x1950A86A20F9469CFC6C, 1001]
 
-#: How a pickle begins.
+#: First bytes of a pickle.
 PICKLE = b'\x80'
 
-# ResNeXt-152's whole training state, two sets of weights and momentum, has one of 0.3 MB.
+# The pickle of ResNeXt-152's training state, with two sets of weights and momentum, has 0.3 MB.
 _MAX_PICKLE = 4 << 20
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 1000
@@ -59,7 +58,7 @@ _STORAGES = {
 _TENSORS = {pickled.Global('torch._utils', '_rebuild_tensor' + version) for version in ('', '_v2')}
 _PARAMETER = pickled.Global('torch._utils', '_rebuild_parameter')
 
-# What a training state may hold beside tensors: plain values, none of which does anything.
+# Names that a training state may refer to besides tensors: plain values without effects.
 _KNOWN = {_PARAMETER, *_TENSORS, *_STORAGES, *pickled_arrays.NAMES} | {
     pickled.Global(module, name)
     for module, names in (
@@ -93,7 +92,7 @@ _DAMAGE = (
 
 
 class _Refused(Exception):
-    """The file is whole, but holds what is not read here."""
+    """The file is whole, but holds something that is not supported."""
 
 
 class _Zip:
@@ -106,10 +105,10 @@ class _Zip:
         members = self._archive.infolist()
         self._members = {info.filename: info for info in members}
         size = os.fstat(f.fileno()).st_size
-        # Such a program's code is compressed.
+        # The code of a TorchScript program is compressed.
         if any(name.endswith('/constants.pkl') or '/code/' in name for name in self._members):
             raise _Refused('it holds a TorchScript program; save its state_dict() instead')
-        # PyTorch compresses nothing else: no member can be larger than the file.
+        # PyTorch compresses nothing else, so no member is larger than the file.
         if (
             len(self._members) != len(members)
             or sum(i.file_size for i in members) > size
@@ -139,7 +138,7 @@ class _Zip:
 
 
 class _Legacy:
-    """What torch.save wrote before: five pickles, then the storages."""
+    """The older format of torch.save: five pickles, then the storages."""
 
     swapped = False
 
@@ -147,7 +146,7 @@ class _Legacy:
         head = io.BytesIO(f.read(_MAX_PICKLE))
         if [pickled.read(head) for _ in _LEGACY] != _LEGACY:
             raise ValueError('it does not begin as one')
-        pickled.read(head)  # of the machine that wrote it
+        pickled.read(head)  # of the machine that wrote the file
         self.root = _unpickle(head)
         keys = pickled.read(head)
         if not isinstance(keys, list):
@@ -174,7 +173,7 @@ class _Legacy:
 
 
 def _text(name):
-    """Return a name or a key in a file as text."""
+    """Return a name or key in a file as text."""
     if type(name) is int:
         return str(name)
     if type(name) not in (str, bytes) or len(name) > _MAX_NAME:
@@ -206,7 +205,7 @@ def _storage(call):
 
 
 def _arguments(value):
-    """Return what a tensor is made from, or ``None`` where ``value`` is not a tensor."""
+    """Return the arguments of a tensor, or ``None`` if ``value`` is not a tensor."""
     if isinstance(value, pickled.Call) and value.function == _PARAMETER:
         value = value.arguments[0]
     if not isinstance(value, pickled.Call) or value.function not in _TENSORS:
@@ -215,7 +214,7 @@ def _arguments(value):
 
 
 def _widths(root):
-    """Return key -> bytes of a number, of every storage that a pickle refers to."""
+    """Return key -> bytes per number, for every storage to which a pickle refers."""
     widths, todo = collections.defaultdict(lambda: 1), [root]
     while todo:
         value = todo.pop()
@@ -233,7 +232,7 @@ def _widths(root):
 
 
 def _tensor(archive, arguments, extents):
-    """Return the :class:`state_dict.Tensor`; notes its extent after checking all it states."""
+    """Check a tensor and note its extent; return the :class:`state_dict.Tensor`."""
     storage, offset, shape, strides = arguments[:4]
     kind, key, count = _storage(storage)
     if not (
@@ -248,7 +247,7 @@ def _tensor(archive, arguments, extents):
         raise ValueError(f'storage {key[:20]} has not {count} numbers')
 
     def view(position):
-        # A number alone has no dimensions.
+        # A scalar has no dimensions.
         return strided.StridedTensor(
             kind,
             strided.Storage(kind, dtype, position, count),
@@ -283,7 +282,7 @@ def _tensors(archive, value):
 
 
 def _entries(root):
-    """Return name -> dict of all dicts of tensors: the root as '', or what it holds."""
+    """Return name -> dict for all dicts of tensors: the root, as '', and its values."""
     if not isinstance(root, dict):
         raise _Refused('it holds no dict; in PyTorch, save model.state_dict()')
 
@@ -300,7 +299,7 @@ def _entries(root):
 
 
 def _choose(archive, entry):
-    """Return (name, tensors, names of the others of networks) of the state dict to read."""
+    """Choose the state dict; return its name and tensors, and the names of other networks'."""
     entries, networks = _entries(archive.root), []
     there = ', '.join(sorted(entries)) or 'none'
     if entry is not None:
@@ -328,29 +327,29 @@ def _choose(archive, entry):
 
 
 def read(path: Path, entry: str | None = None) -> tuple[Network, state_dict.StateDict, str]:
-    """As :func:`read_and_tell`, without the last."""
+    """Like :func:`read_and_tell`, but return only the network and the StateDict."""
     return read_and_tell(path, entry)[:3]
 
 
 def read_and_tell(
     path: Path, entry: str | None = None
 ) -> tuple[Network, state_dict.StateDict, str, list[str]]:
-    """Build the network whose state dict a file holds.
+    """Build the network of a state dict in a file.
 
-    The file may hold the state dict itself, or a training state with one in it.
+    The file may hold the state dict itself, or a training state that contains one.
 
     Args:
         path: The file, in either format of torch.save.
-        entry: Which state dict of a training state, such as 'ema_state_dict'. ``None``:
-            'state_dict', or the only one of a network.
+        entry: Name of the state dict in a training state, such as 'ema_state_dict'. ``None``:
+            'state_dict', or the only state dict of a network.
 
     Returns:
-        The network on the CPU, :class:`state_dict.StateDict`, which state dict it was (str, '' for
-        the file itself), and which others could have been meant (list of str).
+        The network on the CPU, the :class:`state_dict.StateDict`, the state dict's name (str, ''
+        for the file itself), and the names of other candidates (list of str).
 
     Raises:
         trainer.errors.InputError: The file is missing or damaged, refers to anything
-            but tensors and plain values, or holds no ResNeXt of the namings known.
+            but tensors and plain values, or holds no ResNeXt of a known naming.
     """
     try:
         with files.open_regular(path) as f:

@@ -1,4 +1,4 @@
-"""State dicts as ``torch.save`` writes them (the zip format), without PyTorch."""
+"""Writes state dicts as ``torch.save`` does (the zip format), without PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainer.types import Path
 
 _VERSION = b'3\n'
-# PyTorch's storages begin at multiples of this, so that they can be mapped into memory.
+# PyTorch aligns storages to this, so that they can be mapped into memory.
 _ALIGNMENT = 64
 
 
@@ -35,7 +35,7 @@ def _pickle_tuple(items):
 def _pickle(arrays):
     """Return the pickle (protocol 2) of an OrderedDict of tensors, as torch.save writes it.
 
-    pickle.Pickler cannot: it refers only to what can be imported.
+    pickle.Pickler cannot do that: it refers only to names that can be imported.
     """
     empty = b'ccollections\nOrderedDict\n)R'
     parts = [b'\x80\x02', empty, b'(']
@@ -70,12 +70,12 @@ def save(path: Path, network: Network, naming: str | None = None) -> None:
     """Save a network's state dict as torch.save does; torch.load reads it.
 
     Args:
-        path: The file, any name. It appears whole or not at all.
+        path: The file, with any suffix. It appears whole or not at all.
         network: The network.
         naming: See :func:`state_dict.choose`.
 
     Raises:
-        trainer.errors.InputError: The naming has no place for the network.
+        trainer.errors.InputError: The naming cannot represent the network.
     """
     arrays = state_dict.write(network, naming)
     with files.replacing(path) as unfinished, zipfile.ZipFile(unfinished, 'w') as archive:

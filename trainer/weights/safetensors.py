@@ -26,7 +26,7 @@ _DTYPES = {
 }
 
 
-# ResNeXt-152's header has 0.2 MB; its weights, 64x4d in float64, have 0.9 GB.
+# The header of ResNeXt-152 has 0.2 MB; its 64x4d weights in float64 have 0.9 GB.
 _MAX_HEADER = 4 << 20
 _MAX_FILE = 2 << 30
 
@@ -45,17 +45,17 @@ def _tensor(held):
 
 
 def read(path: Path) -> tuple[Network, state_dict.StateDict]:
-    """Build the network whose state dict a safetensors file holds.
+    """Build the network of the state dict in a safetensors file.
 
     Args:
-        path: The file. What :func:`save` left in its metadata is read as well.
+        path: The file. The metadata that :func:`save` writes is read as well.
 
     Returns:
         The network on the CPU, and :class:`state_dict.StateDict`.
 
     Raises:
         trainer.errors.InputError: The package safetensors is missing; or the file is
-            missing or damaged, or holds no ResNeXt of the namings known.
+            missing or damaged, or holds no ResNeXt of a known naming.
     """
     safetensors = extras.need('safetensors', f'reading {path}')
     try:
@@ -74,7 +74,7 @@ def read(path: Path) -> tuple[Network, state_dict.StateDict]:
             )
         ) from e
     network, found = state_dict.read(tensors, path)
-    # The package has checked that there is such a header.
+    # The package has checked that there is a header.
     header = json.loads(data[8 : 8 + header_size])
     metadata = header.get('__metadata__') or {}
     network.classes = _classes(metadata, network, path)
@@ -107,13 +107,13 @@ def save(path: Path, network: Network, naming: str | None = None) -> None:
     """Save a network's state dict as safetensors.
 
     Args:
-        path: The file, any name. It appears whole or not at all.
-        network: The network; names of its classes and its geometry go into the metadata, as JSON.
+        path: The file, with any suffix. It appears whole or not at all.
+        network: The network; class names and geometry are written to the metadata, as JSON.
         naming: See :func:`state_dict.choose`.
 
     Raises:
-        trainer.errors.InputError: The package safetensors is missing, or the naming has
-            no place for the network.
+        trainer.errors.InputError: The package safetensors is missing, or the naming
+            cannot represent the network.
     """
     extras.need('safetensors', f'writing {path}')
     from safetensors import numpy as safetensors
@@ -129,7 +129,7 @@ def save(path: Path, network: Network, naming: str | None = None) -> None:
 
 
 def recognises(head: bytes) -> bool:
-    """Return whether a file that begins so is safetensors: the length of a header, and JSON."""
+    """Return whether first bytes are those of safetensors: a header's length, and JSON."""
     return head[4:8] == bytes(4) and head[8:9] == b'{'
 
 

@@ -1,4 +1,4 @@
-"""State dicts of PyTorch: from their names and shapes to the network, and back."""
+"""State dicts of PyTorch: networks from names and shapes, and back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tensor(NamedTuple):
     """A tensor in a file.
 
     Attributes:
-        dtype: Its type, as NumPy or PyTorch calls it: 'float32', 'bfloat16'.
+        dtype: Name of its type in NumPy or PyTorch: 'float32', 'bfloat16'.
         shape: Its shape.
         load: () -> numpy.ndarray; bfloat16 as float32.
     """
@@ -47,12 +47,12 @@ class Tensor(NamedTuple):
 
 
 class StateDict(NamedTuple):
-    """What a state dict says beside the network.
+    """What a state dict holds besides the network.
 
     Attributes:
-        naming: Whose names it has.
+        naming: Its naming.
         dtypes: Types of its weights, the most frequent first.
-        whose: Whose names they are, for a user.
+        whose: Name of the project whose names it has, for users.
     """
 
     naming: Naming
@@ -61,17 +61,17 @@ class StateDict(NamedTuple):
 
     @property
     def details(self) -> str:
-        """str: Both, for a user."""
+        """str: Types and project, for users."""
         return f"{self.dtypes}, {self.whose}'s names"
 
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Return bfloat16 numbers, given as uint16, as float32: the same numbers."""
+    """Convert bfloat16 numbers, given as uint16, to float32, exactly."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take what wrappers of the network added off a state dict's names.
+    """Remove the prefixes that wrappers of a network have added to a state dict's names.
 
     DataParallel, AveragedModel, torch.compile and many programs put 'module.', '_orig_mod.',
     'model.' or 'backbone.' before every name.
@@ -104,7 +104,7 @@ def recognise(tensors: dict[str, Tensor]) -> Naming | None:
 
 
 def _of_block(naming, network, path):
-    """Return what a naming calls a layer of a block, or its convolution and normalisation."""
+    """Return the names of a block's layer, or of its convolution and normalisation."""
     stage, block, part, *inner = path.split('/')
     place = int(stage[5:]) - 1, int(block[5:]) - 1
     if part == 'se':
@@ -115,7 +115,7 @@ def _of_block(naming, network, path):
 
 
 def _names(naming, network):
-    """Return their name -> ours of everything that a network holds, in their order."""
+    """Return PyTorch name -> our name for all arrays of a network, in PyTorch's order."""
     names = {}
     for path, _ in network.named_layers():
         if path == 'fc':
@@ -138,7 +138,7 @@ def _names(naming, network):
 
 
 def _there_shape(ours, array):
-    """Return the shape that a state dict gives to an array of ours."""
+    """Return the shape that one of our arrays has in a state dict."""
     return array.shape + ((1, 1) if '/se/' in ours and ours.endswith('/W') else ())
 
 
@@ -161,10 +161,10 @@ def _count(tensor, name, path):
 
 
 def _check_fits(path, network, naming, names, tensors):
-    """Check that a state dict has what a network holds, of the same shapes, and no more.
+    """Check that a state dict has exactly the arrays of a network, of the same shapes.
 
     Args:
-        names: Those of the network, from :func:`_names`.
+        names: The network's names, from :func:`_names`.
     """
     missing = [name for name in names if name not in tensors and not name.endswith(_COUNTER)]
     extra = [name for name in tensors if name not in names]
@@ -194,8 +194,8 @@ def _arrays(names, tensors, held, path):
     """Load a state dict.
 
     Returns:
-        Arrays by our names, of the shapes of ``held``, and how many numbers of each type there
-        are.
+        Arrays under our names, of the shapes of ``held``, and how many numbers there are of each
+        type.
     """
     dtypes = collections.Counter()
     arrays = {}
@@ -209,25 +209,25 @@ def _arrays(names, tensors, held, path):
 
 
 def read(tensors: dict[str, Tensor], path: Path) -> tuple[Network, StateDict]:
-    """Build the network that a state dict holds.
+    """Build the network of a state dict.
 
-    Names and shapes tell all but the strides, the pooling and eps: those are the
-    paper's and PyTorch's (1 in stage 1 and 2 in the others; rounding down; 1e-5). All
-    names and shapes are checked before any number is read. Numbers of other
-    precisions become float32. ``num_batches_tracked`` becomes ``N``.
+    Names and shapes determine everything but the strides, the pooling and eps: those are
+    the paper's and PyTorch's (1 in stage 1 and 2 in the others; rounding down; 1e-5). All
+    names and shapes are checked before any number is read. Numbers of other precisions are
+    converted to float32. ``num_batches_tracked`` becomes ``N``.
 
     Args:
-        tensors: The state dict, in any of the namings of :mod:`trainer.weights.namings`, wrappers'
-            prefixes or not.
+        tensors: The state dict, in any naming of :mod:`trainer.weights.namings`, with or without
+            prefixes of wrappers.
         path: The file, for messages.
 
     Returns:
         The network (:class:`resnext_ilsvrc.ResNext` or :class:`resnext.PaperResNext`) on the CPU,
-        and :class:`StateDict`. Where there is no classifier, the network's has one class, and its
+        and :class:`StateDict`. If there is no classifier, the network has one class and its
         ``has_classifier`` is ``False``.
 
     Raises:
-        trainer.errors.InputError: It is not a ResNeXt of those namings.
+        trainer.errors.InputError: It is not a ResNeXt of a known naming.
     """
     tensors = strip(tensors)
     naming = recognise(tensors)
@@ -297,8 +297,7 @@ def choose(network: Network, name: str | None = None) -> Naming:
             networks, prlz77's for CIFAR networks.
 
     Raises:
-        trainer.errors.InputError: There is no such naming, or it has no place for the
-            network.
+        trainer.errors.InputError: There is no such naming, or it cannot represent the network.
     """
     table = namings.table()
     if name is not None and name not in table:
@@ -328,7 +327,8 @@ def write(network: Network, naming: str | None = None) -> dict[str, np.ndarray]:
         naming: See :func:`choose`.
 
     Returns:
-        float32, and int64 of shape () for ``num_batches_tracked``, in PyTorch's order.
+        Name -> array in PyTorch's order: float32, and int64 of shape () for
+        ``num_batches_tracked``.
 
     Raises:
         trainer.errors.InputError: See :func:`choose`.

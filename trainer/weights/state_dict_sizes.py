@@ -1,4 +1,4 @@
-"""Sizes of a network, read off the names and shapes of its state dict."""
+"""Determines the sizes of a network from the names and shapes of its state dict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def holds(layer: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict has something of a layer."""
+    """Return whether a state dict has tensors of a layer."""
     return any(name.startswith(layer + '.') for name in tensors)
 
 
@@ -34,11 +34,11 @@ def architecture(naming: Naming, tensors: Mapping[str, Tensor], path: Path) -> d
 
     Args:
         naming: The naming of the state dict.
-        tensors: The state dict, without wrappers' prefixes.
+        tensors: The state dict, without prefixes of wrappers.
         path: The file, for messages.
 
     Raises:
-        trainer.errors.InputError: Something is missing that every ResNeXt has.
+        trainer.errors.InputError: A tensor that every ResNeXt has is missing.
     """
     shape = functools.partial(_shape, naming, tensors, path)
     variant = _variant(naming, tensors, shape)
@@ -81,7 +81,7 @@ def architecture(naming: Naming, tensors: Mapping[str, Tensor], path: Path) -> d
 
 
 def _variant(naming, tensors, shape):
-    """Read off names and shapes what a network has that the plain one has not."""
+    """Return the variant's arguments of a network, from names and shapes."""
     variants, found = naming.variants, {}
     if variants is None:
         return found

@@ -1,4 +1,4 @@
-"""Tensors in files: strided views of storages, as Torch7 and PyTorch write them, within bounds."""
+"""Tensors in Torch7's and PyTorch's files: strided views of storages, checked for bounds."""
 
 import io
 from typing import NamedTuple
@@ -7,11 +7,11 @@ import numpy as np
 
 
 class Damaged(Exception):
-    """The file is not what it should be."""
+    """The file is damaged."""
 
 
 class Storage(NamedTuple):
-    """Numbers in the file: the format's name of their type, dtype, first byte, count."""
+    """Numbers in a file: the format's name of their type, dtype, first byte, count."""
 
     kind: str
     dtype: np.dtype
@@ -20,7 +20,7 @@ class Storage(NamedTuple):
 
 
 class StridedTensor(NamedTuple):
-    """A strided view of a storage; offset and strides count numbers."""
+    """A strided view of a storage; offset and strides are in numbers."""
 
     kind: str
     storage: Storage
@@ -29,12 +29,12 @@ class StridedTensor(NamedTuple):
     strides: tuple[int, ...]
 
     def __hash__(self) -> int:
-        return object.__hash__(self)  # a key of Lua's, whatever its fields hold
+        return object.__hash__(self)  # it may be a key of a Lua table, whatever its fields hold
 
     def extent(self) -> tuple[int, int]:
-        """Return (first, last + 1) of its numbers in the storage; checks all that it states.
+        """Check the tensor; return (first, last + 1) of its numbers in the storage.
 
-        Its numbers must be distinct: no view of a few can pass for many weights.
+        Its numbers must be distinct: a view of few numbers cannot pass for many weights.
         """
         if not isinstance(self.storage, Storage) or self.storage.kind != self.kind:
             raise Damaged('a tensor has no storage of its type')
@@ -48,14 +48,14 @@ class StridedTensor(NamedTuple):
         return self.offset, last + 1
 
     def load(self, f: io.BufferedIOBase) -> np.ndarray:
-        """Read its numbers, in the file's precision."""
+        """Read the numbers, in the file's precision."""
         first, end = self.extent()
         dtype = self.storage.dtype
         numbers = np.empty(end - first, dtype)
         f.seek(self.storage.position + first * dtype.itemsize)
         if f.readinto(numbers.data.cast('B')) < numbers.nbytes:
             raise Damaged('it ends too soon')
-        # The stride of a single number means nothing, and could be anything.
+        # The stride of an axis of length 1 is meaningless, and could be any number.
         return np.lib.stride_tricks.as_strided(
             numbers,
             self.shape,

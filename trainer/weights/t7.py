@@ -1,9 +1,9 @@
 """Torch7's binary files (.t7), read with torchfile, within bounds.
 
-torchfile believes every length that a file states and loads every tensor, gradients and
-buffers too. Tensors and storages here go through readers of our own, which note where
-the numbers are, and check that they are there; what is wanted is loaded later. Nothing
-in a file is executed: torchfile keeps Lua functions as bytes.
+torchfile trusts every length in a file and loads every tensor, including gradients and
+buffers. Here tensors and storages have readers of our own, which check that the numbers
+exist and note where they are, so that needed ones can be loaded later. Nothing in a file is
+executed: torchfile keeps Lua functions as bytes.
 """
 
 import io
@@ -16,15 +16,15 @@ import torchfile
 
 from trainer.weights.strided import Damaged, Storage, StridedTensor
 
-# Longer strings than this are damage; so are more objects (152 layers 64x4d with all
-# branches apart, bottleneck type resnext_B, have 1.2 million) and dimensions.
+# Longest string, most objects and dimensions; beyond them a file is damaged. 152 layers 64x4d
+# with separate branches (bottleneck type resnext_B) have 1.2 million objects.
 _MAX_STRING = 1 << 20
 _MAX_OBJECTS = 2_000_000
 _MAX_DIMENSIONS = 8
-# All that is read beside the numbers, strings above all. Those 152 layers have 19 MB.
+# Most bytes besides the numbers, mainly strings. Those 152 layers have 19 MB.
 _MAX_READ = 1 << 26
 
-# What torchfile raises over damaged files.
+# Exceptions that torchfile raises for damaged files.
 _DAMAGE = (
     struct.error,
     torchfile.T7ReaderException,
@@ -39,7 +39,7 @@ _DAMAGE = (
 
 
 class _File:
-    """What torchfile reads from: never more than is asked for and there."""
+    """The file that torchfile reads: checks that each read is within bounds."""
 
     def __init__(self, f):
         self.f = f
@@ -69,8 +69,8 @@ _DTYPES = {
     'Double': '<f8',
 }
 
-# torchfile keeps one table of readers in the process: ours go by names of their own, so
-# that torchfile.load stays as it was for others.
+# torchfile has one global table of readers. Ours have names of their own, so that torchfile.load
+# is unchanged for others.
 _OURS = b'trainer '
 _ours: set[bytes] = set()
 
@@ -110,7 +110,7 @@ class _Reader(torchfile.T7Reader):
     """torchfile's reader, for 8-byte longs on any system, with bounds."""
 
     def __init__(self, f):
-        # With its heuristic for lists, a list of tensors is an error in torchfile.
+        # With its heuristic for lists, torchfile fails on a list of tensors.
         super().__init__(_File(f), use_list_heuristic=False, force_8bytes_long=True)
         self.numbers = 0
         self._objects_left = _MAX_OBJECTS
@@ -131,17 +131,17 @@ class _Reader(torchfile.T7Reader):
 
 
 def parse(f: io.BufferedReader) -> tuple[Any, int]:
-    """Read a file, but for the numbers of its tensors.
+    """Read a file, except the numbers of its tensors.
 
     Args:
-        f: The file, open.
+        f: The open file.
 
     Returns:
-        What it holds, as torchfile gives it, but with :class:`StridedTensor` and :class:`Storage`
-        for arrays and tables as dicts; and how many numbers are in all its storages.
+        The content as torchfile returns it, but with :class:`StridedTensor` and :class:`Storage`
+        for arrays, and dicts for tables; and how many numbers all storages have.
 
     Raises:
-        Damaged: The file is not what Torch7 writes.
+        Damaged: The file is not a valid Torch7 file.
     """
     first = f.read(4)
     if first[:2] in (b'3\n', b'4\n'):

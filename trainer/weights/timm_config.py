@@ -1,4 +1,4 @@
-"""timm's ``config.json``, which the Hub keeps beside weights: how images are made for them."""
+"""timm's ``config.json``, which the Hub keeps next to weights: the geometry of images."""
 
 import re
 
@@ -7,23 +7,23 @@ from trainer.errors import InputError
 from trainer.transforms import resize_crop
 from trainer.transforms.geometry import Geometry
 
-#: What the Hub calls files of weights.
+#: File names of weights on the Hub.
 FILES = ('model.safetensors', 'pytorch_model.bin')
 
-# Networks with the names and shapes of ours that compute something else: their pooling is
-# blurred, which has no weights.
+# Networks with the same names and shapes as ours that compute something else: they have blurred
+# pooling, which has no weights.
 _ELSE = re.compile(r'resnextaa|resnetaa|resnetblur|resnext.*blur')
 
 
 def read(path: str) -> Geometry | None:
-    """Return the geometry of testing that a config names, or ``None`` where it names none.
+    """Return the test geometry in a config, or ``None`` if it has none.
 
-    The sizes for testing are taken where it has both (``test_input_size``,
+    The sizes for testing are used if it has both (``test_input_size``,
     ``test_crop_pct``), as timm's validate.py does.
 
     Raises:
-        trainer.errors.InputError: It is damaged, or says that the weights are of a network that
-            cannot be told from ours by its weights.
+        trainer.errors.InputError: The config is damaged, or the weights are of a network that
+            differs from ours but has the same weights.
     """
     try:
         config = files.read_json(path)

@@ -1,8 +1,8 @@
 """Torch7's files (.t7) of the networks of facebookresearch/ResNeXt.
 
-The architecture comes from the modules, whatever the file is called. Modules nested in
-``nn.Sequential`` are read depth first, which makes the published files and that code's
-alike. What a network here cannot represent is refused, with the module's place.
+The architecture is determined by the modules, not by the file's name. Modules nested in
+``nn.Sequential`` are read depth first, so that the published files and those of the published
+code look alike. Modules that our networks cannot represent are refused by their place.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Torch7File(NamedTuple):
-    """What a file says beside the network.
+    """What a file holds besides the network.
 
     Attributes:
         tensors: Torch7's type of its numbers, such as 'torch.FloatTensor'.
-        image_size: Height and width of the images it was made for, in pixels.
+        image_size: Height and width of the images for which it was made, in pixels.
         shortcut: Type of its shortcuts: 'A', 'B' or 'C'.
     """
 
@@ -37,7 +37,7 @@ class Torch7File(NamedTuple):
 
 
 class _Numbers:
-    """Loads the network's tensors, each part of a storage once."""
+    """Loads the network's tensors, and checks that they do not overlap."""
 
     def __init__(self, f):
         self._f = f
@@ -45,13 +45,13 @@ class _Numbers:
         self._extents = []
 
     def _note(self, module, key, tensor, gradient):
-        extent = tensor.extent()  # checks what the storage is
+        extent = tensor.extent()  # checks the storage
         self._extents.append((tensor.storage.position, *extent, gradient, module, key))
 
     def load(self, module, key, *shapes, absent=None):
         """Load a tensor that has one of ``shapes``, as the first of them.
 
-        Where there is none, and no gradient of it either, return ``absent``.
+        If there is neither the tensor nor its gradient, return ``absent``.
         """
         gradient = module.fields.get(b'grad' + key.capitalize().encode())
         tensor = module.tensor(key, optional=absent is not None and gradient is None)
@@ -73,7 +73,7 @@ class _Numbers:
         return numbers.reshape(shapes[0])
 
     def check_distinct(self):
-        """Refuse numbers that serve twice: what remains of a damaged offset or reference."""
+        """Refuse overlapping tensors, which a damaged offset or reference can cause."""
         ends = {}
         for storage, first, end, gradient, module, key in sorted(
             self._extents, key=lambda extent: extent[:4]
@@ -103,7 +103,7 @@ def _fill(numbers, link, parts):
         )
         link.bn.gamma.array[here] = numbers.load(bn, 'weight', (out,), absent=1)
         link.bn.beta.array[here] = numbers.load(bn, 'bias', (out,), absent=0)
-        # Batch normalisation takes off the mean what a bias would add.
+        # Subtracting a bias from the mean has the same effect as adding it to the input.
         link.bn.avg_mean[here] = numbers.load(bn, 'running_mean', (out,)) - np.asarray(
             numbers.load(conv.module, 'bias', (out,), absent=0), np.float64
         )
@@ -141,7 +141,7 @@ def _build(f, path):
     }
     if held.rounds_up is not None:
         architecture['round_up_pooling'] = held.rounds_up
-    else:  # that program has this form for CIFAR only, and such means for each
+    else:  # facebookresearch has this form only for CIFAR, with channel means for each dataset
         architecture['preprocessing'] = 'DataAugmentationCifar{}Torch7'.format(
             100 if held.classes == 100 else ''
         )
@@ -161,13 +161,13 @@ def _build(f, path):
 
 
 def read(path: Path) -> tuple[Network, Torch7File]:
-    """Build the network that a Torch7 file holds, and say what else it holds.
+    """Build the network in a Torch7 file, and describe the file.
 
     The ImageNet and the CIFAR form, of any depth, widths, cardinality and number of
-    classes; bottleneck types resnet, resnext_B (branches apart) and resnext_C (grouped);
-    shortcut types A, B and C; tensors of any precision, here float32. Biases of
-    convolutions go into the running means, exactly. Of a ``nn.DataParallelTable`` the
-    first replica is taken, of a table the only network in it.
+    classes; bottleneck types resnet, resnext_B (separate branches) and resnext_C (grouped);
+    shortcut types A, B and C; tensors of any precision, which are converted to float32.
+    Biases of convolutions are folded into the running means, exactly. Of a
+    ``nn.DataParallelTable`` the first replica is used, of a table the only network in it.
 
     Args:
         path: The file.

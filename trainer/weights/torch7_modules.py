@@ -1,7 +1,7 @@
-"""The modules of a Torch7 file, matched with a network: widths, groups, shortcuts, classes.
+"""Matches the modules of a Torch7 file with a network: widths, groups, shortcuts, classes.
 
-What a network here cannot represent is refused by its place, as Torch7 prints it: ``(5)(1)``
-is the first module in the fifth.
+Modules that our networks cannot represent are refused by their place, as Torch7 prints it:
+``(5)(1)`` is the first module in the fifth.
 """
 
 import collections
@@ -14,7 +14,7 @@ from trainer.weights import t7
 
 
 class Refused(Exception):
-    """The file holds something that is not a network of ours."""
+    """The file holds something other than a supported network."""
 
 
 _CONV = ('cudnn.SpatialConvolution', 'nn.SpatialConvolution', 'nn.SpatialConvolutionMM')
@@ -41,7 +41,7 @@ class _Module:
         self.fields = value._obj
         self._seen = seen
         if b'modules' in self.fields:
-            # In the file once, it could be in the network a million times.
+            # A module that the file holds once could occur in the network a million times.
             if value in seen:
                 raise self.refuse('is in the network twice')
             seen.add(value)
@@ -67,7 +67,7 @@ class _Module:
         return value
 
     def pair(self, of, default=None, instead=None):
-        """Return kW and the like where kH is the same; what is not square is refused."""
+        """Return a size such as kW, if kH is the same; other modules are refused."""
         if instead is not None:
             default = self.number(instead, default)
         width, height = self.number(of + 'W', default), self.number(of + 'H', default)
@@ -90,20 +90,20 @@ def _flatten(module):
         children = module.children()
         if not children:
             raise module.refuse('is empty')
-        yield from _flatten(children[0])  # the others are its copies on other GPUs
+        yield from _flatten(children[0])  # the others are copies on other GPUs
     elif module.name != 'nn.Identity':
         yield module
 
 
 class _Layers:
-    """Modules in the order in which they are computed, taken one by one."""
+    """Modules in the order of computation, taken one by one."""
 
     def __init__(self, module):
         self.owner = module
         self._modules = collections.deque(_flatten(module))
 
     def next_is(self, names, **fields):
-        """Tell whether a module of one of ``names``, with these fields, is next."""
+        """Return whether the next module has one of ``names`` and these fields."""
         return (
             bool(self._modules)
             and self._modules[0].name in names
@@ -126,7 +126,7 @@ class _Layers:
 
 
 class _Conv(NamedTuple):
-    """A convolution; the sizes as its fields say, checked when its weights are read."""
+    """A convolution, with sizes from its fields; they are checked when the weights are read."""
 
     module: _Module
     channels: int
@@ -138,7 +138,7 @@ class _Conv(NamedTuple):
 
 
 def _conv(layers, channels, ksize, pad, stride=None, grouped=False):
-    """Take a convolution that must be as said; ``stride`` None: any."""
+    """Take a convolution and check its sizes; ``stride`` ``None``: any."""
     m = layers.take(_CONV, 'a convolution')
     conv = _Conv(
         m,
@@ -172,7 +172,7 @@ def _relu(layers):
 
 
 def _conv_bn(layers, *sizes, relu=True, **more):
-    """Take a convolution, its batch normalisation and maybe a ReLU: (_Conv, the module)."""
+    """Take a convolution, its batch normalisation and, if ``relu``, a ReLU."""
     conv = _conv(layers, *sizes, **more)
     bn = layers.take(_BN, 'batch normalisation')
     if relu:
@@ -181,8 +181,7 @@ def _conv_bn(layers, *sizes, relu=True, **more):
 
 
 class _Bottleneck(NamedTuple):
-    """A bottleneck. parts: name here -> list of (_Conv, batch normalisation), several where
-    the branches are apart."""
+    """A bottleneck. parts: our name -> list of (_Conv, batch normalisation), one per branch."""
 
     width: int
     groups: int
@@ -193,12 +192,12 @@ class _Bottleneck(NamedTuple):
 
 
 def _joins_channels(m):
-    # A second number says how many dimensions a single image has.
+    # The second number is the number of dimensions of a single image.
     return (m.number('dimension'), m.number('nInputDims', 0)) in ((2, 0), (1, 3))
 
 
 def _main_path(module, channels):
-    """Read what is not the shortcut: (parts, channels inside, groups, stride)."""
+    """Read the main path: (parts, inner channels, groups, stride)."""
     layers = _Layers(module)
     if layers.next_is(['nn.ConcatTable']):
         table = layers.take(['nn.ConcatTable'], 'branches')
@@ -232,7 +231,7 @@ def _main_path(module, channels):
 
 
 def _padding_shortcut(layers, channels, out, stride):
-    """Take type A's: every stride-th pixel, and as many zero channels as there are channels."""
+    """Take a shortcut of type A: subsampling, and as many zero channels as channels."""
     pool = layers.take(_AVERAGE, 'a shortcut')
     if (pool.pair('k'), pool.pair('d', 1), pool.pair('pad', 0)) != (1, stride, 0) or (
         pool.fields.get(b'ceil_mode') or pool.fields.get(b'divide') is False
@@ -282,7 +281,7 @@ def _stages(blocks):
     stages = []
     for block in blocks:
         last = stages[-1] if stages else []
-        # The second block says how all that follow it begin.
+        # The second block determines the shortcuts of all that follow.
         alike = (
             last
             and block.stride == 1
@@ -315,7 +314,7 @@ def _stages(blocks):
 
 
 class Layout(NamedTuple):
-    """What the modules say. rounds_up: of the max pooling, None where there is none."""
+    """The network in the modules. rounds_up: of the max pooling; ``None``: there is none."""
 
     stem: tuple[_Conv, _Module]
     rounds_up: bool | None
@@ -361,7 +360,7 @@ def network(root: _Module) -> Layout:
 
 
 def root_of(value: object) -> _Module:
-    """Find the network: alone, or the only one in a table."""
+    """Return the network: the root, or the only one in a table."""
     if isinstance(value, dict):
         networks = [
             v

@@ -1,20 +1,20 @@
-"""How PyTorch projects call the parts of a network: one module a naming.
+"""The names that PyTorch projects give to the parts of a network: one module per naming.
 
-A naming is data: :mod:`trainer.weights.state_dict` does the rest.
+A naming is data; :mod:`trainer.weights.state_dict` has the code.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-#: Of PyTorch's batch normalisation, and of every naming here; state dicts do not tell it.
+#: eps of PyTorch's batch normalisation and of every naming; state dicts do not hold it.
 EPS = 1e-5
 
 
 class Variants(NamedTuple):
-    """How a project calls what only variants of a network have; ``None``: it has none such.
+    """Names of the parts that only variants of a network have; ``None``: there are none.
 
     Attributes:
-        name: Whose names these are, for users.
+        name: Name of the project, for users.
         deep_stem: Each convolution of :class:`DeepStem <trainer.networks.layers.DeepStem>` and its
             batch normalisation.
         average_shortcut: (stage, block), both from 0 -> convolution and batch normalisation of a
@@ -33,19 +33,19 @@ class Naming(NamedTuple):
     """The names of one project.
 
     Attributes:
-        name: What users call it.
-        kind: The networks it is for: 'ilsvrc' or 'paper-cifar' (:attr:`Network.kind
+        name: Name of the naming, for users.
+        kind: The networks to which it applies: 'ilsvrc' or 'paper-cifar' (:attr:`Network.kind
             <trainer.networks.base.Network.kind>`).
         stem: First convolution and its batch normalisation.
         block: (stage, block), both from 0 -> dict of 'reduce', 'grouped', 'expand' and 'shortcut'
             -> (convolution, batch normalisation).
         classifier: Number of stages -> the fully connected layer.
         any_projections: Whether the project's networks can have projection shortcuts anywhere, not
-            just where sizes differ.
-        preprocessing: The class of ``data_augmentation`` that the project's weights were trained
-            with, where the network's kind does not tell.
-        variants: ``None``: the project has the plain network alone.
-        pooling: (name, value) of the network's arguments where its max pooling is another than
+            only where sizes differ.
+        preprocessing: The class of ``data_augmentation`` with which the project's weights were
+            trained, if it is not that of the network's kind.
+        variants: Names of variants' parts; ``None``: the project has only the plain network.
+        pooling: (name, value) of the network's arguments if its max pooling differs from
             PyTorch's.
     """
 
@@ -65,7 +65,7 @@ def table() -> dict[str, list[Naming]]:
     from trainer.weights.namings import clcarwin, prlz77, senet, torchvision
 
     names = {'torchvision': torchvision.NAMINGS}
-    # Their networks have torchvision's names, letter for letter.
+    # Their networks have exactly torchvision's names.
     names['timm'] = names['lornatang'] = names['torchvision']
     names.update(clcarwin.TABLE)
     names['prlz77'] = prlz77.NAMINGS

@@ -1,10 +1,10 @@
-"""The numbers that facebookresearch's modules get in nested nn.Sequential.
+"""The numbers that modules of facebookresearch get in nested nn.Sequential.
 
 clcarwin/convert_torch_to_pytorch makes one PyTorch module of each Torch7 module, in the
 same nesting: ``4.0.0.0.0.0.weight`` is stage 1 (module 4, behind stem and pooling), block
 0, its ConcatTable, the main path, the inner Sequential, the first convolution. The
 released files nest the main path once more than facebookresearch's code does (-flat).
-Cadene/pretrained-models.pytorch took what it made of the released files and named the
+Cadene/pretrained-models.pytorch took its conversions of the released files and named the
 whole ``features``.
 """
 
@@ -26,7 +26,7 @@ def _naming(name, kind, nested, prefix='', classifier=None):
         names = {part: (here + '0.' + conv, here + '0.' + bn) for part, (conv, bn) in parts.items()}
         return dict(names, shortcut=(here + '1.0', here + '1.1'))
 
-    # Behind average pooling and view: Linear is in a Sequential, second.
+    # After average pooling and view, Linear is the second module of a Sequential.
     return Naming(
         name,
         kind,
