@@ -1,7 +1,7 @@
-"""Where images come from, one module a dataset; and how batches of them are made.
+"""Datasets, one module each, and the loading of batches.
 
-A dataset's module has ``load(data)``, which returns a :class:`Dataset`; ``data`` is
-what ``--data`` gives, or ``None``; and where their number is fixed, its ``CLASSES``.
+The module of a dataset has ``load(data)``, which returns a :class:`Dataset`; ``data`` is
+the value of ``--data``, or ``None``. If the number of classes is fixed, it has ``CLASSES``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from trainer.datasets.folder import ImageFiles
 
-# Modules here that are no datasets.
+# Modules of this package that are not datasets.
 _OTHERS = {'archives', 'cifar_files', 'class_names', 'download', 'loading', 'parallel', 'splits'}
 
 
@@ -36,12 +36,13 @@ class Dataset(NamedTuple):
     """Images for training and for testing.
 
     Attributes:
-        name: What it is called.
-        classes: The names of its classes.
+        name: Name of the dataset.
+        classes: Names of its classes.
         train: Images in memory or in files.
-        test: Likewise; ``None`` where there is no split yet (:mod:`trainer.datasets.splits`).
+        test: Images in memory or in files; ``None``: not divided yet
+            (:mod:`trainer.datasets.splits`).
         mirror: Whether a mirrored image shows the same class.
-        notes: What a user should know about the images.
+        notes: Notes for the user.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Dataset(NamedTuple):
 
 
 def available() -> list[str]:
-    """Return the names of the datasets: the modules here, but for those that read them."""
+    """Return the names of the datasets: those of their modules."""
     return sorted({module.name for module in pkgutil.iter_modules(__path__)} - _OTHERS)
 
 
@@ -62,19 +63,19 @@ def load(name: str, data: str | None = None) -> Dataset:
 
     Args:
         name: One of :func:`available`.
-        data: A folder or file to read it from; ``None``: the dataset's own way.
+        data: Folder or file of the dataset; ``None``: the dataset's default.
 
     Returns:
         Dataset
 
     Raises:
-        trainer.errors.InputError: It cannot be read or fetched.
+        trainer.errors.InputError: The dataset cannot be read or downloaded.
     """
     return _module(name).load(data)
 
 
 def class_count(name: str) -> int | None:
-    """Return the number of classes of a dataset; ``None`` where its class folders tell."""
+    """Return the number of classes of a dataset; ``None`` if it depends on class folders."""
     return getattr(_module(name), 'CLASSES', None)
 
 

@@ -1,4 +1,4 @@
-"""gzip, and tar archives, plain or compressed by it: read to their end, within bounds."""
+"""Reads gzip files, and tar archives, plain or gzipped: to their end, and within bounds."""
 
 import hashlib
 import os
@@ -11,12 +11,12 @@ from trainer import files
 from trainer.errors import InputError
 
 _BLOCK = 1 << 18
-# Of all headers, their padding and the end. A published archive has ten headers of 512 bytes.
+# Most bytes of headers, padding and end. A published archive has ten headers of 512 bytes.
 _MAX_HEADERS = 1 << 20
 
 
 class _Gunzip:
-    """What a gzip file holds; its end must be there, its checksum right, and nothing behind it."""
+    """The content of a gzip file: complete, with a valid checksum, and nothing after its end."""
 
     def __init__(self, f):
         self._f = f
@@ -36,7 +36,7 @@ class _Gunzip:
 
 
 class _Limited:
-    """A file of which no more is read than was allowed so far."""
+    """A file of which at most the allowed number of bytes can be read."""
 
     def __init__(self, f, most, what):
         self._f, self._left = f, most
@@ -54,14 +54,14 @@ class _Limited:
 
 
 def gunzip(f: IO[bytes], most: int) -> bytes:
-    """Return what a gzip file holds.
+    """Return the content of a gzip file.
 
     Args:
-        f: The file, open for reading bytes.
-        most: Bytes that it may hold.
+        f: The file, open in binary mode.
+        most: Most bytes of content.
 
     Raises:
-        ValueError, zlib.error: It is damaged or holds more.
+        ValueError, zlib.error: The file is damaged or holds more.
     """
     stream = _Limited(_Gunzip(f), most, 'it holds')
     return b''.join(iter(lambda: stream.read(_BLOCK), b''))
@@ -70,23 +70,23 @@ def gunzip(f: IO[bytes], most: int) -> bytes:
 def read(
     path: str, wanted: Container[str], most: int, published: Sequence[tuple] = ()
 ) -> dict[str, bytes]:
-    """Return the contents of files in an archive; nothing is unpacked to disk.
+    """Return the contents of files in an archive, without unpacking to disk.
 
-    The whole archive is read, so that damage anywhere in a compressed one is noticed.
+    The whole archive is read, so that damage anywhere in a gzipped archive is detected.
 
     Args:
         path: The archive.
         wanted: Names of the files, without folders.
-        most: Bytes; an archive that holds more, packed or not, is refused.
-        published: (name, bytes, MD5 digest) of archives; one of such a size must have the digest
-            too.
+        most: Most bytes of the archive, packed and unpacked.
+        published: (name, bytes, MD5 digest) of published archives; an archive of such a size must
+            have the digest.
 
     Returns:
-        Of the wanted files, those that are there.
+        Name -> content of the wanted files that the archive has.
 
     Raises:
-        trainer.errors.InputError: It is missing, damaged or changed, neither plain nor
-            compressed by gzip, or has two of a wanted file.
+        trainer.errors.InputError: The archive is missing, damaged or changed, neither plain
+            nor gzipped, or has a wanted file twice.
     """
     try:
         with files.open_regular(path) as f:
@@ -102,7 +102,7 @@ def read(
             return _members(_Gunzip(f) if packed else f, wanted, most)
     except OSError as e:
         raise InputError(f'{path}: cannot be read ({e.strerror or e})') from e
-    except Exception as e:  # tarfile raises nearly anything over damaged headers
+    except Exception as e:  # damaged headers make tarfile raise almost any exception
         raise InputError(f'{path}: not a whole tar archive ({e}); fetch it again') from e
 
 

@@ -1,8 +1,8 @@
 """The files of CIFAR-10 and CIFAR-100 (https://www.cs.toronto.edu/~kriz/cifar.html).
 
-Both versions are read, as folders or as archives: the binary one (records of
-label bytes and 3072 pixel bytes) and the Python one, whose pickles are read
-without executing anything (:mod:`trainer.pickled`).
+Both versions can be read, as folders or archives: the binary version (records of label bytes
+and 3072 pixel bytes) and the Python version, whose pickles are read without executing anything
+(:mod:`trainer.pickled`).
 """
 
 import os
@@ -17,7 +17,7 @@ from trainer.errors import InputError
 
 
 class Archive(NamedTuple):
-    """One of the published archives: size in bytes, MD5 digest."""
+    """A published archive: size in bytes, MD5 digest."""
 
     name: str
     size: int
@@ -28,15 +28,15 @@ class CifarSpec(NamedTuple):
     """One of the two datasets.
 
     Attributes:
-        name: What it is called.
+        name: Name of the dataset.
         classes: Names of the classes.
-        url: Of the binary archive.
-        folders: Binary, Python.
-        archives: Binary, Python.
-        train, test: Names of the files, the binary ones with '.bin'.
-        images: Name -> images in the published file.
-        label_bytes: In a binary record; the last one counts.
-        labels: Key in the pickles.
+        url: Address of the binary archive.
+        folders: Names of the folders of the binary and the Python version.
+        archives: The archives of the binary and the Python version.
+        train, test: Names of the files; those of the binary version end in '.bin'.
+        images: Name -> number of images in the published file.
+        label_bytes: Bytes of labels in a binary record; the last one is used.
+        labels: Key of the labels in the pickles.
     """
 
     name: str
@@ -53,7 +53,7 @@ class CifarSpec(NamedTuple):
 
 _PIXELS = 3 * 32 * 32
 
-# The largest published file has 155 MB, the largest archive 187 MB unpacked.
+# The largest published file has 155 MB; the largest archive unpacks to 187 MB.
 _MOST = 200_000_000
 _MOST_UNPACKED = 1 << 28
 
@@ -77,7 +77,7 @@ class _Folder:
 
 
 class _Archive:
-    """The regular files of a tar archive, by their last name; nothing is unpacked to disk."""
+    """The regular files of a tar archive, by name without folders, in memory."""
 
     def __init__(self, path, wanted, published):
         self.path = path
@@ -97,16 +97,16 @@ def read(spec: CifarSpec, data: str | None) -> Dataset:
     """Load one of the two datasets.
 
     Args:
-        spec: Which.
-        data: Folder or archive, or a folder that has one of them in it; ``None`` downloads the
-            binary archive once.
+        spec: The dataset.
+        data: Folder or archive of the dataset, or a folder that contains one; ``None`` downloads
+            the binary archive once.
 
     Returns:
         trainer.datasets.Dataset
 
     Raises:
-        trainer.errors.InputError: It cannot be had, or a file is missing, damaged
-            or cut short.
+        trainer.errors.InputError: The download failed, or a file is missing, damaged or
+            truncated.
     """
     if data is None:
         data = download.fetch(spec.url, spec.archives[0].size, spec.archives[0].md5)
@@ -118,8 +118,7 @@ def read(spec: CifarSpec, data: str | None) -> Dataset:
     }
     counts = {name: len(part.labels) for name, part in parts.items()}
     whole = [counts[name] == spec.images[name] for name in counts]
-    # A smaller dataset of the same form is welcome; a whole one of which a part is
-    # missing has been cut.
+    # A smaller dataset of the same form is accepted; the published one must be complete.
     if any(whole) and not all(whole):
         name = next(n for n in counts if counts[n] != spec.images[n])
         raise InputError(

@@ -1,4 +1,4 @@
-"""What classes are called."""
+"""Names of classes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def named(categories: list[str]) -> list[str]:
     """Replace synsets by their names.
 
     Args:
-        categories: Synsets, or names of other kinds, which stay.
+        categories: Synsets, or other names, which stay as they are.
     """
     return [imagenet().get(category, category) for category in categories]
 
@@ -40,14 +40,14 @@ def named(categories: list[str]) -> list[str]:
 def of(network: Network) -> list[str]:
     """Return the names of a network's classes.
 
-    They are those in its file; a network of 1000, 10 or 100 classes without them is
-    taken for one of ImageNet, CIFAR-10 or CIFAR-100.
+    They are those in its file. Without names, a network of 1000, 10 or 100 classes is assumed
+    to be for ImageNet, CIFAR-10 or CIFAR-100.
 
     Args:
         network: The network.
 
     Returns:
-        One for each class; 'class 0', 'class 1', ... where nothing is known.
+        A name for each class; 'class 0', 'class 1', ... if nothing is known.
     """
     if network.classes is not None:
         return named(network.classes)
@@ -58,7 +58,7 @@ def of(network: Network) -> list[str]:
 
 
 def synsets(network: Network) -> list[str] | None:
-    """Return the synsets of a network's classes, or ``None`` where they are not ImageNet's."""
+    """Return the synsets of a network's classes, or ``None`` if they are not ImageNet's."""
     if network.classes is None and network.category_num == len(imagenet()):
         return list(imagenet())
     if network.classes is not None and all(c in imagenet() for c in network.classes):

@@ -1,5 +1,5 @@
-"""Folders of images, and folders of class folders, which are a dataset of their own:
-Tiny-ImageNet, MiniImageNet, Caltech-101 and -256, or anybody's images."""
+"""Folders of images, and folders of class folders as a dataset: Tiny-ImageNet, MiniImageNet,
+Caltech-101 and -256, or users' own images."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.types import Source
 
-#: Folders beside ``train`` that are for testing; the first that is there is taken.
+#: Names of folders for testing, next to ``train``; the first that exists is used.
 TEST_FOLDERS = ('val', 'valid', 'validation', 'test')
 
-#: Folders of Caltech-101 and Caltech-256 with images of anything: no class.
+#: Folders of Caltech-101 and Caltech-256 with images of no class.
 NO_CLASSES = ('BACKGROUND_Google', '257.clutter')
 
 _LAYOUT = 'wanted is DIR/train/<class>/<image> and DIR/val/<class>/<image>, or DIR/<class>/<image>'
 
 
 class ImageFiles:
-    """Image files and what they show.
+    """Image files and their labels.
 
     Args:
         paths: The files, or :class:`trainer.transforms.decoding.Encoded`.
-        labels: For each, the index of its category.
+        labels: Index of the category of each image.
         categories: Synsets, or names of class folders.
-        root: The folder that they are all in.
-        upright: Whether they are turned as their EXIF orientation says.
+        root: The folder that contains all of them.
+        upright: Whether they are turned upright by their EXIF orientation.
 
     Attributes:
-        paths, categories: As given.
+        paths, categories: See above.
         labels: int32 (images,).
     """
 
@@ -51,7 +51,7 @@ class ImageFiles:
         root: str = '',
         upright: bool = False,
     ) -> None:
-        self.paths: list[Any] = list(paths)  # images themselves where they are in memory
+        self.paths: list[Any] = list(paths)  # images in memory are their own paths
         self.labels: np.ndarray = np.asarray(labels, np.int32)
         self.categories = list(categories)
         self.root = root
@@ -66,28 +66,28 @@ class ImageFiles:
         return ImageFiles(paths, self.labels[indices], self.categories, self.root, self.upright)
 
     def names(self) -> list[str]:
-        """Return the paths below ``root``, the same wherever the folder is."""
+        """Return the paths relative to ``root``."""
         skip = len(os.path.join(self.root, ''))
         return [os.fspath(path)[skip:].replace(os.sep, '/') for path in self.paths]
 
     def digest(self) -> str:
-        """Return a digest of names and labels, hexadecimal: which images, not their contents."""
+        """Return a hexadecimal digest of names and labels, which does not depend on contents."""
         lines = '\n'.join(map('{}\t{}'.format, self.names(), self.labels.tolist()))
         return hashlib.sha256(lines.encode('utf-8', 'surrogateescape')).hexdigest()
 
     def labels_for(self, network: Network) -> np.ndarray:
-        """Return the labels by the numbers that a network's classes have.
+        """Return the labels as indices of a network's classes.
 
-        The categories are looked up among the network's own class names; then, for a
-        network of 1000 classes, among ImageNet's synsets, so that some of them will do;
-        otherwise the sorted categories must be as many as the classes, of which one or
-        more must be known to the network where it knows names.
+        Categories are looked up among the network's class names, then, for a network of
+        1000 classes, among ImageNet's synsets; in both cases not all classes need to occur.
+        Otherwise there must be as many categories as classes, in sorted order; if the
+        network has class names, at least one must be among them.
 
         Returns:
             int32 (images,).
 
         Raises:
-            trainer.errors.InputError: They do not match.
+            trainer.errors.InputError: Categories and classes do not match.
         """
         for classes in (network.classes, class_names.synsets(network)):
             if classes is not None and set(self.categories) <= set(classes):
@@ -125,10 +125,10 @@ def _fail(error):
 
 
 def images_below(folder: str) -> list[str]:
-    """Return the image files in a folder and below it, sorted, known by their suffixes.
+    """Return the image files, by suffix, in a folder and its subfolders, sorted.
 
     Args:
-        folder: The folder. Hidden files and folders are left out.
+        folder: The folder. Hidden files and folders are skipped.
     """
     paths = []
     for here, folders, names in os.walk(folder, onerror=_fail):
@@ -143,8 +143,7 @@ def class_folders(root: str) -> ImageFiles:
     """Find images sorted into class folders: ``root/n01440764/anything.JPEG``.
 
     Args:
-        root: A folder. Its subfolders are the classes, in the order of their names; an empty one
-            counts.
+        root: A folder. Its subfolders, including empty ones, are the classes, sorted by name.
 
     Returns:
         ImageFiles
@@ -181,12 +180,12 @@ def load(data: str | None = None) -> Dataset:
     Args:
         data: A folder with ``train/<class>/`` and ``val/<class>/`` (or another of
             :data:`TEST_FOLDERS`; or, as Tiny-ImageNet has it, ``val/images/`` and
-            ``val/val_annotations.txt``), or with ``<class>/``; images may lie deeper. Folders of
-            :data:`NO_CLASSES` are left out.
+            ``val/val_annotations.txt``), or with ``<class>/``; images may be in subfolders.
+            Folders of :data:`NO_CLASSES` are skipped.
 
     Returns:
-        Of files, whose images are turned upright; ``test`` is ``None`` where there are no images
-        for testing. The classes are the folders' names, sorted.
+        A dataset of files, whose images are turned upright; ``test`` is ``None`` if there are no
+        images for testing. The classes are the names of the folders, sorted.
 
     Raises:
         trainer.errors.InputError: There are no class folders, one has no images, or
@@ -197,7 +196,7 @@ def load(data: str | None = None) -> Dataset:
     if not os.path.isdir(data):
         raise InputError(f'`data` {data}: not a folder; {_LAYOUT}')
     root, test = data, None
-    # A class may be called so as well: its folder holds images, not folders.
+    # A class may have this name, too: its folder then holds images, not folders.
     if _subfolders(os.path.join(data, 'train')):
         root = os.path.join(data, 'train')
         test = next(
@@ -219,7 +218,7 @@ def load(data: str | None = None) -> Dataset:
 
 
 def _beside(data):
-    """Return a note, in a list, where folders for testing lie beside a folder ``train``."""
+    """Return a list with a note if there are folders for testing next to a folder ``train``."""
     above, name = os.path.split(os.path.abspath(data))
     there = [test for test in TEST_FOLDERS if os.path.isdir(os.path.join(above, test))]
     if name != 'train' or not there:
@@ -233,10 +232,10 @@ def dataset(
     """Make a dataset of files, after checking that its classes can be trained and tested.
 
     Args:
-        name: What it is called.
-        train: For training.
-        test: For testing, or ``None``.
-        notes: What a user should know about them.
+        name: Name of the dataset.
+        train: Images for training.
+        test: Images for testing, or ``None``.
+        notes: Notes for the user.
 
     Raises:
         trainer.errors.InputError: See :func:`load`.
@@ -290,7 +289,7 @@ def _subfolders(folder):
 
 
 def _classes_of(images):
-    """Leave out the folders of :data:`NO_CLASSES`."""
+    """Skip the folders of :data:`NO_CLASSES`."""
     kept = [c for c in images.categories if c not in NO_CLASSES]
     if len(kept) == len(images.categories):
         return images
@@ -301,10 +300,10 @@ def _classes_of(images):
 
 
 def _annotated(folder):
-    """Find images that a list sorts: ``images/*`` and ``val_annotations.txt`` (Tiny-ImageNet).
+    """Find images with labels in a list: ``images/*`` and ``val_annotations.txt`` (Tiny-ImageNet).
 
     Returns:
-        ImageFiles: ``None`` where there is no such list.
+        ImageFiles: ``None`` if there is no such list.
     """
     listing = os.path.join(folder, 'val_annotations.txt')
     if not os.path.isfile(listing):
@@ -314,7 +313,7 @@ def _annotated(folder):
         names, categories = zip(*rows)
     except OSError as e:
         raise InputError(f'{listing}: cannot be read ({e.strerror})') from e
-    except ValueError as e:  # or no UTF-8
+    except ValueError as e:  # or not UTF-8
         raise InputError(f'{listing}: not a list of images and their classes, tabs between') from e
     paths = [os.path.join(folder, 'images', name) for name in names]
     missing = next((path for path in paths if not os.path.isfile(path)), None)
@@ -326,13 +325,13 @@ def _annotated(folder):
 
 
 def expand(paths: Sequence[str]) -> list[str]:
-    """Replace each folder by the image files in it and below it.
+    """Replace each folder by the image files in it and its subfolders.
 
     Args:
         paths: Files and folders.
 
     Returns:
-        Files; those that were given, as they are.
+        Files; files in ``paths`` stay as they are.
 
     Raises:
         trainer.errors.InputError: There is no image in a folder.

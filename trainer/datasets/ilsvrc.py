@@ -1,4 +1,4 @@
-"""ILSVRC 2012: the tree of its published archive, or plain class folders."""
+"""ILSVRC 2012, as the tree of its published archive or as class folders."""
 
 import os
 from xml.parsers import expat
@@ -8,7 +8,7 @@ from trainer.datasets import Dataset, folder
 from trainer.datasets.folder import ImageFiles
 from trainer.errors import InputError
 
-#: Where it is looked for.
+#: Default path.
 DEFAULT = './ILSVRC'
 
 # The published annotations have about 1 KB.
@@ -27,13 +27,13 @@ def find(path: str | None = None, split: str = 'val', flag: str = '-ld') -> Imag
             ``Data/CLS-LOC/train/n01440764/*.JPEG``), or a folder with a folder ``val`` or ``train``
             of class folders, or such a folder itself. ``None``: :data:`DEFAULT`.
         split: 'val' or 'train'.
-        flag: What gave the path, for messages.
+        flag: The flag or argument with the path, for messages.
 
     Returns:
-        Its categories are the synsets, sorted.
+        The images; the categories are the synsets, sorted.
 
     Raises:
-        trainer.errors.InputError: They are not there.
+        trainer.errors.InputError: There are no such images.
     """
     root = DEFAULT if path is None else path
     if not os.path.isdir(root):
@@ -62,11 +62,11 @@ def load(data: str | None = None) -> Dataset:
         data: See :func:`find`.
 
     Returns:
-        Of files; its classes are the synsets, sorted.
+        A dataset of files; its classes are the synsets, sorted.
 
     Raises:
-        trainer.errors.InputError: It is not there, a class has no images, or training
-            and testing have different classes.
+        trainer.errors.InputError: There is no such dataset, a class has no images, or
+            training and testing have different classes.
     """
     train, val = (find(data, split, '`data`') for split in ('train', 'val'))
     return folder.dataset('ilsvrc', train, val)
@@ -107,7 +107,7 @@ def _synset(path):
     """Return the name of the first object in an annotation.
 
     Raises:
-        trainer.errors.InputError: The file is missing, too large, no XML, has
+        trainer.errors.InputError: The file is missing, too large, not XML, has
             a document type (which could define entities that grow), or no object.
     """
     try:
@@ -132,7 +132,7 @@ def _synset(path):
             names.append('')
 
     parser = expat.ParserCreate()
-    parser.buffer_text = True  # a piece of text a line would be joined again and again
+    parser.buffer_text = True  # many pieces of text would be joined repeatedly
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda name: here.pop()

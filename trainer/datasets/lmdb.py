@@ -1,17 +1,17 @@
 """Images in an LMDB database, one large file: key -> encoded image and label.
 
-A disk on a network, or one that turns, reads one file of 150 GB faster than a million small ones.
+Network and hard disks read one file of 150 GB faster than a million small ones.
 ``python -m trainer.datasets.lmdb DIR OUT`` writes such databases from a dataset of files.
 
 A database is a folder:
 
-* ``data.mdb``: LMDB's. Keys are a number of eight digits, ``_`` and the image's name; values are
-  Caffe's ``Datum`` (caffe.proto): the encoded image, as it was in its file, in ``data``, its
-  ``label``, and ``encoded`` true. So are those that Caffe's ``convert_imageset --encoded`` writes.
-* ``dataset.json``: ``classes``, their names in the order of the labels, and ``upright``, whether
-  images are turned as their EXIF orientation says.
-* ``images.tsv``: label and key of each image, in the dataset's order. Where it is missing, all of
-  ``data.mdb`` is gone through for them.
+* ``data.mdb``: LMDB's file. Keys are a number of eight digits, ``_`` and the image's name. Values
+  are Caffe's ``Datum`` (caffe.proto): the encoded image file in ``data``, its ``label``, and
+  ``encoded`` true, as Caffe's ``convert_imageset --encoded`` writes them.
+* ``dataset.json``: ``classes``, the names in the order of the labels, and ``upright``, whether
+  images are turned upright by their EXIF orientation.
+* ``images.tsv``: label and key of each image, in the dataset's order. If it is missing, all of
+  ``data.mdb`` is scanned instead.
 
 Needs the package lmdb, an extra.
 """
@@ -33,14 +33,14 @@ from trainer.transforms import decoding
 
 DATA, DESCRIPTION, INDEX = 'data.mdb', 'dataset.json', 'images.tsv'
 
-# Of ImageNet's 14 million images it has 0.7 GB.
+# For ImageNet's 14 million images it has 0.7 GB.
 _MOST_INDEX = 1 << 30
 
-# LMDB's.
+# LMDB's limit.
 _LONGEST_KEY, _PAGE = 511, 4096
 _IMAGES_A_TRANSACTION = 256
 
-# Fields of a Datum, and how they are encoded: protobuf's.
+# Fields of a Datum, and protobuf's encodings.
 _IMAGE, _LABEL, _ENCODED = 4, 5, 7
 _VARINT, _BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}
@@ -50,9 +50,9 @@ class DatabaseImage(decoding.Encoded):
     """An image in a database.
 
     Args:
-        database: Its folder.
+        database: Folder of the database.
         key: Its key.
-        label: What the index says.
+        label: Its label in the index.
     """
 
     __slots__ = ('database', 'key', 'label')
@@ -77,13 +77,13 @@ class DatabaseImage(decoding.Encoded):
 
 
 def _name(key):
-    """Return an image's name: of a key without its number."""
+    """Return the name of an image: its key without the number."""
     text = key.decode('utf-8', 'surrogateescape')
     return text[9:] if text[:8].isdigit() and text[8:9] == '_' and text[9:] else text
 
 
-# Database -> what this process reads it by. A process must not use what it inherits, nor open a
-# database twice.
+# Database -> this process's environment. A process must not use an inherited environment, nor open
+# a database twice.
 _environments: dict[str, Any] = {}
 
 
@@ -92,8 +92,8 @@ def _environment(database):
         lmdb = extras.need('lmdb', '--dataset lmdb')
         path = os.path.join(database, DATA)
         try:
-            # Without locks: nobody writes, and file systems of networks may have none. With read
-            # ahead: an image is many pages.
+            # Without locks: there are no writers, and network file systems may not have them. With
+            # read-ahead: an image takes many pages.
             _environments[database] = lmdb.open(path, subdir=False, readonly=True, lock=False)
         except lmdb.Error as e:
             raise InputError(f'{path}: not a database of LMDB that can be read ({e})') from e
@@ -117,8 +117,8 @@ def load(data: str | None = None) -> datasets.Dataset:
             :data:`trainer.datasets.folder.TEST_FOLDERS`), or a database.
 
     Returns:
-        Of images that are read when they are needed; ``test`` is
-        ``None`` where there is no database for testing.
+        A dataset whose images are read on demand; ``test`` is ``None`` if there is no database
+        for testing.
 
     Raises:
         trainer.errors.InputError: There is no database, or it is damaged; or see
@@ -148,16 +148,16 @@ def images(database: str) -> folder.ImageFiles:
     """Return the images of a database.
 
     Args:
-        database: Its folder.
+        database: Folder of the database.
 
     Returns:
-        Of :class:`DatabaseImage`.
+        ImageFiles of :class:`DatabaseImage`.
 
     Raises:
-        trainer.errors.InputError: It is damaged.
+        trainer.errors.InputError: The database is damaged.
     """
     classes, upright = _described(os.path.join(database, DESCRIPTION))
-    _close()  # what was read before may have been replaced
+    _close()  # the database may have been replaced since it was read
     environment = _environment(database)
     number = environment.stat()['entries']
     index = os.path.join(database, INDEX)
@@ -226,7 +226,7 @@ def _read(value):
     """Return image (a part of ``value``) and label of a Datum.
 
     Raises:
-        trainer.errors.InputError: It is none, or holds no encoded image.
+        trainer.errors.InputError: It is not a Datum, or holds no encoded image.
     """
     found, at = {_LABEL: 0, _ENCODED: 0}, 0
     try:
@@ -286,15 +286,15 @@ def datum(image: bytes, label: int) -> bytes:
 
 
 def write(images: folder.ImageFiles, database: str) -> None:
-    """Write a database, with a progress bar. It is whole when :data:`DESCRIPTION` is there.
+    """Write a database, with a progress bar. It is complete once :data:`DESCRIPTION` exists.
 
     Args:
-        images: What it holds; files are copied as they are.
-        database: Its folder, which is made.
+        images: The images; files are copied unchanged.
+        database: Folder to create.
 
     Raises:
-        trainer.errors.InputError: There is one, or an image cannot be read or has a name that
-            no key can have.
+        trainer.errors.InputError: There is a database already, or an image cannot be read or has
+            a name that cannot be a key.
     """
     lmdb = extras.need('lmdb', 'writing LMDB')
     if _is_database(database):
@@ -303,7 +303,7 @@ def write(images: folder.ImageFiles, database: str) -> None:
     size = sum(_size_of(path) + 2 * _PAGE for path in images.paths) + (64 << 20)
     os.makedirs(database, exist_ok=True)
     with files.replacing(os.path.join(database, DATA)) as unfinished:
-        # What replaces the file has it written to the disk.
+        # The file is synced to disk when it is renamed.
         options = {'subdir': False, 'lock': False, 'sync': False}
         with lmdb.open(unfinished, map_size=size, **options) as environment:
             _fill(environment, keys, images, database)

@@ -1,7 +1,8 @@
-"""Plans: which images make up each batch of an epoch, as a function of (seed, epoch).
+"""Plans: the images of each batch in an epoch, as a function of (seed, epoch).
 
-:mod:`trainer.datasets.parallel` loads them. Where an image is in an epoch several times, each
-time with other augmentation, its numbers are its index plus 0, 1, 2, ... times the images.
+:mod:`trainer.datasets.parallel` loads the batches. If an image occurs in an epoch several times,
+with different augmentation, its numbers are its index plus 0, 1, 2, ... times the number of
+images.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-# Keeps the order apart from what else is drawn from a seed (trainer.transforms).
+# Distinguishes the order from other draws of the same seed (trainer.transforms).
 _ORDER = 1 << 32
 
 
@@ -38,15 +39,15 @@ class InOrder:
 class EveryImageOnce(InOrder):
     """Every image once, in an order that is a function of (seed, epoch).
 
-    With repeated augmentation (arXiv 1902.05509; torchvision's ``RASampler``) a batch has each
-    of its images several times, and an epoch is as long, so that it has that many fewer images.
-    A batch has first all of its images once, then all of them again: its chunks, of which
-    there are as many as repetitions or more, have no image twice.
+    With repeated augmentation (arXiv 1902.05509; torchvision's ``RASampler``) each image of a
+    batch occurs several times. An epoch has as many batches, and so uses fewer images. A batch
+    lists all of its images once, then all of them again, so that no chunk has an image twice if
+    there are at least as many chunks as repetitions.
 
     Args:
         size, batch: See :class:`InOrder`.
-        seed: The run's.
-        repetitions: How often a batch has an image.
+        seed: The run's seed.
+        repetitions: How often each image occurs in its batch.
     """
 
     def __init__(self, size: int, batch: int, seed: int, repetitions: int = 1) -> None:
@@ -83,7 +84,7 @@ class OriginalSampling(EveryImageOnce):
 
 
 class FullBatches(EveryImageOnce):
-    """As :class:`EveryImageOnce`, without a last, smaller batch."""
+    """Like :class:`EveryImageOnce`, without a last, smaller batch."""
 
     def __len__(self) -> int:
         return self.size // self.batch
@@ -92,21 +93,21 @@ class FullBatches(EveryImageOnce):
         return super().__call__(epoch)[: len(self)]
 
 
-#: What ``sampling`` calls the plans of training -> the plan.
+#: Value of ``sampling`` -> plan of training.
 PLANS = {'every-image': EveryImageOnce, 'full-batches': FullBatches, 'original': OriginalSampling}
 
 
 class Share:
     """One process's part of each batch of a plan.
 
-    A batch is parted into processes x chunks chunks, as ``numpy.array_split`` parts it; each
-    process has ``chunks`` of them in a row. A last, smaller batch may leave some with none.
+    A batch is split into processes x chunks chunks, as by ``numpy.array_split``; each process
+    gets ``chunks`` consecutive ones. Of a last, smaller batch, some processes may get no image.
 
     Args:
         plan: One of the plans above.
-        rank: Which process this is, from 0.
-        processes: How many there are.
-        chunks: Chunks that each computes one after the other.
+        rank: Number of this process, from 0.
+        processes: Number of processes.
+        chunks: Number of chunks that each process computes, one after the other.
     """
 
     size: int
@@ -135,5 +136,5 @@ def part_start(size: int, parts: int, part: int) -> int:
     return part * length + min(part, longer)
 
 
-#: What plans are: (epoch) -> batches of indices.
+#: Type of plans: (epoch) -> batches of indices.
 Plan: TypeAlias = InOrder | Share

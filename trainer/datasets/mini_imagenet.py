@@ -2,8 +2,8 @@
 ``test.csv`` with the columns ``filename`` and ``label`` (Ravi and Larochelle, Optimization as a
 Model for Few-Shot Learning, ICLR 2017; their lists are in twitter-research/meta-learning-lstm).
 
-Those lists divide the classes (64, 16 and 20 of 600 images), which is for few-shot learning. To
-train and test on the same classes, all images are taken together, and divided image by image.
+Those lists divide the classes (64, 16 and 20, of 600 images each) for few-shot learning. To train
+and test on the same classes, all images are taken together and divided within each class.
 """
 
 import csv
@@ -14,10 +14,10 @@ from trainer import files
 from trainer.datasets import Dataset, folder
 from trainer.errors import InputError
 
-#: Lists, in the folder of the dataset.
+#: Names of the lists, in the folder of the dataset.
 LISTS = ('train', 'val', 'test')
 
-#: Of all images, 60,000 lines, they have 2.4 MB.
+#: Largest list in bytes; 60,000 lines, for all images, have 2.4 MB.
 _MOST_BYTES = 1 << 26
 
 _LAYOUT = 'wanted is DIR/images/*.jpg and DIR/train.csv, val.csv and test.csv'
@@ -27,17 +27,17 @@ def load(data: str | None = None) -> Dataset:
     """Load MiniImageNet.
 
     Args:
-        data: Its folder. File names are looked for in its ``images``, also below a folder
-            of the label's name.
+        data: Folder of the dataset. Files are looked up in its ``images``, also in a subfolder
+            with the label's name.
 
     Returns:
-        Of files; classes are the labels (synsets), sorted. ``test`` is
-        ``None``, and all images are in ``train``, where the lists divide classes; otherwise it
-        is of ``test.csv``, or of ``val.csv`` where there is none.
+        A dataset of files; classes are the labels (synsets), sorted. If the lists divide the
+        classes, all images are in ``train`` and ``test`` is ``None``; otherwise ``test`` has the
+        images of ``test.csv``, or else of ``val.csv``.
 
     Raises:
         trainer.errors.InputError: A list or an image is missing, a list is damaged, or lists
-            have some classes in common, but not all.
+            share some of their classes, but not all.
     """
     if data is None:
         raise InputError(f'`dataset` mini_imagenet: `data` DIR says where it is; {_LAYOUT}')
@@ -49,7 +49,7 @@ def load(data: str | None = None) -> Dataset:
         raise InputError(f'`data` {data}: train.csv is missing; {_LAYOUT}')
     labels = {name: {label for _, label in rows} for name, rows in parts.items()}
     together = set().union(*labels.values())
-    if sum(map(len, labels.values())) == len(together):  # as published, or one list alone
+    if sum(map(len, labels.values())) == len(together):  # as published, or a single list
         rows = [row for name in parts for row in parts[name]]
         divided = [f'{len(labels[name])} classes of {name}.csv' for name in parts if len(parts) > 1]
         notes = [f'{", ".join(divided)}: taken together, as no class is in two'] if divided else []

@@ -1,8 +1,7 @@
 """MNIST: 60,000 training and 10,000 test images of handwritten digits.
 
-The four IDX files (http://yann.lecun.com/exdb/mnist/) hold grey images of 28x28. Here
-they are 32x32, two black pixels wider on each side, as LeCun et al. (1998) gave them to
-their networks, and grey is replicated to RGB.
+The four IDX files (http://yann.lecun.com/exdb/mnist/) hold grey images of 28x28. They are padded
+to 32x32 with black, as in LeCun et al. (1998), and grey is replicated to RGB.
 """
 
 import io
@@ -17,10 +16,10 @@ from trainer import download, files
 from trainer.datasets import Dataset, LabelledImages, archives
 from trainer.errors import InputError
 
-#: PyTorch's copy: the first site asks not to be used by programs.
+#: PyTorch's copy; the original site does not want downloads by programs.
 URL = 'https://ossci-datasets.s3.amazonaws.com/mnist/'
 
-#: The published files, with bytes and MD5 digest of the compressed ones.
+#: The published files: size in bytes and MD5 digest when compressed.
 FILES = {
     'train-images-idx3-ubyte': (9912422, 'f68b3c2dcbeaaa9fbdd348bbdeb94873'),
     'train-labels-idx1-ubyte': (28881, 'd53e105ee54ea40749a09fcbcd1e9432'),
@@ -44,10 +43,10 @@ def load(data: str | None = None) -> Dataset:
         data: Folder with the four files, compressed (``.gz``) or not; ``None`` downloads them once.
 
     Returns:
-        Digits are no longer themselves in a mirror, so ``mirror`` is ``False``.
+        The dataset; ``mirror`` is ``False``, as mirrored digits are not digits.
 
     Raises:
-        trainer.errors.InputError: They cannot be had, or one is missing or damaged.
+        trainer.errors.InputError: The download failed, or a file is missing or damaged.
     """
     if data is not None and not os.path.isdir(data):
         raise InputError(
@@ -82,7 +81,7 @@ def _find(name, data):
     if data is None:
         return download.fetch(URL + name + '.gz', *FILES[name])
     for suffix in ('', '.gz'):
-        # Some unpackers make a dot of the last hyphen.
+        # Some unpackers replace the last hyphen by a dot.
         for known in (name, name.replace('-idx', '.idx')):
             path = os.path.join(data, known + suffix)
             if os.path.isfile(path):

@@ -1,9 +1,8 @@
-"""From images to batches, by several processes that never wait for each other.
+"""Loads batches of images by several processes that do not wait for each other.
 
-Chainer's MultiprocessIterator begins a batch when the one before is done, copies it
-twice, and waits for ever for a process that was killed. Here several batches are under
-way at a time, each process writes its images where the batch is, and all end in an
-error when one is killed.
+Chainer's MultiprocessIterator starts a batch only when the previous one is done, copies it
+twice, and hangs if a process is killed. Here several batches are loaded at a time, each
+process writes its images directly into the batch, and a killed process ends in an error.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class Batch(NamedTuple):
     """A batch.
 
     Attributes:
-        items: What it was made from.
-        x: (items, ...).
-        errors: Place in the batch -> what was wrong with an image there, whose x is undefined.
+        items: The items that were loaded.
+        x: Array (items, ...).
+        errors: Place in the batch -> error of the image there, whose x is undefined.
     """
 
     items: Any
@@ -54,7 +53,7 @@ LoadItems: TypeAlias = Callable[[Any, np.ndarray], dict[int, str]]
 
 
 class Unreadable(InputError):
-    """An image cannot be read in the middle of a run."""
+    """An image cannot be read during a run."""
 
 
 def cores() -> int:
@@ -65,7 +64,7 @@ def cores() -> int:
 
 
 def one_by_one(load: Callable[[Any, np.ndarray], None]) -> LoadItems:
-    """Return what :func:`batches` takes, of what loads one image.
+    """Turn a function that loads one image into one for :func:`batches`.
 
     Args:
         load: ``load(item, out)`` writes one preprocessed image to ``out``, or raises
@@ -97,21 +96,20 @@ def batches(
 
     Args:
         load: ``load(items, out)`` writes the preprocessed images of some items of a batch to
-            ``out``, an array of (items,) + ``shape`` and ``dtype``, and returns what was wrong with
-            those that cannot be read, as :class:`Batch` has it; picklable.
-        plan: The batches, each a sequence of items. Only those that are under way are drawn from
-            it.
-        size: Items in the largest batch.
+            ``out``, an array of (items,) + ``shape`` and ``dtype``, and returns the errors of
+            those that cannot be read, like :class:`Batch`; picklable.
+        plan: The batches, each a sequence of items. It is advanced only as batches are started.
+        size: Number of items in the largest batch.
         shape: Shape of one preprocessed image.
-        workers: Processes; ``None``: as many as there are cores; 0: this one loads.
-        dtype: Of the images.
+        workers: Number of processes; ``None``: one per core; 0: this process loads.
+        dtype: dtype of the images.
         piece: Most items that a process loads at a time.
 
     Yields:
-        Its ``x`` is overwritten after the next has been asked for.
+        Batches; ``x`` of a batch is overwritten once the next batch is requested.
 
     Raises:
-        trainer.errors.InputError: A process was killed from outside.
+        trainer.errors.InputError: A process was killed.
     """
     workers = cores() if workers is None else workers
     given = load, plan, size, tuple(shape), dtype
@@ -126,7 +124,7 @@ def _batches_of_ours(load, plan, size, shape, dtype):
 
 
 def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
-    # Something to do for everyone.
+    # Enough pieces for all workers.
     piece = max(1, min(piece, size // (2 * workers)))
     ahead = 2 + math.ceil(2 * workers * piece / size)
     ahead = min(ahead, operator.length_hint(plan, ahead))
@@ -143,7 +141,7 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
         while True:
             for items in itertools.islice(plan, ahead - len(under_way)):
                 place = free.popleft()
-                with _interrupts_held():  # to submit starts processes
+                with _interrupts_held():  # submitting starts processes
                     pieces = [
                         (at, executor.submit(_load_at, place, at, items[at : at + piece]))
                         for at in range(0, len(items), piece)
@@ -168,8 +166,8 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
 
 @contextlib.contextmanager
 def _interrupts_held():
-    """Processes that start here never see Ctrl-C, and neither does the fork server that Python
-    3.14 starts them from: they inherit what is blocked. Ours is handled at the end."""
+    """Block Ctrl-C for processes that are started within the ``with`` block, and for Python 3.14's
+    fork server, as they inherit blocked signals. In this process it is handled afterwards."""
     if not hasattr(signal, 'pthread_sigmask'):  # Windows
         yield
         return
@@ -181,33 +179,33 @@ def _interrupts_held():
 
 
 class Iterator(chainer.dataset.Iterator):
-    """A Chainer iterator over the batches of a plan, several of them under way.
+    """A Chainer iterator over the batches of a plan, several of which are loaded ahead.
 
-    A batch is (x, t), arrays of images and labels, and with ``beside`` (x, t, what that
-    returns); its x is overwritten after the next has been asked for. What it gives and what
-    it saves depend neither on the number of workers nor on where a run was interrupted.
+    A batch is (x, t), arrays of images and labels, or (x, t, result of ``beside``); its x is
+    overwritten once the next batch is requested. Batches and saved state depend neither on the
+    number of workers nor on where a run was interrupted.
 
     Args:
-        load: As :func:`batches` takes it; items are (epoch, image). Epochs count from 1; images may
-            be counted beyond their number, where one is in an epoch several times
+        load: See :func:`batches`; items are (epoch, image). Epochs count from 1; image numbers
+            exceed the number of images if an image occurs in an epoch several times
             (:mod:`trainer.datasets.loading`).
         plan: One of the plans of :mod:`trainer.datasets.loading`.
         labels: int32 (images,).
         shape: Shape of one preprocessed image.
-        workers: Processes that load; 0: this one.
-        repeat: Whether to go on after an epoch.
-        leave_out: ``True`` leaves out images that cannot be read, and keeps ``unreadable``, what
-            was wrong with each in this epoch. ``False``: they raise :class:`Unreadable`; the
-            iterator is then as if that batch had not been asked for.
-        dtype: Of the images.
+        workers: Number of processes that load; 0: this process.
+        repeat: Whether to continue after an epoch.
+        leave_out: ``True`` skips images that cannot be read and collects their errors of this
+            epoch in ``unreadable``. ``False``: they raise :class:`Unreadable`; the iterator is then
+            in the state before that batch.
+        dtype: dtype of the images.
         piece: See :func:`batches`.
         beside: ``beside(items, position of the batch in its epoch)``.
 
     Attributes:
-        plan: As given.
+        plan: The plan.
 
     Raises:
-        trainer.errors.InputError: See ``leave_out``; or no image could be read at all.
+        trainer.errors.InputError: See ``leave_out``; or no image could be read.
     """
 
     def __init__(
@@ -238,7 +236,7 @@ class Iterator(chainer.dataset.Iterator):
         self.reset()
 
     def reset(self) -> None:
-        """Begin again with the first epoch."""
+        """Restart with the first epoch."""
         self.finalize()
         self.epoch = self.current_position = 0
         self.is_new_epoch = False
@@ -246,7 +244,7 @@ class Iterator(chainer.dataset.Iterator):
         self.unreadable: list[str] = []
 
     def skip(self, epochs: int) -> None:
-        """Begin after so many epochs."""
+        """Start after a number of epochs."""
         self.reset()
         self.epoch, self._previous_epoch_detail = epochs, float(epochs)
 
@@ -290,11 +288,11 @@ class Iterator(chainer.dataset.Iterator):
             read = [i for i in range(len(t)) if i not in batch.errors]
             x, t = x[read], t[read]
         self._count(batch)
-        # A share of a batch may have no images; then there is nothing that could not be read.
+        # A process's share of a batch may have no images, and so none that could be read.
         return (x, t, *beside) if len(t) or not batch.items else next(self)
 
     def step_back(self) -> None:
-        """Make the iterator as if the last batch had not been asked for."""
+        """Return the iterator to the state before the last batch."""
         state = self._before
         self.reset()
         self.epoch, self.current_position, self.is_new_epoch, self._previous_epoch_detail = state
@@ -322,7 +320,7 @@ class Iterator(chainer.dataset.Iterator):
                 )
 
     def finalize(self) -> None:
-        """End the processes; asking for a batch starts them again."""
+        """End the processes; requesting a batch starts them again."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
@@ -342,20 +340,20 @@ def _as_array(shared, places, dtype):
     return np.frombuffer(shared, dtype).reshape(places)
 
 
-# In a worker: what it loads with, and where to.
+# In a worker: its load function and the memory of the batches.
 _load = _memory = None
 
 
 def _begin(load, shared, places, dtype):
     global _load, _memory
-    # An interrupt is the main process's to handle.
+    # Only the main process handles interrupts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _load, _memory = load, _as_array(shared, places, dtype)
 
 
 def _end_with_parent():
-    # When the main process is killed, workers would wait for their next piece for ever.
+    # If the main process is killed, workers would wait for their next piece forever.
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 

@@ -1,10 +1,9 @@
 """3,500 real images of CIFAR-10 that are part of the project, for ``--quick``.
 
-Training: of each class the first 250 images of ``data_batch_1``, in the file's
-order. Test: of each class the first 100 of ``test_batch``. They are kept without
-loss in ``quick/``, one sheet a class, rows of 25 images: ten rows for training,
-then four for testing. ``python -m trainer.datasets.quick DIR`` makes the sheets
-again from CIFAR-10's binary folder.
+Training: the first 250 images of each class in ``data_batch_1``, in the file's order. Test: the
+first 100 of each class in ``test_batch``. They are stored losslessly in ``quick/``, one sheet
+per class, in rows of 25 images: ten rows for training, then four for testing.
+``python -m trainer.datasets.quick DIR`` makes the sheets from CIFAR-10's binary folder.
 """
 
 import os
@@ -28,7 +27,7 @@ def load(data: str | None = None) -> Dataset:
     """Load the images, class by class.
 
     Args:
-        data: Must be ``None``: the images are here.
+        data: Must be ``None``: the images are part of the project.
 
     Returns:
         2,500 training and 1,000 test images.

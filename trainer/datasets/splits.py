@@ -1,8 +1,8 @@
-"""A split of images for testing where a dataset has none, and its record.
+"""Splits a dataset that has no test images, and records the split.
 
-The split is stratified: of each class the same share. It is a function of the seed and
-of the images' names, and is recorded with these in the run's folder, so that going on
-and testing use the same one, wherever the images are.
+The split is stratified: it takes the same share of each class. It is a function of the seed and
+the names of the images, and is recorded in the run's folder, so that resuming and testing use
+the same split, wherever the images are.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from trainer.errors import InputError
 if TYPE_CHECKING:
     from trainer.datasets import Dataset
 
-#: The file in a run's folder.
+#: Name of the record in a run's folder.
 RECORD = 'split.json'
 
-#: Of each class's images, this share is for testing, at least one.
+#: Share of each class's images that is for testing; at least one image.
 SHARE = 0.2
 
-# Keeps it apart from what else is drawn from a seed (trainer.transforms).
+# Distinguishes the split from other draws of the same seed (trainer.transforms).
 _SPLIT = 1 << 33
 
 
@@ -33,10 +33,10 @@ def make(images: ImageFiles, seed: int) -> dict[str, Any]:
 
     Args:
         images: All images.
-        seed: The run's.
+        seed: The run's seed.
 
     Returns:
-        As the record holds it: ``seed``, ``share`` and ``test``, the names of the chosen, sorted.
+        The record: ``seed``, ``share`` and ``test``, the sorted names of the chosen images.
 
     Raises:
         trainer.errors.InputError: A class has fewer than two images.
@@ -64,14 +64,14 @@ def make(images: ImageFiles, seed: int) -> dict[str, Any]:
 
 
 def apply(dataset: Dataset, split: dict[str, Any]) -> Dataset:
-    """Return a dataset that is divided as a record says.
+    """Divide a dataset according to a record.
 
     Args:
-        dataset: All its images are in ``train``.
+        dataset: A dataset with all images in ``train``.
         split: From :func:`make` or :func:`read`.
 
     Raises:
-        trainer.errors.InputError: An image of the record is not there.
+        trainer.errors.InputError: An image in the record is missing.
     """
     images = dataset.train
     assert isinstance(images, ImageFiles)  # images in memory are divided already
@@ -92,7 +92,7 @@ def read(path: str) -> dict[str, Any]:
     """Read a record.
 
     Raises:
-        trainer.errors.InputError: It is missing or damaged.
+        trainer.errors.InputError: The record is missing or damaged.
     """
     try:
         split = files.read_json(path)

@@ -1,9 +1,9 @@
-"""Preprocessing, one module a dataset family; ``data_augmentation.py`` names the classes.
+"""Preprocessing, one module per family of datasets; ``data_augmentation.py`` lists the classes.
 
 A class has ``train(img)`` and ``test(img)`` for one image, ``train_batch`` and
-``test_batch`` for arrays of them, and ``draw(rng)``, which draws everything random
-that ``train`` does to one image. Training draws from :func:`generator`. Where it runs on
-a GPU, :mod:`trainer.transforms.gpu_images` has what is computed there.
+``test_batch`` for arrays of images, and ``draw(rng)``, which makes all random choices of
+``train`` for one image. Training draws from :func:`generator`. On a GPU,
+:mod:`trainer.transforms.gpu_images` does part of the preprocessing.
 """
 
 from typing import Any, NamedTuple
@@ -13,18 +13,18 @@ from PIL import Image
 
 
 class Sample(NamedTuple):
-    """A preprocessed image and what was done to it, as the original returned them.
+    """A preprocessed image and a description of the changes, as in the original.
 
     Attributes:
-        x: An array, or :class:`trainer.transforms.resize_crop.Pixels`; of ten crops all.
-        info: A dict; of ten crops a list of them.
+        x: An array, or :class:`trainer.transforms.resize_crop.Pixels`; all of ten crops.
+        info: A dict; for ten crops, a list of dicts.
     """
 
     x: Any
     info: Any
 
 
-#: The original chooses one of these with equal chances: bicubic has two.
+#: The original draws one of these uniformly; bicubic is listed twice.
 INTERPOLATIONS = (
     Image.Resampling.NEAREST,
     Image.Resampling.BILINEAR,
@@ -34,10 +34,10 @@ INTERPOLATIONS = (
 
 
 def generator(seed: int, epoch: int, image: int) -> np.random.Generator:
-    """Return the source of all that is random about one image in one epoch.
+    """Return the random generator of one image in one epoch.
 
-    It is a function of these three numbers alone, so that augmentation depends
-    neither on the number of workers nor on where a run was interrupted.
+    It depends only on the arguments, so that augmentation depends neither on the number of
+    workers nor on where a run was interrupted.
 
     Args:
         seed: The run's seed, 0 or more.

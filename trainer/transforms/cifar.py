@@ -21,10 +21,10 @@ _MOST = 36
 
 
 class SmallDrawn(NamedTuple):
-    """What was drawn for one image.
+    """The random choices for one image.
 
-    Interpolation (PIL.Image.Resampling), side of the square it is resized to, offset of the crop,
-    whether it is flipped.
+    Interpolation (PIL.Image.Resampling), side of the square to which it is resized, offset of the
+    crop, whether it is flipped.
     """
 
     interpolation: Image.Resampling
@@ -35,13 +35,13 @@ class SmallDrawn(NamedTuple):
 
 
 def stretch(images: np.ndarray) -> np.ndarray:
-    """Stretch the contrast of each image: its least value to 0, its greatest to 255.
+    """Stretch the contrast of each image: its minimum becomes 0, its maximum 255.
 
     Args:
         images: (batch, 3, height, width), uint8 or float.
 
     Returns:
-        uint8 of the same shape, rounded half up. An image of one value becomes 0.
+        uint8 of the same shape, rounded half up. A constant image becomes 0.
     """
     n = len(images)
     low = images.min(axis=(1, 2, 3)).astype(np.float32)
@@ -57,7 +57,7 @@ def stretch(images: np.ndarray) -> np.ndarray:
 
 
 def normalize(images: np.ndarray) -> np.ndarray:
-    """(x - mean) / sqrt(variance + 10), mean and variance over each whole image.
+    """Compute (x - mean) / sqrt(variance + 10), with mean and variance of each image.
 
     Args:
         images: uint8 (batch, ...).
@@ -87,25 +87,25 @@ def _bicubic(x, a=-0.5):
     return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0
 
 
-#: Interpolation -> (function, how far it reaches). Pillow's.
+#: Interpolation -> (function, support), as in Pillow.
 _FILTERS = {Image.Resampling.BILINEAR: (_bilinear, 1), Image.Resampling.BICUBIC: (_bicubic, 2)}
 
-#: Pillow resizes images of 8 bits with weights of so many bits after the point.
+#: Fractional bits of the weights with which Pillow resizes 8-bit images.
 WEIGHT_BITS = 22
 
 
 def weights(interpolation: Image.Resampling, side: int) -> np.ndarray:
-    """Return how Pillow makes each of ``side`` pixels of 32: of which, with what weights.
+    """Return the weights with which Pillow resizes 32 pixels to ``side``.
 
-    A pixel is the sum of products with the weights plus 2^21, shifted right by
-    :data:`WEIGHT_BITS` and clipped to 0..255: the rows first, then the columns.
+    A pixel is the weighted sum of four pixels plus 2^21, shifted right by
+    :data:`WEIGHT_BITS` and clipped to 0..255: rows first, then columns.
 
     Args:
         interpolation: Nearest, bilinear or bicubic.
         side: 32 or more.
 
     Returns:
-        int32 (side, 5): the first of four pixels, and their weights.
+        int32 (side, 5): index of the first of four pixels, and their weights.
     """
     found = np.zeros((side, 5), np.int32)
     if interpolation == Image.Resampling.NEAREST or side == _SIDE:
@@ -140,14 +140,14 @@ def _hwc(images):
 
 
 class OneImage:
-    """``train`` and ``test`` of one image, by a class's ``draw``, ``train_batch`` and
-    ``test_batch``.
+    """Base class: ``train`` and ``test`` of one image, by ``draw``, ``train_batch`` and
+    ``test_batch`` of the derived class.
 
-    For :class:`trainer.transforms.gpu_images.StoredImages` a class also has ``uniforms``, how many
-    numbers of [0, 1) are drawn for an image; ``choose(u)``, the integers that so many numbers
-    choose, or arrays of them, the last of which says whether to flip; ``untouched``, those of
-    a test image; ``kernel``, the name of what makes an image of them on a GPU, and
-    ``constants()``, the array that it takes.
+    For :class:`trainer.transforms.gpu_images.StoredImages` a class also has ``uniforms``, the
+    number of uniform numbers per image; ``choose(u)``, which maps them, or arrays of them, to
+    integers, the last of which tells whether to flip; ``untouched``, the integers of a test image;
+    ``kernel``, the name of the kernel that applies them on a GPU; and ``constants()``, the array
+    that the kernel takes.
     """
 
     #: Shape of what comes out.
@@ -160,7 +160,7 @@ class OneImage:
 
     @staticmethod
     def draw(rng: np.random.Generator | ModuleType) -> Any:
-        """Draw what happens to one image in training."""
+        """Draw the random choices for one image in training."""
         raise NotImplementedError
 
     @staticmethod
@@ -185,7 +185,7 @@ class OneImage:
 
     @staticmethod
     def _told(drawn):
-        """Return what ``info`` says of what was drawn; of a test image, ``None``."""
+        """Return ``info`` for random choices; ``None``: a test image."""
         raise NotImplementedError
 
     @classmethod
@@ -197,10 +197,10 @@ class OneImage:
         Args:
             img: See the class.
             rng: ``numpy.random`` or a Generator to draw from.
-            drawn: What to do, where it was drawn already.
+            drawn: The random choices, if drawn already.
 
         Returns:
-            ``x``, float32 (3, 32, 32), and ``info``, what was drawn.
+            ``x``, float32 (3, 32, 32), and ``info``, the random choices.
         """
         d = cls.draw(rng) if drawn is None else drawn
         return Sample(cls.train_batch(load_chw(img)[None], [d])[0], cls._told(d))
@@ -214,7 +214,7 @@ class OneImage:
             out: float32 (3, 32, 32) to write to.
 
         Returns:
-            As :meth:`train`.
+            See :meth:`train`.
         """
         x = cls.test_batch(load_chw(img)[None])[0]
         if out is not None:
@@ -226,8 +226,8 @@ class OneImage:
 class DataAugmentationCifar10NormalizeSmall(OneImage):
     """Contrast stretching, resizing, cropping, normalisation of each image, flipping.
 
-    Images are RGB, (3, height, width), values 0..255, uint8 or float; a path or a
-    ``PIL.Image`` does as well. They become float32 (3, 32, 32).
+    Images are RGB, (3, height, width), values 0..255, uint8 or float, or a path or
+    ``PIL.Image``. The result is float32 (3, 32, 32).
     """
 
     #: Shape of what comes out.
@@ -240,8 +240,8 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
 
     @staticmethod
     def choose(u: np.ndarray) -> tuple:
-        """Return place in :data:`INTERPOLATIONS`, pixels that the side gets longer, y, x, flip;
-        see :class:`OneImage`."""
+        """Return index in :data:`INTERPOLATIONS`, pixels added to the side, y, x, flip; see
+        :class:`OneImage`."""
         more = uniform_int(u[1], 0, _MOST - _SIDE)
         return (
             uniform_int(u[0], 0, len(INTERPOLATIONS) - 1),
@@ -262,7 +262,7 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
 
     @classmethod
     def draw(cls, rng: np.random.Generator | ModuleType) -> SmallDrawn:
-        """Draw what happens to one image in training.
+        """Draw the random choices for one image in training.
 
         Args:
             rng: From :func:`trainer.transforms.generator`.
@@ -280,7 +280,7 @@ class DataAugmentationCifar10NormalizeSmall(OneImage):
 
         Args:
             images: (batch, 3, height, width), uint8 or float, 0..255.
-            drawn: What to do to each.
+            drawn: Random choices for each image.
 
         Returns:
             float32 (batch, 3, 32, 32).

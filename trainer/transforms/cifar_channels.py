@@ -1,4 +1,4 @@
-"""CIFAR as Torch7 and prlz77 preprocess it: each channel normalised, four pixels of padding."""
+"""Torch7's and prlz77's preprocessing of CIFAR: channels normalised, four pixels of padding."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -15,7 +15,7 @@ _PAD = 4
 
 
 class ChannelsDrawn(NamedTuple):
-    """What was drawn for one image.
+    """The random choices for one image.
 
     Offset of the crop in the padded image, 0..8, and whether it is flipped.
     """
@@ -29,12 +29,12 @@ class DataAugmentationCifarTorch7(OneImage):
     """facebookresearch/ResNeXt's preprocessing of CIFAR-10 (``datasets/cifar10.lua``).
 
     Each channel is normalised by CIFAR-10's mean and standard deviation; in training the
-    image is flipped with probability 0.5, surrounded by 4 pixels of zeros (the mean
-    colour), and 32x32 are cut out anywhere.
+    image is flipped with probability 0.5, padded by 4 pixels of zeros (the mean colour),
+    and cropped to 32x32 at random.
 
-    Images are RGB, (3, height, width), values 0..255, uint8 or float; a path or a
-    ``PIL.Image`` does as well. They become float32 (3, 32, 32); others than 32x32 are
-    resized first, bilinearly.
+    Images are RGB, (3, height, width), values 0..255, uint8 or float, or a path or
+    ``PIL.Image``. The result is float32 (3, 32, 32); images of other sizes are first resized
+    to 32x32, bilinearly.
     """
 
     #: Shape of what comes out.
@@ -63,7 +63,7 @@ class DataAugmentationCifarTorch7(OneImage):
 
     @classmethod
     def draw(cls, rng: np.random.Generator | ModuleType) -> ChannelsDrawn:
-        """Draw what happens to one image in training.
+        """Draw the random choices for one image in training.
 
         Args:
             rng: From :func:`trainer.transforms.generator`.
@@ -76,7 +76,7 @@ class DataAugmentationCifarTorch7(OneImage):
 
     @classmethod
     def normalize(cls, images: np.ndarray) -> np.ndarray:
-        """(x - mean) / std of each channel: float32 of the shape (..., 3, height, width)."""
+        """Return (x - mean) / std per channel: float32 (..., 3, height, width)."""
         mean, std = (np.asarray(v, np.float32).reshape(3, 1, 1) for v in (cls.mean, cls.std))
         return (images - mean) / std
 
@@ -91,7 +91,7 @@ class DataAugmentationCifarTorch7(OneImage):
 
         Args:
             images: (batch, 3, height, width), uint8 or float, 0..255.
-            drawn: What to do to each.
+            drawn: Random choices for each image.
 
         Returns:
             float32 (batch, 3, 32, 32).
@@ -108,7 +108,7 @@ class DataAugmentationCifarTorch7(OneImage):
 
     @classmethod
     def test_batch(cls, images: np.ndarray) -> np.ndarray:
-        """Preprocess images for evaluation: normalise; arguments as :meth:`train_batch`."""
+        """Preprocess images for evaluation: normalise; see :meth:`train_batch` for arguments."""
         if images.shape[2:] != (_SIDE, _SIDE):
             images = np.stack(
                 [
@@ -137,8 +137,8 @@ class DataAugmentationCifar100Torch7(DataAugmentationCifarTorch7):
 class DataAugmentationCifarPrlz77(DataAugmentationCifarTorch7):
     """prlz77/ResNeXt.pytorch's preprocessing of CIFAR-10 and CIFAR-100 (``train.py``).
 
-    The padding is black: it is put on before the normalisation. CIFAR-10's means and
-    deviations serve both.
+    The padding is black, as it is added before normalisation. Means and deviations are
+    CIFAR-10's for both datasets.
     """
 
     of_dataset: dict[str, str] = {}

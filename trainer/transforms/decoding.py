@@ -1,4 +1,4 @@
-"""Images as they come: decoding to RGB."""
+"""Decodes images to RGB."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logging.getLogger('PIL').addHandler(logging.NullHandler())
 #: Formats that are read. Pillow supports more, some of which start other programs.
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'AVIF', 'PPM')
 
-#: The files of those formats in a folder, in small letters.
+#: Suffixes of files in those formats, in lower case.
 SUFFIXES = (
     '.jpeg',
     '.jpg',
@@ -43,26 +43,27 @@ SUFFIXES = (
     '.pnm',
 )
 
-#: Images of more pixels are refused: a small file may claim any size. One of these takes
-#: up to 5 s, 0.5 GB, as WebP 1 GB.
+#: Most pixels of an image, as a small file may claim any size. Such an image takes up to 5 s
+#: and 0.5 GB, as WebP 1 GB.
 MAX_PIXELS = 1 << 26
 
-# Pillow reads files of these at once, whatever their size; a raw image of MAX_PIXELS has 0.2 GB.
+# Formats of which Pillow reads the whole file at once, and the largest such file; a raw image of
+# MAX_PIXELS has 0.2 GB.
 _READ_WHOLE, _MAX_WHOLE = ('WEBP', 'AVIF'), 1 << 28
 
-#: Where a JPEG is decoded smaller (:func:`load_shrunk`), it stays so many times as large
-#: as it is needed. With 1.5, what is made of it differs less than by saving it once as a
-#: JPEG of quality 95, or by bilinear for bicubic resizing: mean 0.7 to 0.8 of 255 values
-#: on photographs, 0.5 with 2, 1.1 with 1.25.
+#: A JPEG that is decoded at reduced size (:func:`load_shrunk`) is at least this many times as
+#: large as needed. With 1.5 the difference is smaller than that of saving once as a JPEG of
+#: quality 95, or of bilinear instead of bicubic resizing: a mean of 0.7 to 0.8 of 255 values on
+#: photographs; 0.5 with 2, 1.1 with 1.25.
 SHRINK_MARGIN = 1.5
 
-# A progressive JPEG goes over the image once a scan; usual are ten.
+# Most pixels over all scans of a progressive JPEG, each of which covers the image; ten are usual.
 _MAX_SCANNED = 1 << 30
 
 
 class Encoded(os.PathLike):
-    """An encoded image that is not a file of its own; taken wherever a path is. Its path is what
-    messages and lists call it."""
+    """An encoded image that is not a file of its own; accepted wherever a path is. Its path is its
+    name in messages and lists."""
 
     __slots__ = ()
 
@@ -70,33 +71,33 @@ class Encoded(os.PathLike):
         return os.fspath(self)
 
     def open(self) -> IO[bytes]:
-        """Return the encoded image: a binary file, open to read.
+        """Open the encoded image as a binary file.
 
         Raises:
-            trainer.errors.InputError: It cannot be read.
+            trainer.errors.InputError: The image cannot be read.
         """
         raise NotImplementedError
 
 
 def open_encoded(path: Path) -> IO[bytes]:
-    """Open an image to read bytes: a path, :class:`Upright` or :class:`Encoded`.
+    """Open an image in binary mode: a path, :class:`Upright` or :class:`Encoded`.
 
     Raises:
         OSError: The file cannot be read.
-        trainer.errors.InputError: What is no file cannot be read.
+        trainer.errors.InputError: An :class:`Encoded` image cannot be read.
     """
     source = path.path if isinstance(path, Upright) else path
     return source.open() if isinstance(source, Encoded) else files.open_regular(source)
 
 
 class Upright(os.PathLike):
-    """A path whose image is turned as its EXIF orientation says; taken wherever a path is.
+    """A path whose image is turned upright by its EXIF orientation; accepted wherever a path is.
 
     Args:
         path: The file.
 
     Attributes:
-        path: As given.
+        path: The file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,7 +110,7 @@ class Upright(os.PathLike):
         return str(self.path)
 
 
-#: EXIF orientation -> what turns the stored pixels upright.
+#: EXIF orientation -> operation that turns the stored pixels upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -121,16 +122,16 @@ _TURNS = {
 }
 
 
-# Those that swap height and width.
+# Operations that swap height and width.
 _SWAPPING = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
 def upright(source: Source) -> Source:
-    """Return what is loaded upright, as a photograph's EXIF orientation says.
+    """Return a source that loads upright, by its EXIF orientation.
 
     Args:
         source: A path (which becomes :class:`Upright`), a ``PIL.Image`` (which is turned),
-            or anything else, which stays as it is.
+            or anything else, which is returned unchanged.
     """
     if isinstance(source, (str, os.PathLike)):
         return Upright(source)
@@ -139,10 +140,10 @@ def upright(source: Source) -> Source:
 
 
 def _turn(image):
-    """Return what turns an image upright, or ``None``."""
+    """Return the operation that turns an image upright, or ``None``."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # of metadata that is damaged; the image need not be
+    except Exception:  # the metadata is damaged, which the image need not be
         return None
 
 
@@ -150,10 +151,10 @@ def load_chw(source: Source) -> np.ndarray:
     """Return an image as an array (3, height, width), values 0..255.
 
     Args:
-        source: An array of that form (returned as it is), a ``PIL.Image`` or a path.
+        source: Such an array (returned unchanged), a ``PIL.Image`` or a path.
 
     Raises:
-        trainer.errors.InputError: It is not such an array, or the file cannot be read.
+        trainer.errors.InputError: It is another array, or the file cannot be read.
     """
     if isinstance(source, (str, os.PathLike, Image.Image)):
         return np.asarray(load_rgb(source)).transpose(2, 0, 1)
@@ -166,21 +167,21 @@ def load_chw(source: Source) -> np.ndarray:
 
 
 def load_rgb(source: Source) -> Image.Image:
-    """Return an image of any size and kind in RGB.
+    """Return an image of any size and mode in RGB.
 
-    Grey is replicated, alpha dropped, 16 bits are cut to the upper 8, of an animation
-    the first image is taken. The orientation in EXIF is ignored, as the original
-    and Torch7 ignored it, but for :class:`Upright` paths (and TIFF, which Pillow turns).
+    Grey is replicated, alpha dropped, 16 bits are cut to the upper 8, and the first image of
+    an animation is used. EXIF orientation is ignored, as in the original and Torch7, except
+    for :class:`Upright` paths (and TIFF, which Pillow turns).
 
     Args:
         source: A path, a ``PIL.Image``, or an array, uint8 or uint16, (height, width)
             or (height, width, 1, 2, 3 or 4 channels): grey, grey and alpha, RGB, RGBA.
 
     Returns:
-        Mode RGB.
+        The image, in mode RGB.
 
     Raises:
-        trainer.errors.InputError: The file is missing, damaged or no image, or the
+        trainer.errors.InputError: The file is missing, damaged or not an image, or the
             array has another form.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -209,23 +210,22 @@ def load_rgb(source: Source) -> Image.Image:
 def load_shrunk(
     source: Source, share: Callable[[int, int], float]
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """As :func:`load_rgb`, for training: a JPEG that is about to become much smaller is
-    decoded to 1/2, 1/4 or 1/8 of its size, which takes half the time or less.
+    """Like :func:`load_rgb`, for training: a JPEG that will be made much smaller is decoded at
+    1/2, 1/4 or 1/8 of its size, which takes half the time or less.
 
-    Nothing visible changes (:data:`SHRINK_MARGIN`). Where its sides are no multiples of 2,
-    4 or 8, the last row and column reach over the edge of the image, by less than one
-    of its own pixels.
+    The difference is not visible (:data:`SHRINK_MARGIN`). If the sides are not multiples of
+    2, 4 or 8, the last row and column extend beyond the image by less than one of its pixels.
 
     Args:
         source: See :func:`load_rgb`.
-        share: ``share(height, width)`` says what share of its full sides the image will have, 0.25
-            for example.
+        share: ``share(height, width)`` returns the share of its full sides that the image will
+            have, such as 0.25.
 
     Returns:
         The image (PIL.Image.Image, mode RGB), and its full (height, width).
 
     Raises:
-        trainer.errors.InputError: As :func:`load_rgb`.
+        trainer.errors.InputError: See :func:`load_rgb`.
     """
     if isinstance(source, (str, os.PathLike)):
         return _load(source, share)
@@ -237,10 +237,10 @@ def load(path: Path) -> Image.Image:
     """Decode an image file to RGB; see :func:`load_rgb`.
 
     Returns:
-        Mode RGB.
+        The image, in mode RGB.
 
     Raises:
-        trainer.errors.InputError: The file is missing, damaged, no image of
+        trainer.errors.InputError: The file is missing, damaged, not an image of
             :data:`FORMATS`, or has more than :data:`MAX_PIXELS` pixels.
     """
     return _load(path)[0]
@@ -249,7 +249,7 @@ def load(path: Path) -> Image.Image:
 def _load(path, share=None):
     try:
         with open_encoded(path) as f, warnings.catch_warnings():
-            # Of odd metadata, and of sizes that are refused below.
+            # Warnings about odd metadata, and about sizes that are refused below.
             warnings.simplefilter('ignore')
             with _open(f) as image:
                 _check_size(image, f)
@@ -274,7 +274,7 @@ def _load(path, share=None):
         raise InputError(
             f'{path}: cannot be read as an image ({(e.strerror or str(e)).strip()})'
         ) from e
-    # Decoders raise nearly anything over damaged files.
+    # Damaged files make decoders raise almost any exception.
     except Exception as e:
         raise InputError(
             '{}: cannot be read as an image ({}: {})'.format(
@@ -295,7 +295,7 @@ def _open(f):
             f'{size:,} bytes, and no image of {", ".join(formats)}; of others at most '
             f'{_MAX_WHOLE:,} bytes are read'
         ) from None
-    if image.format == 'PNG':  # of which Pillow checks the checksums only here
+    if image.format == 'PNG':  # Pillow checks the checksums only here
         image.verify()
         f.seek(0)
         image = Image.open(f, formats=FORMATS)
@@ -303,7 +303,7 @@ def _open(f):
 
 
 def _shrink(image, share):
-    """Have a JPEG decoded smaller, where it may be; see :func:`load_shrunk`."""
+    """Let a JPEG be decoded at reduced size if possible; see :func:`load_shrunk`."""
     for times in (8, 4, 2):
         if times * share * SHRINK_MARGIN <= 1 and min(image.size) >= times:
             image.draft(None, (image.width // times, image.height // times))
@@ -312,7 +312,7 @@ def _shrink(image, share):
 
 @contextlib.contextmanager
 def _quiet_libtiff():
-    """Keep libtiff from writing about damaged files to the standard error, as Pillow lets it."""
+    """Keep libtiff from writing about damaged files to the standard error."""
     try:
         stderr = os.dup(2)
     except OSError:  # there is none
@@ -346,9 +346,9 @@ def _check_size(image, f):
 
 def _rgb(image):
     if image.mode == 'RGB':
-        image.load()  # convert() would copy
+        image.load()  # convert() would make a copy
         return image
-    if image.mode.startswith('I'):  # 16 bits, of which Pillow would keep those below 256
+    if image.mode.startswith('I'):  # 16 bits, which Pillow would clip at 255
         array = np.asarray(image)
         if array.min() < 0 or array.max() > 0xFFFF:
             raise InputError('an image of 32 bits a channel; save it with 8 or 16')

@@ -1,28 +1,28 @@
-"""What :func:`trainer.transforms.generator` gives for many images, computed at once.
+"""Computes the numbers of :func:`trainer.transforms.generator` for many images at once.
 
-NumPy makes a generator in about ten microseconds, a good part of what a GPU takes to train
-on an image of CIFAR. Its SeedSequence and PCG64 (O'Neill 2014, HMC-CS-2014-0905) are fixed
-algorithms; here they are computed for arrays, an image in a fraction of a microsecond.
+NumPy takes about ten microseconds to make a generator, a good part of the time in which a GPU
+trains on an image of CIFAR. Its SeedSequence and PCG64 (O'Neill 2014, HMC-CS-2014-0905) are
+fixed algorithms; computed for arrays, they take a fraction of a microsecond per image.
 """
 
 import numpy as np
 
-# One generator an epoch, indexed by image, would be simpler, but draw other numbers: runs of
-# earlier versions would not resume bit for bit, CPU workers and GPU would differ, and the measured
-# errors of docs/results.md would be those of another augmentation.
+# One generator per epoch, indexed by image, would be simpler but give other numbers: runs of
+# earlier versions would not resume bit for bit, CPU workers and GPU would differ, and the errors in
+# docs/results.md would belong to another augmentation.
 _POOL = 4
 _LOW = np.uint64(0xFFFFFFFF)
 _MULTIPLIER = 0x2360ED051FC65DA4, 0x4385DF649FCCF645
 
 
 def uniforms(seed: int, epoch: int, images: np.ndarray, n: int) -> np.ndarray:
-    """Return ``generator(seed, epoch, image).random(n)`` of each image.
+    """Return ``generator(seed, epoch, image).random(n)`` for each image.
 
     Args:
         seed: The run's seed, 0 or more.
         epoch: Epoch, from 1.
         images: int (images,), indices of images, below 2^32.
-        n: Numbers for each.
+        n: Numbers per image.
 
     Returns:
         float64 (n, images), in [0, 1).
@@ -40,7 +40,7 @@ def uniforms(seed: int, epoch: int, images: np.ndarray, n: int) -> np.ndarray:
 
 
 def _words(number):
-    """Return an int as arrays of 32 bits, the least first."""
+    """Split an int into arrays of 32 bits, least significant first."""
     words = [np.array([number & 0xFFFFFFFF], np.uint32)]
     return words + _words(number >> 32) if number >> 32 else words
 
@@ -77,7 +77,7 @@ def _mix(x, y):
 
 
 def _pcg64(words):
-    """Return the state and the increment, each (high, low) 64 bits, that PCG64 begins with."""
+    """Return PCG64's initial state and increment, each as (high, low) 64 bits."""
     words = [word.astype(np.uint64) for word in words]
     high, low, *sequence = (words[i] | words[i + 1] << np.uint64(32) for i in range(0, 8, 2))
     increment = (

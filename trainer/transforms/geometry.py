@@ -1,7 +1,7 @@
-"""The geometry of testing as data: which part of an image a network is shown, and how large.
+"""Test geometry as data: how images are resized and cropped for a network.
 
-Networks are tested best as their weights were made for: torchvision's ResNeXt-101 64x4d errs
-16.754 % where the short side becomes 232, and 17.022 % where it becomes 256.
+A network is best tested with the geometry of its weights: torchvision's ResNeXt-101 64x4d has an
+error of 16.754 % with a short side of 232, and 17.022 % with 256.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 #: timm's name of an interpolation -> Pillow's filter.
 INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in values.INTERPOLATIONS}
 
-#: Larger images are refused: a batch of them would take gigabytes.
+#: Largest image; a batch of larger ones would take gigabytes.
 MAX_IMG_SIZE = 1024
 
-# Of a resized image, as of one that is decoded.
+# Most pixels of a resized image, as of a decoded one.
 _MAX_PIXELS = 1 << 26
 
 
@@ -42,18 +42,18 @@ def _three(numbers):
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """How an image becomes a network's input in testing, as timm and torchvision do it.
+    """Preprocessing for testing, as in timm and torchvision.
 
-    The short side becomes floor(img_size / crop_pct), the long one keeps the aspect ratio and
-    is truncated; the centre is cut out. Images are given as
-    :func:`trainer.transforms.decoding.load_rgb` takes them. It has the methods for testing of
+    The short side becomes floor(img_size / crop_pct); the long side keeps the aspect ratio and
+    is truncated; then the centre is cropped. Images are those that
+    :func:`trainer.transforms.decoding.load_rgb` accepts. It has the methods for testing of
     :class:`trainer.transforms.resize_crop.DataAugmentationNormalizeBigger`.
 
     Attributes:
-        img_size: Height and width of what the network gets, pixels.
-        crop_pct: Share of the resized image's short side that is cut out, above 0 and up to 1.
+        img_size: Height and width of the network's input, pixels.
+        crop_pct: Crop size as a share of the resized short side, above 0 and at most 1.
         interpolation: One of :data:`INTERPOLATIONS`.
-        mean, std: Of the three channels, in 0..1: the network gets (x / 255 - mean) / std.
+        mean, std: Of the three channels, in 0..1: the input is (x / 255 - mean) / std.
 
     Raises:
         ValueError: A value cannot be used.
@@ -88,7 +88,7 @@ class Geometry:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of what comes out."""
+        """Shape of a preprocessed image."""
         return 3, self.img_size, self.img_size
 
     @property
@@ -105,7 +105,7 @@ class Geometry:
 
     @functools.cached_property
     def table(self) -> np.ndarray:
-        """Pixel value 0..255 of each channel -> what the network gets: float32 (3, 256)."""
+        """Pixel value 0..255 of each channel -> input of the network: float32 (3, 256)."""
         return resize_crop.table(self.mean, self.std)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
@@ -139,12 +139,12 @@ class Geometry:
         }
 
     def test_pixels(self, img: Source) -> Sample:
-        """As :meth:`test`, all but the normalisation: ``x`` is
+        """Like :meth:`test` without the normalisation: ``x`` is
         :class:`trainer.transforms.resize_crop.Pixels`."""
         image, size = self._load(img)
         side = self.img_size
         y, x = (round((n - side) / 2) for n in size)
-        # The whole image: Pillow chooses which direction comes first, and rounds in between.
+        # The whole image, as Pillow chooses which direction comes first, and rounds in between.
         resized = image.resize(size[::-1], INTERPOLATIONS[self.interpolation])
         pixels = np.asarray(resized.crop((x, y, x + side, y + side)))
         return Sample(resize_crop.Pixels(pixels), self._info(size, y, x))
@@ -200,21 +200,21 @@ class Geometry:
     # Rows of bytes, for trainer.transforms.gpu_images.ImageRows.
 
     def row_bytes(self, training: bool = False) -> int:
-        """Return the length of what :func:`trainer.transforms.resize_crop.write_row` writes."""
+        """Return the length of a row of :func:`trainer.transforms.resize_crop.write_row`."""
         return math.prod(self.shape)
 
     def test_row(self, img: Source, out: np.ndarray) -> None:
-        """As :meth:`test`, but write the image as a row."""
+        """Like :meth:`test`, but write the image as a row."""
         resize_crop.write_row(self.test_pixels(img).x, out)
 
     def ten_crop_rows(self, img: Source, out: np.ndarray) -> None:
-        """As :meth:`ten_crop`, but write each as a row: uint8 (10, row bytes)."""
+        """Like :meth:`ten_crop`, but write each crop as a row: uint8 (10, row bytes)."""
         for i, crop in enumerate(self._five_crops(img)[0]):
             resize_crop.write_row(resize_crop.Pixels(crop), out[i])
             resize_crop.write_row(resize_crop.Pixels(crop[:, ::-1]), out[5 + i])
 
     def as_json(self) -> dict:
-        """Return what :meth:`from_json` takes."""
+        """Return the geometry as JSON values, for :meth:`from_json`."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -222,7 +222,7 @@ class Geometry:
         """Return the geometry that JSON describes.
 
         Raises:
-            TypeError, ValueError: It describes none.
+            TypeError, ValueError: The JSON does not describe a geometry.
         """
         if not isinstance(held, dict):
             raise TypeError(f'geometry {held!r:.80}')
@@ -230,11 +230,11 @@ class Geometry:
 
 
 def of_class(preprocessing: type[resize_crop.DataAugmentationNormalizeBigger]) -> Geometry:
-    """Return the geometry that comes nearest to a class's for testing.
+    """Return the geometry that is closest to the test preprocessing of a class.
 
     Args:
         preprocessing: :class:`trainer.transforms.resize_crop.DataAugmentationNormalizeBigger`,
-            or one derived from it. Some round the place of the centre otherwise.
+            or a class derived from it. Some round the position of the centre differently.
     """
     side = preprocessing.shape[-1]
     return Geometry(side, side / preprocessing.test_short_side, preprocessing.test_interpolation)

@@ -1,10 +1,10 @@
 """Preprocessing that ends on a GPU.
 
-What is sent there is small: for images in memory, which one and what was drawn; for
-images in files, the bytes of the crop. Kernels (``gpu_images.cu``) make of it what
-``train_batch`` and ``test_batch`` make on the CPU. The draws are the same, and so are the
-roundings: images of CIFAR, and others without a change of colours, become the same
-numbers; those with one the same to 1e-6 of their range.
+Little data is sent there: for images in memory, their index and random choices; for images in
+files, the bytes of the crop. Kernels (``gpu_images.cu``) then compute what ``train_batch`` and
+``test_batch`` compute on the CPU. Random choices and roundings are the same: results are
+identical for CIFAR and for other images without a change of colours, and equal to 1e-6 of their
+range with one.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _PARTS = 7
 def available(
     preprocessing: type[OneImage] | type[DataAugmentationNormalizeBigger], part: Any
 ) -> bool:
-    """Return whether these images can be made on a GPU.
+    """Return whether images can be preprocessed on a GPU.
 
     Args:
         preprocessing: A class of :mod:`data_augmentation`.
-        part: They.
+        part: The images.
     """
     if hasattr(part, 'paths'):
         return hasattr(preprocessing, 'train_pixels')
@@ -51,24 +51,24 @@ def available(
 
 @functools.lru_cache(maxsize=2)
 def drawn(preprocessing: type[OneImage], seed: int, epoch: int, images: int) -> np.ndarray:
-    """Return what is drawn for all images of a dataset in one epoch.
+    """Return the random choices for all images of a dataset in one epoch.
 
     Args:
         preprocessing: A class of :class:`trainer.transforms.cifar.OneImage`.
         seed: The run's seed.
         epoch: Epoch, from 1.
-        images: How many there are.
+        images: Number of images.
 
     Returns:
-        int32 (images, fields), by ``choose`` of the class.
+        int32 (images, fields), from ``choose`` of the class.
     """
     u = draws.uniforms(seed, epoch, np.arange(images), preprocessing.uniforms)
     return np.stack(preprocessing.choose(u), axis=1).astype(np.int32)
 
 
 def _compute(kernel, grid, shape, *args):
-    """Return what a kernel makes: (batch, 3, height, width), of NHWC memory, in the type in
-    which the engine computes."""
+    """Return the output of a kernel: (batch, 3, height, width) in NHWC memory, of the engine's
+    dtype."""
     import cupy
 
     half = (chainer.config.engine, chainer.config.precision) == ('cudnn', 'mixed')
@@ -80,7 +80,7 @@ def _compute(kernel, grid, shape, *args):
 
 
 class _OnDevice:
-    """Arrays that are put on the GPU when they are first asked for; ``make`` returns them."""
+    """Arrays that are copied to the GPU on first use; ``make`` returns them."""
 
     def __init__(self, make):
         self._make = make
@@ -98,11 +98,11 @@ class _OnDevice:
 
 
 class StoredImages:
-    """Makes images of CIFAR on the GPU, where all of them are.
+    """Preprocesses images of CIFAR on the GPU, which holds all of them.
 
     Args:
         preprocessing: A class of :class:`trainer.transforms.cifar.OneImage`.
-        images: uint8 (images, 3, 32, 32) each. They are one after the other in what rows count.
+        images: Arrays of uint8 (images, 3, 32, 32); rows count the images of all, in order.
     """
 
     def __init__(self, preprocessing: type[OneImage], *images: np.ndarray) -> None:
@@ -113,7 +113,7 @@ class StoredImages:
         """Return the images of rows, on the current stream.
 
         Args:
-            rows: int32 (batch, 1 + fields): image, and what ``choose`` of the class chose. Zeros
+            rows: int32 (batch, 1 + fields): index of the image, and the values of ``choose``. Zeros
                 are valid.
 
         Returns:
@@ -134,7 +134,7 @@ def of(network: Network) -> ImageRows | None:
         network: The network.
 
     Returns:
-        ``None`` where its preprocessing is of another kind or size.
+        ``None`` if its preprocessing is of another kind or size.
     """
     preprocessing = table.of(network)
     if isinstance(preprocessing, type) and not issubclass(
@@ -147,11 +147,11 @@ def of(network: Network) -> ImageRows | None:
 
 
 class ImageRows:
-    """Normalises images of 224x224 (or of the class's ``train_shape``) on the GPU, or changes
+    """Normalises images of 224x224 (or of the class's ``train_shape``) on the GPU, and changes
     their colours there.
 
     Args:
-        preprocessing: One with
+        preprocessing: A preprocessing with
             :meth:`~trainer.transforms.resize_crop.DataAugmentationNormalizeBigger.row_bytes`.
     """
 
@@ -165,7 +165,7 @@ class ImageRows:
         Args:
             rows: uint8 (batch, row bytes), as :func:`trainer.transforms.resize_crop.write_row`
                 writes them, aligned to 16 bytes; or images, float32 or float16, which are returned
-                as they are.
+                unchanged.
 
         Returns:
             (batch, 3, height, width) with NHWC memory, float32; float16 where the cuDNN engine

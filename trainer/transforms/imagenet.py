@@ -1,7 +1,7 @@
-"""ImageNet as its sources preprocess it for training: Torch7, the paper, Lornatang.
+"""Preprocessing of ImageNet for training as in Torch7, the paper, and Lornatang.
 
-Images are given as :func:`trainer.transforms.decoding.load_rgb` takes them: a path, a
-``PIL.Image`` or an array (height, width, channels). They become float32 (3, 224, 224),
+Images are those that :func:`trainer.transforms.decoding.load_rgb` accepts: a path, a
+``PIL.Image`` or an array (height, width, channels). The result is float32 (3, 224, 224),
 RGB, normalised by ImageNet's mean and deviation.
 """
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 _SIDE = 224
 
-#: Crops that are tried for an image.
+#: Number of crops that are tried for an image.
 ATTEMPTS = 10
 
 #: Share of each channel in the grey of an image (ITU-R BT.601).
 _GREY = np.array([0.299, 0.587, 0.114])
 
-#: Principal components of the colours of ImageNet's images in 0..1 (columns), and
-#: their standard deviations; of ``datasets/imagenet.lua``.
+#: Principal components (columns) of the colours of ImageNet's images in 0..1, and their
+#: standard deviations, from ``datasets/imagenet.lua``.
 PCA_VECTORS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
@@ -41,10 +41,10 @@ PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
 
 
 class _Preprocessing(resize_crop.DataAugmentationNormalizeBigger):
-    """What the classes share; evaluation is as the 2017 program and Torch7 do it.
+    """Base class; evaluation is that of the 2017 program and Torch7.
 
-    A class has :meth:`draw`, ``_share(height, width, drawn)``, the share of an image's
-    sides that is left of them, and ``_train(image, full size, drawn)``, which returns
+    A derived class has :meth:`draw`, ``_share(height, width, drawn)``, the factor by which an
+    image's sides are reduced, and ``_train(image, full size, drawn)``, which returns
     :class:`trainer.transforms.resize_crop.Pixels`.
     """
 
@@ -55,7 +55,7 @@ class _Preprocessing(resize_crop.DataAugmentationNormalizeBigger):
     def train_pixels(
         cls, img: Source, rng: np.random.Generator | ModuleType = np.random, drawn: Any = None
     ) -> Sample:
-        """As :meth:`train`, all but the normalisation: ``x`` is
+        """Like :meth:`train` without the normalisation: ``x`` is
         :class:`trainer.transforms.resize_crop.Pixels`."""
         d = cls.draw(rng) if drawn is None else drawn
         image, size = load_shrunk(img, lambda height, width: cls._share(height, width, d))
@@ -75,40 +75,39 @@ def resized_crop(
     interpolation: Image.Resampling,
     side: int = _SIDE,
 ) -> Image.Image:
-    """Cut ``box`` (y, x, height, width) out of an image and resize it to side x side.
+    """Crop ``box`` (y, x, height, width) from an image and resize it to side x side.
 
-    The box is of the image's full ``size`` (height, width); it may be there smaller.
+    The box refers to the image's full ``size`` (height, width); the image may be smaller.
     """
     y, x, h, w = box
     if (image.height, image.width) == size:
         return image.crop((x, y, x + w, y + h)).resize((side, side), interpolation)
-    times = round(size[0] / image.height)  # its last row and column may reach over the edge
+    times = round(size[0] / image.height)  # the last row and column may extend beyond the edge
     return image.resize(
         (side, side), interpolation, (x / times, y / times, (x + w) / times, (y + h) / times)
     )
 
 
 def lighting(normals: Sequence[float]) -> np.ndarray:
-    """Return what is added to the channels, float64 (3,), of an image in 0..1.
+    """Return AlexNet's colour shift, float64 (3,), of an image in 0..1.
 
-    AlexNet's colour shift: along each principal component by its deviation times what
-    was drawn from a normal distribution.
+    It is the sum of the principal components times their deviations times ``normals``.
 
     Args:
-        normals: Three numbers; of deviation 0.1.
+        normals: Three numbers from a normal distribution of deviation 0.1.
     """
     return PCA_VECTORS @ (PCA_VALUES * normals)
 
 
 class _Colour:
-    """Linear changes of colour, put together: one matrix and one offset for every pixel."""
+    """Linear changes of colour, combined into one matrix and one offset for all pixels."""
 
     def __init__(self, mean):
         self.matrix, self.offset = np.eye(3), np.zeros(3)
-        self._mean = np.asarray(mean)  # of the unchanged image's channels
+        self._mean = np.asarray(mean)  # means of the unchanged image's channels
 
     def blend(self, alpha, grey):
-        """Take alpha of the image and 1 - alpha of ``grey``: 'none', 'own' or 'mean'."""
+        """Mix the image, times alpha, with ``grey`` ('none', 'own' or 'mean'), times 1 - alpha."""
         rows = np.tile(_GREY, (3, 1))
         matrix, offset = alpha * self.matrix, alpha * self.offset
         if grey == 'own':
@@ -119,8 +118,8 @@ class _Colour:
         self.matrix, self.offset = matrix, offset
 
     def pixels(self, values):
-        """Return :class:`~trainer.transforms.resize_crop.Pixels` of uint8 (height, width, 3): they
-        are to change so, then the mean and deviation of ImageNet."""
+        """Return :class:`~trainer.transforms.resize_crop.Pixels` of uint8 (height, width, 3), with
+        this change and then normalisation by ImageNet's mean and deviation."""
         std = np.array(STD)
         return resize_crop.Pixels(
             values,
