@@ -1,4 +1,4 @@
-"""Recipes: how a source trains its network, one module each, a value of
+"""Recipes: the options with which a source trains its network. Each is one module with a value of
 :class:`trainer.recipes.options.Options`."""
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from trainer.errors import InputError
 if TYPE_CHECKING:
     from trainer.recipes.options import Options
 
-# Modules here that are no recipes.
+# Modules of this package that are not recipes.
 _OTHERS = {'flags', 'options', 'spec'}
 
-#: The recipe of a run that starts from trained weights with images of one's own.
+#: The recipe of a run that starts from trained weights with the user's own images.
 FINE_TUNE = 'fine_tune'
 
 

@@ -1,8 +1,9 @@
-"""A few hundred images of one's own, in minutes on a CPU, from trained weights (``--retrain``).
+"""Trained weights on a few hundred own images, in minutes on a CPU (``--retrain``).
 
-What is trained: the last stage (the recipe names those before it of an ImageNet network), and a
-new classifier, ten times as fast. The preprocessing is the model's. By experience with this
-program, not from a source; the default of ``--retrain`` with ``--dataset folder``.
+It trains the last stage (it freezes the stages before it of an ImageNet network) and a new
+classifier, the latter ten times as fast. The preprocessing is that of the model. The values are
+from experience with this program, not from a source. It is the default of ``--retrain`` with
+``--dataset folder``.
 """
 
 from trainer.recipes.options import Options

@@ -1,4 +1,4 @@
-"""Options from outside: as flags, as arguments in Python, as JSON; one check for all."""
+"""Options given as flags, as arguments in Python, or as JSON, with the same checks."""
 
 import argparse
 from typing import Any
@@ -9,12 +9,12 @@ from trainer.values import one_of
 
 
 def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
-    """Add a flag for each option; only those that are given appear in its result.
+    """Add a flag for each option; the parser's result has only those that are given.
 
     Args:
-        parser: Its ``argument_default`` is ``argparse.SUPPRESS``. It takes dashes for
-            underscores (:class:`trainer.arguments.ArgumentParser`).
-        usual: The values that the help calls defaults.
+        parser: A parser whose ``argument_default`` is ``argparse.SUPPRESS``, and which accepts
+            dashes for underscores (:class:`trainer.arguments.ArgumentParser`).
+        usual: The values that the help shows as defaults.
     """
     groups: dict[str, argparse._ActionsContainer] = {GENERAL: parser}
     for name, spec in SPECS.items():
@@ -37,10 +37,10 @@ def add_flags(parser: argparse.ArgumentParser, usual: Options) -> None:
 
 
 def check(name: str, value: object) -> None:
-    """Check an option as its flag would, whether it was given in Python or read from a file.
+    """Check an option from Python or from a file, with the same checks as its flag.
 
     Raises:
-        ValueError: There is no such option, or it cannot have the value.
+        ValueError: There is no such option, or the value is not allowed.
     """
     if name not in SPECS:
         raise ValueError('there is no such option')
@@ -77,17 +77,17 @@ def _check_one(name, spec, value):
 
 
 def _choices(name, spec):
-    # What --quick chooses is recorded by its name.
+    # --quick is recorded as the name of its recipe and dataset.
     return (*spec.choices(), 'quick') if name in ('recipe', 'dataset') else spec.choices()
 
 
 def from_json(held: dict) -> dict:
-    """Return options as JSON holds them with the types that they have in Python.
+    """Convert options from JSON to their types in Python.
 
     Raises:
-        ValueError: One is not an option, or has a value that it cannot have.
+        ValueError: There is no such option, or a value is not allowed.
     """
-    if held.get('sampling') == 'every-picture':  # as version 1.0 called it
+    if held.get('sampling') == 'every-picture':  # as version 1.0 named it
         held = held | {'sampling': 'every-image'}
     for name, value in held.items():
         try:

@@ -1,7 +1,7 @@
 """Lornatang/ResNetXt-PyTorch: ``config.py``, ``train.py``, ``dataset.py``.
 
-Its average takes 0.99998 of the newest weights and 0.00002 of the average, clearly the
-wrong way round; here it is an average.
+Its moving average takes 0.99998 of the newest weights and 0.00002 of the average, clearly
+swapped by mistake; here it is an average.
 """
 
 from trainer.recipes.options import Options

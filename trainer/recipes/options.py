@@ -1,8 +1,8 @@
 """The options of a training run: one table.
 
-From it are made the flags of ``main.py`` and their help, the checks of what is given in Python
-and of what a file holds, the record of a run, and the recipes, which are values of it. It imports
-neither NumPy nor Chainer, so that ``--help`` and a wrong flag need not wait for them.
+It defines the flags of ``main.py`` and their help, the checks of options from Python and from
+files, the record of a run, and the recipes, which are values of it. It imports neither NumPy nor
+Chainer, so that ``--help`` and errors in flags appear at once.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ _NETWORK = 'network'
 _DATA = 'data'
 _TRAINING = 'training'
 _RATE = 'learning rate'
-_AUGMENTATION = 'augmentation, beside that of the preprocessing'
+_AUGMENTATION = 'augmentation, in addition to that of the preprocessing'
 _TRANSFER = 'transfer: other classes for a network that is trained already'
 _BY_HAND = 'going on by hand, as in 2017'
 
@@ -26,7 +26,7 @@ _NOT_NEGATIVE = values.not_negative(float)
 
 
 def _without_quick(available):
-    # Its data and its recipe are what --quick chooses.
+    # 'quick' is chosen by --quick only.
     return lambda: tuple(name for name in available() if name != 'quick')
 
 
@@ -38,10 +38,10 @@ def _preprocessing():
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of a run; a recipe gives those that it differs in from these defaults.
+    """The options of a run. A recipe sets those that differ from these defaults.
 
-    What each is, and what it may be, its flag says (:data:`SPECS`). ``None`` leaves a size to
-    the network (:mod:`trainer.networks.table`).
+    :data:`SPECS` describes each option and its values. Sizes that are ``None`` are left to the
+    network (:mod:`trainer.networks.table`).
     """
 
     recipe: str = option(
@@ -376,17 +376,17 @@ class Options:
         return dataclasses.replace(self, **changes)
 
 
-#: Name -> what is known of the option.
+#: Name -> specification of the option.
 SPECS = {field.name: field.metadata['spec'] for field in dataclasses.fields(Options)}
 
-#: Name -> its default.
+#: Name -> default value.
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Options)}
 
-#: Options that say how large a network is.
+#: Options that are sizes of the network.
 SIZES = tuple(name for name, spec in SPECS.items() if spec.size)
 
-#: What may differ when a run goes on.
+#: Options that may change when a run is resumed.
 FREE = frozenset(name for name, spec in SPECS.items() if spec.free)
 
-#: Options that name files.
+#: Options that are names of files.
 PATHS = tuple(name for name, spec in SPECS.items() if spec.path)

@@ -1,7 +1,7 @@
 """arXiv 1611.05431 on ImageNet, with the preprocessing of its predecessor, 1512.03385.
 
-The paper gives batch, momentum, weight decay and learning rate. It was trained with
-Torch7 (``torch7_imagenet``), whence Nesterov's momentum and the epochs 31, 61 and 91.
+The paper states batch, momentum, weight decay and learning rate. Its networks were trained with
+Torch7 (``torch7_imagenet``), from which Nesterov's momentum and the epochs 31, 61 and 91 are.
 """
 
 from trainer.recipes.options import Options
@@ -20,5 +20,5 @@ RECIPE = Options(
     momentum=0.9,
     weight_decay=1e-4,
     lr=0.1,
-    lr_steps=(30, 60, 90),  # so that epochs 31, 61 and 91 are the first of the new rates
+    lr_steps=(30, 60, 90),  # epochs 31, 61 and 91 are the first with the new rates
 )

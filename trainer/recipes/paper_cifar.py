@@ -1,4 +1,4 @@
-"""arXiv 1611.05431 on CIFAR (its section on CIFAR); the preprocessing is Torch7's."""
+"""arXiv 1611.05431, section on CIFAR; the preprocessing is Torch7's."""
 
 from trainer.recipes.options import Options
 

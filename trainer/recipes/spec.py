@@ -1,30 +1,30 @@
-"""What an option of a training run is: a field of a dataclass with its flag, type and range."""
+"""Specification of an option: a field of a dataclass with its flag, type and range."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-#: The group of flags without a title.
+#: Group of the flags without a title.
 GENERAL = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is known of an option beside its name and default.
+    """Specification of an option, besides its name and default.
 
     Attributes:
-        help: For ``--help``.
-        group: The group of flags that it is shown in.
-        flags: Further flags, beside '--' and its name.
-        kind: An argparse type, which checks the range; ``None``: text, or a switch where the
+        help: Text for ``--help``.
+        group: Group of flags in ``--help``.
+        flags: Further flags, besides '--' and its name.
+        kind: An argparse type, which checks the range; ``None``: text, or a switch if the
             default is ``False``.
-        choices: () -> the values that it may have.
-        many: Whether it is a tuple of such values: '+' or '*', as argparse says it.
-        metavar: For ``--help``.
-        path: Whether it names a file; recorded so that it is of use in any folder.
-        free: Whether it may differ when a run goes on; everything else shapes its result.
+        choices: () -> allowed values.
+        many: argparse's ``nargs``, '+' or '*', if it is a tuple of such values.
+        metavar: Placeholder in ``--help``.
+        path: Whether it is the name of a file; the absolute path is recorded.
+        free: Whether it may change when a run is resumed; all others determine the result.
         size: Whether it is a size of the network.
-        flag_kind: The argparse type of the flag, where it takes less than Python does.
+        flag_kind: The argparse type of the flag, if it accepts less than Python.
     """
 
     help: str
@@ -41,7 +41,7 @@ class Spec:
 
 
 def flag(name: str) -> str:
-    """Return the name of an option as messages have it (:class:`trainer.errors.InputError`)."""
+    """Return the name of an option in messages (:class:`trainer.errors.InputError`)."""
     return f'`{name}`'
 
 

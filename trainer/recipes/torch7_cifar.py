@@ -1,7 +1,7 @@
 """facebookresearch/ResNeXt on CIFAR: ``opts.lua``, ``train.lua``, ``datasets/cifar10.lua``.
 
-The network and the weight decay are those of its README's command for CIFAR-10; its
-README also halves the learning rate with the batch. On that command's 8 GPUs, batch
+The network and the weight decay are those of the command for CIFAR-10 in its README, which
+also says to halve the learning rate with the batch. On the 8 GPUs of that command, batch
 normalisation saw 16 images at a time, as it does with ``-trb 8``.
 """
 

@@ -1,9 +1,10 @@
 """torchvision's newer weights (IMAGENET1K_V2): ``references/classification``, and the command of
 its issue 5935 (ResNeXt-101 64x4d, 83.246 %).
 
-There each of eight GPUs has 128 images of a batch: batch normalisation and mixing see so many at
-a time, here one of 8 chunks. The decay of the average is adjusted to batch, epochs and steps, as
-``train.py`` does it. Weight decay is on the classifier's bias, but on no batch normalisation.
+There each of eight GPUs has 128 images of a batch, so that batch normalisation and mixing see 128
+images at a time; here that is one of 8 chunks. The decay of the average is adjusted to batch,
+epochs and steps, as in ``train.py``. Weight decay applies to the classifier's bias, but not to
+batch normalisation.
 """
 
 from trainer.recipes.options import Options

@@ -137,11 +137,11 @@ def _round(x):
 
 
 class Torch7Drawn(NamedTuple):
-    """What was drawn for one image.
+    """The random choices for one image.
 
     Attempts, float64 (10, 5), u in [0, 1): area, aspect ratio, whether sides are exchanged, place
-    (y, x); order, the permutation of brightness, contrast, saturation; alphas, what each takes of
-    the image; lighting (3,), normal with deviation 0.1; flip.
+    (y, x); order, the permutation of brightness, contrast, saturation; alphas, the weight of the
+    image in each; lighting (3,), normal with deviation 0.1; flip.
     """
 
     attempts: np.ndarray
@@ -154,20 +154,20 @@ class Torch7Drawn(NamedTuple):
 class DataAugmentationImagenetTorch7(_Preprocessing):
     """facebookresearch/ResNeXt's preprocessing of ImageNet (``datasets/imagenet.lua``).
 
-    In training: a crop of 8 to 100 % of the area and of aspect ratio 3/4 to 4/3 anywhere,
-    resized to 224x224 (bicubic; where none of ten fits, the centre of the image with its
-    short side at 224); brightness, contrast and saturation times 0.6 to 1.4 in any
-    order; a shift of colour; normalisation; flipping with probability 0.5. In evaluation:
+    In training: a random crop of 8 to 100 % of the area and of aspect ratio 3/4 to 4/3,
+    resized to 224x224 (bicubic; if none of ten attempts fits, the centre of the image with
+    its short side at 224); brightness, contrast and saturation times 0.6 to 1.4 in random
+    order; a colour shift; normalisation; flipping with probability 0.5. In evaluation:
     short side 256, the centre 224x224.
 
-    Resizing is Pillow's, which averages over all the pixels that it replaces.
+    Resizing is Pillow's, which averages over all the pixels that a new pixel covers.
     """
 
     colour: bool = True
 
     @staticmethod
     def draw(rng: np.random.Generator | ModuleType) -> Torch7Drawn:
-        """Draw what happens to one image in training: a :class:`Torch7Drawn`.
+        """Draw the random choices for one image in training: a :class:`Torch7Drawn`.
 
         Args:
             rng: From :func:`trainer.transforms.generator`.
@@ -214,9 +214,9 @@ class DataAugmentationImagenetTorch7(_Preprocessing):
 
 
 class PaperDrawn(NamedTuple):
-    """What was drawn for one image.
+    """The random choices for one image.
 
-    Length of the short side; where the crop is, 0 <= y, x < 1, of what the resized image allows;
+    Length of the short side; position of the crop, 0 <= y, x < 1, as a share of the possible range;
     lighting (3,), normal with deviation 0.1; flip.
     """
 
@@ -230,18 +230,18 @@ class PaperDrawn(NamedTuple):
 class DataAugmentationImagenetPaper(_Preprocessing):
     """Scale augmentation and colour shift (arXiv 1512.03385, section 3.4).
 
-    In training: short side uniform in 256..480 (bicubic), a 224x224 crop anywhere,
-    flipping with probability 0.5, AlexNet's shift of colour, normalisation. In evaluation:
-    short side 256, the centre 224x224.
+    In training: short side uniform in 256..480 (bicubic), a random 224x224 crop, flipping
+    with probability 0.5, AlexNet's colour shift, normalisation. In evaluation: short side
+    256, the centre 224x224.
 
-    The mean of each channel is subtracted, where that paper has one of each pixel.
+    The mean of each channel is subtracted; the paper subtracts a mean per pixel.
     """
 
     colour: bool = True
 
     @staticmethod
     def draw(rng: np.random.Generator | ModuleType) -> PaperDrawn:
-        """Draw what happens to one image in training: a :class:`PaperDrawn`.
+        """Draw the random choices for one image in training: a :class:`PaperDrawn`.
 
         Args:
             rng: From :func:`trainer.transforms.generator`.
@@ -270,7 +270,7 @@ class DataAugmentationImagenetPaper(_Preprocessing):
 
 
 class LornatangDrawn(NamedTuple):
-    """What was drawn for one image.
+    """The random choices for one image.
 
     Attempts, float64 (10, 4), u in [0, 1): area, aspect ratio, place (y, x); operation, strength
     and whether it is negated, see :class:`trainer.transforms.trivial_augment.TrivialDrawn`; angle
@@ -287,11 +287,11 @@ class LornatangDrawn(NamedTuple):
 
 
 class DataAugmentationImagenetLornatang(_Preprocessing):
-    """Lornatang/ResNetXt-PyTorch's preprocessing (``dataset.py``), by torchvision's rules.
+    """Lornatang/ResNetXt-PyTorch's preprocessing (``dataset.py``), which is torchvision's.
 
-    In training: a crop of 8 to 100 % of the area, the logarithm of its aspect ratio
-    uniform between those of 3/4 and 4/3, resized to 224x224 (bilinear; where none of ten
-    fits, the largest in the centre); one operation of TrivialAugment
+    In training: a random crop of 8 to 100 % of the area, the logarithm of its aspect ratio
+    uniform between those of 3/4 and 4/3, resized to 224x224 (bilinear; if none of ten
+    attempts fits, the largest central crop); one operation of TrivialAugment
     (:data:`trainer.transforms.trivial_augment.OPERATIONS`);
     rotation by 0 to 270 degrees; both flips, each with probability 0.5; normalisation.
     In evaluation: short side 256 (bilinear), the centre 224x224.
@@ -302,7 +302,7 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
 
     @staticmethod
     def draw(rng: np.random.Generator | ModuleType) -> Any:
-        """Draw what happens to one image in training: a :class:`LornatangDrawn`.
+        """Draw the random choices for one image in training: a :class:`LornatangDrawn`.
 
         Args:
             rng: From :func:`trainer.transforms.generator`.
@@ -341,7 +341,7 @@ class DataAugmentationImagenetLornatang(_Preprocessing):
 
     @classmethod
     def test_pixels(cls, img: Source) -> Sample:
-        """As in the base class, but bilinear."""
+        """Like the base class, but bilinear."""
         image, size = resize_crop._load(img, cls.test_short_side)
         y, x = (round((n - _SIDE) / 2) for n in size)
         pixels = resize_crop._resize_and_crop(image, size, Image.Resampling.BILINEAR, y, x)

@@ -1,4 +1,4 @@
-"""ImageNet as torchvision's references/classification preprocess it (``presets.py``)."""
+"""Preprocessing of ImageNet as in torchvision's references/classification (``presets.py``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TorchvisionDrawn(NamedTuple):
-    """What was drawn for one image.
+    """The random choices for one image.
 
     Attempts, float64 (10, 4), u in [0, 1): area, aspect ratio, place (y, x); flip.
     """
@@ -27,10 +27,10 @@ class TorchvisionDrawn(NamedTuple):
 class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLornatang):
     """torchvision's preprocessing of ImageNet, with the sizes of its newer weights.
 
-    In training: a crop of 8 to 100 % of the area and of aspect ratio 3/4 to 4/3, the logarithm
-    uniform, resized to 176x176 (bilinear; where none of ten fits, the largest in the centre);
-    flipping with probability 0.5; normalisation. In evaluation: short side 232 (bilinear), the
-    centre 224x224.
+    In training: a random crop of 8 to 100 % of the area and of aspect ratio 3/4 to 4/3, its
+    logarithm uniform, resized to 176x176 (bilinear; if none of ten attempts fits, the largest
+    central crop); flipping with probability 0.5; normalisation. In evaluation: short side 232
+    (bilinear), the centre 224x224.
 
     TrivialAugment and random erasing are options of a run (``auto_augment``, ``reprob``).
     """
@@ -40,7 +40,7 @@ class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLorna
 
     @staticmethod
     def draw(rng: np.random.Generator | ModuleType) -> TorchvisionDrawn:
-        """Draw what happens to one image in training: a :class:`TorchvisionDrawn`.
+        """Draw the random choices for one image in training: a :class:`TorchvisionDrawn`.
 
         Args:
             rng: From :func:`trainer.transforms.generator`.
@@ -57,10 +57,10 @@ class DataAugmentationImagenetTorchvision(imagenet.DataAugmentationImagenetLorna
 
     @classmethod
     def test_pixels(cls, img: Source) -> Sample:
-        """As in the base class, with a short side of 232.
+        """Like the base class, with a short side of 232.
 
-        The whole image is resized: in which direction first is Pillow's choice, and a level of
-        some pixels depends on it.
+        The whole image is resized, as Pillow chooses which direction comes first, and some pixels
+        differ by one level otherwise.
         """
         image, (height, width) = resize_crop._load(img, cls.test_short_side)
         side = cls.shape[-1]

@@ -1,11 +1,11 @@
-"""Images of a batch mixed with one another and erased in part, and what their labels become.
+"""Mixes images and labels of a batch, and erases parts of images.
 
-Mixup (arXiv 1710.09412) and CutMix (1905.04899) take another image of the same chunk, the one
-before it; random erasing (1708.04896) puts the mean colour in a rectangle. As in torchvision's
-references/classification, all images of a chunk (there: of a process) are mixed in one way.
+Mixup (arXiv 1710.09412) and CutMix (1905.04899) mix an image with the previous one of the same
+chunk; random erasing (1708.04896) fills a rectangle with the mean colour. As in torchvision's
+references/classification, all images of a chunk (there: of a process) are mixed in the same way.
 
-What happens to an image is a row of numbers, :data:`FIELDS`, drawn on the CPU; :func:`apply`
-does it where the images are.
+The random choices for an image are a row of numbers, :data:`FIELDS`, drawn on the CPU;
+:func:`apply` applies them on the device of the images.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _launch = cuda.kernels(__file__, 'mixing.cu')
 
 _THREADS = 256
 
-#: What a row says. partner: place in the chunk of the other image. own: what an image keeps of
-#: itself inside the box top, bottom, left, right (pixels; the last row and column are not in
-#: it); outside it keeps everything. erased_...: the box that is erased first. share: of the own
-#: label; other: the partner's label. mixing.cu knows the order.
+#: Fields of a row. partner: index of the other image in the chunk. own: weight of the image itself
+#: inside the box top, bottom, left, right (pixels, exclusive ends); outside it is 1. erased_...:
+#: the box that is erased first. share: weight of the image's own label; other: the partner's label.
+#: mixing.cu relies on this order.
 FIELDS = (
     'partner',
     'own',
@@ -44,12 +44,12 @@ FIELDS = (
     'other',
 )
 
-# Keep these draws apart from each other and from those of preprocessing and of the order of
-# images (:func:`trainer.transforms.generator`).
+# Distinguish these draws from each other and from other draws of the same seed
+# (:func:`trainer.transforms.generator`).
 _ERASING = 2 << 32
 _MIXING = 3 << 32
 
-#: Random erasing: attempts for an image, share of the area, logarithm of the aspect ratio.
+#: Random erasing: attempts per image, share of the area, logarithm of the aspect ratio.
 _ATTEMPTS = 10
 _AREA = 0.02, 0.33
 _LOG_RATIO = math.log(0.3), math.log(3.3)
@@ -59,11 +59,10 @@ class Mixing:
     """Draws the rows of batches.
 
     Args:
-        mixup: Both parameters of the beta distribution that mixup draws from; 0: none.
-        cutmix: The same of CutMix. Where there are both, a chunk gets either of them with the same
-            chance.
-        reprob: Probability of an image to be erased in part.
-        seed: The run's.
+        mixup: Both parameters of mixup's beta distribution; 0: no mixup.
+        cutmix: The same for CutMix. With both, each chunk gets one of them with equal probability.
+        reprob: Probability that a part of an image is erased.
+        seed: The run's seed.
         size: Height and width of the images.
         labels: int32 (images,), of the whole dataset.
         chunks: Chunks of a batch that this process computes.
@@ -91,9 +90,9 @@ class Mixing:
         """Return the rows of a batch, float32 (items, :data:`FIELDS`).
 
         Args:
-            items: Of each image (epoch, number); numbers are as the plan has them
+            items: (epoch, number) of each image, with the plan's numbers
                 (:mod:`trainer.datasets.loading`).
-            position: Of the batch in its epoch.
+            position: Index of the batch in its epoch.
         """
         rows = np.zeros((len(items), len(FIELDS)), np.float32)
         if not items:
@@ -132,7 +131,7 @@ class Mixing:
         return boxes
 
     def _mixed(self, epoch, position, chunk):
-        """Return what images of a chunk keep in the box, the box, and the share of their label."""
+        """Return the weight of the image itself inside the box, the box, and the label's share."""
         kinds = [alpha for alpha in (self.mixup, self.cutmix) if alpha]
         if not kinds:
             return 1.0, (0, 0, 0, 0), 1.0
@@ -159,10 +158,10 @@ class Mixing:
 def of(
     options: Any, size: tuple[int, int], labels: np.ndarray, chunks: int = 1, first: int = 0
 ) -> Mixing | None:
-    """Return the :class:`Mixing` that the options of a run ask for, or ``None``.
+    """Return the :class:`Mixing` for the options of a run, or ``None``.
 
     Args:
-        options: The run's.
+        options: The run's options.
         size, labels, chunks, first: See :class:`Mixing`.
     """
     if not (options.mixup or options.cutmix or options.reprob):
@@ -178,10 +177,10 @@ def apply(x: Array, rows: Array) -> Array:
     Args:
         x: (batch, channels, height, width), normalised; on a GPU float32 or float16, of NCHW or
             NHWC memory.
-        rows: float32 (batch, :data:`FIELDS`), there as well.
+        rows: float32 (batch, :data:`FIELDS`), on the same device.
 
     Returns:
-        Of the same type, shape and memory.
+        Images of the same dtype, shape and memory layout.
     """
     if isinstance(x, np.ndarray):
         return _apply(x, rows)
@@ -219,10 +218,11 @@ def _apply(x, rows):
 
 
 def counted(t: Array, rows: Array) -> Array:
-    """Return the label that counts for accuracy: the one with the larger share.
+    """Return the labels that count for accuracy: those with the larger share.
 
     Args:
-        t, rows: int32 (batch,), and as :func:`apply` takes them; NumPy's or CuPy's.
+        t: Labels, int32 (batch,), NumPy's or CuPy's.
+        rows: See :func:`apply`.
     """
     other = rows[:, FIELDS.index('other')].astype(t.dtype)
     own = (rows[:, FIELDS.index('share')] >= 0.5).astype(t.dtype)

@@ -1,4 +1,4 @@
-"""The original's preprocessing for ImageNet, which is Torch7's in evaluation."""
+"""The original's preprocessing of ImageNet; in evaluation it is Torch7's."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
 _SIDE = 224
 
-#: Longer and narrower images are refused: resizing would make a small file huge.
+#: Longest resized side: resizing a long, narrow image could make a small file huge.
 MAX_LONG_SIDE = 1 << 16
 
-#: Of the three channels of ImageNet's images, in 0..1.
+#: Mean and deviation of the three channels of ImageNet's images, in 0..1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 def table(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Return pixel value 0..255 of each channel -> what the network gets, rounded as the
-    original did: float32 (3, 256)."""
+    """Return pixel value 0..255 of each channel -> input of the network, rounded as in the
+    original: float32 (3, 256)."""
     values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
     return ((values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)).T.copy()
 
 
-#: That of ImageNet's images.
+#: The table of ImageNet's images.
 TABLE = table(MEAN, STD)
 
 
 class BiggerDrawn(NamedTuple):
-    """What was drawn for one image.
+    """The random choices for one image.
 
-    Interpolation (PIL.Image.Resampling); length of the short side it is resized to; where the crop
-    is, 0 <= y, x < 1, of what the resized image allows; whether it is flipped.
+    Interpolation (PIL.Image.Resampling); length of the resized short side; position of the crop,
+    0 <= y, x < 1, as a share of the possible range; whether it is flipped.
     """
 
     interpolation: Image.Resampling
@@ -57,7 +57,7 @@ class Pixels(NamedTuple):
     """An image before normalisation.
 
     Attributes:
-        values: uint8 (224, 224, 3), flipped where it is to be.
+        values: uint8 (224, 224, 3), already flipped.
         colour: ``None``, or a linear change of colour that includes the normalisation:
             float32 (12,), a matrix (3, 3) and an offset (3,).
     """
@@ -69,8 +69,8 @@ class Pixels(NamedTuple):
 def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """Return (height, width) after resizing: the aspect ratio is kept, the long side truncated.
 
-    Rounding makes it one pixel less than the short one for some square images, as in
-    the original; where it would then be less than a crop of 224, it is 224.
+    For some square images rounding makes the long side one pixel shorter than the short
+    one, as in the original; it is at least 224, the size of a crop.
 
     Raises:
         trainer.errors.InputError: The long side would be over :data:`MAX_LONG_SIDE`.
@@ -90,9 +90,10 @@ def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def _load(source, short_side, shrink=False):
-    """Return an image in RGB and the (height, width) that it is to have.
+    """Return an image in RGB and its (height, width) after resizing.
 
-    With ``shrink`` it may be decoded smaller (:func:`trainer.transforms.decoding.load_shrunk`).
+    With ``shrink`` it may be decoded at reduced size
+    (:func:`trainer.transforms.decoding.load_shrunk`).
     """
     if shrink:
         image, size = load_shrunk(source, lambda *size: short_side / min(size))
@@ -112,11 +113,11 @@ def _centre(n):
 
 
 def _resize_and_crop(image, size, interpolation, y, x):
-    """Resize to ``size`` (height, width) and cut out (224, 224, 3) uint8.
+    """Resize to ``size`` (height, width) and crop to uint8 (224, 224, 3).
 
-    It equals ``image.resize`` and cropping: Pillow resizes horizontally first, then
-    vertically, and the other columns are not needed in between. Of images that are more than
-    twice as high as wide Pillow 13 resizes some vertically first.
+    The result is that of ``image.resize`` and cropping: Pillow resizes horizontally first,
+    then vertically, so only the columns of the crop are needed. (Pillow 13 resizes some images
+    that are more than twice as high as wide vertically first.)
     """
     box = (x, y, x + _SIDE, y + _SIDE)
     height, width = size
@@ -136,7 +137,7 @@ def normalize(
     Args:
         pixels: uint8 (height, width, 3).
         out: float32 (3, height, width) to write to.
-        table: Of :func:`table`.
+        table: From :func:`table`.
 
     Returns:
         float32 (3, height, width).
@@ -144,7 +145,7 @@ def normalize(
     if out is None:
         out = np.empty((3,) + pixels.shape[:2], np.float32)
     for channel, of_channel in enumerate(table):
-        # 'clip' spares the check of what uint8 cannot exceed.
+        # 'clip' skips a bounds check that uint8 does not need.
         of_channel.take(pixels[:, :, channel], out=out[channel], mode='clip')
     return out
 
@@ -176,7 +177,7 @@ def write_row(pixels: Pixels, out: np.ndarray) -> None:
 
     Args:
         pixels: The image.
-        out: uint8 (row bytes,): the values, then the change of colour where there is one; see
+        out: uint8 (row bytes,): the values, then the change of colour if there is one; see
             :meth:`DataAugmentationNormalizeBigger.row_bytes`.
     """
     values, colour = pixels
@@ -197,30 +198,30 @@ def _info(interpolation, size, y, x, flip):
 class DataAugmentationNormalizeBigger:
     """Resizing that keeps the aspect ratio, a 224x224 crop, ImageNet's mean and deviation.
 
-    Images are given as :func:`trainer.transforms.decoding.load_rgb` takes them: a
-    path, a ``PIL.Image`` or an array (height, width, channels). They become float32
-    (3, 224, 224), RGB.
+    Images are those that :func:`trainer.transforms.decoding.load_rgb` accepts: a path, a
+    ``PIL.Image`` or an array (height, width, channels). The result is float32 (3, 224, 224),
+    RGB.
     """
 
-    #: Shape of what comes out, in evaluation and in training.
+    #: Shapes of preprocessed images, in evaluation and in training.
     shape: tuple[int, int, int] = (3, _SIDE, _SIDE)
     train_shape: tuple[int, int, int] = shape
-    #: Whether training changes colours.
+    #: Whether the preprocessing for training changes colours.
     colour: bool = False
-    #: How testing resizes: the short side, pixels, and the interpolation by timm's name.
+    #: Resizing in testing: the short side in pixels, and timm's name of the interpolation.
     test_short_side: int = 256
     test_interpolation: str = 'bicubic'
 
     @staticmethod
     def draw(rng: np.random.Generator | ModuleType) -> Any:
-        """Draw what happens to one image in training.
+        """Draw the random choices for one image in training.
 
         Args:
             rng: From :func:`trainer.transforms.generator`.
 
         Returns:
             Interpolation uniform over nearest, bilinear, bicubic, bicubic; short side uniform in
-            224..288; place uniform; flip with probability 0.5.
+            224..288; position uniform; flip with probability 0.5.
         """
         u = rng.random(5)
         return BiggerDrawn(
@@ -233,7 +234,7 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def row_bytes(cls, training: bool) -> int:
-        """Return the length of what :func:`write_row` writes."""
+        """Return the length of a row of :func:`write_row`."""
         shape = cls.train_shape if training else cls.shape
         return math.prod(shape) + 4 * 12 * (training and cls.colour)
 
@@ -244,9 +245,9 @@ class DataAugmentationNormalizeBigger:
         rng: np.random.Generator | ModuleType = np.random,
         drawn: Any | None = None,
     ) -> Sample:
-        """As :meth:`train`, all but the normalisation: ``x`` is :class:`Pixels`."""
+        """Like :meth:`train` without the normalisation: ``x`` is :class:`Pixels`."""
         d = cls.draw(rng) if drawn is None else drawn
-        # The nearest pixel of a smaller image is another one.
+        # Nearest-neighbour resizing of a reduced image would pick other pixels.
         image, size = _load(img, d.short_side, d.interpolation != Image.Resampling.NEAREST)
         y, x = (uniform_int(u, 0, n - _SIDE) for u, n in zip((d.y, d.x), size))
         pixels = _resize_and_crop(image, size, d.interpolation, y, x)
@@ -257,7 +258,7 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def test_pixels(cls, img: Source) -> Sample:
-        """As :meth:`test`, all but the normalisation: ``x`` is :class:`Pixels`."""
+        """Like :meth:`test` without the normalisation: ``x`` is :class:`Pixels`."""
         image, size = _load(img, cls.test_short_side)
         y, x = map(_centre, size)
         pixels = _resize_and_crop(image, size, Image.Resampling.BICUBIC, y, x)
@@ -276,11 +277,11 @@ class DataAugmentationNormalizeBigger:
         Args:
             img: See the class.
             rng: ``numpy.random`` or a Generator to draw from.
-            drawn: What to do, where it was drawn already; see :meth:`draw`.
+            drawn: The random choices, if drawn already; see :meth:`draw`.
             out: float32 (3, 224, 224) to write to.
 
         Returns:
-            ``x``, float32 (3, 224, 224), and ``info``, what was drawn.
+            ``x``, float32 (3, 224, 224), and ``info``, the random choices.
 
         Raises:
             trainer.errors.InputError: The image cannot be read.
@@ -290,10 +291,10 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def test(cls, img: Source, out: np.ndarray | None = None) -> Sample:
-        """Preprocess one image for evaluation: short side 256, bicubic unless the class says
-        otherwise, centre crop.
+        """Preprocess one image for evaluation: short side 256, bicubic unless the class overrides
+        it, centre crop.
 
-        Arguments, result and errors are those of :meth:`train`.
+        See :meth:`train` for arguments, result and errors.
         """
         pixels, info = cls.test_pixels(img)
         return Sample(finish(pixels, out), info)
@@ -302,9 +303,9 @@ class DataAugmentationNormalizeBigger:
     def ten_crop(cls, img: Source, out: np.ndarray | None = None) -> Sample:
         """Preprocess one image for ten-crop evaluation.
 
-        The image is resized as for :meth:`test`; its four corners and its centre are
-        cut out (Krizhevsky et al. 2012): upper left, upper right, lower left, lower
-        right, centre, then the same five mirrored.
+        The image is resized as for :meth:`test`. The crops are its corners and its centre
+        (Krizhevsky et al. 2012): upper left, upper right, lower left, lower right, centre, then
+        the same five mirrored.
 
         Args:
             img: See the class.
@@ -343,12 +344,12 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def test_row(cls, img: Source, out: np.ndarray) -> None:
-        """As :meth:`test`, but write the image as :func:`write_row` does."""
+        """Like :meth:`test`, but write the image with :func:`write_row`."""
         write_row(cls.test_pixels(img).x, out)
 
     @classmethod
     def ten_crop_rows(cls, img: Source, out: np.ndarray) -> None:
-        """As :meth:`ten_crop`, but write each as :func:`write_row` does: uint8 (10, row bytes)."""
+        """Like :meth:`ten_crop`, but write crops with :func:`write_row`: uint8 (10, row bytes)."""
         for i, crop in enumerate(cls._five_crops(img)[0]):
             write_row(Pixels(crop), out[i])
             write_row(Pixels(crop[:, ::-1]), out[5 + i])
@@ -359,7 +360,7 @@ class DataAugmentationNormalizeBigger:
 
         Args:
             images: Images; see the class.
-            drawn: What to do to each.
+            drawn: Random choices for each image.
 
         Returns:
             float32 (batch, 3, 224, 224), or of the class's ``train_shape``.
@@ -371,7 +372,7 @@ class DataAugmentationNormalizeBigger:
 
     @classmethod
     def test_batch(cls, images: Sequence[Source]) -> np.ndarray:
-        """Preprocess images for evaluation; returns as :meth:`train_batch`."""
+        """Preprocess images for evaluation; see :meth:`train_batch` for the result."""
         x = np.empty((len(images),) + cls.shape, np.float32)
         for out, img in zip(x, images):
             cls.test(img, out=out)

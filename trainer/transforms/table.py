@@ -1,4 +1,4 @@
-"""All preprocessing classes, by the names that files and flags know them by."""
+"""The table of preprocessing classes, by their names in files and flags."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.transforms.geometry import Geometry
 
-#: What makes images what a network is given: a class of ``data_augmentation``, or a geometry.
+#: Preprocessing: a class of ``data_augmentation``, or a geometry.
 Preprocessing: TypeAlias = 'type[OneImage] | type[DataAugmentationNormalizeBigger] | Geometry'
 
 #: Name -> class.
@@ -43,13 +43,12 @@ CLASSES: dict[str, type[OneImage] | type[DataAugmentationNormalizeBigger]] = {
 
 
 def of(network: Network) -> Preprocessing | None:
-    """Return what a network's images are preprocessed by for testing.
+    """Return the test preprocessing of a network.
 
     Args:
         network: The network.
 
     Returns:
-        Its geometry, else its class of
-        :data:`CLASSES`; ``None`` where it has neither.
+        Its geometry, else its class of :data:`CLASSES`; ``None`` if it has neither.
     """
     return network.geometry or CLASSES.get(network.preprocessing or '')

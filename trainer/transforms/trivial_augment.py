@@ -1,6 +1,7 @@
-"""TrivialAugment (arXiv 2103.10158): one operation, drawn anew for each image.
+"""TrivialAugment (arXiv 2103.10158): one random operation per image.
 
-Its wide set, with the strengths of ``torchvision.transforms.TrivialAugmentWide``.
+It has the wide set of operations, with the strengths of
+``torchvision.transforms.TrivialAugmentWide``.
 """
 
 import functools
@@ -12,12 +13,12 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from trainer.transforms import generator, uniform_int
 
-# Keeps these draws apart from those of preprocessing (:func:`trainer.transforms.generator`).
+# Distinguishes these draws from those of preprocessing (:func:`trainer.transforms.generator`).
 _EPOCHS = 1 << 32
 
 
 class TrivialDrawn(NamedTuple):
-    """What was drawn for one image.
+    """The random choices for one image.
 
     One of :data:`OPERATIONS`; its strength, 0..30; whether it is negated.
     """
@@ -67,7 +68,7 @@ OPERATIONS = {
 
 
 def choose(u: Sequence[float]) -> TrivialDrawn:
-    """Return what three numbers of [0, 1) choose: a :class:`TrivialDrawn`."""
+    """Map three uniform numbers to a :class:`TrivialDrawn`."""
     names = list(OPERATIONS)
     return TrivialDrawn(
         names[uniform_int(u[0], 0, len(names) - 1)], uniform_int(u[1], 0, 30), u[2] < 0.5
@@ -75,11 +76,11 @@ def choose(u: Sequence[float]) -> TrivialDrawn:
 
 
 def draw(seed: int, epoch: int, image: int) -> TrivialDrawn:
-    """Return what happens to one image in one epoch: a :class:`TrivialDrawn`.
+    """Draw the :class:`TrivialDrawn` of one image in one epoch.
 
     Args:
-        seed, epoch, image: See :func:`trainer.transforms.generator`, from whose draws these are
-            independent.
+        seed, epoch, image: See :func:`trainer.transforms.generator`; the draws are independent of
+            that generator's.
     """
     return choose(generator(seed, epoch + _EPOCHS, image).random(3).tolist())
 
@@ -92,13 +93,13 @@ def apply(
     """Change an image.
 
     Args:
-        image: RGB.
-        drawn: How.
-        resampling: Of shears, translations and rotations. What comes from outside of the image is
-            black.
+        image: An RGB image.
+        drawn: The random choices.
+        resampling: Interpolation of shears, translations and rotations. Pixels from outside the
+            image are black.
 
     Returns:
-        Of the same size.
+        An image of the same size.
     """
     change, largest, signed = OPERATIONS[drawn.operation]
     m = largest * drawn.strength / 30
@@ -106,5 +107,5 @@ def apply(
 
 
 def pixels(values: np.ndarray, drawn: TrivialDrawn) -> np.ndarray:
-    """As :func:`apply`, bilinear, of an array: uint8 (height, width, 3)."""
+    """Like :func:`apply`, bilinear, for an array: uint8 (height, width, 3)."""
     return np.asarray(apply(Image.fromarray(np.ascontiguousarray(values)), drawn))
