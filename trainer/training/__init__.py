@@ -1,1 +1,1 @@
-"""Training on Chainer's Trainer: :func:`trainer.training.run.train` does it all."""
+"""Training with Chainer's Trainer; the entry is :func:`trainer.training.run.train`."""

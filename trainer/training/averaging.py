@@ -1,4 +1,4 @@
-"""The mean of a run's models (stochastic weight averaging, arXiv 1803.05407)."""
+"""Averages the models of a run (stochastic weight averaging, arXiv 1803.05407)."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from trainer.datasets import parallel
     from trainer.networks.base import Network
 
-#: What the model is called in place of an epoch's number.
+#: Name of the averaged model, in place of an epoch's number.
 NAME = 'average'
 
 
 def checkpoints(folder: str, n: int, best: bool = False) -> list[tuple[int, str]]:
-    """Return the models of a run that are to be averaged.
+    """Choose the models of a run to average.
 
     Args:
         folder: The run's folder.
-        n: How many.
-        best: Those of the least error in testing, instead of the last.
+        n: Number of models.
+        best: Whether to take those with the lowest test error instead of the last.
 
     Returns:
         (epoch, path), in the order of the epochs.
 
     Raises:
-        trainer.errors.InputError: There are not so many.
+        trainer.errors.InputError: There are fewer models.
     """
     run_folder.read_record(folder)
     models = os.path.join(folder, 'model')
@@ -59,16 +59,16 @@ def checkpoints(folder: str, n: int, best: bool = False) -> list[tuple[int, str]
 
 
 def mean(paths: list[str]) -> Network:
-    """Return a network whose parameters and statistics are the means of those in files.
+    """Return a network with the means of the parameters and statistics in files.
 
     Args:
         paths: Models of one run.
 
     Returns:
-        On the CPU. The sums are made in float64.
+        The network, on the CPU. Sums are computed in float64.
 
     Raises:
-        trainer.errors.InputError: One is damaged, or of another network.
+        trainer.errors.InputError: A file is damaged, or holds another network.
     """
     network = formats.load(paths[0])
     held = npz.state(network)
@@ -91,17 +91,17 @@ def recompute_statistics(
     images: int,
     progress: Callable[[int], object] | None = None,
 ) -> int:
-    """Let batch normalisation's statistics be the means over batches of training.
+    """Recompute the statistics of batch normalisation as means over training batches.
 
     Args:
-        network: Its statistics are replaced.
-        batches: Of training.
-        chunks: Chunks of a batch, as batch normalisation saw them in training.
-        images: About how many images to take; at most an epoch of them is.
+        network: The network, whose statistics are replaced.
+        batches: Training batches.
+        chunks: Chunks of a batch, as in training.
+        images: Approximate number of images; at most one epoch is used.
         progress: Called with the number of images of each batch.
 
     Returns:
-        How many were taken.
+        Number of images used.
     """
     norms = [link for link in network.links() if isinstance(link, chainer.links.BatchNormalization)]
     decays = [link.decay for link in norms]
@@ -113,7 +113,7 @@ def recompute_statistics(
             parts = [np.array_split(array, n) for array in (x, *rows)]
             for part in zip(*parts):
                 for link in norms:
-                    link.decay = k / (k + 1)  # so that all weigh the same
+                    link.decay = k / (k + 1)  # so that all batches have the same weight
                 k += 1
                 given = mixing.apply(*part) if rows else part[0]
                 with chainer.no_backprop_mode(), chainer.using_config('train', True):
@@ -137,11 +137,11 @@ def average(
 
     Args:
         folder: The run's folder.
-        n: How many models.
-        best: Those of the least error in testing, instead of the last.
-        images: About how many training images statistics are computed of, preprocessed,
-            augmented and mixed as the run does it.
-        data: Where the dataset is; ``None``: where the run had it.
+        n: Number of models.
+        best: Whether to take those with the lowest test error instead of the last.
+        images: Approximate number of training images for the statistics, preprocessed, augmented
+            and mixed as in the run.
+        data: Path of the dataset; ``None``: the run's path.
 
     Returns:
         The network, on the CPU, and the epochs of the models.

@@ -1,4 +1,4 @@
-"""What a run is made of, built from its options."""
+"""Builds the parts of a run from its options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from trainer.datasets import Dataset
     from trainer.networks.base import Network
 
-#: A run's record may not describe more weights than this (4 GB): it has no numbers to go by.
+#: Most weights of a network in a run's record (4 GB), which has no numbers to compare with.
 WEIGHT_LIMIT = 1 << 30
 
 
@@ -40,15 +40,15 @@ def network(
     """Build the network: from the run's record, from ``-m``, or new.
 
     Args:
-        options: The run's.
-        given: Those that the user gave.
-        architecture: What the record says of the network; ``None`` in a new run.
-        dataset: Whose classes it is to tell apart.
-        going_on: Whether a snapshot brings the weights.
-        say: Told what a user should know about the file of ``-m``.
+        options: The run's options.
+        given: The options that the user gave.
+        architecture: Description of the network in the record; ``None`` for a new run.
+        dataset: The dataset, whose classes are the network's.
+        going_on: Whether the weights come from a snapshot.
+        say: Receives notes about the file of ``-m``.
 
     Returns:
-        The network, and the options with the sizes of one from a file.
+        The network, and the options, with the sizes of a network from a file.
 
     Raises:
         trainer.errors.InputError: There is no such network, or it does not fit.
@@ -96,8 +96,8 @@ def of_options(
     category_num: int | None,
     say: Callable[[str], object] | None = None,
 ) -> tuple[Network, Options]:
-    """As :func:`network`, of however many classes; a new one has ``category_num``, and no
-    weights yet."""
+    """Like :func:`network`, with any number of classes; a new network has ``category_num`` classes
+    and zero weights."""
     if architecture is not None:
         record = os.path.join(options.save_path, RECORD)
         return description.build(architecture, record, WEIGHT_LIMIT), options
@@ -115,7 +115,7 @@ def of_options(
 
 
 def _sizes_held(given, built, model):
-    """Return the sizes of a network from a file; refuse flags that contradict them."""
+    """Refuse flags that contradict a network from a file; return its sizes."""
     held = {
         'network': table.of(built).name,
         'C': built.C,
@@ -139,13 +139,13 @@ def preprocessing(
     built: Network,
     say: Callable[[str], object] | None = None,
 ) -> str:
-    """Choose the preprocessing: as given, as the file of ``-m`` says, or as the recipe says.
+    """Choose the preprocessing: the given one, that of the file of ``-m``, or the recipe's.
 
     Args:
-        options: The run's.
-        given: Those that the user gave.
-        built: The network, which is told as well, and loses the geometry of a file.
-        say: Told of that.
+        options: The run's options.
+        given: The options that the user gave.
+        built: The network, which gets the preprocessing and loses the geometry of a file.
+        say: Receives a note about the latter.
 
     Returns:
         The name of a class of :mod:`data_augmentation`.
@@ -158,7 +158,7 @@ def preprocessing(
         and given.get('recipe') in (None, recipes.FINE_TUNE)
     ):
         name = built.preprocessing
-    if 'preprocessing' not in given:  # some sources have other means for other datasets
+    if 'preprocessing' not in given:  # some sources have different means for other datasets
         chosen = CLASSES[name]
         name = getattr(chosen, 'of_dataset', {}).get(options.dataset, name)
     built.preprocessing = name
@@ -170,8 +170,8 @@ def preprocessing(
 
 
 def optimizer(options: Options, built: Network) -> chainer.Optimizer:
-    """Return the optimizer, set up, with what changes the gradients first, in this order: their
-    norm, weight decay, the classifier's own rate."""
+    """Return the optimizer, set up with its hooks, in order: norm of the gradients, weight decay,
+    the classifier's learning rate."""
     made = OPTIMIZERS[options.optimizer](options.lr, options.momentum)
     made.setup(built)
     if options.clip_grad is not None:
@@ -188,7 +188,7 @@ def optimizer(options: Options, built: Network) -> chainer.Optimizer:
 
 
 def _decay(options, built):
-    """Return the weight decay of normalisation, of biases and of all other parameters."""
+    """Return the weight decay of normalisation, of biases, and of all other parameters."""
     parts = {'norm': [], 'bias': [], 'other': []}
     for link in built.links():
         norm = isinstance(link, chainer.links.BatchNormalization)
@@ -203,6 +203,6 @@ def _decay(options, built):
 
 
 def loss(options: Options) -> LabelSmoothing | None:
-    """Return the loss that training minimises; ``None``: the network's own."""
+    """Return the training loss; ``None``: the network's own."""
     mixed = options.mixup or options.cutmix or options.reprob
     return LabelSmoothing(options.label_smoothing) if options.label_smoothing or mixed else None

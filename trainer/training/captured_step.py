@@ -21,12 +21,12 @@ class _Captured:
     """The buffers and graphs of a step for batches of one shape.
 
     Attributes:
-        batch: x, t, and how images are mixed, or ``None``.
+        batch: x, t, and the rows of :mod:`trainer.transforms.mixing` or ``None``.
         totals: float64 (2,): sum of the losses, number of correct images.
         table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.GpuUpdate`.
         graphs (list): One graph, or two between which processes exchange gradients;
             ``None`` before it is captured.
-        gradients (list): What the processes exchange.
+        gradients (list): The gradients that the processes exchange.
     """
 
     def __init__(self, batch, table):

@@ -1,7 +1,7 @@
 """The data of a run: batches of images, preprocessed, for training and for testing.
 
-On a GPU most preprocessing ends there (:mod:`trainer.transforms.gpu_images`): what is loaded
-are rows of numbers, from which ``finish`` makes the images.
+On a GPU most preprocessing ends there (:mod:`trainer.transforms.gpu_images`): workers load rows
+of numbers, from which ``finish`` computes the images.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class DataPath(NamedTuple):
     """The batches of a run.
 
     Attributes:
-        train, test: Their batches.
-        finish: Makes images, (batch, 3, height, width), of an x that was sent to the GPU;
-            ``None`` where x are images already, float32.
+        train, test: Iterators over the batches.
+        finish: Converts an x on the GPU to images, (batch, 3, height, width); ``None``: x are
+            float32 images already.
     """
 
     train: parallel.Iterator
@@ -42,12 +42,12 @@ class DataPath(NamedTuple):
 
 
 class Load:
-    """Load images in memory, preprocessed (for :class:`trainer.datasets.parallel.Iterator`).
+    """Loads and preprocesses images in memory (for :class:`trainer.datasets.parallel.Iterator`).
 
     Args:
         part: The images.
         preprocessing: A class of :mod:`data_augmentation`.
-        seed: The run's, for training; ``None`` for testing.
+        seed: The run's seed for training; ``None`` for testing.
         mirror: Whether images may be flipped.
         auto_augment: 'ta_wide': TrivialAugment before the preprocessing.
     """
@@ -71,7 +71,7 @@ class Load:
 
     def __call__(self, items: list[tuple[int, int]], out: np.ndarray) -> dict[int, str]:
         """Write the images of ``items``, each (epoch, number), to ``out``, float32
-        (items, 3, height, width). Numbers are as the plan has them
+        (items, 3, height, width). Numbers are those of the plan
         (:mod:`trainer.datasets.loading`)."""
         images = self.part.images[self._indices(items)]
         if self.augments:
@@ -91,7 +91,7 @@ class Load:
         return [number % len(self.part.labels) for _, number in items]
 
     def _augment(self, epoch, i, image):
-        """TrivialAugment of uint8 (3, height, width)."""
+        """Apply TrivialAugment to uint8 (3, height, width)."""
         drawn = trivial_augment.draw(self.seed, epoch, i)
         return trivial_augment.pixels(image.transpose(1, 2, 0), drawn).transpose(2, 0, 1)
 
@@ -107,14 +107,14 @@ class Load:
 
 
 class LoadFile(Load):
-    """Load one image from a file, preprocessed (for
+    """Loads and preprocesses one image from a file (for
     :func:`trainer.datasets.parallel.one_by_one`).
 
     Args:
         part: The files, :class:`trainer.datasets.folder.ImageFiles`.
         preprocessing, seed, mirror: See :class:`Load`.
-        auto_augment: 'ta_wide': TrivialAugment of what is cut out of the image, before
-            its colours change; of images for CIFAR's preprocessing, before all of it.
+        auto_augment: 'ta_wide': TrivialAugment of the crop, before its colours are changed; with
+            CIFAR's preprocessing, before all of it.
     """
 
     def __call__(  # type: ignore[override]  # of one image
@@ -123,7 +123,7 @@ class LoadFile(Load):
         """Write the image of ``item``, (epoch, number), to ``out``, float32 (3, height, width).
 
         Raises:
-            trainer.errors.InputError: It cannot be read.
+            trainer.errors.InputError: The image cannot be read.
         """
         if hasattr(self.preprocessing, 'train_pixels'):
             resize_crop.finish(self._pixels(item), out)
@@ -153,13 +153,13 @@ class LoadFile(Load):
 
 
 class LoadDrawn(Load):
-    """Load what is drawn for images that lie on a GPU: rows for
+    """Loads the random choices for images on a GPU: rows for
     :class:`trainer.transforms.gpu_images.StoredImages`.
 
     Args:
         part, preprocessing, seed, mirror: See :class:`Load`.
-        first: Number of the first of the images among those on the GPU.
-        repetitions: How often an image is in an epoch at most.
+        first: Index of the first of these images among those on the GPU.
+        repetitions: How often an image can occur in an epoch.
     """
 
     def __init__(
@@ -194,8 +194,8 @@ class LoadDrawn(Load):
 
 
 class LoadPixels(LoadFile):
-    """Load one image from a file as a row for :class:`trainer.transforms.gpu_images.ImageRows`;
-    arguments are those of :class:`LoadFile`."""
+    """Loads one image from a file as a row for :class:`trainer.transforms.gpu_images.ImageRows`;
+    see :class:`LoadFile` for the arguments."""
 
     def __call__(  # type: ignore[override]
         self, item: tuple[int, int], out: np.ndarray
@@ -203,7 +203,7 @@ class LoadPixels(LoadFile):
         """Write the image of ``item``, (epoch, number), to ``out``, uint8 (row bytes,).
 
         Raises:
-            trainer.errors.InputError: It cannot be read.
+            trainer.errors.InputError: The image cannot be read.
         """
         resize_crop.write_row(self._pixels(item), out)
 
@@ -214,23 +214,23 @@ def data_path(
     preprocessing: type[OneImage] | type[DataAugmentationNormalizeBigger],
     group: Alone = processes.ALONE,
 ) -> DataPath:
-    """Return what gives a run's training and test batches.
+    """Return the iterators over a run's training and test batches.
 
     Args:
         dataset: The images, in memory or in files.
-        options: The run's.
+        options: The run's options.
         preprocessing: A class of :mod:`data_augmentation`.
         group: The processes; each loads its share.
 
     Returns:
-        A file that cannot be read ends training, and is left out of testing
-        (:class:`trainer.datasets.parallel.Iterator`).
+        The iterators and ``finish``. A file that cannot be read ends training, and is skipped in
+        testing (:class:`trainer.datasets.parallel.Iterator`).
 
     Raises:
         trainer.errors.InputError: There are not enough images for a batch.
     """
     train, test = dataset.train, dataset.test
-    assert test is not None  # what nothing divides is divided before
+    assert test is not None  # the dataset is divided already
     in_memory, on_device = hasattr(train, 'images'), _on_device(preprocessing, train, test, options)
     plan, test_plan = _plans(dataset, options)
     workers = _workers(options, in_memory, on_device, group)
@@ -249,7 +249,9 @@ def data_path(
             repeat=training,
             leave_out=not training,
             dtype=dtype,
-            piece=plan.batch if in_memory else 8,  # of images in memory, many at a time cost less
+            piece=plan.batch
+            if in_memory
+            else 8,  # loading many images in memory at a time costs less
             beside=mixed if training else None,
         )
 
@@ -269,20 +271,20 @@ def _on_device(preprocessing, train, test, options):
 
 
 def _finish(preprocessing, train, test):
-    """Return what makes images on the GPU of what is sent there."""
+    """Return the function that computes images on the GPU from loaded rows, or ``None``."""
     if hasattr(train, 'images'):
         return gpu_images.StoredImages(preprocessing, train.images, test.images)
     return gpu_images.ImageRows(preprocessing)
 
 
 def _shape(preprocessing, training):
-    """Return the shape that an image has behind its preprocessing."""
+    """Return the shape of a preprocessed image."""
     shape = preprocessing.shape
     return getattr(preprocessing, 'train_shape', shape) if training else shape
 
 
 def _plans(dataset, options):
-    """Return which images make the batches of training and of testing."""
+    """Return the plans of training and testing."""
     images = len(dataset.train.labels)
     arguments = images, options.batch, options.seed
     if options.sampling != 'original':
@@ -295,10 +297,10 @@ def _plans(dataset, options):
 
 
 def _workers(options, in_memory, on_device, group):
-    """Return how many processes load: as given, or as many as keep up with the device."""
+    """Return the number of loading processes: as given, or enough to keep up with the device."""
     if options.workers is not None:
         return options.workers
-    # On a CPU the network is far slower than its data; drawing takes nothing.
+    # On a CPU the network is far slower than loading; random choices take no time.
     if options.gpu < 0 or in_memory and on_device:
         return 0
     cores = max(1, (os.cpu_count() or 1) // group.local_size)
@@ -306,11 +308,11 @@ def _workers(options, in_memory, on_device, group):
 
 
 def _loader(dataset, part, preprocessing, options, on_device, training):
-    """Return what loads a part of a dataset, and shape and dtype of what it loads of an image."""
+    """Return the loader of a part of a dataset, and shape and dtype of a loaded image or row."""
     given = part, preprocessing, options.seed if training else None, dataset.mirror
     shape = _shape(preprocessing, training)
     if hasattr(part, 'images') and on_device:
-        first = 0 if training else len(dataset.train.labels)  # among those on the GPU
+        first = 0 if training else len(dataset.train.labels)  # index among the images on the GPU
         load = LoadDrawn(*given, first=first, repetitions=options.repeated_augmentation)
         return load, (load.fields,), np.int32
     if hasattr(part, 'images'):

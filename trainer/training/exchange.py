@@ -1,4 +1,4 @@
-"""Gradients of several processes on CPUs become their means while the backward pass goes on."""
+"""Averages the gradients of several processes on CPUs during the backward pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _updated(network):
-    """Return name -> parameter of those that are not frozen, sorted by name."""
+    """Return name -> parameter for all parameters that are not frozen, sorted by name."""
     return {
         name: param
         for name, param in sorted(network.namedparams())
@@ -64,7 +64,7 @@ class Exchange:
             yield
 
     def finish(self, network: Network) -> None:
-        """Wait until each gradient is its mean over the processes; drop those of frozen ones."""
+        """Wait until all gradients are averaged; drop those of frozen parameters."""
         params = _updated(network)
         for param in network.params():
             if param.update_rule is None or not param.update_rule.enabled:
@@ -87,11 +87,11 @@ class Exchange:
         self._complete, self._requests = {}, []
 
     def _send(self):
-        """Send the gradients whose turn it is, as far as they are complete."""
+        """Send the complete gradients whose turn it is."""
         from mpi4py import MPI
 
         for request in self._requests:
-            request.Test()  # MPI goes on only while it is called
+            request.Test()  # MPI makes progress only when it is called
         order = self._order or ()
         while len(self._requests) < len(order):
             gradient = self._complete.get(order[len(self._requests)])

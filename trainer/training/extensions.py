@@ -1,4 +1,4 @@
-"""What happens between updates: learning rate, averaging, evaluation, models on disk."""
+"""Extensions of Chainer's Trainer: learning rate, averaging, evaluation, saving of models."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from trainer.training.processes import Alone
     from trainer.training.schedules import Schedule
 
-#: Priorities: before all else; and right before the evaluation.
+#: Priorities: before all other extensions, and right before the evaluation.
 FIRST = 1000
 BEFORE_EVALUATION = extension.PRIORITY_WRITER + 25
 
 
 class LearningRate(extension.Extension):
-    """Set the learning rate of each update, and report it as ``lr``.
+    """Sets the learning rate of each update, and reports it as ``lr``.
 
     Args:
         schedule: One of :mod:`trainer.training.schedules`.
@@ -47,7 +47,7 @@ class LearningRate(extension.Extension):
         self._set(trainer.updater)
 
     def __call__(self, trainer: chainer.training.Trainer) -> None:
-        if trainer.updater.is_new_epoch:  # once, so that no mean of it is logged
+        if trainer.updater.is_new_epoch:  # once, so that its mean is not logged
             chainer.report({'lr': trainer.updater.get_optimizer('main').lr})
         self._set(trainer.updater)
 
@@ -57,21 +57,22 @@ class LearningRate(extension.Extension):
 
 
 class MovingAverage(extension.Extension):
-    """Keep an exponential moving average of a network, part of the run's snapshots.
+    """Keeps an exponential moving average of a network, which is part of the run's snapshots.
 
-    Each update it becomes decay x average + (1 - decay) x weights; after the first, and while
-    the learning rate warms up, it is the weights. The running statistics of batch
-    normalisation belong to the weights that made them and are averaged in the same way.
+    At each update the average becomes decay x average + (1 - decay) x weights; at the first
+    update, and during warm-up of the learning rate, it equals the weights. The running
+    statistics of batch normalisation depend on the weights and are averaged in the same way.
 
     Args:
-        network: What is trained.
-        decay: Between 0 and 1.
-        steps: It is taken after the first update of an epoch and every ``steps``-th after that.
+        network: The network that is trained.
+        decay: Decay, between 0 and 1.
+        steps: The average is updated after the first and every ``steps``-th further update of an
+            epoch.
         iterations: Updates in an epoch.
         warmup: Epochs of warm-up.
 
     Attributes:
-        network: The average, another network.
+        network: The average, a separate network.
     """
 
     trigger: tuple[int, str] = 1, 'iteration'
@@ -99,7 +100,7 @@ class MovingAverage(extension.Extension):
             for name in link._persistent:
                 if np.ndim(getattr(link, name)):
                     self._blend(getattr(link, name), getattr(source, name))
-                else:  # how many batches made BN's statistics
+                else:  # number of batches in BN's statistics
                     setattr(link, name, getattr(source, name))
         self._updates = 0 if epoch < self.warmup else self._updates + 1
 
@@ -123,10 +124,10 @@ class MovingAverage(extension.Extension):
 
 
 class LossScale(extension.Extension):
-    """Keep Chainer's adaptive loss scale in snapshots, which it leaves out.
+    """Saves Chainer's adaptive loss scale in snapshots, which Chainer itself does not.
 
     Args:
-        optimizer: One whose ``loss_scaling()`` was called.
+        optimizer: An optimizer whose ``loss_scaling()`` was called.
     """
 
     trigger: tuple[int, str] = 1, 'epoch'
@@ -148,15 +149,15 @@ class LossScale(extension.Extension):
 class Evaluator(chainer.training.extensions.Evaluator):
     """Chainer's evaluator with the original's numbers.
 
-    Reports loss, accuracy and top5_accuracy, and accuracy/<label> of each class;
-    keeps the :class:`~trainer.metrics.Tally` as ``tally``. Images that cannot be
-    read are named, and neither right nor wrong. Of several processes each evaluates its
-    share, and has the numbers of all.
+    It reports loss, accuracy and top5_accuracy, and accuracy/<label> of each class, and
+    keeps the :class:`~trainer.metrics.Tally` as ``tally``. Images that cannot be read are
+    reported and not counted. With several processes, each evaluates its share and gets the
+    totals.
 
     Args:
         iterator: Test batches.
-        predictor: Computes the network with its current weights.
-        say: Where messages go.
+        predictor: Predictor of the network with its current weights.
+        say: Receives messages.
         group: The processes.
     """
 
@@ -205,11 +206,11 @@ class Evaluator(chainer.training.extensions.Evaluator):
 
 
 class SaveModel(extension.Extension):
-    """Save the network after each epoch, and the best one so far under another name.
+    """Saves the network after each epoch, and the best one so far under a second name.
 
     Args:
         network: The network.
-        folder: Where to; must exist.
+        folder: Folder of the models; must exist.
     """
 
     trigger: tuple[int, str] = 1, 'epoch'
@@ -221,7 +222,7 @@ class SaveModel(extension.Extension):
         self.best = -1.0
 
     def path(self, what: int | str) -> str:
-        """Return the file of an epoch's number, or of 'best'."""
+        """Return the path of the model of an epoch, or of 'best'."""
         return os.path.join(self.folder, f'{self.network.name}_{what}.model')
 
     def __call__(self, trainer: chainer.training.Trainer) -> None:

@@ -1,18 +1,18 @@
-"""How ``mpiexec`` started this process; nothing of MPI is imported."""
+"""Rank and number of processes as ``mpiexec`` started them; MPI is not imported."""
 
 import contextlib
 import io
 import os
 from collections.abc import Iterator
 
-# How process managers tell a process how many there are, and which it is.
+# Environment variables in which process managers tell a process its rank and their number.
 _MANAGERS = (
     ('PMI_SIZE', 'PMI_RANK'),  # MPICH, Intel MPI, Slurm
     ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
     ('MV2_COMM_WORLD_SIZE', 'MV2_COMM_WORLD_RANK'),
 )
 
-# The same of the processes on this machine.
+# The same for the processes on this machine.
 _ON_MACHINE = (
     ('MPI_LOCALNRANKS', 'MPI_LOCALRANKID'),
     ('OMPI_COMM_WORLD_LOCAL_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
@@ -49,7 +49,7 @@ def share_cores() -> None:
 
 @contextlib.contextmanager
 def first_speaks() -> Iterator[None]:
-    """Let only the first process print, where all say the same: arguments, and what is wrong."""
+    """Silence all processes but the first while all print the same, such as errors in arguments."""
     if launched()[0]:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield

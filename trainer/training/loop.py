@@ -1,4 +1,4 @@
-"""The loop of a run: Chainer's Trainer with what happens after updates and epochs."""
+"""The training loop: Chainer's Trainer with its extensions."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """What a run repeats until it is done.
+    """The training loop of a run.
 
     Args:
         setup: The run.
-        optimizer: Of its network.
+        optimizer: Optimizer of its network.
         data: Its batches.
-        log: Of the first process.
-        say: Where messages go.
+        log: Log of the first process.
+        say: Receives messages.
         group: The processes.
     """
 
@@ -74,7 +74,7 @@ class Loop:
             return last(trainer) or self._is_patient_no_more()
 
         self.trainer = chainer.training.Trainer(self.updater, self.stop.before(ends), setup.folder)
-        #: The networks that are saved or evaluated: the trained one, its moving average.
+        #: The networks that are saved or evaluated: the trained network and its moving average.
         self.networks = [setup.network]
         self._extend(optimizer, data)
 
@@ -124,7 +124,7 @@ class Loop:
         return self.patience is not None and self.patience.reached
 
     def _extend_for_several(self):
-        # Triggers without a state: snapshots are the same for any number of processes.
+        # Triggers without state, so that snapshots are the same for any number of processes.
         self.trainer.extend(
             lambda trainer: self.stop.agree(),
             name='stop',
@@ -139,14 +139,14 @@ class Loop:
         )
 
     def restore(self) -> None:
-        """Bring everything to where the newest whole snapshot left it."""
+        """Restore the state of the newest whole snapshot."""
         path = snapshots.restore(self.trainer, self.setup.folder, self.say, self.group)
         self.say(
             f'{path}: going on after epoch {self.updater.epoch}, update {self.updater.iteration}'
         )
 
     def begin_after(self, epochs: int) -> None:
-        """Make a new run begin after so many epochs (``start_epoch``)."""
+        """Let a new run start after a number of epochs (``start_epoch``)."""
         self.updater.get_iterator('main').skip(epochs)
         self.updater.iteration = epochs * self.iterations
         state = chainer.serializers.NpzDeserializer(
@@ -209,7 +209,7 @@ class Loop:
         try:
             self.trainer.run(show_loop_exception_msg=False)
         except parallel.Unreadable as e:
-            # As it was before that batch, which going on asks for again.
+            # The state before that batch, which is loaded again on resuming.
             self.group.mean_statistics(*self.networks)
             if not self.group.rank:
                 self.snapshot(self.trainer)

@@ -1,4 +1,4 @@
-"""What training minimises, beside plain softmax cross entropy."""
+"""Training losses other than plain softmax cross entropy."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class LabelSmoothing:
-    """Softmax cross entropy against labels of which a share is spread over all classes.
+    """Softmax cross entropy with label smoothing.
 
     The target of K classes is 1 - share + share / K at the label and share / K elsewhere
-    (arXiv 1512.00567; ``torch.nn.CrossEntropyLoss(label_smoothing=share)``). Of an image that
-    was mixed with another it is the mean of both labels' targets, weighted as the images are.
+    (arXiv 1512.00567; ``torch.nn.CrossEntropyLoss(label_smoothing=share)``). For mixed images it
+    is the mean of both labels' targets, with the weights of the images.
 
     Args:
         share: 0..1.
@@ -36,8 +36,8 @@ class LabelSmoothing:
         Args:
             y: Scores, float32 (batch, classes).
             t: Labels, int32 (batch,).
-            rows: How images were mixed, float32 (batch, fields) of
-                :mod:`trainer.transforms.mixing`; ``None``: they were not.
+            rows: Rows of :mod:`trainer.transforms.mixing`, float32 (batch, fields); ``None``:
+                images were not mixed.
         """
         xp, classes = y.xp, y.shape[1]
         target = self._target(t, xp.arange(classes))

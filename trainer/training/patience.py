@@ -1,4 +1,4 @@
-"""The end of a run that no longer gets better."""
+"""Early stopping."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 class Patience(extension.Extension):
-    """Tell whether the accuracy in testing was highest so many epochs ago.
+    """Tells whether the test accuracy was highest a number of epochs ago.
 
-    It is read from the log, so that a run that goes on needs no other state.
+    It reads the log, so that a resumed run needs no other state.
 
     Args:
-        epochs: How many.
-        log: Of the first process.
+        epochs: Number of epochs.
+        log: Log of the first process.
         group: The processes.
 
     Attributes:
-        reached: Whether the run is to end.
+        reached: Whether the run has to end.
     """
 
     trigger: tuple[int, str] = 1, 'epoch'
-    priority: int = extension.PRIORITY_READER - 10  # when the log has its numbers
+    priority: int = extension.PRIORITY_READER - 10  # once the log has the numbers
 
     def __init__(self, epochs: int, log: Log, group: Alone) -> None:
         self.epochs = epochs

@@ -1,24 +1,21 @@
-"""Several processes train one model: ``mpiexec -n 4 python main.py ...``.
+"""Training with several processes: ``mpiexec -n 4 python main.py ...``.
 
-``-b`` is the whole batch. Each process computes its share of it
+``-b`` is the whole batch. Each process computes its share
 (:class:`trainer.datasets.loading.Share`); the gradients are averaged over the processes,
 between GPUs by ChainerMN with NCCL, between CPUs by :mod:`trainer.training.exchange`, and
 all processes make the same update. With a given ``train_batch_divide`` the weights are
-those that one process computes, up to rounding, as long as there are no more processes
-than chunks and these can be dealt out evenly; otherwise there are as many chunks as it takes.
+those that one process computes, up to rounding, if the chunks can be divided evenly among
+the processes; otherwise the number of chunks is increased.
 
-Batch normalisation's running statistics follow, in each process, the chunks that it
-computes. Before they are used (for evaluation and in files) they become their mean over
-the processes, so that with one chunk a process they are
+In each process, batch normalisation's running statistics are updated by its own chunks. They
+are averaged over the processes before they are used, for evaluation and in files, so that with
+one chunk per process each update is
 
-    statistics = decay x statistics + (1 - decay) x mean over the processes of a chunk's
+    statistics = decay x statistics + (1 - decay) x mean over the processes of the chunk's
 
-each update, whenever that mean is taken: it commutes with the updates. One process that
-computes the same chunks one after the other forgets faster, by decay at each chunk. A
-process without an image of a batch (there may be fewer than processes) keeps its own.
-
-What a user could not tell apart from one process is the same: options, files, snapshots.
-Without mpiexec nothing of MPI is imported.
+no matter when the mean is taken, as it commutes with the updates. A single process that
+computes the same chunks one after the other forgets faster, by decay at each chunk. A process
+that has no image of a small batch keeps its statistics. Without mpiexec, MPI is not imported.
 """
 
 from __future__ import annotations
@@ -53,7 +50,7 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.types import R, T
 
-#: Seconds for which a process that fails waits for the others to fail as well.
+#: Seconds that a failing process waits for the others to fail as well.
 PATIENCE = 5.0
 
 
@@ -61,10 +58,9 @@ PATIENCE = 5.0
 def joined() -> Generator[Alone]:
     """Yield the processes that mpiexec started, or :data:`ALONE`.
 
-    An exception that leaves the block in one process ends all of them: it is printed
-    there, with the process's number, and the exit status is 2 where a user can mend it,
-    else 1. One that leaves it in all processes is the first one's to handle; the
-    others get ``SystemExit``.
+    An exception that leaves the block in one process ends all of them: it is printed by that
+    process, with its number, and the exit status is 2 if the user can fix the error, else 1.
+    If all processes fail, the first raises its exception, the others ``SystemExit``.
 
     Raises:
         trainer.errors.InputError: There is no mpi4py, or it is of another MPI.
@@ -96,9 +92,11 @@ def _mpi():
 def _world(size):
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', RuntimeWarning)  # another MPI's mpiexec: see below
+            warnings.simplefilter(
+                'ignore', RuntimeWarning
+            )  # for the mpiexec of another MPI; see below
             MPI = _mpi()
-    except (ImportError, RuntimeError) as e:  # without a library it is a RuntimeError
+    except (ImportError, RuntimeError) as e:  # a RuntimeError if the MPI library is missing
         raise InputError(
             f'mpiexec started {size} processes, but mpi4py cannot be imported ({e}); install it '
             'with "uv sync --inexact --extra mpi" or "pip install mpi4py mpich"'
@@ -114,13 +112,13 @@ def _world(size):
 
 
 class Alone:
-    """One process: what several do together, without MPI.
+    """A single process: the interface of :class:`Processes`, without MPI.
 
     Attributes:
-        rank: The process's number, from 0; the first prints, logs and saves.
-        size: How many there are.
-        local_rank: Its number on this machine.
-        local_size: How many are on this machine.
+        rank: Number of the process, from 0; the first prints, logs and saves.
+        size: Number of processes.
+        local_rank: Number of the process on this machine.
+        local_size: Number of processes on this machine.
     """
 
     rank: int = 0
@@ -129,26 +127,27 @@ class Alone:
     local_size: int = 1
 
     def together(self, function: Callable[[], R], undo: Callable[[], object] | None = None) -> R:
-        """Call a function in every process. Where it fails in one, all raise that error.
+        """Call a function in every process. If it fails in one, all raise its error.
 
         Args:
-            function: It must not wait for other processes.
-            undo: Called where the function did not fail, but did elsewhere.
+            function: A function that does not wait for other processes.
+            undo: Called if the function succeeded here, but failed in another process.
 
         Raises:
-            trainer.errors.InputError, OSError, MemoryError: The first failing process's.
+            trainer.errors.InputError, OSError, MemoryError: The error of the first process that
+                failed.
         """
         return function()
 
     def first(self, function: Callable[[], R]) -> R:
-        """Return, in every process, what a function returns in the first; errors likewise."""
+        """Call a function in the first process; return its result, or raise its error, in all."""
         return function()
 
     def gpu(self, first: int) -> int:
-        """Return the number of this process's GPU: from ``first`` on, one for each.
+        """Return the number of this process's GPU: consecutive numbers from ``first``.
 
-        It is ``first`` for all where each is shown other GPUs (``CUDA_VISIBLE_DEVICES``);
-        below 0 is the CPU.
+        It is ``first`` in all processes if each sees different GPUs (``CUDA_VISIBLE_DEVICES``);
+        a negative number is the CPU.
         """
         return first
 
@@ -161,7 +160,7 @@ class Alone:
         return devices.get(first)
 
     def in_turn(self, function: Callable[[], R]) -> R:
-        """As :meth:`together`, but one process of each machine first: it may fetch files."""
+        """Like :meth:`together`, but one process per machine runs first; it may download files."""
         return function()
 
     def begin(
@@ -173,9 +172,9 @@ class Alone:
         """Prepare to exchange gradients; give the networks the first process's weights.
 
         Args:
-            device: This process's.
-            networks: On it.
-            gradients: In which the gradients travel between GPUs; ``None``: float32.
+            device: Device of this process.
+            networks: Networks on that device.
+            gradients: dtype in which GPUs exchange gradients; ``None``: float32.
         """
 
     def chunks(self, divide: int) -> int:
@@ -187,25 +186,25 @@ class Alone:
         return plan
 
     def collect(self, items: Iterable[T]) -> list[T]:
-        """Return the items of all processes' lists, in one list."""
+        """Return the concatenated lists of all processes."""
         return list(items)
 
     def sum(self, *values: float) -> list[float]:
-        """Return numbers, summed over the processes, as floats."""
+        """Return the sums of numbers over the processes, as floats."""
         return [float(value) for value in values]
 
     def sum_tally(self, tally: Tally) -> None:
-        """Add up a :class:`trainer.metrics.Tally` over the processes, in place."""
+        """Sum a :class:`trainer.metrics.Tally` over the processes, in place."""
 
     def exchanging(self, network: Network) -> contextlib.AbstractContextManager[None]:
-        """Begin to average gradients within a ``with`` block: a batch's last backward pass."""
+        """Average gradients early within a ``with`` block: the last backward pass of a batch."""
         return contextlib.nullcontext()
 
     def mean_gradients(self, network: Network) -> None:
-        """Make each gradient its mean over the processes; drop those of frozen parameters."""
+        """Average the gradients over the processes; drop those of frozen parameters."""
 
     def mean_statistics(self, *networks: Network) -> None:
-        """Make batch normalisation's running statistics their means over the processes."""
+        """Average batch normalisation's running statistics over the processes."""
 
 
 #: The only process.
@@ -216,16 +215,16 @@ class Processes(Alone):
     """The processes that mpiexec started.
 
     Args:
-        world: All of them.
+        world: MPI communicator of all processes.
     """
 
     def __init__(self, world: MPI.Comm) -> None:
         self.rank, self.size = world.rank, world.size
         self._world = world
-        self._failed = world.Dup()  # where those meet that fail, past what others wait for
+        self._failed = world.Dup()  # for failing processes, as others may be waiting on world
         machine = world.Split_type(_mpi().COMM_TYPE_SHARED)
         self.local_rank, self.local_size = machine.rank, machine.size
-        # Slurm, for one, may show each process a GPU of its own only.
+        # Slurm, for example, may show each process only its own GPU.
         shown = machine.allgather(os.environ.get('CUDA_VISIBLE_DEVICES'))
         self._shown_its_own = len(set(shown)) == machine.size
         self._communicator: chainermn.CommunicatorBase | None = None  # of GPUs
@@ -289,7 +288,7 @@ class Processes(Alone):
             self._communicator = chainermn.create_communicator(
                 'pure_nccl', self._world, allreduce_grad_dtype=gradients or np.float32
             )
-        # Not ChainerMN's bcast_data: it leaves out the statistics, and rounds in mixed mode.
+        # ChainerMN's bcast_data leaves out the statistics, and rounds in mixed mode.
         for network in networks:
             for link, name in _arrays(network, persistent=False) + _arrays(network):
                 array = _get(link, name)
@@ -329,7 +328,7 @@ class Processes(Alone):
         for param in network.params():
             if param.update_rule is None or not param.update_rule.enabled:
                 param.cleargrad()
-            elif param.grad is None:  # no image of this batch was for this process
+            elif param.grad is None:  # this process has no image of the batch
                 param.grad = param.device.xp.zeros_like(param.array)
         assert self._communicator is not None  # begin() was called
         self._communicator.multi_node_mean_grad(network)
@@ -338,7 +337,7 @@ class Processes(Alone):
         found = [_get(link, name) for network in networks for link, name in _arrays(network)]
         if not found:
             return
-        # In float64, so that the mean of equal numbers is that number.
+        # In float64, so that the mean of equal numbers is exact.
         mean = (
             self._sum(
                 np.concatenate([cuda.to_cpu(array).ravel().astype(np.float64) for array in found])
@@ -351,7 +350,7 @@ class Processes(Alone):
             array[...] = part if isinstance(array, np.ndarray) else cuda.to_gpu(part)
 
     def _end(self, error):
-        """Return where all processes failed and this is the first; else end them, or this one."""
+        """Return in the first process if all have failed; otherwise end the processes."""
         line = None if isinstance(error, SystemExit) else cli.reason(error)
         status = 130 if isinstance(error, KeyboardInterrupt) else 1 if line is None else 2
         sys.stdout.flush()
@@ -369,13 +368,13 @@ class Processes(Alone):
                 file=sys.stderr,
                 flush=True,
             )
-            time.sleep(1)  # MPICH's mpiexec drops what it has not yet passed on when it ends
+            time.sleep(1)  # MPICH's mpiexec drops output that it has not yet forwarded when it ends
         self._world.Abort(status)
-        os._exit(status)  # MPICH's Abort returns where others have to be told
+        os._exit(status)  # MPICH's Abort may return
 
     def _all_failed(self):
         meeting = self._failed.Ibarrier()
-        # The later the rank the longer, so that of two that fail only one prints.
+        # Higher ranks wait longer, so that only one of two failing processes prints.
         deadline = time.monotonic() + PATIENCE * (1 + self.rank / 10)
         while not meeting.Test():
             if time.monotonic() > deadline:
@@ -385,7 +384,7 @@ class Processes(Alone):
 
 
 def _arrays(network, persistent=True):
-    """Return (link, name) of a network's parameters, or else of its running statistics."""
+    """Return (link, name) of a network's running statistics, or of its parameters."""
     return [
         (link, name)
         for link in network.links()

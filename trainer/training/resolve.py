@@ -1,4 +1,4 @@
-"""The options of a run, put together: what is given, over what the run has, over a recipe."""
+"""Resolves the options of a run: given ones, over those of the record, over the recipe's."""
 
 import difflib
 import os
@@ -14,19 +14,20 @@ from trainer.weights import published
 
 
 def resolve(folder: str, resume: bool, say: Callable, given: dict) -> tuple[Options, dict | None]:
-    """Put the options of a run together: what is given, over what the run has, over a recipe.
+    """Resolve the options of a run: given ones, over those of the record, over the recipe's.
 
     Args:
         folder: The run's folder.
-        resume: Whether to go on with the run that is recorded there.
-        say: Where messages go.
-        given: What the user gave.
+        resume: Whether to resume the run in the folder.
+        say: Receives messages.
+        given: The options that the user gave.
 
     Returns:
-        The options, complete, and what is recorded of the network, or ``None`` where a run begins.
+        The complete options, and the record's description of the network, or ``None`` for a new
+        run.
 
     Raises:
-        trainer.errors.InputError: An option cannot be used, or is not that of the run.
+        trainer.errors.InputError: An option cannot be used, or differs from that of the run.
     """
     record = run_folder.read_record(folder) if resume else None
     given = _checked(given)
@@ -62,13 +63,13 @@ def _check(name, value):
 
 
 def _anywhere(given):
-    """Return options whose paths do not depend on the current folder."""
+    """Make the paths in options absolute."""
     paths = (n for n in PATHS if given.get(n) and not published.is_name(given[n]))
     return given | {name: os.path.abspath(given[name]) for name in paths}
 
 
 def _usual(given):
-    """Return the options where only the recipe and the network are given, and the recipe."""
+    """Return the recipe's options for the chosen network, and the recipe."""
     quick, name = given.get('quick'), given.get('recipe')
     if quick and name not in (None, 'quick'):
         raise InputError(
@@ -86,7 +87,7 @@ def _usual(given):
 
 
 def _default(given):
-    """Return the recipe where none is named; going on by hand, as in 2017, has the usual one."""
+    """Return the default recipe; resuming by hand, as in 2017, has the usual one."""
     fine_tunes = given.get('load_model') is not None and given.get('dataset') == 'folder'
     by_hand = {'load_optimizer', 'load_log', 'start_epoch'} & set(given)
     return recipes.FINE_TUNE if fine_tunes and not by_hand else Options.recipe
@@ -131,7 +132,7 @@ def _check_sizes(given, network):
 
 
 def _blocks(network, depth):
-    """Return the blocks in each stage of a network of so many layers."""
+    """Return the blocks in each stage of a network, given its number of layers."""
     try:
         return networks.get(network).cls.blocks_of_depth(depth)
     except InputError as e:
@@ -139,7 +140,7 @@ def _blocks(network, depth):
 
 
 def _scale(used, recipe, given, say):
-    """Let another batch than the recipe's change what its source says it changes."""
+    """Adapt options to another batch size than the recipe's, as its source does."""
     batch, usual = used.batch, recipe.batch
     if batch == usual or used.batch_scaling == 'none':
         return used

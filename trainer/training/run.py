@@ -1,4 +1,4 @@
-"""A training run: everything that ``main.py`` does, for Python."""
+"""A training run: everything that ``main.py`` does, from Python."""
 
 import os
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from trainer.transforms.table import CLASSES
 
 
 def say_on_console(text: str) -> None:
-    """Print a message at once; a single line, in lines that fit a terminal."""
-    # What it tells of names and files may be anything.
+    """Print a message immediately; a single line is broken to fit a terminal."""
+    # Names and file contents in a message may hold any characters.
     print(escaped(text) if '\n' in text else wrapped(printable(text)), flush=True)
 
 
@@ -34,16 +34,15 @@ def train(
     """Train a network, as ``main.py`` does with the same flags.
 
     Args:
-        resume: Go on with the run in ``save_path``, with its options.
-        say: Called with each message, a row of the table after each epoch too.
+        resume: Whether to resume the run in ``save_path``, with its options.
+        say: Called with each message, including each row of the table.
         given: Options (:class:`trainer.recipes.options.Options`).
 
     Returns:
-        ``True`` when the last epoch is done, ``False`` when the run was interrupted and can go on.
+        ``True`` if the last epoch is done, ``False`` if the run was interrupted and can be resumed.
 
     Raises:
-        trainer.errors.InputError: Something given cannot be used; nothing was
-            overwritten or lost.
+        trainer.errors.InputError: An option cannot be used; nothing was overwritten or lost.
         SystemExit: The same, in all but the first of several processes
             (:mod:`trainer.training.processes`).
     """
@@ -63,7 +62,7 @@ def train(
 
 
 def _folder(given):
-    """Return where a run is; of a recipe that is named, below runs/ where nothing else is said."""
+    """Return the folder of a run; by default, a named recipe writes below runs/."""
     usual = Options.save_path
     named = 'quick' if given.get('quick') is True else given.get('recipe', Options.recipe)
     if named != Options.recipe and isinstance(named, str):
@@ -82,7 +81,7 @@ def _train(folder, resume, say, given, group):
     setup.device.use()
     optimizer = build.optimizer(setup.options, setup.network)
     log = Log(setup.dataset)
-    # Everything named is read before the folder is touched: it may lie there.
+    # Reads all named files before changing the folder, as they may be in it.
     if not setup.going_on:
         take_over(setup, optimizer, log)
     data = data_path(setup.dataset, setup.options, CLASSES[setup.options.preprocessing], group)
@@ -102,22 +101,22 @@ def _begin_folder(setup, resume, say):
 
 
 def show_augmented(path: str, resume: bool = False, **given: Any) -> int:
-    """Draw images as :func:`train` would give them to the network, and train nothing.
+    """Draw the images of the first batch as :func:`train` would pass them to the network.
 
-    They are of the first batch: preprocessed, augmented, erased and mixed.
+    They are preprocessed, augmented, erased and mixed; nothing is trained.
 
     Args:
-        path: The image to write; its suffix is the format.
+        path: The file to write; its suffix determines the format.
         resume, given: See :func:`train`.
 
     Returns:
-        The images that are drawn.
+        Number of images of the first batch, all of which are drawn up to a limit.
 
     Raises:
-        trainer.errors.InputError: Something given cannot be used.
+        trainer.errors.InputError: An option cannot be used.
     """
     drawing.check(path, augmented.MOST, '`show_augmented`')
-    # A GPU computes the same images.
+    # A GPU would compute the same images.
     given = given | {'gpu': -1, 'engine': 'reference', 'precision': None}
     setup = set_up(_folder(given), resume, lambda message: None, given, processes.ALONE)
     preprocessing = CLASSES[setup.options.preprocessing]
@@ -150,7 +149,7 @@ def summary(resume: bool = False, **given: Any) -> str:
         See :func:`trainer.reports.summary.summary`.
 
     Raises:
-        trainer.errors.InputError: Something given cannot be used.
+        trainer.errors.InputError: An option cannot be used.
     """
     folder = _folder(given)
     options, architecture = resolve(folder, resume, lambda message: None, given)

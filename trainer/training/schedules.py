@@ -1,7 +1,7 @@
-"""Learning rates as functions of where a run is, so that going on needs no state.
+"""Learning rates as functions of the position in a run, so that they need no state.
 
-A schedule is ``schedule(epoch, part)``: epochs done before an update, and the share of
-the next one that is done after it, 0 < part <= 1.
+A schedule is ``schedule(epoch, part)``: the number of epochs completed before an update, and
+the share of the current epoch that is completed by it, 0 < part <= 1.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Schedule: TypeAlias = Callable[..., float]
 
 
 def epochs_of(value: float, total: int) -> float:
-    """Return a number of epochs: ``value``, or where it is below 1 that share of ``total``."""
-    # Rounded, as 0.29 * 100 is 28.999999999999996.
+    """Return a number of epochs: ``value``, or that share of ``total`` if it is below 1."""
+    # Rounded first, as 0.29 * 100 is 28.999999999999996.
     return math.floor(round(value * total, 9)) if 0 < value < 1 else value
 
 
 def steps(lr: float, lr_steps: Sequence[float]) -> Schedule:
-    """``lr``, divided by 10 after each of the epochs ``lr_steps``."""
+    """``lr``, divided by 10 after each epoch in ``lr_steps``."""
     return lambda epoch, part=1.0: lr / 10 ** sum(epoch >= step for step in lr_steps)
 
 
@@ -35,7 +35,7 @@ def every(lr: float, period: float) -> Schedule:
 
 
 def cosine(lr: float, period: float, lr_min: float = 0.0) -> Schedule:
-    """From ``lr`` to ``lr_min`` along half a cosine, again every ``period`` epochs.
+    """Half a cosine from ``lr`` to ``lr_min``, restarted every ``period`` epochs.
 
     Cosine annealing with warm restarts (arXiv 1608.03983), epoch by epoch.
     """
@@ -47,14 +47,14 @@ def cosine(lr: float, period: float, lr_min: float = 0.0) -> Schedule:
 
 
 def warming_up(schedule: Schedule, epochs: float) -> Schedule:
-    """``schedule``, times what climbs from 0 to 1, update by update, in the first ``epochs``."""
+    """``schedule``, times a factor that rises from 0 to 1 in the first ``epochs``, per update."""
     return lambda epoch, part=1.0: schedule(epoch, part) * min(1.0, (epoch + part) / epochs)
 
 
 def beginning_after(schedule: Schedule, lr: float, epochs: float) -> Schedule:
-    """From ``lr`` / 100 to ``lr``, epoch by epoch, in ``epochs``; then ``schedule`` begins.
+    """A rise from ``lr`` / 100 to ``lr`` in ``epochs``, per epoch; then ``schedule`` starts.
 
-    As torchvision's references/classification have it.
+    As in torchvision's references/classification.
     """
 
     def warm(epoch, part=1.0):
@@ -66,22 +66,22 @@ def beginning_after(schedule: Schedule, lr: float, epochs: float) -> Schedule:
 
 
 def _total(options):
-    """Return the epochs that the schedule is of."""
+    """Return the number of epochs of the schedule."""
     before = options.warmup if options.warmup_by == 'epoch' else 0
     return max(1, options.schedule_epoch - before)
 
 
 def _period(options):
-    """Return lr_period in epochs: 0 is the whole run, and the least is 1."""
+    """Return lr_period in epochs, at least 1; 0 is the whole run."""
     total = _total(options)
     return max(1, epochs_of(options.lr_period, total)) if options.lr_period else total
 
 
 def of(options: Options) -> Schedule:
-    """Return the schedule that the options of a run describe.
+    """Return the schedule for the options of a run.
 
     Args:
-        options: The run's.
+        options: The run's options.
     """
     lr, total, period = options.lr, _total(options), _period(options)
     assert lr is not None  # resolved
@@ -110,7 +110,7 @@ def _describe_steps(steps, epochs):
 
 
 def describe(options: Options) -> str:
-    """Say in a few words what :func:`of` makes of the same options."""
+    """Describe the schedule of :func:`of` in a few words."""
     total, period = _total(options), _period(options)
     if options.lr_schedule == 'steps':
         text = _describe_steps([epochs_of(step, total) for step in options.lr_steps], options.epoch)

@@ -1,4 +1,4 @@
-"""What a run is set up of before it begins: options, engine, dataset, network."""
+"""Sets up a run before it starts: options, engine, dataset, network."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A run that has not begun.
+    """A run that has not started.
 
     Attributes:
-        folder: Where it writes.
-        options: Complete.
-        resumed: Whether its record was there before.
-        going_on: Whether its snapshots are there as well.
-        device: Where it computes.
-        engine, precision: What computes.
-        why: Why it is not cuDNN on a GPU, or ``None``.
-        dataset: Divided for training and testing.
-        images: What the record says of the dataset.
-        split: How the project divided it; ``None``: it comes divided.
-        network: On the CPU.
+        folder: Folder of the run.
+        options: The complete options.
+        resumed: Whether the folder had a record.
+        going_on: Whether the folder had snapshots as well.
+        device: Device that computes.
+        engine, precision: Engine and its precision.
+        why: Why a GPU is not used through cuDNN, or ``None``.
+        dataset: The dataset, divided for training and testing.
+        images: Description of the dataset in the record.
+        split: The project's split of the dataset; ``None``: the dataset comes divided.
+        network: The network, on the CPU.
     """
 
     folder: str
@@ -58,10 +58,10 @@ class Setup:
 def set_up(folder: str, resume: bool, say: Callable, given: dict, group: Alone) -> Setup:
     """Resolve the options of a run, load its dataset and build its network.
 
-    Nothing is written. Arguments are those of :func:`trainer.training.run.train`.
+    Nothing is written. See :func:`trainer.training.run.train` for the arguments.
 
     Raises:
-        trainer.errors.InputError: Something given cannot be used.
+        trainer.errors.InputError: An option cannot be used.
     """
     options, architecture, going_on = group.first(
         lambda: (
@@ -81,12 +81,12 @@ def set_up(folder: str, resume: bool, say: Callable, given: dict, group: Alone) 
         ),
         lambda: group.first(lambda: going_on or _check_files(options)),
         lambda: group.first(lambda: options.tensorboard and tensorboard.need() and None),
-        # Others may have to be fetched, for nothing where there is another fault.
+        # Other files may have to be downloaded, in vain if there is another error.
         *([load] if options.data is not None or options.quick else []),
     )
     dataset, images, split = loaded[0] if loaded else load()
     if resumed:
-        given = dataclasses.asdict(options)  # nothing is chosen anew
+        given = dataclasses.asdict(options)  # as before
     network, options = build.network(options, given, architecture, dataset, going_on, say)
     options = options.replace(preprocessing=build.preprocessing(options, given, network, say))
     if options.freeze:
@@ -108,7 +108,7 @@ def set_up(folder: str, resume: bool, say: Callable, given: dict, group: Alone) 
 
 
 def _check_files(options):
-    """Check that what flags name is there, and the model one of weights."""
+    """Check that named files exist, and that the model is a file of weights."""
 
     def model():
         if options.load_model is not None:
@@ -124,7 +124,7 @@ def _check_files(options):
 
 
 def _dataset(folder, options, resumed, group):
-    """Return the dataset, divided; what the record says of it; and how it was divided."""
+    """Return the divided dataset, its description for the record, and the split."""
     name = 'quick' if options.quick else options.dataset
     dataset = group.in_turn(lambda: datasets.load(name, options.data))
     images = run_folder.describe(dataset)
@@ -143,7 +143,7 @@ def _dataset(folder, options, resumed, group):
 
 
 def introduce(setup: Setup, say: Callable, processes: int) -> None:
-    """Say what is about to be trained, on what, and how."""
+    """Print what is about to be trained, on what, and how."""
     options, network, dataset = setup.options, setup.network, setup.dataset
     assert dataset.test is not None
     say(f'{network.name}: {npz.describe(network)}, {network.count_parameters():,} weights')
@@ -177,7 +177,7 @@ def introduce(setup: Setup, say: Callable, processes: int) -> None:
 
 
 def _augmentation(setup):
-    """Say in a few words what is done to images beside their preprocessing."""
+    """Describe the augmentation beyond the preprocessing in a few words."""
     options = setup.options
     told = []
     if options.auto_augment != 'none':
@@ -197,7 +197,7 @@ def _augmentation(setup):
 
 
 def take_over(setup: Setup, optimizer: chainer.Optimizer, log: Log) -> None:
-    """Load what flags of 2017 name: an optimizer's state, a log.
+    """Load the files of flags of 2017: an optimizer's state, a log.
 
     Raises:
         trainer.errors.InputError: A file is damaged, or does not fit.

@@ -1,4 +1,4 @@
-"""Snapshots: everything that a run needs to go on as if it had never stopped."""
+"""Snapshots: the complete state of a run, with which it resumes exactly."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _NAME = 'snapshot_iter_{.updater.iteration}'
 
-#: Two, so that there is one to fall back on where the newest is damaged.
+#: Number of snapshots kept: a second one, in case the newest is damaged.
 RETAINED = 2
 
 
 class Trigger(triggers.IntervalTrigger):
-    """At the end of each epoch, and when ``stopping()`` says that the run is to stop."""
+    """Trigger: at the end of each epoch, and when ``stopping()`` returns true."""
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         super().__init__(1, 'epoch')
@@ -38,20 +38,20 @@ class Trigger(triggers.IntervalTrigger):
 
 
 class _Writer(extensions.snapshot_writers.Writer):
-    """Keeps the two newest, uncompressed: compression takes seconds and saves little."""
+    """Keeps the two newest snapshots, uncompressed: compression takes seconds and saves little."""
 
     def __call__(self, filename, outdir, target):
         with files.replacing(os.path.join(outdir, filename)) as unfinished:
             chainer.serializers.save_npz(unfinished, target, compression=False)
-        # By number, as a clock may be set back. Damaged ones of later updates, which the run
-        # passed over, do not count.
+        # By number, as a clock may be set back. Damaged snapshots of later updates, which the run
+        # has skipped, are not counted.
         found = run_folder.snapshots(outdir)
         for stale in found[found.index(os.path.join(outdir, filename)) + RETAINED :]:
             os.remove(stale)
 
 
 def extension() -> chainer.training.Extension:
-    """Return Chainer's snapshot extension, keeping the two newest."""
+    """Return Chainer's snapshot extension, which keeps the two newest snapshots."""
     return extensions.snapshot(filename=_NAME, writer=_Writer())
 
 
@@ -61,28 +61,28 @@ def restore(
     say: Callable[[str], object] = print,
     group: Alone = processes.ALONE,
 ) -> str | None:
-    """Put a trainer in the state of the newest snapshot that is whole and fits.
+    """Restore a trainer from the newest snapshot that is whole and fits.
 
-    Of several processes the first reads it and hands it to the others.
+    With several processes, the first reads it and sends it to the others.
 
     Args:
-        trainer: Built as the run's was.
+        trainer: A trainer built like the run's.
         folder: The run's folder.
-        say: Told about snapshots that are passed over.
+        say: Receives a message about each skipped snapshot.
         group: The processes.
 
     Returns:
-        The snapshot used, or ``None`` where there is none yet.
+        The snapshot used, or ``None`` if there is none yet.
 
     Raises:
-        trainer.errors.InputError: There are snapshots, but none is whole and fits.
+        trainer.errors.InputError: There are snapshots, but none that is whole and fits.
     """
     found = group.first(lambda: run_folder.snapshots(folder))
     for path in found:
         try:
             arrays = group.first(functools.partial(_writable, path))
             with warnings.catch_warnings():
-                # Chainer warns where a trigger's state is missing, and guesses it.
+                # If a trigger's state is missing, Chainer warns and guesses it.
                 warnings.filterwarnings('error', category=UserWarning, module='chainer')
                 chainer.serializers.NpzDeserializer(arrays).load(trainer)
             return path
@@ -102,7 +102,7 @@ def optimizer_arrays(path: str) -> dict[str, np.ndarray]:
     """Read an optimizer's state from a snapshot or from a file of Chainer's ``save_npz``.
 
     Returns:
-        Name -> array, as ``NpzDeserializer`` takes it for the optimizer.
+        Name -> array, for Chainer's ``NpzDeserializer``.
     """
     arrays = _writable(path)
     prefix = 'updater/optimizer:main/'
@@ -113,5 +113,5 @@ def optimizer_arrays(path: str) -> dict[str, np.ndarray]:
 
 
 def _writable(path):
-    # Chainer takes the arrays of an optimizer over as they are.
+    # Chainer uses the arrays of an optimizer without copying them.
     return {name: np.array(array) for name, array in npz.read_arrays(path).items()}

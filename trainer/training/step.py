@@ -21,19 +21,18 @@ if TYPE_CHECKING:
 class Step:
     """Compute a batch in chunks, with the original's gradient accumulation, and update.
 
-    Batch normalisation sees one chunk at a time and updates its running statistics at
-    each; the gradients of the mean loss over the batch are added up, then the optimizer
-    updates once. Of several processes each computes its share of the batch; the gradients
-    are those of all of it.
+    Batch normalisation sees one chunk at a time and updates its running statistics with each.
+    The gradients of the mean loss over the batch are accumulated; then the optimizer updates
+    once. With several processes, each computes its share of the batch, and the gradients are
+    those of the whole batch.
 
     Args:
-        optimizer: Its target is a network.
-        device: Where to compute.
+        optimizer: An optimizer whose target is a network.
+        device: Device that computes.
         divide: Number of chunks (``train_batch_divide``) of this process's share.
-        loss: Mean loss from scores and labels, and where images are mixed from their rows;
-            ``None``: the network's.
-        finish: Makes what the network takes, on the device, of what is given; ``None``: it is given
-            that.
+        loss: Computes the mean loss from scores and labels, and from the rows if images are mixed;
+            ``None``: the network's loss.
+        finish: Converts x on the device to the network's input; ``None``: x is the input.
         group: The processes.
     """
 
@@ -55,14 +54,14 @@ class Step:
         self._finish = finish
 
     def __call__(self, x: np.ndarray, t: np.ndarray, rows: np.ndarray | None = None) -> tuple:
-        """Update from a batch: x (batch, ...), t int32 (batch,), and how images are mixed, rows
-        float32 (batch, fields) of :mod:`trainer.transforms.mixing` or ``None``; NumPy arrays.
+        """Update from a batch of NumPy arrays: x (batch, ...), labels t, int32 (batch,), and, if
+        images are mixed, rows of :mod:`trainer.transforms.mixing`, float32 (batch, fields).
 
-        Of several processes each gives its share, which may be empty.
+        With several processes, the arrays are the share of this process, which may be empty.
 
         Returns:
-            Mean loss and accuracy over the whole batch (numbers, or arrays of no dimension on the
-            device), and its images.
+            Mean loss and accuracy over the whole batch (numbers, or arrays of shape () on the
+            device), and its number of images.
         """
         self.network.cleargrads()
         images = round(self.group.sum(len(t))[0])
@@ -83,8 +82,7 @@ class Step:
         return loss_sum / images, correct / images, images
 
     def _chunks(self, x, t, rows, images):
-        """Yield of each chunk the loss, the scores, the labels that count, and by what its
-        loss contributes to the gradients."""
+        """Yield (loss, scores, labels for the accuracy, weight of the loss) of each chunk."""
         chunks = min(self.divide, len(t))
         if not chunks:
             return
@@ -100,12 +98,12 @@ class Step:
                 x_chunk, counted = mixing.apply(x_chunk, mixed), mixing.counted(t_chunk, mixed)
             y = self.network(chainer.Variable(x_chunk, requires_grad=False))
             loss = self._loss(y, t_chunk) if mixed is None else self._loss(y, t_chunk, mixed)
-            # Times the processes: their gradients are averaged.
+            # Times the number of processes, as their gradients are averaged.
             share = len(t_chunk) / images * self.group.size
             yield loss, y, counted, share
 
     def settle(self) -> None:
-        """Bring the optimizer up to date with what the steps did, before its state is read."""
+        """Update the optimizer's state from the steps, before the state is read."""
 
     def forget(self) -> None:
-        """Look at the optimizer anew, after its state was replaced."""
+        """Take over the optimizer's state after it was replaced."""

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a run."""
+"""Ctrl-C during a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Stop:
     """Ctrl-C: finish the update, take a snapshot, stop. A second Ctrl-C stops at once.
 
-    Several processes stop after the same update: the first after which one is asked to.
+    Several processes stop after the same update, as soon as one of them was interrupted.
     """
 
     def __init__(self, say: Callable[[str], object], group: Alone) -> None:
@@ -29,7 +29,7 @@ class Stop:
         return self._asked if self._group.size == 1 else self._agreed
 
     def agree(self) -> None:
-        """Learn, after an update, whether one of the processes is asked to stop."""
+        """Check, after an update, whether one of the processes was interrupted."""
         self._agreed = self._group.sum(self._asked) != [0.0]
 
     def __enter__(self) -> Self:
@@ -49,7 +49,7 @@ class Stop:
         self._say('\nstopping after this update, with a snapshot; again to stop at once')
 
     def before(self, trigger: Callable) -> Callable[[chainer.training.Trainer], bool]:
-        """Return a stop trigger: now, or when ``trigger`` says so."""
+        """Return a stop trigger: after an interrupt, or when ``trigger`` fires."""
 
         def stop(trainer):
             return self.wanted or trigger(trainer)

@@ -1,8 +1,8 @@
-"""Training that begins with another network's weights: a new head, frozen layers.
+"""Transfer learning: new classifiers, frozen layers.
 
-A converted ImageNet network becomes one for other classes: :func:`reset_classifier`
-gives it a head for them, and :class:`Frozen` keeps layers as they are. The head's own
-learning rate is a hook (:class:`trainer.optimizers.HeadRate`).
+:func:`reset_classifier` gives a network, such as a converted ImageNet network, a classifier
+for other classes, and :class:`Frozen` freezes layers. The classifier's own learning rate is a
+hook (:class:`trainer.optimizers.HeadRate`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.recipes.options import Options
 
-#: The link of the classifier, in every network.
+#: Name of the classifier's link, in every network.
 HEAD = 'fc'
 
 
@@ -28,9 +28,9 @@ def reset_classifier(network: Network, classes: Iterable[str], seed: int) -> Net
     """Return a network with the same layers and a new classifier for other classes.
 
     Args:
-        network: Stays as it is.
+        network: The network, which is not changed.
         classes: Names of the new classes.
-        seed: Of the classifier's weights, which are drawn as a new network's.
+        seed: Seed of the classifier's weights, which are drawn as for a new network.
 
     Returns:
         trainer.networks.base.Network
@@ -50,16 +50,16 @@ def reset_classifier(network: Network, classes: Iterable[str], seed: int) -> Net
 def fitting(
     options: Options, given: dict[str, Any], network: Network, classes: list[str]
 ) -> Options:
-    """Return what a recipe for fine-tuning says, as it fits a network.
+    """Adapt the options of a recipe for fine-tuning to a network.
 
-    Of what the user did not ask for, the last stage is not frozen, however many there are, and a
-    classifier for these classes stays.
+    Unless the user asked for it, the last of any number of stages is not frozen, and a classifier
+    that already has these classes is kept.
 
     Args:
-        options: The run's.
-        given: Those that the user gave.
-        network: From the file of ``-m``.
-        classes: To be told apart.
+        options: The run's options.
+        given: The options that the user gave.
+        network: The network in the file of ``-m``.
+        classes: Names of the dataset's classes.
     """
     if 'freeze' not in given:
         before = [part.name for part in _parts(network)[:-2]]
@@ -70,10 +70,10 @@ def fitting(
 
 
 def describe(options: Options) -> str:
-    """Say in a few words what a run takes over from another network.
+    """Describe in a few words what a run takes over from another network.
 
     Args:
-        options: The run's.
+        options: The run's options.
     """
     text = f'weights: of {options.load_model}'
     if options.reset_classifier:
@@ -84,11 +84,11 @@ def describe(options: Options) -> str:
 
 
 def links_of(network: Network, prefixes: Sequence[str]) -> list[chainer.Link]:
-    """Return the links that paths name, with all that is below them.
+    """Return the links at paths.
 
     Args:
         network: The network.
-        prefixes: Paths as npz files have them: 'stem', 'stage1', 'stage1/block2', ...
+        prefixes: Paths as in npz files: 'stem', 'stage1', 'stage1/block2', ...
 
     Returns:
         list of chainer.Link
@@ -117,7 +117,7 @@ def check_frozen(
         network, prefixes: See :func:`links_of`.
 
     Returns:
-        The links, and all that are in them.
+        The links, and all links inside them.
 
     Raises:
         trainer.errors.InputError: There is no such layer, or nothing would be left to
@@ -131,12 +131,12 @@ def check_frozen(
 
 
 def _all_in(link, frozen):
-    """Return whether all parameters of a link are of frozen links."""
+    """Return whether all parameters of a link belong to frozen links."""
     return all(part in frozen for part in link.links() if part._params)
 
 
 def _parts(network):
-    """Return stem, stages and classifier, in this order."""
+    """Return stem, stages and classifier, in order."""
     return [
         network[name]
         for name in ('stem', *(f'stage{i + 1}' for i in range(len(network.stages))), HEAD)
@@ -144,14 +144,14 @@ def _parts(network):
 
 
 class Frozen(chainer.LinkHook):
-    """Layers that training leaves as they are.
+    """Frozen layers.
 
-    Their parameters are not updated, and their batch normalisation uses its running
-    statistics and keeps them. Where everything up to some layer is frozen, no gradient
-    is computed there.
+    Their parameters are not updated, and their batch normalisation uses its running statistics
+    without updating them. If all layers up to some layer are frozen, no gradients are computed
+    for them.
 
     Args:
-        network: The network, its optimizer set up.
+        network: The network, with its optimizer set up.
         prefixes: See :func:`links_of`.
 
     Raises:
@@ -173,7 +173,7 @@ class Frozen(chainer.LinkHook):
                 break
             self._bottom.add(child)
         for link in network.links():
-            # What holds something to train cannot be switched; what is in it can.
+            # A link with trained parameters cannot be switched, but links inside it can.
             if (
                 link is not network
                 and any(True for _ in link.params())

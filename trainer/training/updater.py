@@ -1,4 +1,4 @@
-"""Chainer's updater over batches that are computed in chunks."""
+"""Chainer's updater for batches that are computed in chunks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
     """Chainer's updater with the original's gradient accumulation.
 
     Args:
-        iterator: Of batches (x, t), or (x, t, rows).
+        iterator: Iterator over batches (x, t) or (x, t, rows).
         optimizer, device, divide, loss, group, finish: See
             :class:`trainer.training.step.Step`.
-        captured: Whether the step becomes a CUDA graph
+        captured: Whether the step is captured as a CUDA graph
             (:class:`trainer.training.captured_step.CapturedStep`).
 
     Attributes:
-        step: Makes the updates.
+        step: Computes the updates.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ChunkedUpdater(chainer.training.updaters.StandardUpdater):
     def update_with(self, x: np.ndarray, t: np.ndarray, rows: np.ndarray | None = None) -> None:
         """Update from a batch (:meth:`trainer.training.step.Step.__call__`).
 
-        Reports ``main/loss``, the mean loss over the whole batch, and ``main/accuracy``,
+        It reports ``main/loss``, the mean loss over the whole batch, and ``main/accuracy``,
         weighted by the number of images.
         """
         loss, accuracy, images = self.step(x, t, rows)
