@@ -48,8 +48,8 @@ def weights(w: Array, dtype: np.dtype, conv: chainer.Link | None = None) -> Arra
 
     Args:
         w: (out, in / groups, k, k).
-        dtype: That of the feature maps.
-        conv: The convolution that they are the parameter of, if they are one.
+        dtype: dtype of the feature maps.
+        conv: The convolution whose parameter they are, if they are a parameter.
     """
     return w
 
@@ -162,7 +162,7 @@ def conv_bn(
     beta: Array,
     kind: int,
 ) -> tuple[Array, tuple]:
-    """Convolution, batch normalisation with batch statistics, and what follows.
+    """Compute convolution, batch normalisation with batch statistics, and what follows it.
 
     Args:
         running: Updated in place; the variance's share is unbiased.
@@ -188,7 +188,7 @@ def bn_backward(
     """Gradients of :func:`conv_bn` for the convolution's output, gamma, beta and the residual.
 
     Args:
-        keep: Whether the residual's gradient is wanted.
+        keep: Whether the residual's gradient is needed.
     """
     gh = empty(gy, gy.shape, gy.dtype)
     masked = empty(gy, gy.shape, gy.dtype) if keep and kind == ADD_RELU else None

@@ -36,7 +36,7 @@ class Running(NamedTuple):
     Attributes:
         mean, var: (channels,).
         eps: Added to the variance.
-        decay: What the statistics keep of themselves at each update.
+        decay: Share of the statistics that is kept at each update.
         eps_in_average: Share of eps in the running variance
             (:func:`trainer.engines.reference.conv_bn`).
     """
@@ -68,7 +68,7 @@ def _there(node, gradient):
 
 
 class _Function(chainer.FunctionNode):
-    """A function that accumulates gradients into those that its inputs already have.
+    """A function that accumulates gradients into existing gradients of its inputs.
 
     :meth:`gradients` returns arrays. Its last argument maps each input to its existing gradient
     or ``None``; inputs in :attr:`adds` add that themselves.
@@ -97,7 +97,7 @@ class _Function(chainer.FunctionNode):
 
 
 class _ConvBN(_Function):
-    """Convolution, batch normalisation and what comes behind it, in training."""
+    """Convolution, batch normalisation and what follows it, in training."""
 
     adds = (0,)
 
@@ -125,7 +125,7 @@ class _ConvBN(_Function):
         x, kept, provider = self.x, self.kept, self.provider
         if kept is None:
             raise RuntimeError('backward was called before; call forward again')
-        # Their memory is wanted while the rest of the network is computed backward.
+        # Their memory is needed for the rest of the backward pass.
         self.x = self.kept = None
         gh, *found = provider.bn_backward(
             provider.nhwc(gy, x.dtype), kept, gamma, beta, self.kind, 4 in indexes
@@ -235,13 +235,12 @@ class _SubsampleAndPad(_Function):
 
 
 class _Linear(_Function):
-    """A fully connected layer as a 1x1 convolution, on float32 at least, and a ReLU where
-    asked for."""
+    """A fully connected layer as a 1x1 convolution, in float32 at least, optionally with a ReLU."""
 
     def __init__(self, provider, relu=False):
         super().__init__(provider)
         self.relu = relu
-        # Less would gain nothing here, and lose what the loss is made of.
+        # Lower precision would gain no time here, and make the loss inaccurate.
         self.precision = provider.FULL_PRECISION.get(self.precision, self.precision)
 
     def forward(self, inputs):
@@ -268,7 +267,7 @@ class _Linear(_Function):
 
 
 class Layers:
-    """An engine's functions (:mod:`trainer.engines.reference`) as a provider computes them.
+    """An engine's functions (:mod:`trainer.engines.reference`), computed by a provider.
 
     Args:
         provider: See the module.

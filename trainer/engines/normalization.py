@@ -22,7 +22,7 @@ _ROW = 1024
 
 
 class _Rows:
-    """How many pixels make a row of feature maps (pixels, channels)."""
+    """Return how many pixels make a row of feature maps (pixels, channels)."""
 
     def __init__(self, x):
         pixels, self.channels = x.shape
@@ -37,7 +37,7 @@ class _Rows:
         return np.tile(vector, self.pixels)
 
     def sums(self, row):
-        """Return the sums of the channels from those of a row's values."""
+        """Return the sums per channel from the sums of a row's values."""
         return row.reshape(self.pixels, self.channels).sum(axis=0)
 
 
@@ -69,7 +69,7 @@ def _moments(x, shape):
 def forward(
     h: Array, gamma: Array, beta: Array, eps: float, kind: int, residual: Array | None, y: Array
 ) -> tuple[Array, Array, tuple]:
-    """Write to y what :func:`trainer.engines.arrays.conv_bn` makes of a convolution's output.
+    """Write to y the result of :func:`trainer.engines.arrays.conv_bn`, from a convolution's output.
 
     Returns:
         Mean and variance (channels,), float64, and what :func:`backward` takes as ``kept``.
@@ -105,7 +105,7 @@ def forward(
 def backward(
     gy: Array, kept: tuple, gamma: Array, kind: int, gh: Array, masked: Array | None
 ) -> tuple[Array, Array]:
-    """Write to gh the gradient of :func:`forward`'s input, and to ``masked`` that before the ReLU.
+    """Write the gradient of :func:`forward`'s input to gh, that before the ReLU to ``masked``.
 
     Returns:
         The gradients of gamma and beta.

@@ -1,8 +1,8 @@
 """Convolutions on NumPy's arrays, as matrix products on pieces that stay in the CPU's cache.
 
-Maps are (batch, height, width, channels), weights (out, in / groups, k, k). Narrow groups are
-joined, with weights of zero in between. Pieces depend on the shapes alone, so results repeat bit
-for bit whatever the number of threads.
+Feature maps are (batch, height, width, channels), weights (out, in / groups, k, k). Narrow groups
+are merged, with zero weights in between. Pieces depend only on the shapes, so results repeat bit
+for bit with any number of threads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from trainer.engines import chunks, pool
 if TYPE_CHECKING:
     from trainer.types import Array, Shape
 
-# Matrix products with fewer channels than this run at a fraction of the speed.
+# Matrix products with fewer channels run at a fraction of the speed.
 _CHANNELS = 32
 
 # Values in the matrix of a piece's windows: 2 MiB in float32.
 _MATRIX = 1 << 19
 
-# Fewest pixels of a piece: BLAS copies the weights for each.
+# Fewest pixels of a piece, as BLAS copies the weights for each piece.
 _LEAST = 256
 
 # Most parts of a product, the fewest rows of each, and its fewest multiplications (0.1 ms).
@@ -33,10 +33,10 @@ _PARTS, _ROWS, _WORK = 16, 512, 1 << 22
 
 
 def _merge(w, groups):
-    """Join groups, with zeros between them, until they are wide enough.
+    """Merge groups, with zeros between them, until they are wide enough.
 
     Returns:
-        tuple: The weights (groups, out, in, k, k), and of how many groups each is made.
+        tuple: The weights (groups, out, in, k, k), and the number of groups in each.
     """
     out, channels = len(w) // groups, w.shape[1]
     most = max(1, min(groups, _CHANNELS // channels))
@@ -87,7 +87,7 @@ class _Windows:
         return list(chunks.of_images(*self.shape, pixels))
 
     def matrices(self, images, rows):
-        """Yield of a piece, for each group, its matrix (pixels, :attr:`width`)."""
+        """Yield the matrix (pixels, :attr:`width`) of each group for a piece."""
         k, stride, pad = self.k, self.stride, self.pad
         n, height, width, channels = self.x.shape
         top, bottom = rows.start * stride - pad, (rows.stop - 1) * stride - pad + k
@@ -194,7 +194,7 @@ def backward_weights(
     merged_groups, out, channels = merged.shape[:3]
     windows = _Windows(x, merged, stride, pad)
     pieces = windows.pieces()
-    # Sums of their own for as many threads as the additions pay for.
+    # Number of partial sums, limited by the time of the additions.
     parts = min(max(2, math.prod(windows.shape) // (2 * _ROWS)), _PARTS // 2, len(pieces))
 
     def compute(part):

@@ -23,7 +23,7 @@ def conv_bn(
     relu_first: bool = False,
     eps_in_average: float = 0.0,
 ) -> chainer.Variable:
-    """relu(bn(conv(x)) + residual), the ReLU and the addition where asked for.
+    """Compute relu(bn(conv(x)) + residual); ReLU and addition are optional.
 
     Args:
         x: Input feature map.
@@ -31,8 +31,8 @@ def conv_bn(
         bn: Its batch normalisation; it follows ``chainer.config.train``.
         relu: Whether there is a ReLU.
         residual: Added before the ReLU.
-        relu_first: Whether it is added behind the ReLU instead.
-        eps_in_average: Added in training to the batch's variance before it enters the running one.
+        relu_first: Whether it is added after the ReLU instead.
+        eps_in_average: Added to the batch's variance before it updates the running variance.
     """
     h = bn(conv(x))
     if eps_in_average and chainer.config.train:
@@ -98,9 +98,9 @@ def linear(x: chainer.Variable, fc: L.Linear) -> chainer.Variable:
 
 
 def unavailable(gpu: int) -> str | None:
-    """Say why this engine cannot compute on a GPU (below 0: the CPU), or return ``None``."""
+    """Return why this engine cannot compute on a GPU (negative: the CPU), or ``None``."""
 
 
 def precisions() -> tuple[str, ...]:
-    """Return the precisions that can be asked for here."""
+    """Return the supported precisions."""
     return ('float32',)

@@ -1,4 +1,4 @@
-"""Computes the sizes of feature maps and nothing else: what a network makes of an image.
+"""An engine that computes only the sizes of feature maps.
 
 Its feature maps are zeros that take no memory.
 """

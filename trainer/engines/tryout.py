@@ -1,4 +1,4 @@
-"""Computes small layers on this machine before an engine is used, and compares."""
+"""Tests an engine on this machine: computes small layers and compares them with the reference."""
 
 from collections.abc import Callable
 
@@ -22,10 +22,10 @@ def error(
     Forward and backward, in training; the precision is that of ``chainer.config``.
 
     Args:
-        conv_bn: As :func:`trainer.engines.reference.conv_bn`, with which it is compared in float32
+        conv_bn: The function to compare with :func:`trainer.engines.reference.conv_bn` in float32
             on the CPU.
-        device: Where it computes, as Chainer names devices.
-        channels, out_channels, groups, stride: Of the convolution.
+        device: Chainer's name of the device that computes.
+        channels, out_channels, groups, stride: Sizes of the convolution.
 
     Returns:
         The largest difference of an output or gradient, relative to its norm.
@@ -53,7 +53,7 @@ def _compute(conv_bn, layer, device, x, residual, gy):
     layer.cleargrads()
     inputs = [chainer.Variable(device.send(a)) for a in (x, residual)]
     with chainer.using_config('train', True):
-        # No ReLU: near 0 rounding flips its gradient.
+        # Without a ReLU, as rounding near 0 would flip its gradient.
         y = conv_bn(inputs[0], layer.conv, layer.bn, False, inputs[1])
         y.grad = device.send(gy).astype(y.dtype)
         y.backward()

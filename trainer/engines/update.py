@@ -1,4 +1,4 @@
-"""The fused update of all parameters: what an optimizer's update consists of, and on the CPU."""
+"""The fused update of all parameters: the parts of an optimizer's update, and its CPU version."""
 
 import chainer
 import numpy as np
@@ -28,19 +28,19 @@ class Update:
     """The parts of an optimizer's update.
 
     Args:
-        optimizer: MomentumSGD or TorchSGD, set up, whose hooks are the norm of the gradients,
-            weight decay and the classifier's own rate, in this order.
+        optimizer: MomentumSGD or TorchSGD, set up, with hooks in this order: norm of the gradients,
+            weight decay, the classifier's learning rate.
 
     Attributes:
         kind: :data:`CHAINER`, :data:`TORCH` or :data:`NESTEROV`.
         state: The name of its state in an update rule.
         clip: Largest norm of the gradients, or ``None``.
         decay: Weight decay, or ``None``.
-        head: The classifier's own rate, or ``None``.
-        params: Those that are not frozen; float32.
+        head: The classifier's learning rate, or ``None``.
+        params: The parameters that are not frozen, in float32.
 
     Raises:
-        NoFusedUpdate: It is another one.
+        NoFusedUpdate: The optimizer or a hook is of another kind.
     """
 
     def __init__(self, optimizer: chainer.Optimizer) -> None:
@@ -71,7 +71,7 @@ class Update:
             if hookable._pre_update_hooks or hookable._post_update_hooks:
                 raise NoFusedUpdate("an update rule's hooks")
             rule._init_states(param)
-        # By update rule, which is one parameter's: parameters themselves cannot be hashed.
+        # Keys are update rules, one per parameter, as parameters cannot be hashed.
         self._group = {}
         if isinstance(self.decay, WeightDecays):
             self._group = {
@@ -88,16 +88,16 @@ class Update:
         return [0.0 if self.decay is None else self.decay.rate]
 
     def group(self, param: chainer.Parameter) -> int:
-        """Return which of :meth:`decays` is a parameter's."""
+        """Return the index in :meth:`decays` for a parameter."""
         return self._group.get(param.update_rule, 0)
 
     def factor(self, param: chainer.Parameter) -> float:
-        """Return what a parameter's gradient is multiplied with, for the classifier's own rate."""
+        """Return the factor of a parameter's gradient, for the classifier's learning rate."""
         return self._factor.get(param.update_rule, 1)
 
 
 def _update(update, param, grad, state, clip, decay, factor):
-    """Update values of one parameter by the same operations, in the same order, as Chainer."""
+    """Update values of a parameter by the same operations in the same order as Chainer."""
     optimizer, room = update.optimizer, np.empty_like(param)
     if clip < 1:
         grad *= grad.dtype.type(clip)
@@ -123,8 +123,8 @@ def _update(update, param, grad, state, clip, decay, factor):
 def apply(optimizer: chainer.Optimizer) -> None:
     """Update the parameters on a CPU, as ``optimizer.update()`` does, bit for bit.
 
-    Weight decay, momentum and parameter go over a piece at a time, while it is in the CPU's
-    cache. What :class:`Update` does not support is updated by the optimizer.
+    All operations are applied to one piece at a time, while it is in the CPU's cache. If
+    :class:`Update` does not support the optimizer, ``optimizer.update()`` is called.
     """
     try:
         if optimizer._loss_scale is not None:

@@ -1,1 +1,1 @@
-"""What a run tells: its log, the console, figures."""
+"""Reports of runs, evaluations and predictions: logs, console output, figures."""

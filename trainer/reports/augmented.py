@@ -1,4 +1,4 @@
-"""What a network is given in training, as a figure."""
+"""Draws training images as the network gets them."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from trainer.reports import figures
 from trainer.transforms import mixing, resize_crop
 
-#: Images in the figure, and how many stand side by side.
+#: Images in the figure, and images per row.
 MOST = 24
 _COLUMNS = 6
 
@@ -15,12 +15,12 @@ def visible(preprocessing: type, x: np.ndarray) -> np.ndarray:
     """Undo the normalisation of images.
 
     Args:
-        preprocessing: The class of ``data_augmentation`` that made them.
+        preprocessing: Their preprocessing, a class of ``data_augmentation``.
         x: float32 (batch, 3, height, width).
 
     Returns:
-        uint8 (batch, height, width, 3). What was normalised image by image has the contrast of the
-        whole range, as its mean and deviation are not known any more.
+        uint8 (batch, height, width, 3). Images that were normalised individually get the full
+        contrast, as their means and deviations are no longer known.
     """
     if issubclass(preprocessing, resize_crop.DataAugmentationNormalizeBigger):
         mean, std = (255 * np.array(values) for values in (resize_crop.MEAN, resize_crop.STD))
@@ -35,12 +35,12 @@ def visible(preprocessing: type, x: np.ndarray) -> np.ndarray:
 
 
 def titles(classes: list[str], t: np.ndarray, rows: np.ndarray | None = None) -> list[str]:
-    """Return the labels of images in words, one text for each.
+    """Return a title with the labels of each image.
 
     Args:
         classes: Names of the classes.
         t: Labels, int (batch,).
-        rows: How images were mixed (:mod:`trainer.transforms.mixing`).
+        rows: Rows of :mod:`trainer.transforms.mixing`, if images are mixed.
     """
     if rows is None:
         return [figures.plain(classes[label], 26) for label in t]
@@ -63,12 +63,12 @@ def titles(classes: list[str], t: np.ndarray, rows: np.ndarray | None = None) ->
 
 
 def draw(images: np.ndarray, words: list[str], path: str) -> None:
-    """Draw images and what they are.
+    """Draw images with titles.
 
     Args:
-        images: uint8 (images, height, width, 3), up to :data:`MOST`.
-        words: One for each.
-        path: The image to write; its suffix is the format.
+        images: uint8 (images, height, width, 3), at most :data:`MOST`.
+        words: Titles of the images.
+        path: The file to write; its suffix determines the format.
     """
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)

@@ -1,4 +1,4 @@
-"""Runs side by side: a table of what differs, and one figure of their curves."""
+"""Compares runs: a table of results and differing options, and a figure of their curves."""
 
 import math
 import os
@@ -16,31 +16,31 @@ from trainer.recipes.options import DEFAULTS
 from trainer.reports import drawing, figures
 from trainer.text import WIDTH, printable
 
-#: Options that differ from run to run without shaping it.
+#: Options that may differ without affecting the result of a run.
 _ASIDE = {'save_path', 'workers', 'gpu', 'load_log', 'load_optimizer', 'quick', 'data'}
 
-#: Told apart in any order, also by the colour-blind (Okabe and Ito).
+#: Colours that the colour-blind can distinguish, too (Okabe and Ito).
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 
 MOST = len(_COLOURS)
 
 
 class Run:
-    """The numbers of a run, epoch by epoch.
+    """The results of a run, epoch by epoch.
 
     Args:
-        folder: Its folder.
+        folder: Folder of the run.
 
     Attributes:
-        folder: As given.
-        options: Its options; empty where there is only a log, as of the original.
-        epochs: For each epoch ``epoch`` and, where the log has them, ``test_error``,
+        folder: See above.
+        options: Its options; empty if there is only a log, as from the original.
+        epochs: For each epoch ``epoch`` and, if the log has them, ``test_error``,
             ``test_5_error`` and ``train_error`` (percent), ``test_loss`` and ``train_loss`` (mean,
             in nats).
-        classes: Number of classes, ``None`` where the log does not say.
+        classes: Number of classes, ``None`` if the log does not tell.
 
     Raises:
-        trainer.errors.InputError: There is no log, or it is no log.
+        trainer.errors.InputError: There is no log, or the file is not a log.
     """
 
     def __init__(self, folder: str) -> None:
@@ -72,14 +72,14 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The epoch of the least test error."""
+        """The epoch with the lowest test error."""
         return min(
             (row for row in self.epochs if 'test_error' in row), key=lambda row: row['test_error']
         )
 
 
 def _epochs(entries):
-    """Read a log's entries; those of the original carry no epoch, the n-th is of epoch n."""
+    """Read the entries of a log; in the original's logs the n-th of a kind is of epoch n."""
     kinds = {}
     for entry in entries:
         kinds.setdefault(entry['_id'], []).append(entry)
@@ -108,16 +108,16 @@ def _epochs(entries):
 
 
 def differences(compared: Sequence[Run]) -> dict[str, list]:
-    """Return the options that differ, and their values.
+    """Return the options that differ between runs.
 
     Args:
         compared: The runs.
 
     Returns:
-        Option -> list of its values, ``None`` for runs that have no such option.
+        Option -> list of its values; ``None`` for runs without the option.
     """
     names = sorted({name for run in compared for name in run.options} - _ASIDE)
-    # Records of earlier versions lack options that came later.
+    # Records of earlier versions lack newer options.
     values = {
         name: [
             run.options.get(name, DEFAULTS.get(name)) if run.options else None for run in compared
@@ -128,7 +128,7 @@ def differences(compared: Sequence[Run]) -> dict[str, list]:
 
 
 def names(compared: Sequence[Run]) -> list[str]:
-    """Return short names: the folders' last parts, or all of them where these are the same."""
+    """Return short names: the last parts of the folders, or whole paths if those are equal."""
     short = [os.path.basename(os.path.abspath(run.folder)) for run in compared]
     return short if len(set(short)) == len(short) else [run.folder for run in compared]
 
@@ -144,7 +144,7 @@ def _text(value):
 
 
 def table(compared: Sequence[Run]) -> str:
-    """Return lines that compare runs: results first, then the options that differ.
+    """Return a table of runs as lines: results first, then the options that differ.
 
     Args:
         compared: The runs.
@@ -158,7 +158,7 @@ def table(compared: Sequence[Run]) -> str:
     top5 = [('last top-5 error', 'test_5_error', '{:.2f} %')]
     for title, key, form in (
         ('last test error', 'test_error', '{:.2f} %'),
-        # Of five classes or fewer it is 0.
+        # With five classes or fewer it is always 0.
         *(top5 if any((run.classes or 6) > 5 for run in compared) else []),
         ('last test loss', 'test_loss', '{:.4f}'),
         ('last train loss', 'train_loss', '{:.4f}'),
@@ -179,7 +179,7 @@ def table(compared: Sequence[Run]) -> str:
 
 
 def _laid_out(rows):
-    """Lay rows of (title, values) out in blocks of columns, each as wide as a terminal."""
+    """Lay out rows of (title, values) in blocks of columns that fit a terminal."""
     first = max(len(title) for title, _ in rows)
     most = WIDTH - first - 2
     rows = [
@@ -204,7 +204,7 @@ def _laid_out(rows):
 
 
 def check(folders: Sequence[Any], path: str) -> None:
-    """Check that :func:`draw` can draw so many runs to ``path``.
+    """Check that :func:`draw` can draw these runs to ``path``.
 
     Raises:
         trainer.errors.InputError: It cannot.
@@ -215,11 +215,11 @@ def check(folders: Sequence[Any], path: str) -> None:
 
 
 def draw(compared: Sequence[Run], path: str) -> None:
-    """Draw error and loss of runs over their epochs: testing as lines, training dotted.
+    """Draw error and loss of runs over the epochs: testing as lines, training dotted.
 
     Args:
-        compared: Up to :data:`MOST`.
-        path: The image to write; its suffix is the format.
+        compared: The runs, at most :data:`MOST`.
+        path: The file to write; its suffix determines the format.
     """
     check(compared, path)
     labels = _labels(compared)
@@ -259,7 +259,7 @@ def _draw_panel(axes, compared, title, unit, key):
         _curve(axes, run.epochs, 'test_' + key, colour, '-', 1.6 + wider)
     axes.set_title(title, loc='left', fontweight='bold')
     axes.set(xlabel='epoch', ylabel=unit)
-    # The first epochs of a run would press its others flat.
+    # The first epochs would flatten the rest of the curve.
     tops = [
         min(1.05 * max(values), 3 * float(np.median(values)))
         for run in compared
@@ -272,8 +272,8 @@ def _draw_panel(axes, compared, title, unit, key):
 
 
 def _wider(compared):
-    """Return how much wider each run is drawn, so that those of the same numbers, which are
-    drawn over it, leave it visible."""
+    """Return the extra line width of each run, so that it stays visible below later runs with the
+    same numbers."""
     return [
         2.5 * sum(run.epochs == other.epochs for other in compared[i + 1 :])
         for i, run in enumerate(compared)
@@ -281,7 +281,7 @@ def _wider(compared):
 
 
 def _labels(compared):
-    """Return lines on each run: its name, its best epoch, the options that differ."""
+    """Return the lines of each run in the key: its name, best epoch, and differing options."""
     differ, labels, short = differences(compared), [], names(compared)
     for i, (run, name) in enumerate(zip(compared, short)):
         told = [f'{option} {_text(values[i])}' for option, values in differ.items()]
@@ -300,7 +300,7 @@ def _labels(compared):
 def _curve(axes, rows, key, colour, style, width):
     points = [(row['epoch'], row[key]) for row in rows if key in row]
     if points:
-        # A single epoch is no line.
+        # A single epoch makes no line.
         axes.plot(
             *zip(*points),
             style,

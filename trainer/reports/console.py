@@ -1,4 +1,4 @@
-"""The console: a line for each epoch, and a progress bar with the time left."""
+"""Console output: a line per epoch, and a progress bar with the remaining time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.reports.log import ACCURACY, Log
 if TYPE_CHECKING:
     import chainer
 
-#: Seconds between two losses.
+#: Seconds between two updates of the loss.
 _SHOWN = 0.2
 
 _HEAD = 'epoch  train loss  test loss  accuracy{}        lr      time       left'
@@ -23,14 +23,14 @@ _ROW = '{:5d}  {:10.4f}  {:9.4f}  {:7.2f}%{}  {:8.2g}  {:>8s}  {:>9s}'
 
 
 class Console(extension.Extension):
-    """Say a table row after each epoch; on a terminal, show a bar between.
+    """Prints a table row after each epoch, and a progress bar on a terminal.
 
     Args:
-        log: Where the numbers are.
+        log: The log with the numbers.
         epochs: Epochs of the whole run.
         iterations: Updates in an epoch.
-        classes: Number of classes; of five or fewer, top-5 accuracy says nothing.
-        say: Where lines go.
+        classes: Number of classes; with five or fewer, top-5 accuracy is left out.
+        say: Receives the lines.
     """
 
     trigger: tuple[int, str] = 1, 'iteration'
@@ -82,7 +82,7 @@ class Console(extension.Extension):
         if self._bar is not None:
             now = time.monotonic()
             if not self._bar.disable and now > self._shown + _SHOWN:
-                # Of a GPU's step, the loss has to be waited for.
+                # On a GPU, reading the loss waits for the step.
                 self._shown = now
                 self._bar.set_postfix_str(
                     'loss {:.3f}, {} left'.format(

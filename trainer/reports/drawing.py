@@ -1,5 +1,5 @@
-"""Predictions as drawings: each image with bars for the probabilities of its classes, or with
-maps of where they are seen."""
+"""Draws predictions: images with bars for the probabilities of their classes, or with class
+activation maps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainer.inference.cam import Explanation
     from trainer.inference.prediction import Prediction
 
-#: Images that one drawing holds, and classes for each.
+#: Most images of a drawing, and most classes per image.
 MOST = 60
 MOST_CLASSES = 10
 
@@ -28,15 +28,15 @@ _BAR, _BEST, _INK, _FAINT = '#9ecae1', '#2171b5', '#222222', '#eeeeee'
 
 
 def check(path: str, number: int = 0, flag: str = '`draw`') -> None:
-    """Check that a drawing of so many images can be written.
+    """Check that a drawing can be written.
 
     Args:
-        path: The image to write.
-        number: Images in it.
-        flag: What names the path, for messages.
+        path: The file to write.
+        number: Number of images.
+        flag: The flag or argument with the path, for messages.
 
     Raises:
-        trainer.errors.InputError: It cannot.
+        trainer.errors.InputError: It cannot be written.
     """
     known = sorted(FigureCanvasAgg.get_supported_filetypes())
     if os.path.splitext(path)[1][1:].lower() not in known:
@@ -57,16 +57,16 @@ def draw(predictions: Sequence[Prediction], path: str) -> None:
     """Draw images with bars for the probabilities of their classes.
 
     Args:
-        predictions: Up to :data:`MOST`, without errors.
-        path: The image to write; its suffix is the format.
+        predictions: Predictions without errors, at most :data:`MOST`.
+        path: The file to write; its suffix determines the format.
     """
     check(path, len(predictions))
     columns = 1 + (len(predictions) > 3) + (len(predictions) > 16)
     rows = -(-len(predictions) // columns)
     classes = min(MOST_CLASSES, max(len(p.answers) for p in predictions))
-    height = 0.5 + 0.42 * max(classes, 3)  # below three, images would be too small
+    height = 0.5 + 0.42 * max(classes, 3)  # with fewer than three, images would be too small
     titles = _titles([p.source for p in predictions])
-    widths = [1.2 * min(height, 2.6), 5]  # inches, of the image and its bars
+    widths = [1.2 * min(height, 2.6), 5]  # inches, for the image and its bars
     figure = Figure(figsize=(sum(widths) * columns, height * rows))
     figure.set_layout_engine('constrained', w_pad=0.12, h_pad=0.12)
     axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=widths * columns)
@@ -78,8 +78,8 @@ def draw(predictions: Sequence[Prediction], path: str) -> None:
 
 
 def _titles(sources):
-    """Return what images are called: their files' names, with as many folders as tell them
-    apart; of images that have no file, ``''``."""
+    """Return the names of images: file names, with as many folders as distinguish them; ``''`` for
+    images without a file."""
     paths = [
         os.path.abspath(os.fspath(source)).split(os.sep)
         if isinstance(source, (str, os.PathLike))
@@ -101,7 +101,7 @@ def _draw_one(prediction, title, classes, axes, bars):
     image.thumbnail((640, 640))
     axes.imshow(image)
     if title:
-        # Of a long path the end tells.
+        # The end of a long path is the informative part.
         _title(axes, figures.plain(title, 40))
     bars.set(xlim=(0, 1), ylim=(classes - 0.6, -0.6))
     for i, answer in enumerate(prediction.answers[:classes]):
@@ -129,18 +129,18 @@ def _draw_one(prediction, title, classes, axes, bars):
         )
 
 
-#: Maps that one drawing has of an image.
+#: Most maps per image.
 MOST_MAPS = 3
 
 
 def draw_maps(explanations: Sequence[Explanation], path: str) -> None:
-    """Draw images and over them, class by class, where each class is seen.
+    """Draw images with a class activation map for each class.
 
-    The brighter a place the more it speaks for the class; the maps of an image share a scale.
+    Brighter places contribute more to the class; the maps of an image have the same scale.
 
     Args:
-        explanations: Up to :data:`MOST`.
-        path: The image to write; its suffix is the format.
+        explanations: The maps, of at most :data:`MOST` images.
+        path: The file to write; its suffix determines the format.
     """
     check(path, len(explanations), '`cam`')
     columns = 1 + min(MOST_MAPS, max(len(e.maps) for e in explanations))
@@ -167,7 +167,7 @@ def _title(axis, text):
 def _draw_map(axis, image, values, scale):
     height, width = image.shape[:2]
     axis.imshow(image.mean(axis=2), cmap='gray', vmin=-60, vmax=255)
-    # Each value covers its part of the image.
+    # Each value covers its share of the image.
     smooth = Image.fromarray(values.astype(np.float32)).resize(
         (width, height), Image.Resampling.BICUBIC
     )

@@ -1,4 +1,4 @@
-"""What a run says at its end: how well it did, where its models are, what can be done next."""
+"""The summary at the end of a run: results, models, next commands."""
 
 import os
 import shlex
@@ -13,13 +13,13 @@ from trainer.text import printable
 def text(
     rows: Sequence[dict[str, Any]], folder: str, best: str, seconds: float, images: int
 ) -> str:
-    """Return the end of a run as lines.
+    """Return the summary of a run as lines.
 
     Args:
-        rows: Its epochs, as Chainer's LogReport keeps them; one or more.
+        rows: Its epochs, at least one, as in Chainer's LogReport.
         folder: The run's folder.
         best: The file of the best model.
-        seconds: What the run took, interruptions left out.
+        seconds: Duration of the run, without interruptions.
         images: Number of images for testing.
     """
     top, last = max(rows, key=lambda row: row[ACCURACY]), rows[-1]

@@ -1,4 +1,4 @@
-"""What an evaluation tells: progress, a table, ``log.json``."""
+"""Reports of an evaluation: progress, a table, ``log.json``."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 _BAR = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{rate_fmt}, {remaining} left{postfix}]'
 
-# Unreadable images and hard classes that the table names.
+# Most unreadable images and hard classes in the table.
 _NAMED = 5
 
 
 class Progress:
-    """Tell how far an evaluation is: a bar on a terminal, otherwise a line now and then.
+    """Shows the progress of an evaluation: a bar on a terminal, otherwise occasional lines.
 
     Args:
-        total: Images in all.
+        total: Number of images.
     """
 
-    #: Seconds after which there is a line even if less than a tenth has been done.
+    #: Seconds after which a line is printed even for less than a tenth of progress.
     interval: int = 60
 
     def __init__(self, total: int) -> None:
@@ -58,7 +58,7 @@ class Progress:
         self._bar.close()
 
     def __call__(self, images: int, tally: Tally | None = None) -> None:
-        """Count images; tell the errors of ``tally``."""
+        """Add a number of images; show the errors of ``tally``."""
         self._done += images
         errors = ''
         if tally is not None and tally.images:
@@ -88,7 +88,7 @@ class Progress:
 
 
 def has_top5(tally: Tally) -> bool:
-    """Return whether top-5 error says anything: of five classes or fewer it is 0."""
+    """Return whether top-5 error is meaningful: with five classes or fewer it is 0."""
     return len(tally.confusion) > 5
 
 
@@ -100,12 +100,12 @@ def errors_of(tally: Tally) -> tuple[float, float]:
 def table(
     evaluation: Evaluation, models: list[str], network: Network, ten_crop: bool = False
 ) -> str:
-    """Return what an evaluation found as lines of at most 79 characters, where names allow.
+    """Return the table of an evaluation as lines of at most 79 characters, if names permit.
 
     Args:
-        evaluation: What it found.
-        models: What the networks are called.
-        network: Gives the names of the classes.
+        evaluation: The evaluation.
+        models: Names of the networks.
+        network: The network, for the names of the classes.
         ten_crop: Whether there were ten crops of each image.
     """
     tally, unreadable, seconds, computed_by = evaluation
@@ -140,7 +140,7 @@ def table(
 def features_table(
     path: str, images: Sized, unreadable: Sequence[tuple[str, str]], computed_by: str
 ) -> str:
-    """Return what was written by :func:`trainer.inference.evaluation.save_features`, as lines."""
+    """Return lines about the file of :func:`trainer.inference.evaluation.save_features`."""
     rows = [
         f'{printable(path)}: {len(images):,} rows, {len(unreadable):,} of them nan',
         f'computed by {computed_by}',
@@ -166,19 +166,19 @@ def log(
     network: Network,
     ten_crop: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return what ``log.json`` says of an evaluation: a list of dicts with ``_id``.
+    """Return the ``log.json`` of an evaluation: a list of dicts with ``_id``.
 
     As in the original: ``categories`` (are), ``test_parameter`` and
-    ``test_parameter_<label>`` (parameter: images), ``test_loss`` (loss: mean times
-    images), ``test_accuracy``, ``test_accuracy_<label>``, ``test_5_accuracy`` and
-    ``test_5_accuracy_<label>`` (accuracy: images that are right), and, where there
-    are any, ``test_accuracy_<label>_<answer>`` (accuracy: images mistaken).
-    ``test_parameter`` counts what could be read. New: ``test_error`` (top1, top5:
-    percent), ``test_unreadable`` (images: path and error of each), ``model``
-    (paths, and what they hold) and ``crops``.
+    ``test_parameter_<label>`` (parameter: number of images), ``test_loss`` (loss: mean
+    times number of images), ``test_accuracy``, ``test_accuracy_<label>``,
+    ``test_5_accuracy`` and ``test_5_accuracy_<label>`` (accuracy: number of correct
+    images), and, if not 0, ``test_accuracy_<label>_<answer>`` (accuracy: number of
+    confused images). ``test_parameter`` counts readable images. New: ``test_error``
+    (top1, top5: percent), ``test_unreadable`` (images: path and error of each),
+    ``model`` (paths and networks) and ``crops``.
 
     Args:
-        images: What was evaluated.
+        images: The evaluated images.
         evaluation, models, network, ten_crop: See :func:`table`.
     """
     tally, unreadable = evaluation[:2]
@@ -202,7 +202,7 @@ def log(
 
 
 def _of_labels(tally):
-    """Return the entries of each label, and of each label and wrong answer."""
+    """Return the entries for each label, and for each label and wrong answer."""
     entries = []
     labels = zip(
         tally.confusion.sum(axis=1).tolist(),

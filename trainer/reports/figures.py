@@ -1,6 +1,6 @@
-"""``loss.jpg``, ``accuracy.jpg`` and ``confusion.jpg``, drawn from a run's numbers.
+"""Draws ``loss.jpg``, ``accuracy.jpg`` and ``confusion.jpg`` of a run.
 
-The confusion matrix of the last epoch is in ``confusion.json`` too: ``epoch``,
+The confusion matrix of the last epoch is also in ``confusion.json``: ``epoch``,
 ``classes`` and ``matrix``, counts by label (rows) and answer (columns).
 """
 
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 #: Seconds between two drawings; a run's last epoch is always drawn.
 INTERVAL = 30
 
-#: Colours of training and testing, told apart by the colour-blind too (Okabe and Ito).
+#: Colours of training and testing, which the colour-blind can distinguish (Okabe and Ito).
 TRAIN, TEST = '#0072B2', '#D55E00'
 
 
 class Evaluates(Protocol):
-    """What :class:`trainer.training.extensions.Evaluator` has after an epoch."""
+    """The interface of :class:`trainer.training.extensions.Evaluator` after an epoch."""
 
     tally: Tally | None
 
 
 class Figures(extension.Extension):
-    """Draw the figures of a run after an epoch, where the last drawing is old enough.
+    """Draws the figures of a run after an epoch if the last drawing is old enough.
 
     Args:
-        log: Where the numbers are.
-        evaluator: Where the confusion matrix is.
+        log: The log with the numbers.
+        evaluator: The evaluator with the confusion matrix.
         classes: Names of the classes.
         epochs: Epochs of the whole run.
         ends: Whether the run ends before them, now.
@@ -72,7 +72,7 @@ class Figures(extension.Extension):
 
     def __call__(self, trainer: chainer.training.Trainer) -> None:
         tally = self._evaluator.tally
-        assert tally is not None  # the evaluator has run
+        assert tally is not None  # after an evaluation
         confusion_matrix = tally.confusion
         files.save_json(
             os.path.join(trainer.out, 'confusion.json'),
@@ -95,9 +95,9 @@ class Figures(extension.Extension):
 
 
 def plain(name: str, width: int) -> str:
-    """Return what Matplotlib can draw of anybody's name, in at most so many characters.
+    """Return a name that Matplotlib can draw, in at most ``width`` characters.
 
-    It is to be drawn with ``parse_math=False``.
+    Draw it with ``parse_math=False``.
     """
     name = ''.join(c if c.isprintable() else '?' for c in name)
     return (
@@ -126,7 +126,7 @@ def _curves(log, path, title, unit, curves, scale=1.0):
                 style,
                 color=colour,
                 label=label,
-                # Epochs as dots where these stay apart.
+                # Epochs are dots if there are few.
                 marker='o' if len(points) < 40 else None,
                 markersize=3,
             )
@@ -144,8 +144,8 @@ def loss(log: Sequence[dict[str, Any]], path: str) -> None:
     """Draw training and test loss over the epochs.
 
     Args:
-        log: Epochs, as Chainer's LogReport keeps them.
-        path: The image to write.
+        log: Epochs, as in Chainer's LogReport.
+        path: The file to write.
     """
     curves = [('main/loss', 'train', TRAIN, '-'), ('validation/main/loss', 'test', TEST, '-')]
     _curves(log, path, 'Loss (softmax cross entropy)', 'nats', curves)
@@ -156,7 +156,7 @@ def accuracy(log: Sequence[dict[str, Any]], path: str, classes: int) -> None:
 
     Args:
         log, path: See :func:`loss`.
-        classes: Number of classes; of five or fewer, top-5 accuracy is not drawn.
+        classes: Number of classes; with five or fewer, top-5 accuracy is not drawn.
     """
     best = max(log, key=lambda row: row.get(ACCURACY, 0))
     curves = [('main/accuracy', 'train', TRAIN, '-'), (ACCURACY, 'test', TEST, '-')]
@@ -171,14 +171,15 @@ def accuracy(log: Sequence[dict[str, Any]], path: str, classes: int) -> None:
 def confusion(matrix: np.ndarray, classes: list[str], path: str) -> None:
     """Draw a confusion matrix as shares of each label's images.
 
-    Up to 20 classes the shares are written into it, up to 100 the classes are named; from
-    21 on the most frequent confusions stand beside it. Of more than 200, a point is the
-    largest share of several labels and answers: single ones would not be seen.
+    With up to 20 classes it has the shares as numbers, with up to 100 the names of the
+    classes; from 21 on, the most frequent confusions are listed next to it. With more than
+    200, a point is the largest share of several labels and answers, as single ones would be
+    invisible.
 
     Args:
         matrix: Counts (classes, classes): [label, answer].
-        classes: Their names.
-        path: The image to write.
+        classes: Names of the classes.
+        path: The file to write.
     """
     n = len(classes)
     share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -186,7 +187,7 @@ def confusion(matrix: np.ndarray, classes: list[str], path: str) -> None:
     figure = Figure(figsize=(side + (4 if n > 20 else 1.5), side), layout='constrained')
     axes = figure.add_subplot(anchor='W' if n > 20 else 'C')
     classes = class_names.named(classes)
-    # Of many classes the confusions are small shares each.
+    # With many classes each confusion has a small share.
     norm = PowerNorm(0.5 if n > 20 else 1, 0, 100)
     extent = -0.5, n - 0.5, n - 0.5, -0.5
     shown = _largest(share, -(-n // 200))
@@ -222,7 +223,7 @@ def _largest(share, size):
 
 
 def _list_confusions(axes, share, classes, most=15):
-    """Write the most frequent confusions beside a matrix."""
+    """List the most frequent confusions next to a matrix."""
     wrong = share - np.diag(share.diagonal())
     order = np.argsort(-wrong, axis=None, kind='stable')[:most]
     lines = ['most frequent confusions', '']

@@ -15,12 +15,12 @@ from trainer.errors import InputError
 if TYPE_CHECKING:
     from trainer.datasets import Dataset
 
-#: The observation of the total accuracy in testing, by Chainer's name.
+#: Chainer's name of the total test accuracy.
 ACCURACY = 'validation/main/accuracy'
 
 
 class Log(extensions.LogReport):
-    """Chainer's LogReport, written as the original's list of dicts with ``_id``.
+    """Chainer's LogReport, written in the original's form: a list of dicts with ``_id``.
 
     First come ``categories`` (are), ``train_parameter``, ``test_parameter`` and
     ``test_parameter_<label>`` (parameter: number of images); then, for each
@@ -28,10 +28,10 @@ class Log(extensions.LogReport):
     ``test_accuracy``, ``test_accuracy_<label>`` and ``test_5_accuracy`` (accuracy:
     number of images), and, new here, ``train_accuracy`` and ``lr``. Each has its
     ``epoch``. Nothing in it depends on the clock: the same run gives the same file.
-    Test images that cannot be read count as if they were like the others.
+    For test images that cannot be read, the means of the others are assumed.
 
     Args:
-        dataset: What is trained on.
+        dataset: The dataset of the run.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -54,7 +54,7 @@ class Log(extensions.LogReport):
     def serialize(self, serializer: chainer.Serializer) -> None:
         super().serialize(serializer)
         if isinstance(serializer, chainer.serializer.Deserializer):
-            # Sums may go on on a GPU, which a NumPy array cannot be added to.
+            # Sums may continue on a GPU, where NumPy arrays cannot be added.
             for summary in self._summary._summaries.values():
                 summary._x, summary._x2, summary._n = map(
                     float, (summary._x, summary._x2, summary._n)
@@ -67,7 +67,7 @@ class Log(extensions.LogReport):
             files.save_json(os.path.join(trainer.out, 'log.json'), self.entries())
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return the list that ``log.json`` holds."""
+        """Return the content of ``log.json``."""
         entries = list(self._header)
         for epoch in self.log:
             for _id, key, name, total in self._kinds():
@@ -88,17 +88,17 @@ class Log(extensions.LogReport):
         yield 'lr', 'lr', 'lr', 1
 
     def load(self, path: str, epochs: int) -> None:
-        """Take over the first ``epochs`` epochs of this project's or the original's ``log.json``.
+        """Load the first ``epochs`` epochs of this project's or the original's ``log.json``.
 
         Raises:
-            trainer.errors.InputError: The file is no such log or has fewer epochs.
+            trainer.errors.InputError: The file is not such a log, or has fewer epochs.
         """
         try:
             entries = files.read_json(path)
             values: dict[str, list[dict[str, Any]]] = {}
             for entry in entries:
                 values.setdefault(entry['_id'], []).append(entry)
-            # The original's entries carry no epoch: the n-th of a kind is of epoch n.
+            # In the original's logs the n-th entry of a kind is of epoch n.
             found = min(len(values.get(_id, ())) for _id in ('train_loss', 'test_accuracy'))
             if found < epochs:
                 raise InputError(

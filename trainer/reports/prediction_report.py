@@ -1,4 +1,4 @@
-"""Predictions as text and as JSON; :mod:`trainer.reports.drawing` draws them."""
+"""Predictions as text and JSON; :mod:`trainer.reports.drawing` draws them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def text(prediction: Prediction) -> str:
-    """Return a prediction as lines: the image's name, then a class in each.
+    """Return a prediction as lines: the name of the image, then one class per line.
 
-    On a terminal, names are cut to its width.
+    On a terminal, names are truncated to its width.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
     lines = [printable(str(prediction.source))]
@@ -26,7 +26,7 @@ def text(prediction: Prediction) -> str:
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction as JSON can hold it.
+    """Return a prediction as JSON values.
 
     Returns:
         ``image``, and either ``error`` or ``classes``, a list of dicts: ``class`` (number),

@@ -1,4 +1,4 @@
-"""An evaluation image by image: a table, and a figure of the mistakes."""
+"""Results of an evaluation per image: a table, and a figure of the mistakes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from trainer.datasets.folder import ImageFiles
     from trainer.networks.base import Network
 
-#: The columns of the table. Labels and answers are numbers of classes; probability is the
-#: answer's, label_probability the label's (0..1); rank is the label's among the classes, from 1;
-#: error says why an image could not be read, and the columns between are empty then.
+#: Columns of the table. label and answer are indices of classes; probability is that of the
+#: answer, label_probability that of the label (0..1); rank is the label's rank, from 1; error is
+#: why an image could not be read, in which case the columns before it are empty.
 COLUMNS = (
     'image',
     'label',
@@ -38,7 +38,7 @@ COLUMNS = (
     'error',
 )
 
-#: Mistakes that the figure has, and how many stand side by side.
+#: Most mistakes in the figure, and mistakes per row.
 MOST_MISTAKES = 24
 _COLUMNS = 6
 
@@ -52,7 +52,7 @@ def check(table: str, mistakes: str) -> None:
         table, mistakes: See :class:`Results`.
 
     Raises:
-        trainer.errors.InputError: They cannot.
+        trainer.errors.InputError: They cannot be written.
     """
     if table is not None and not table.lower().endswith('.csv'):
         raise InputError(f'`results` {table}: a name that ends in .csv is wanted')
@@ -63,13 +63,13 @@ def check(table: str, mistakes: str) -> None:
 
 
 class Results:
-    """What an evaluation found of each image; a context manager, within which it is called.
+    """Writes the results of an evaluation per image; a context manager, to be called within it.
 
     Args:
-        network: Gives the names of the classes.
-        images: What is evaluated.
-        table: CSV file of :data:`COLUMNS`, an image a line; ``None``: none.
-        mistakes: Figure of the mistakes that the network is surest of; ``None``: none.
+        network: The network, for the names of the classes.
+        images: The evaluated images.
+        table: CSV file of :data:`COLUMNS`, one line per image; ``None``: no table.
+        mistakes: Figure of the most confident mistakes; ``None``: no figure.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Results:
         self._table, self._mistakes = table, mistakes
         self._worst: list[Any] = []
         self._open = contextlib.ExitStack()
-        self._writer: Any = None  # of the csv module
+        self._writer: Any = None  # a writer of the csv module
 
     def __enter__(self) -> Self:
         if self._table is not None:
@@ -100,17 +100,17 @@ class Results:
         self._open.__exit__(*exception)
 
     def __call__(self, items: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> None:
-        """Take over a batch.
+        """Add a batch.
 
         Args:
             items: Indices of the images, int (batch,).
-            labels: int (batch,).
-            scores: Before softmax, (batch, classes).
+            labels: Labels, int (batch,).
+            scores: Scores before softmax, (batch, classes).
         """
         p = np.exp(log_softmax(scores))
         answers, each = p.argmax(axis=1), np.arange(len(p))
         own = p[each, labels]
-        # Of equal ones the answer comes first, and the label last, as if it were not known.
+        # Among equal scores the answer ranks first and the label last.
         ranks = np.where(answers == labels, 1, (p >= own[:, None]).sum(axis=1))
         for row in zip(
             items.tolist(),
@@ -149,13 +149,13 @@ class Results:
         return os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(item)
 
     def end(self, unreadable: list[tuple[str, str]]) -> list[str]:
-        """Write down the images that could not be read, and draw the mistakes.
+        """Write the images that could not be read, and draw the mistakes.
 
         Args:
-            unreadable: (path, what is wrong with it).
+            unreadable: (path, error) of these images.
 
         Returns:
-            Lines that say what was written.
+            Lines about the written files.
         """
         told = []
         if self._writer is not None:

@@ -1,4 +1,4 @@
-"""What a network is made of: layers, output sizes, parameters and multiply-adds."""
+"""Summary of a network: layers, output sizes, parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _ROW = '{:13s} {:25s} {:>12s} {:>11s} {:>14s}'
 
 
 class Layer(NamedTuple):
-    """A layer and what it makes of one image.
+    """A layer and its cost for one image.
 
     Attributes:
-        path: As npz files have it: 'stem', 'stage1/block1/reduce', ..., 'fc'.
-        filters: What it computes, in a few words.
-        output: Channels, height and width; the classifier: classes.
-        parameters: All that is trained.
-        multiply_adds: Of the convolution or of the classifier; none are counted for batch
-            normalisation, additions and pooling.
+        path: Path as in npz files: 'stem', 'stage1/block1/reduce', ..., 'fc'.
+        filters: Short description of its computation.
+        output: Channels, height and width; for the classifier: classes.
+        parameters: Number of trained parameters.
+        multiply_adds: Multiply-adds of the convolution or classifier; batch normalisation,
+            additions and pooling are not counted.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
 
 
 class _Outputs(chainer.LinkHook):
-    """Keeps the sizes of what convolutions give: link -> (channels, height, width)."""
+    """Records output sizes of convolutions: link -> (channels, height, width)."""
 
     name = 'Outputs'
 
@@ -51,16 +51,16 @@ class _Outputs(chainer.LinkHook):
 
 
 def layers(network: Network, image_size: int | None = None) -> list[Layer]:
-    """List the layers of a network and what each makes of one image.
+    """List the layers of a network.
 
-    Nothing is computed but sizes, which the network's own ``forward`` propagates.
+    Only sizes are computed, by the network's own ``forward``.
 
     Args:
         network: The network.
-        image_size: Height and width of the image, pixels; ``None``: what the network is made for.
+        image_size: Height and width of the image in pixels; ``None``: the network's default.
 
     Returns:
-        In the order in which it computes them, the shortcut last in a block.
+        The layers in the order of computation, with the shortcut last in a block.
     """
     size = image_size or network.image_size
     outputs = _Outputs()
@@ -101,7 +101,7 @@ def _within(layer):
 
 
 def _block_rows(blocks):
-    """Return the rows of a stage's blocks (lists of layers); of blocks that are alike, one's."""
+    """Return the rows of a stage's blocks (lists of layers); equal blocks are listed once."""
     rows, number = [], 1
     for _, equal in itertools.groupby(
         blocks, lambda block: [(_within(layer),) + layer[1:] for layer in block]
@@ -117,7 +117,7 @@ def _block_rows(blocks):
 
 
 def summary(network: Network, image_size: int | None = None) -> str:
-    """Return a table of the layers, stage by stage, blocks that are alike once; 80 columns.
+    """Return a table of the layers by stage, with equal blocks listed once; 80 columns.
 
     Args:
         network, image_size: See :func:`layers`.

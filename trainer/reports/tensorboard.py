@@ -1,4 +1,4 @@
-"""What a run logs, for TensorBoard, by tensorboardX (extra ``tensorboard``)."""
+"""Writes the log of a run for TensorBoard, by tensorboardX (extra ``tensorboard``)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from trainer.reports.log import ACCURACY, Log
 if TYPE_CHECKING:
     import chainer
 
-#: In a run's folder.
+#: Subfolder of a run's folder.
 FOLDER = 'tensorboard'
 
-#: Name in the log -> name in TensorBoard, where those before the slash share a chart.
+#: Name in the log -> name in TensorBoard; equal parts before the slash share a chart.
 SCALARS = {
     'main/loss': 'loss/train',
     'validation/main/loss': 'loss/test',
@@ -39,11 +39,11 @@ def need() -> ModuleType:
 
 
 class TensorBoard(extension.Extension):
-    """Write each epoch's numbers for ``tensorboard --logdir RUN``.
+    """Writes each epoch's numbers for ``tensorboard --logdir RUN``.
 
     Args:
-        log: Where the numbers are.
-        folder: The run's.
+        log: The log with the numbers.
+        folder: The run's folder.
     """
 
     trigger: tuple[int, str] = 1, 'epoch'
@@ -55,7 +55,7 @@ class TensorBoard(extension.Extension):
         self._writer: Any = None  # a tensorboardX.SummaryWriter
 
     def initialize(self, trainer: chainer.training.Trainer) -> None:
-        # Epochs that a killed run wrote without a snapshot come again.
+        # Epochs that a killed run wrote after its last snapshot are written again.
         self._writer = need().SummaryWriter(
             self._folder, purge_step=trainer.updater.epoch + 1 if self._log.log else None
         )

@@ -1,4 +1,4 @@
-"""The published weights, for users."""
+"""The list of published weights for users."""
 
 from trainer.weights import published
 

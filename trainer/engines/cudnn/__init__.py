@@ -1,8 +1,8 @@
 """The cuDNN engine: the layers through nvidia-cudnn-frontend, on CuPy's arrays.
 
-``chainer.config.precision`` chooses how: 'float32' (true float32), 'tf32', or
-'mixed': feature maps in float16, sums and statistics in float32, parameters and
-their gradients in float32. See :mod:`trainer.engines.cudnn.provider` for what computes.
+``chainer.config.precision`` is 'float32' (true float32), 'tf32', or 'mixed': feature maps in
+float16; sums, statistics, parameters and their gradients in float32. See
+:mod:`trainer.engines.cudnn.provider` for the libraries and kernels that compute.
 """
 
 import functools
@@ -64,7 +64,7 @@ def precisions() -> tuple[str, ...]:
     return PRECISIONS
 
 
-#: Layers for the try-out: channels, output channels, groups, stride. The first is computed by
+#: Layers that are tested: channels, output channels, groups, stride. The first is computed by
 #: cuDNN, the others by the kernels of grouped convolutions.
 _TRIED = ((16, 32, 4, 2), (64, 64, 16, 1), (64, 64, 4, 1), (64, 64, 2, 2))
 

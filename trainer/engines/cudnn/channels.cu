@@ -1,10 +1,10 @@
-// What is one number for each channel of each image: NHWC, float16 or float32. Kernels are
-// called name_h8, name_h1, name_f4, name_f1, as in kernels.cu.
+// Operations with one number per channel and image; feature maps are NHWC, float16 or float32.
+// Kernels are called name_h8, name_h1, name_f4, name_f1, as in kernels.cu.
 //
-// Sums over an image's pixels are in an order that depends on the launch alone.
+// The order of sums over an image's pixels depends only on the launch.
 
-// A block's threads: `across` packs of the channels of one image, and as many of its pixels
-// as there is room for.
+// A block's threads cover `across` packs of channels of one image, and as many of its pixels as
+// fit.
 struct Tile {
     int pack, packs, across, row, high, area;
 
@@ -18,12 +18,12 @@ struct Tile {
     __device__ long long index(int r) const {
         return ((long long)blockIdx.x * area + r) * packs + pack;
     }
-    // Where this thread's channels are in an array (batch, channels), in packs.
+    // Index, in packs, of this thread's channels in an array (batch, channels).
     __device__ int channels() const { return blockIdx.x * packs + pack; }
 };
 
-// Add up each channel's sums over the block; threads of row 0 then have the result. `shared`
-// holds V floats a thread.
+// Sum each channel over the block; threads of row 0 get the result. `shared` has V floats per
+// thread.
 template <int V> __device__ void add_up(const Tile &at, float (&sum)[V], float *shared) {
     float *mine = shared + threadIdx.x * V;
     for (int v = 0; v < V; ++v) mine[v] = sum[v];
@@ -70,7 +70,7 @@ __device__ void scale(const T *x, const float *weights, const T *residual, unsig
     store<T, V>(y, i, p);
 }
 
-// Its gradients: gx, that of the weights, and `masked`, that of the residual.
+// Its gradients: gx, that of the weights, and `masked`, the one of the residual.
 template <typename T, int V>
 __device__ void scale_backward(const T *gy, const T *y, const T *x, const float *weights,
                                int area, int channels, int across, T *gx, float *gweights,

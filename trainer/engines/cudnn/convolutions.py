@@ -1,8 +1,8 @@
-"""The convolutions of the cuDNN engine: of several ways to compute one, the fastest.
+"""The convolutions of the cuDNN engine, each in the fastest of several ways.
 
-The ways are cuDNN's graphs (:mod:`trainer.engines.cudnn.graphs`), one or several for a
-convolution, and the kernels of :mod:`trainer.engines.cudnn.grouped`. Each function computes
-what the one of its name in :mod:`trainer.engines.cudnn.generic` computes.
+The ways are one or several graphs of cuDNN (:mod:`trainer.engines.cudnn.graphs`), and the kernels
+of :mod:`trainer.engines.cudnn.grouped`. Functions compute the same as those of the same name in
+:mod:`trainer.engines.cudnn.generic`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trainer.engines.autograd import Running
     from trainer.types import Shape
 
-#: Groups that are worth a graph each.
+#: Most groups that are computed by a graph each.
 FEW_GROUPS = 8
 
 
@@ -30,7 +30,7 @@ def _like(array, shape, dtype=None):
 
 
 def _own(own, what, x, w_shape, stride, pad, groups, precision, ways):
-    """Compute in the fastest of several ways, ``own`` first where it is supported."""
+    """Compute in the fastest of several ways; ``own`` is tried first if it is supported."""
     if grouped.supports(w_shape, stride, pad, groups, x.dtype):
         ways = {'own kernel': own, **ways}
     if len(ways) == 1:
@@ -62,8 +62,8 @@ def conv_forward(
 def conv_with_sums(
     x: cupy.ndarray, w: cupy.ndarray, stride: int, pad: int, groups: int, precision: str
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
-    """Return what :func:`conv_forward` does, and the sums of each channel's values and of
-    their squares, float32 (channels,)."""
+    """Compute :func:`conv_forward`; return its result, and the sums of each channel's values and
+    of their squares, float32 (channels,)."""
     import cupy
 
     y = _like(x, graphs.out_shape(x.shape, w.shape, stride, pad))
@@ -83,7 +83,7 @@ def conv_statistics(
     running: Running,
     precision: str,
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
-    """Return what :func:`conv_forward` does, and its statistics
+    """Compute :func:`conv_forward`; return its result and its statistics
     (:func:`trainer.engines.cudnn.generic.statistics`)."""
 
     def of_sums(y, total, square):
@@ -96,7 +96,7 @@ def conv_statistics(
         y = conv_forward(x, w, stride, pad, groups, precision)
         return (y, *kernels.statistics(y, running))
 
-    # float32 deserves sums that squares do not cancel in; cuDNN has no plan for groups.
+    # In float32, sums of squares would lose precision; and cuDNN has no plan for groups.
     ways = {'two steps': then_read}
     if x.dtype.char == 'e' and groups == 1:
         ways = {'one graph': from_sums, **ways}
@@ -109,16 +109,15 @@ def conv_statistics(
 
 
 def _parts(array, groups, axis):
-    """Return what each group has of a map's channels (axis 1) or of weights (axis 0)."""
+    """Return each group's part of a map's channels (axis 1) or of weights (axis 0)."""
     size = array.shape[axis] // groups
     parts = (slice(i * size, (i + 1) * size) for i in range(groups))
     return [array[part] if axis == 0 else array[:, part] for part in parts]
 
 
 def _turned(w, groups):
-    """Return weights with which a convolution of stride 1 computes the data gradient of
-    another: of NHWC memory, inputs and outputs of each group exchanged, rows and columns from
-    the last to the first."""
+    """Return the weights, in NHWC memory, with which a convolution of stride 1 computes the data
+    gradient of another: inputs and outputs of each group swapped, rows and columns reversed."""
     out, width, *window = w.shape
     turned = _like(w, (width * groups, out // groups, *window))
     parts = w.reshape(groups, out // groups, width, *window)[..., ::-1, ::-1]
@@ -168,7 +167,7 @@ def conv_backward_data(
 
     def alone():
         ways = {'cuDNN': compute}
-        # cuDNN's data gradients of groups take three to six times as long as its convolutions.
+        # cuDNN's grouped data gradients take three to six times as long as its convolutions.
         if groups > 1 and stride == 1 and all(k == 2 * pad + 1 for k in w.shape[2:]):
             ways['turned weights'] = lambda: _data_gradient_as_convolution(
                 gy, w, x_shape, pad, groups, precision
@@ -211,7 +210,7 @@ def conv_backward_weights(
     groups: int,
     precision: str,
 ) -> cupy.ndarray:
-    """As in generic, but of float16 inputs in float16 where that is faster or all there is."""
+    """As in generic, but in float16 for float16 inputs if that is faster or the only way."""
 
     def compute(out):
         gw = _like(x, w_shape, out)
@@ -270,7 +269,7 @@ def conv_bias(
 
     if residual is not None:
         return by_graph()
-    # cuDNN's plans with bias and ReLU are slow for the stem, whose channels are few.
+    # cuDNN's plans with bias and ReLU are slow for the stem, which has few channels.
     return _own(
         lambda: grouped.conv_bias(x, w, b, stride, relu),
         f'with bias {relu}',

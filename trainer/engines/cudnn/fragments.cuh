@@ -1,12 +1,12 @@
-// What the warps of a block have of weights and outputs, as fragments of tensor cores' products.
+// The warps' parts of weights and outputs, as fragments of tensor cores' products.
 //
-// Put in front of grouped.cu, behind tiles.cuh.
+// Compiled before grouped.cu and after tiles.cuh.
 
-// Which of a block's channels and pixels a warp has.
+// A warp's channels and pixels in its block.
 template <int K, int BLOCKS_> struct Share {
     static constexpr int BLOCKS = BLOCKS_;  // of 8 output channels
     static constexpr int BESIDE = CHANNELS / (8 * BLOCKS), LANES = THREADS / 32 / BESIDE;
-    int lane, g, t, channel, first;  // channel: the first of the warp's, in the block
+    int lane, g, t, channel, first;  // channel: the warp's first channel in the block
 
     __device__ Share() {
         lane = threadIdx.x % 32;
@@ -16,11 +16,11 @@ template <int K, int BLOCKS_> struct Share {
         channel = warp % BESIDE * 8 * BLOCKS;
         first = warp / BESIDE;
     }
-    // The first input channel that a warp's outputs depend on, in the block.
+    // The first input channel in the block on which a warp's outputs depend.
     __device__ int input() const { return K == 8 ? channel : channel / K * K; }
 
-    // The channel from which those of the sums and of a column's outputs count: the first of a
-    // block of 8, or of a group. And the output of column g.
+    // The origin of channels of sums and of a column's outputs: the first channel of a block of 8,
+    // or of a group. And the output of column g.
     __device__ int base(int first_, int block) const {
         return first_ + input() + (K == 8 ? 8 * block : 0);
     }
@@ -28,22 +28,22 @@ template <int K, int BLOCKS_> struct Share {
         return output(block, g) + (K == 8 ? -8 * block : channel - input());
     }
 
-    // The output channel, of the warp's, of a column of a product. Groups of 16 and 32 may have
-    // them in any order: a thread's are then beside each other.
+    // The warp's output channel of a column of a product. Groups of 16 and 32 may have them in any
+    // order, so a thread's channels are adjacent.
     __device__ static int output(int block, int column) {
         return K == 8 ? block * 8 + column : column / 2 * 4 + block * 2 + column % 2;
     }
 };
 
-// Weights: that of a channel of the sums (k), an output (n) and a tap. `backward`: the sums are
-// over the outputs of the convolution. A group's size is a power of two.
+// Weights, by channel of the sums (k), output (n) and tap. `backward`: the sums are over the
+// outputs of the convolution. A group's size is a power of two.
 struct Weights {
     const Half *w;
     int group;
     bool backward;
 
-    // Channels k and k + 1, both counted from the same multiple of the group's size as n. All
-    // loads of a thread are under way together: nothing here is a branch.
+    // Channels k and k + 1, counted from the same multiple of the group's size as n. Without
+    // branches, so that all loads of a thread are in flight at once.
     __device__ unsigned pair(int channel, int n, int k, int tap) const {
         int inner = group - 1, base = channel + (n & ~inner), row = n & inner, column = k & inner;
         int from = backward ? column : row, to = backward ? row : column;
@@ -53,7 +53,7 @@ struct Weights {
     }
 };
 
-// What is done with outputs: nothing; bias and ReLU are added; they are summed for statistics.
+// What is done with outputs: nothing; bias and ReLU; sums for statistics.
 enum { PLAIN, BIASED, SUMMED };
 
 // A warp's outputs of 16 pixels, in float16 to memory.
@@ -75,7 +75,7 @@ template <int K, int MODE, int BLOCKS> struct Output {
         shift = biases + share.channel;
     }
 
-    // Two channels of a pixel as they are stored; they are summed if it is inside the map.
+    // Two channels of a pixel as stored; they are summed if the pixel is inside the map.
     __device__ unsigned word(const Own &share, int block, float low, float high, bool inside) {
         if (MODE == BIASED) {
             int c = Own::output(block, 2 * share.t);
@@ -101,7 +101,7 @@ template <int K, int MODE, int BLOCKS> struct Output {
     __device__ void store(const Own &share, unsigned (&words)[BLOCKS], int pixel) const {
         Half *to = y + (long long)pixel * channels + channel;
         if (BLOCKS == 4) {
-            // Four threads have two channels each of four blocks: each gets one whole block.
+            // Four threads have two channels each of four blocks; each gets one whole block.
             constexpr int LAST = BLOCKS - 1, HALF = BLOCKS / 2;
             exchange(words[0], words[1], share.t & 1, 1);
             exchange(words[HALF], words[LAST], share.t & 1, 1);
@@ -112,21 +112,21 @@ template <int K, int MODE, int BLOCKS> struct Output {
                 = Sixteen{{words[0], words[1], words[HALF], words[LAST]}};
             return;
         }
-        // Of groups of 4 and 8, two threads have two channels each of two blocks.
+        // With groups of 4 and 8, two threads have two channels each of two blocks.
         if (K == 8) exchange(words[0], words[1], share.t & 1, 1);
         int at = K == 8 ? (share.t & 1) * 8 + (share.t >> 1) * 4 : 4 * share.t;
         if (pixel >= 0) *reinterpret_cast<Eight *>(to + at) = Eight{{words[0], words[1]}};
     }
 
-    // The thread without the bit gives its second for the other's first.
+    // The thread without the bit exchanges its second for the other's first.
     __device__ static void exchange(unsigned &first, unsigned &second, int has_bit, int bit) {
         unsigned other = __shfl_xor_sync(~0u, has_bit ? first : second, bit);
         if (has_bit) first = other;
         else second = other;
     }
 
-    // Add up the block's sums to `partial`, float (gridDim.x, 2, channels), and in the block
-    // that comes last of its channels those of all blocks to `total`, float (2, channels).
+    // Write the block's sums to `partial`, float (gridDim.x, 2, channels), and, in the last block
+    // of its channels to finish, the sums of all blocks to `total`, float (2, channels).
     __device__ void add_up(const Own &share, char *shared, float *partial, float *total,
                            unsigned int *counters) {
         __shared__ bool last;

@@ -108,7 +108,7 @@ class Graph:
         return tensor
 
     def _not_supported(self, reason):
-        first = reason.partition('\n')[0]  # what each of cuDNN's engines says follows
+        first = reason.partition('\n')[0]  # messages of cuDNN's engines follow
         return NoPlan(f'{self.key} ({textwrap.shorten(first, 200)})')
 
     def finish(self) -> Graph:
@@ -152,7 +152,7 @@ class Graph:
 
         handle = self.device.handle
         self.cudnn.set_stream(handle, cupy.cuda.get_current_stream().ptr)
-        # cuDNN does not check the size: too small a workspace is an illegal access.
+        # cuDNN does not check the size; a workspace that is too small causes an illegal access.
         workspace = cupy.cuda.alloc(max(size, 1))
         self.graph.execute_plan_at_index(pack, workspace.ptr, index, handle=handle)
 
@@ -160,7 +160,7 @@ class Graph:
         """Return a plan: its index and the size of its workspace."""
         known = timing.choices().get(self.key)
         if known is not None:
-            with contextlib.suppress(NoPlan):  # not among this version's plans
+            with contextlib.suppress(NoPlan):  # not a plan of this version
                 return next(self._running(pack, known))[0]
             timing.choices().pop(self.key)
         if timed:

@@ -1,28 +1,27 @@
 // Grouped 3x3 convolutions with padding 1 of float16 NHWC feature maps, on tensor cores: groups
-// of 4, 8, 16 or 32 channels, as many of the output as of the input.
+// of 4, 8, 16 or 32 channels, with as many output as input channels.
 //
 // A block has 64 channels and one tile of pixels at a time in shared memory, with the pixels
-// around it; the next tile is on its way meanwhile. A product of the tensor cores is 16 pixels,
+// around it, while the next tile is being loaded. A product of the tensor cores is 16 pixels,
 // a patch of 2 rows by 8 columns, by 16 input channels by 8 output channels. Groups of 4 and
 // 8 load the rows of a patch's windows once for all taps. Groups of 4 and 8 fill only 8 of the 16 input
 // channels: two taps of the window then go into one product (K = 8 below). Groups of 4 have
-// zeros where two of them meet.
+// zeros for channels of different groups.
 //
 // The fragments of a product (PTX ISA, mma.m16n8k16): thread `lane` has, with g = lane / 4 and
 // t = lane % 4, of A rows g and g + 8 at columns 2t, 2t + 1, 2t + 8, 2t + 9; of B these four as
 // rows at column g; of the sums rows g and g + 8 at columns 2t and 2t + 1.
 
-// Products of K = 8, two taps in each: of three columns of the window two rows, then what is left
-// of them, the third. TAPS for none.
+// Products of K = 8 have two taps each: first two rows of the window's three columns, then the
+// third row. TAPS means no tap.
 template <int S> __device__ constexpr int tap_of(int step, int half) {
     constexpr int WITH_FIRST = S == 1 ? 2 : 1, ALONE = S == 1 ? 1 : 2;
     return step < 3 ? half * WITH_FIRST * 3 + step
         : step == 3 ? ALONE * 3 + half : half ? TAPS : ALONE * 3 + 2;
 }
 
-// Where, of a patch's windows, the row and column are that a lane loads: of four rows, in this
-// order or the second before the first of the two between; `fifth`: of the fifth row, those of
-// the window's columns.
+// Row and column of a patch's windows that a lane loads: of four rows, in this order or with the
+// two middle rows swapped; `fifth`: of the fifth row, at the window's columns.
 template <int S> struct Rows {
     int mine, fifth, columns[3];
 
@@ -47,7 +46,7 @@ __device__ inline void convolve_block(float (&d)[4], const char *shared, int at,
 #pragma unroll
     for (int kx = 0; kx < 3; ++kx)
         multiply(d, q[kx][0], q[kx][1], q[kx][2], q[kx][3], b[kx][block]);
-    // Of the tap that is left, what the upper and the lower outputs read.
+    // Inputs of the upper and the lower outputs for the remaining tap.
     multiply(d, q[0][1], S == 1 ? q[0][2] : fifth[0], q[1][1], S == 1 ? q[1][2] : fifth[1],
              b[3][block]);
     multiply(d, q[2][1], S == 1 ? q[2][2] : fifth[2], b[4][block][0]);
@@ -60,7 +59,7 @@ __device__ void convolve(const Half *x, const Half *w, const float *bias, int gr
                          float *partial, float *total, unsigned int *counters) {
     extern __shared__ char shared[];
     Window<S> window(tiles, 1, 1, 2);
-    // As many channels for a warp as there are registers for.
+    // As many channels per warp as fit in registers.
     constexpr int BLOCKS = K == 8 && S == 1 && MODE != SUMMED ? 4 : 2, DEPTH = K == 8 ? 1 : K / 16;
     Share<K, BLOCKS> share;
     constexpr int STEPS = K == 8 ? 5 : TAPS * DEPTH;
@@ -76,7 +75,7 @@ __device__ void convolve(const Half *x, const Half *w, const float *bias, int gr
             share.base(channel, block), share.offset(block), k, backward ? TAPS - 1 - tap : tap);
     }
     Output<K, MODE, BLOCKS> output(share, y, bias, relu, tiles.channels, channel);
-    // Where a lane loads from: of K = 8 its row of four; else its row of two, and 8 of 16 channels.
+    // Source of a lane's loads: with K = 8 its row of four; else its row of two, and 8 of 16 channels.
     Rows<S> rows(window, S == 2);
     int mine = share.input() * 2 + (K == 8 ? rows.mine : window.tap(share.lane / 8 % 2 * S, 0)
                                     + share.lane % 8 * PIXEL + share.lane / 16 * 16);
@@ -125,11 +124,11 @@ __device__ void convolve(const Half *x, const Half *w, const float *bias, int gr
     if (MODE == SUMMED) output.add_up(share, shared, partial, total, counters);
 }
 
-// gx from gy, of a convolution of stride 2: `from` is y's map, which tiles are of, `to` x's.
+// gx from gy for a convolution of stride 2: `from` is y's map, which has the tiles, `to` is x's.
 //
-// An output of the convolution has, of the pixels that its window is over, four to itself: of
-// even and odd rows and columns. Each depends on other taps, nine in all, and on outputs beside
-// (dx), below (dy), and both.
+// Each output of the convolution has four input pixels of its own: in even and odd rows and
+// columns. They depend on different taps, nine in all, and on the outputs to the right (dx),
+// below (dy), and both.
 template <int K>
 __device__ void spread(const Half *gy, const Half *w, int group, const Tiles &tiles, Map from,
                        Map to, Half *gx) {
@@ -138,8 +137,8 @@ __device__ void spread(const Half *gy, const Half *w, int group, const Tiles &ti
     constexpr int BLOCKS = 2, DEPTH = K == 8 ? 1 : K / 16;
     Share<K, BLOCKS> share;
     constexpr int PRODUCTS = K == 8 ? 5 : TAPS;
-    // Of each product: the pixel, its outputs (2 dy + dx) and their taps; of K = 8 two of each,
-    // the tap TAPS for none.
+    // For each product: the pixel, its outputs (2 dy + dx) and their taps; with K = 8 two of each,
+    // where TAPS means no tap.
     constexpr int PIXELS[TAPS] = {0, 1, 1, 2, 2, 3, 3, 3, 3};
     constexpr int OUTPUTS[TAPS] = {0, 1, 0, 2, 0, 3, 2, 1, 0}, AT[TAPS] = {4, 3, 5, 1, 7, 0, 2, 6, 8};
     constexpr int PAIRS[5] = {0, 1, 2, 3, 3};
@@ -157,7 +156,7 @@ __device__ void spread(const Half *gy, const Half *w, int group, const Tiles &ti
             share.base(channel, block), share.offset(block), k, tap);
     }
     Output<K, PLAIN, BLOCKS> output(share, gx, nullptr, false, tiles.channels, channel);
-    // Where a lane loads from: its row of two, and of K = 8 one of two outputs, else 8 of 16
+    // Source of a lane's loads: its row of two, and with K = 8 one of two outputs, else 8 of 16
     // channels.
     constexpr int SOURCES = K == 8 ? 3 : 4;
     int mine = window.tap(share.lane / 8 % 2, share.lane % 8) + share.input() * 2;
@@ -217,7 +216,7 @@ __device__ void spread(const Half *gy, const Half *w, int group, const Tiles &ti
         });
 }
 
-// The outputs of a patch as a product's second factor: of 8 channels, and of 16.
+// The outputs of a patch as the second factor of a product: 8 channels, and 16.
 __device__ inline void load_outputs(unsigned (&b)[1][2], const char *shared, int at) {
     load_transposed(b[0], shared, at);
 }
@@ -227,8 +226,8 @@ __device__ inline void load_outputs(unsigned (&b)[2][2], const char *shared, int
     for (int i = 0; i < 4; ++i) b[i / 2][i % 2] = all[i];
 }
 
-// Weight gradients: products sum over pixels, with the input's channels as rows (of K = 8 those
-// of two taps) and y's as columns. Each block adds up what its tiles have, to `partial`, float
+// Weight gradients: products sum over pixels, with the input's channels as rows (with K = 8 those
+// of two taps) and y's as columns. Each block sums over its tiles, to `partial`, float
 // (slices, channels, 3, 3, group).
 template <int S, int STEPS, int BLOCKS>
 __device__ inline void correlate_block(float (&d)[STEPS][BLOCKS][4], const char *shared, int at,
@@ -259,7 +258,7 @@ __device__ void correlate(const Half *x, const Half *gy, int group, const Tiles 
     int channel = blockIdx.y * CHANNELS, turn = K == 16 ? warp / 4 : 0;
     int in = K == 8 ? 8 * warp : K == 16 ? warp % 4 * 16 : warp / 2 * 16;
     int out = K == 32 ? warp / 4 * 32 + warp % 2 * 16 : in;
-    // Where a lane loads from: of K = 8 its row of four; else 8 of 16 channels, and its row of two.
+    // Source of a lane's loads: with K = 8 its row of four; else 8 of 16 channels, and its row of two.
     Rows<S> rows(window, S == 1);
     int mine = in * 2 + (K == 8 ? rows.mine : window.tap(lane / 16 * S, 0) + lane % 8 * PIXEL
                          + lane / 8 % 2 * 16);
@@ -305,7 +304,7 @@ __device__ void correlate(const Half *x, const Half *gy, int group, const Tiles 
     }
 }
 
-// Sums of `slices` times `count` floats, a multiple of 4, in their order.
+// Sum `slices` slices of `count` floats, a multiple of 4, in order.
 extern "C" __global__ void __launch_bounds__(256) add_slices(IN(float) partial, int slices,
                                                              int count, OUT(float) sum) {
     __shared__ float sums[8][128];
@@ -351,7 +350,7 @@ extern "C" __global__ void __launch_bounds__(256) add_slices(IN(float) partial, 
         correlate<K, S>(x, gy, K == 8 ? group : K, tiles, in, out, partial);                    \
     }
 
-// PRODUCT_DEPTH: the channels that a product sums over, 8, 16 or 32 (trainer/engines/cudnn/grouped.py).
+// PRODUCT_DEPTH: channels over which a product sums, 8, 16 or 32 (trainer/engines/cudnn/grouped.py).
 STRIDED(PRODUCT_DEPTH, 1)
 STRIDED(PRODUCT_DEPTH, 2)
 

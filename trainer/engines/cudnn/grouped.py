@@ -1,8 +1,8 @@
 """Grouped 3x3 convolutions on tensor cores, by kernels of this project (``grouped.cu``).
 
-cuDNN takes three times as long as the traffic of such a convolution does where groups are
-narrow, and ten times with bias and ReLU. Functions take and return what those of their names
-in :mod:`trainer.engines.cudnn.generic` do, as CuPy arrays of float16 whose memory is NHWC.
+For narrow groups, cuDNN takes three times as long as the memory traffic of such a convolution,
+and ten times with bias and ReLU. Functions are those of the same name in
+:mod:`trainer.engines.cudnn.generic`, for CuPy arrays of float16 in NHWC memory.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
     from trainer.types import Shape
 
-#: The files, compiled one behind the other; PRODUCT_DEPTH is 8, 16 or 32.
+#: The files, which are compiled as one source; PRODUCT_DEPTH is 8, 16 or 32.
 SOURCES = 'tiles.cuh', 'fragments.cuh', 'grouped.cu'
 
 #: Channels of a group.
 WIDTHS = (4, 8, 16, 32)
 
-# As in grouped.cu: channels of a block, bytes from pixel to pixel in shared memory, threads.
+# As in grouped.cu: channels of a block, bytes per pixel in shared memory, threads.
 _CHANNELS, _PIXEL, _THREADS = 64, 144, 256
 
-#: Shared memory of a block, in bytes, that lets two of them run on a multiprocessor.
+#: Most shared memory of a block, in bytes, with which two blocks fit on a multiprocessor.
 _SHARED = 112 * 1024
 
-#: What choosing tiles goes by: cycles of a multiprocessor for a tile, for a pixel that is
-#: copied to shared memory, and for one that is computed.
+#: Costs for the choice of tiles: cycles of a multiprocessor per tile, per pixel copied to shared
+#: memory, and per computed pixel.
 _TILE, _COPY, _COMPUTE = 800, 4, 6
 
 
 def supports(w_shape: tuple, stride: int, pad: int, groups: int, dtype: np.dtype) -> bool:
-    """Say whether there are kernels for a convolution on the current GPU.
+    """Return whether there are kernels for a convolution on the current GPU.
 
     Args:
-        w_shape: Of the weights, (out, in / groups, height, width).
+        w_shape: Shape of the weights, (out, in / groups, height, width).
     """
     out, width, *window = w_shape
     return (
@@ -58,12 +58,12 @@ def supports(w_shape: tuple, stride: int, pad: int, groups: int, dtype: np.dtype
 
 
 class Tiles(typing.NamedTuple):
-    """How the pixels of outputs are dealt out to blocks: see ``grouped.cu``.
+    """Distribution of the output's pixels over blocks; see ``grouped.cu``.
 
     Attributes:
-        together: Images that a tile has a part of.
-        rows, columns: Pixels of each.
-        blocks: Blocks for each 64 channels.
+        together: Number of images of which a tile has a part.
+        rows, columns: Size of these parts in pixels.
+        blocks: Blocks per 64 channels.
         shared: Shared memory of a block, in bytes.
     """
 
@@ -80,11 +80,11 @@ def _window(n, stride, more):
 
 @functools.lru_cache(maxsize=1024)
 def _tiles(images, height, width, channels, stride, more, outputs, processors):
-    """Return the tiles for which all blocks are through first, by a rough count of cycles.
+    """Return the tiles with the lowest estimated time, from a rough count of cycles.
 
     Args:
-        height, width (int): Of the map that tiles are of.
-        more (int): Rows and columns that a window has besides those of its stride.
+        height, width (int): Size of the map that is divided into tiles.
+        more (int): Rows and columns of a window beyond its stride.
         outputs (bool): Whether the outputs are in shared memory too.
         processors (int): Multiprocessors of the GPU.
     """
@@ -112,7 +112,7 @@ def _tiles(images, height, width, channels, stride, more, outputs, processors):
 
 
 def _deal(x_shape, y_shape, stride, more, outputs=False):
-    """Return tiles of y, and the arguments of kernels that say so."""
+    """Return tiles of y, and the corresponding arguments of kernels."""
     import cupy
 
     n, channels, height, width = x_shape
@@ -125,7 +125,7 @@ def _deal(x_shape, y_shape, stride, more, outputs=False):
 
 
 def _launch(width, *args, **kwargs):
-    """Launch a kernel for groups of so many channels."""
+    """Launch a kernel for groups of a number of channels."""
     launch = cuda.kernels(__file__, *SOURCES, PRODUCT_DEPTH=max(width, 8))
     launch(*args, **kwargs)
 
@@ -149,7 +149,7 @@ def _counters(device, count):
 
 
 def _convolve(x, w, bias, stride, backward, relu, summed):
-    """Return y, and its sums, float32 (2, channels), where they are wanted."""
+    """Return y and, if wanted, its sums, float32 (2, channels)."""
     import cupy
 
     width = w.shape[1]
@@ -189,8 +189,8 @@ def conv_forward(x: cupy.ndarray, w: cupy.ndarray, stride: int) -> cupy.ndarray:
 def conv_with_sums(
     x: cupy.ndarray, w: cupy.ndarray, stride: int
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
-    """Return what :func:`conv_forward` does, and the sums of each channel's values and of
-    their squares, float32 (channels,)."""
+    """Compute :func:`conv_forward`; return its result, and the sums of each channel's values and
+    of their squares, float32 (channels,)."""
     y, sums = _convolve(x, w, None, stride, False, False, True)
     return y, sums[0], sums[1]
 

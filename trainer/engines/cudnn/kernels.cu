@@ -1,15 +1,14 @@
-// Batch normalisation and what comes behind it. Feature maps are NHWC, `rows` pixels of
+// Batch normalisation and what follows it. Feature maps are NHWC, `rows` pixels of
 // `channels` channels, float16 or float32; sums and statistics are float32. Threads read and
-// write 16 bytes at a time (8 or 4 channels) where the channels allow it, else one value:
+// write 16 bytes at a time (8 or 4 channels) if the number of channels permits, else one value:
 // kernels are called name_h8, name_h1, name_f4, name_f1.
 //
-// Sums over pixels are in an order that depends on the launch alone, so that the same
-// step gives the same bits.
+// The order of sums over pixels depends only on the launch, so that results repeat bit for bit.
 
-// A block's threads: `across` packs of channels, and as many pixels as there is room for.
+// A block's threads cover `across` packs of channels, and as many pixels as fit.
 //
-// All blocks run at once and walk through the map together. Where `from_end` they begin with
-// its last pixels: after a pass from the first to the last, those are still in the L2 cache.
+// All blocks run at once and advance through the map together. With `from_end` they start at the
+// last pixels, which are still in the L2 cache after a pass from the first to the last.
 struct Place {
     int rows, pack, packs, across, lane, row, high, step;
     bool from_end;
@@ -26,12 +25,12 @@ struct Place {
     __device__ bool inside() const { return row < high && pack < packs; }
     __device__ int first() const { return blockIdx.x * high + row; }
 
-    // Where this thread's pack of pixel r, in the order of the walk, is in the map.
+    // Index in the map of this thread's pack of pixel r, in the order of processing.
     __device__ long long index(int r) const {
         return (long long)(from_end ? rows - 1 - r : r) * packs + pack;
     }
 
-    // Load this thread's packs of U pixels, `step` apart: all loads are under way together.
+    // Load this thread's packs of U pixels, `step` apart, with all loads in flight at once.
     template <int U, typename T, int V>
     __device__ void fetch(const T *x, int r, Pack<T, V> (&p)[U]) const {
 #pragma unroll
@@ -40,12 +39,12 @@ struct Place {
     }
 };
 
-// Add up two sums of each channel: over the block's pixels, then over all blocks.
+// Compute two sums per channel: over the block's pixels, then over all blocks.
 //
-// `shared` holds 2 * V floats a thread. Each block writes its sums to `partial`, float
-// (gridDim.x, 2, channels). Returns true in the block that comes last of its channels:
-// there `shared` then holds the sums, for channel blockIdx.y * across * V + i at i, and the
-// second ones behind `across * V` of them.
+// `shared` has 2 * V floats per thread. Each block writes its sums to `partial`, float
+// (gridDim.x, 2, channels). Returns true in the last block of its channels to
+// finish: there `shared` then holds the sums of channel blockIdx.y * across * V + i at i, and the
+// second sums after `across * V` of them.
 template <int V>
 __device__ bool add_up(const Place &at, int channels, float (&a)[V], float (&b)[V],
                        float *shared, float *partial, unsigned int *counters) {
@@ -80,8 +79,8 @@ __device__ bool add_up(const Place &at, int channels, float (&a)[V], float (&b)[
     __syncthreads();
     if (!last) return false;
     __threadfence();
-    // Slices of the blocks by different threads, many loads under way at a time; then the
-    // slices together.
+    // Different threads sum slices of the blocks, with many loads in flight; then the slices are
+    // summed.
     constexpr int W = V < 4 ? 1 : 4;
     int packs = 2 * width / W, slices = max(1, (int)blockDim.x / packs);
     for (int i = threadIdx.x; i < packs * slices; i += blockDim.x) {
@@ -103,12 +102,12 @@ __device__ bool add_up(const Place &at, int channels, float (&a)[V], float (&b)[
     return true;
 }
 
-// Where the statistics of the channels go.
+// Destination of the statistics.
 struct Statistics {
     float eps, decay, eps_in_average;
     float *mean, *inv_std, *avg_mean, *avg_var;
 
-    // Of channel c, from sums over n values less `origin` and over their squares.
+    // Finish channel c, given the sums of n values minus `origin` and of their squares.
     __device__ void finish(int c, double n, double sum, double square, double origin) const {
         double d = sum / n, m = origin + d, var = max(square / n - d * d, 0.);
         mean[c] = m;
@@ -121,7 +120,7 @@ struct Statistics {
 
 // Mean, 1 / standard deviation and running statistics.
 //
-// Values are taken relative to the first pixel's, lest their squares cancel.
+// Values are taken relative to the first pixel, so that the squares do not cancel.
 template <typename T, int V>
 __device__ void statistics(const T *x, int rows, int channels, int across,
                            const Statistics &to, float *partial, unsigned int *counters) {
@@ -167,20 +166,20 @@ template <int V> struct Channel {
             beta[v] = beta_[c];
         }
     }
-    // The same bits forward and backward: the sign decides what the ReLU lets pass.
+    // The same bits forward and backward, as the sign determines the ReLU's mask.
     __device__ float normal(float x, int v) const {
         return fmaf(x - mean[v], scale[v], beta[v]);
     }
 };
 
-// What is done behind the normalisation.
+// What follows the normalisation.
 enum { PLAIN, RELU, ADD, ADD_RELU, RELU_ADD };
 
 template <int K> struct Kind {
     static constexpr int value = K;
 };
 
-// Call use(Kind<kind>()): what a kind does not need then takes no registers.
+// Call use(Kind<kind>()), so that a kind uses only the registers that it needs.
 template <typename Use> __device__ inline void by_kind(int kind, Use use) {
     switch (kind) {
     case PLAIN: use(Kind<PLAIN>()); break;
@@ -221,8 +220,8 @@ __device__ inline void normalize_as(const Place &at, const Channel<V> &channel, 
     }
 }
 
-// y = normalised x, + residual, ReLU. `mask` gets a byte a pack, a bit a channel, where
-// the residual decides with x what the ReLU lets pass.
+// y = normalised x, + residual, ReLU. `mask` gets a byte per pack, a bit per channel, if the
+// ReLU's mask depends on the residual.
 template <typename T, int V>
 __device__ void normalize(const T *x, const T *residual, const float *mean,
                           const float *inv_std, const float *gamma, const float *beta, int kind,
@@ -235,7 +234,7 @@ __device__ void normalize(const T *x, const T *residual, const float *mean,
     });
 }
 
-// What the ReLU lets pass of a gradient.
+// A gradient, masked by the ReLU.
 template <int KIND, typename T, int V>
 __device__ inline void masked(const Channel<V> &channel, unsigned char bits,
                               const Pack<T, V> &x, float (&g)[V]) {
@@ -247,8 +246,8 @@ __device__ inline void masked(const Channel<V> &channel, unsigned char bits,
     }
 }
 
-// Call use(i, x, g) for each of a thread's packs: its place, what was normalised, and what
-// the ReLU lets pass of the gradient.
+// Call use(i, x, g) for each of a thread's packs: its index, the normalised values, and the
+// masked gradient.
 template <int KIND, typename T, int V, typename Use>
 __device__ inline void each_gradient(const Place &at, const Channel<V> &channel, const T *gy,
                                      const T *x, const unsigned char *mask, Use use) {
@@ -270,7 +269,7 @@ __device__ inline void each_gradient(const Place &at, const Channel<V> &channel,
     }
 }
 
-// Gradients of gamma and beta; the masked gradient too, to `kept`, where that is not null.
+// Gradients of gamma and beta; also the masked gradient, to `kept` if that is not null.
 template <typename T, int V>
 __device__ void backward_sums(const T *gy, const T *x, const unsigned char *mask,
                               const float *mean, const float *inv_std, const float *gamma,
@@ -366,7 +365,7 @@ __device__ void backward_input(const T *gy, const T *x, const unsigned char *mas
             rows, channels, across, gx);                                                        \
     }
 
-// The same from sums that a convolution made on the way.
+// The same from sums that a convolution has computed.
 extern "C" __global__ void statistics_of_sums(
     IN(float) sum, IN(float) square, int rows, int channels, float eps, float decay,
     float eps_in_average, OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean,

@@ -1,9 +1,9 @@
 """Kernels for everything around the convolutions (``kernels.cu``, ``pooling.cu``,
 ``channels.cu``).
 
-cuDNN has batch normalisation too, but stores a byte per value for the ReLU's mask, where these
-kernels store at most a bit. Functions take and return what those of their names in
-:mod:`trainer.engines.cudnn.generic` do, as CuPy arrays of float16 or float32 in NHWC memory.
+cuDNN's batch normalisation stores a byte per value for the ReLU's mask; these kernels store at
+most a bit. Functions are those of the same name in :mod:`trainer.engines.cudnn.generic`, for CuPy
+arrays of float16 or float32 in NHWC memory.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _RowLaunch:
         tiles = -(-self.packs // self.across)
         device = cupy.cuda.Device().id
         high = _THREADS // self.across
-        # A few pixels per thread at least.
+        # At least a few pixels per thread.
         blocks = min(AT_ONCE[kernel] * _processors(device) // tiles, -(-self.rows // (4 * high)))
         self.grid = max(1, blocks), tiles
         self.shared = _THREADS * 2 * pack * 4
@@ -130,7 +130,7 @@ def statistics(x: cupy.ndarray, running: Running) -> tuple[cupy.ndarray, cupy.nd
 def statistics_of_sums(
     total: cupy.ndarray, square: cupy.ndarray, rows: int, running: Running
 ) -> tuple[cupy.ndarray, cupy.ndarray]:
-    """As :func:`statistics`, from the sums of ``rows`` values and of their squares per channel."""
+    """Like :func:`statistics`, from each channel's sums of ``rows`` values and of their squares."""
     found, arguments = _statistics(running)
     _launch(
         'statistics_of_sums',
@@ -236,7 +236,7 @@ def _count(threads):
     """Return a number of threads.
 
     Raises:
-        ValueError: There are more than kernels count, which do so in 32 bits.
+        ValueError: There are more than the 32 bits in which kernels count.
     """
     if threads >= 1 << 31:
         raise ValueError(f'{threads} threads at once')
@@ -294,7 +294,7 @@ def average_pooling_backward(gy: cupy.ndarray, x_shape: Shape) -> cupy.ndarray:
 
 
 def _each_image(kernel, x, inputs, outputs):
-    """Launch a kernel whose blocks each have some channels of an image, and all its pixels."""
+    """Launch a kernel in which each block has some channels, and all pixels, of an image."""
     n, c, h, w = x.shape
     letter, pack = _kind(x.dtype, c)
     across = min(c // pack, _ACROSS)

@@ -1,4 +1,4 @@
-"""cuDNN by its Python frontend, and the GPUs that graphs are made for."""
+"""cuDNN through its Python frontend, and the GPUs for which graphs are built."""
 
 import functools
 import typing

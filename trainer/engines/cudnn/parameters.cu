@@ -1,13 +1,12 @@
-// Work on all parameters at once. Each block has an entry of a table that says which part of
-// which parameter is its own.
+// Operations on all parameters at once. Each block has an entry of a table with its parameter and
+// its part.
 
 struct Part {
     int begin, count;
-    // Channels and pixels of a filter, where another array's memory is NHWC; the parameter's
-    // is NCHW.
+    // Channels and pixels of a filter if another array's memory is NHWC; the parameter's is NCHW.
     int inner, area;
 
-    // Where value i of the parameter is in the other array's memory.
+    // Index in the other array's memory of value i of the parameter.
     __device__ long long other(int i) const {
         if (area == 1) return i;
         int within = i % (inner * area);
@@ -20,11 +19,11 @@ struct Entry {
     const void *grad; // null: all zeros
     float *state;
     Part part;
-    // Times the gradient, weight decay included.
+    // Factor of the gradient, weight decay included.
     float rate;
     // Whether the gradient is float16.
     int half;
-    // Which weight decay is the parameter's.
+    // Index of the parameter's weight decay.
     int group;
     int unused;
 
@@ -35,7 +34,7 @@ struct Entry {
     }
 };
 
-// Whether a gradient is not finite: float16 could not hold it.
+// Whether a gradient is not finite, as float16 overflowed.
 extern "C" __global__ void __launch_bounds__(256)
 find_overflow(const unsigned char *table, unsigned int *overflow) {
     Entry e = reinterpret_cast<const Entry *>(table)[blockIdx.x];
@@ -45,8 +44,7 @@ find_overflow(const unsigned char *table, unsigned int *overflow) {
     if (found) *overflow = 1;
 }
 
-// Add up what the threads of a block have, in an order that is always the same; the first
-// thread's result counts.
+// Sum over the threads of a block, in a fixed order; the first thread gets the result.
 __device__ inline double block_sum(double value) {
     __shared__ double sums[256];
     sums[threadIdx.x] = value;
@@ -58,7 +56,7 @@ __device__ inline double block_sum(double value) {
     return sums[0];
 }
 
-// Each part's sum of the squares of its gradients.
+// The sum of squares of each part's gradients.
 extern "C" __global__ void __launch_bounds__(256)
 squares(const unsigned char *table, double *sums) {
     Entry e = reinterpret_cast<const Entry *>(table)[blockIdx.x];
@@ -71,7 +69,7 @@ squares(const unsigned char *table, double *sums) {
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// What gradients are multiplied with, so that their norm is at most `most`. One block.
+// The factor of gradients with which their norm is at most `most`. One block.
 extern "C" __global__ void __launch_bounds__(256)
 clip(const double *sums, int n, double most, const double *scale, float *factor) {
     double sum = 0;
@@ -86,9 +84,9 @@ clip(const double *sums, int n, double most, const double *scale, float *factor)
 
 enum { MOMENTUM, TORCH, TORCH_NESTEROV };
 
-// `rates`: learning rate, momentum, each group's weight decay. `scale`: the loss's, first of
-// two. `clipped`: what gradients are multiplied with.
-// Nothing is changed where a gradient overflowed.
+// `rates`: learning rate, momentum, each group's weight decay. `scale`: its first value is the
+// loss scale. `clipped`: factor of the gradients.
+// Nothing changes if a gradient overflowed.
 extern "C" __global__ void __launch_bounds__(256)
 update(const unsigned char *table, const float *rates, const double *scale,
        const float *clipped, const unsigned int *overflow, int kind) {
@@ -113,8 +111,9 @@ update(const unsigned char *table, const float *rates, const double *scale,
     }
 }
 
-// Chainer's adaptive loss scale: doubled each time until the first overflow, slowly after
-// that, halved at each. `scale`: the scale, and whether there ever was an overflow.
+// Chainer's adaptive loss scale: it doubles at each update until the first overflow and grows
+// slowly after that; each overflow halves it. `scale`: the scale, and whether there was an
+// overflow.
 extern "C" __global__ void adapt(double *scale, unsigned int *overflow, double growth,
                                  double most) {
     if (*overflow) {

@@ -57,7 +57,7 @@ def _parts(params, dtype):
 
 
 class GpuUpdate(update.Update):
-    """The updates of an optimizer: see the module."""
+    """The fused update of an optimizer; see the module."""
 
     def __init__(self, optimizer: chainer.Optimizer) -> None:
         import cupy
@@ -97,7 +97,7 @@ class GpuUpdate(update.Update):
         entries, each = _parts(self.params, ENTRY)
         for param, own in zip(self.params, each):
             own['param'] = param.array.data.ptr
-            if param.grad is not None:  # else nothing depends on it
+            if param.grad is not None:  # otherwise nothing depends on it
                 own['grad'] = param.grad.data.ptr
                 own['half'] = param.grad.dtype == np.float16
                 own['inner'], own['area'] = _layout(param.grad)
@@ -178,13 +178,13 @@ def _layout(grad):
 
 
 class HalfWeights:
-    """The weights of convolutions in float16, of NHWC memory, for as long as they do not change.
+    """Float16 copies, in NHWC memory, of the weights of convolutions.
 
     Args:
-        network: Whose convolutions, on a GPU.
+        network: A network on a GPU.
 
     Attributes:
-        of: Convolution -> (its weights, the converted ones), for
+        of: Convolution -> (its weights, their copy), for
             :attr:`trainer.settings.Settings.half_weights`.
     """
 
@@ -205,5 +205,5 @@ class HalfWeights:
         self._entries = len(table)
 
     def __call__(self) -> None:
-        """Convert them all; can be captured."""
+        """Convert all weights; can be captured."""
         _launch('convert', self._entries, _THREADS, self._table)

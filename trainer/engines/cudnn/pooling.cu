@@ -1,11 +1,11 @@
 // Pooling, and sums of feature maps: NHWC, float16 or float32. Kernels are called name_h8,
 // name_h1, name_f4, name_f1, as in kernels.cu.
 
-// One pack of one pixel a thread: batch, height, width and packs of its map.
+// One pack of one pixel per thread, with batch, height, width and packs of its map.
 struct Pixel {
     int n, y, x, pack;
 
-    // In 32 bits: a 64-bit division costs more than the memory access it is for.
+    // In 32 bits, as a 64-bit division takes longer than the memory access.
     __device__ Pixel(unsigned i, unsigned packs, unsigned height, unsigned width) {
         pack = i % packs;
         i /= packs;
@@ -16,7 +16,7 @@ struct Pixel {
     }
 };
 
-// Max pooling; `place` gets where in its window each maximum is, the first of equal ones.
+// Max pooling; `place` gets the index of each maximum in its window, the first of equal ones.
 template <typename T, int V>
 __device__ void max_pool(const T *x, int batch, int height, int width, int channels,
                          int out_height, int out_width, int size, int stride, int pad, T *y,
@@ -56,7 +56,7 @@ __device__ void max_pool_backward(const T *gy, const unsigned char *place, int b
     if (i >= (unsigned)batch * height * width * packs) return;
     Pixel to(i, packs, height, width);
     float g[V] = {};
-    // The windows that this pixel lies in.
+    // The windows that contain this pixel.
     int top = max(0, (to.y + pad - size + stride) / stride);
     int left = max(0, (to.x + pad - size + stride) / stride);
     for (int oy = top; oy < out_height && oy * stride - pad <= to.y; ++oy)
@@ -73,7 +73,7 @@ __device__ void max_pool_backward(const T *gy, const unsigned char *place, int b
     store<T, V>(gx, i, out);
 }
 
-// Mean of each 2x2 window, stride 2; of those pixels of a last window that are there.
+// Mean of each 2x2 window, stride 2; of a last, partial window, of its existing pixels.
 template <typename T, int V>
 __device__ void average_pool(const T *x, int batch, int height, int width, int channels, T *y) {
     unsigned packs = channels / V, i = thread();

@@ -2,9 +2,9 @@
 
 Convolutions run in cuDNN or in kernels of this project
 (:mod:`trainer.engines.cudnn.convolutions`), everything else in kernels of this project
-(:mod:`trainer.engines.cudnn.kernels`). :mod:`trainer.engines.cudnn.generic` computes what
-cuDNN has no plan for, and everything on NumPy arrays, so that tests compare the wiring with
-the reference without a GPU.
+(:mod:`trainer.engines.cudnn.kernels`). :mod:`trainer.engines.cudnn.generic` computes operations
+for which cuDNN has no plan, and everything on NumPy arrays, so that tests can compare this module
+with the reference without a GPU.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def nhwc(array: Array, dtype: np.dtype) -> Array:
 
 
 def weights(w: Array, dtype: np.dtype, conv: chainer.Link | None = None) -> Array:
-    """Return the weights of a convolution as :func:`nhwc` does."""
+    """Return the weights of a convolution in the form of :func:`nhwc`."""
     half = settings.half_weights
     if half is not None and conv in half and dtype == np.float16:
         of, copy = half[conv]

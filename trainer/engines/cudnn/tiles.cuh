@@ -1,6 +1,6 @@
-// Tiles of feature maps on their way from the device's memory by shared memory to tensor cores.
+// Moves tiles of feature maps from the device's memory through shared memory to tensor cores.
 //
-// Put in front of grouped.cu. Maps are float16 and NHWC.
+// Compiled before grouped.cu. Feature maps are float16 and NHWC.
 
 enum {
     CHANNELS = 64,   // of a block

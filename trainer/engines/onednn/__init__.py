@@ -42,7 +42,7 @@ def unavailable(gpu: int = -1) -> str | None:
 
 
 def precisions() -> tuple[str, ...]:
-    """Return the precisions that this CPU has instructions for."""
+    """Return the precisions for which this CPU has instructions."""
     return PRECISIONS if library.has_bfloat16() else ('float32',)
 
 

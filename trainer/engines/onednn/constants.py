@@ -12,7 +12,7 @@ MAX, MEAN_OF_VALID, ADD, MULTIPLY = (ctypes.c_int(n) for n in (0x1FF, 0x3FF, 0x1
 # Flags of batch normalisation.
 SCALE_SHIFT, FUSE_RELU = 2 | 4, 8
 
-# Whose descriptor is asked for.
+# Queries for descriptors of memories.
 OF_WEIGHTS, OF_GRADIENT, OF_WORKSPACE, OF_SCRATCHPAD = 131, 132, 135, 136
 
 # Arguments.

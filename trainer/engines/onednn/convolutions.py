@@ -1,7 +1,7 @@
 """Convolutions by oneDNN.
 
-Weights are float32 (out, in / groups, k, k) of any strides: a primitive wants them in a layout
-of its own. A primitive is built once for each combination of shapes and types.
+Weights are float32 (out, in / groups, k, k) of any strides; they are reordered to the layout of
+each primitive. A primitive is built once for each combination of shapes and types.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def out_shape(x: Shape, w: Shape, stride: int, pad: int) -> tuple[int, int, int,
 
 
 def _grouped(shape, groups):
-    """Return the shape that oneDNN gives to weights."""
+    """Return oneDNN's shape of weights."""
     return tuple(shape) if groups == 1 else (groups, shape[0] // groups, *shape[1:])
 
 
@@ -107,7 +107,7 @@ def _backward_weights(x, w, stride, pad, groups, dtype):
 
 
 def _laid_out(w, groups, descriptor):
-    """Return weights in the layout that a primitive wants."""
+    """Return weights in the layout of a primitive."""
     w = w.reshape(_grouped(w.shape, groups))
     found = maps.bytes_for(descriptor)
     maps.reorder(maps.strided(w), descriptor)(x=w, y=found)

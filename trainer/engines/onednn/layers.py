@@ -1,6 +1,6 @@
-"""Batch normalisation and pooling by oneDNN, and what they make with convolutions.
+"""Batch normalisation and pooling by oneDNN, and layers that combine them with convolutions.
 
-The functions of :mod:`trainer.engines.arrays`, in float32 and bfloat16.
+These are functions of :mod:`trainer.engines.arrays`, in float32 and bfloat16.
 """
 
 from __future__ import annotations
@@ -87,11 +87,10 @@ def _normalization_backward(shape, dtype, eps, relu):
 def normalize(
     x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, relu: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Batch normalisation by the batch's statistics, and a ReLU where asked for.
+    """Compute batch normalisation with the batch's statistics, optionally with a ReLU.
 
     Returns:
-        y, mean and variance (channels,), and what :func:`normalize_backward` takes as
-        ``workspace``.
+        y, mean and variance (channels,), and the ``workspace`` of :func:`normalize_backward`.
     """
     primitive, layout = _normalization(x.shape, x.dtype, eps, relu)
     y = maps.empty(x.shape, x.dtype)

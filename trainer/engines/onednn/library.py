@@ -1,7 +1,7 @@
 """oneDNN's C API by ctypes: the library, memory descriptors, primitives.
 
-Any libdnnl.so.3 does. The package onednn-cpu-gomp brings one; it needs the system's
-libgomp.so.1. Names and numbers are those of dnnl.h and dnnl_types.h of oneDNN 3.2.
+It uses libdnnl.so.3 of the package onednn-cpu-gomp, which needs the system's libgomp.so.1, or
+else of the system. Names and numbers are those of dnnl.h and dnnl_types.h of oneDNN 3.2.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ANY_LAYOUT = 1
 _USER_SCRATCHPAD = 1
 _AVX512, _AVX512_BFLOAT16 = 0x27, 0xE7
 
-#: NumPy has no bfloat16: arrays of it are uint16.
+#: NumPy has no bfloat16, so arrays of it are uint16.
 BFLOAT16 = np.dtype(np.uint16)
 _TYPES = {np.dtype(np.float32): 3, BFLOAT16: 2, np.dtype(np.uint8): 6}
 
@@ -57,7 +57,7 @@ def _library():
 
 @functools.cache
 def unavailable() -> str | None:
-    """Say why the library cannot be loaded here, or return ``None``."""
+    """Return why the library cannot be loaded here, or ``None``."""
     try:
         _library()
     except OSError as e:
@@ -83,12 +83,12 @@ def _has(instructions):
 
 
 def computes_bfloat16() -> bool:
-    """Tell whether oneDNN can compute in bfloat16 here, if slowly."""
+    """Return whether oneDNN can compute in bfloat16 here, even if slowly."""
     return _has(_AVX512)
 
 
 def has_bfloat16() -> bool:
-    """Tell whether this CPU has instructions for bfloat16 that oneDNN uses."""
+    """Return whether this CPU has instructions for bfloat16 that oneDNN uses."""
     return _has(_AVX512_BFLOAT16)
 
 
@@ -96,8 +96,8 @@ def call(name: str, *arguments: object) -> None:
     """Call a function of the C API.
 
     Raises:
-        NotSupported: It is not implemented.
-        RuntimeError: It failed otherwise.
+        NotSupported: oneDNN does not implement this.
+        RuntimeError: The call failed.
     """
     status = getattr(_library(), name)(*arguments)
     if status == _UNIMPLEMENTED:
@@ -107,13 +107,13 @@ def call(name: str, *arguments: object) -> None:
 
 
 class Handle(ctypes.c_void_p):
-    """Something of the library's, which caches can be asked for."""
+    """A handle of the library; hashable, for caches."""
 
     __hash__ = object.__hash__
 
 
 def create(name: str, *arguments: object) -> Handle:
-    """Call a function that makes something; return the handle."""
+    """Call a function that creates an object; return its handle."""
     handle = Handle()
     call(name, ctypes.byref(handle), *arguments)
     return handle
@@ -148,7 +148,7 @@ def strided(shape: Shape, dtype: np.dtype, strides: tuple[int, ...]) -> Handle:
 
 @functools.cache
 def any_layout(shape: Shape, dtype: np.dtype) -> Handle:
-    """Describe memory whose layout the primitive chooses."""
+    """Describe memory in a layout that the primitive chooses."""
     return create(
         'dnnl_memory_desc_create_with_tag',
         ctypes.c_int(len(shape)),
@@ -170,7 +170,7 @@ def vector(size: int) -> Handle:
 
 
 def bytes_of(descriptor: Handle) -> int:
-    """Return how much memory a descriptor asks for."""
+    """Return the size of a descriptor's memory in bytes."""
     size = _library().dnnl_memory_desc_get_size
     size.restype = ctypes.c_size_t
     return size(descriptor)
@@ -181,7 +181,7 @@ class _Argument(ctypes.Structure):
 
 
 def attributes(post_ops: Handle | None = None) -> Handle:
-    """Return a primitive's attributes: the scratchpad is ours."""
+    """Return the attributes of a primitive, with a scratchpad that the caller provides."""
     attributes = create('dnnl_primitive_attr_create')
     call('dnnl_primitive_attr_set_scratchpad_mode', attributes, ctypes.c_int(_USER_SCRATCHPAD))
     if post_ops is not None:
@@ -190,15 +190,15 @@ def attributes(post_ops: Handle | None = None) -> Handle:
 
 
 class Primitive:
-    """A primitive, ready to be called with arrays again and again.
+    """A primitive, which can be called with arrays repeatedly.
 
     Args:
-        kind: Its primitive descriptor is made by ``dnnl_<kind>_primitive_desc_create``.
-        arguments: Those of that function, behind the first two; attributes are ours.
-        post_ops: What follows (``dnnl_post_ops_t``), if anything does.
+        kind: Its descriptor is created by ``dnnl_<kind>_primitive_desc_create``.
+        arguments: Arguments of that function after the first two, except the attributes.
+        post_ops: Its post-ops (``dnnl_post_ops_t``), if any.
     """
 
-    # One stream, one scratchpad: one primitive at a time.
+    # One primitive at a time, as there is one stream and one scratchpad.
     _lock = threading.Lock()
     _scratchpad: np.ndarray | None = None
 
@@ -210,13 +210,13 @@ class Primitive:
         self._bound: dict[str, Handle] = {}
 
     def memory(self, query: int, index: int = 0) -> Handle:
-        """Return the descriptor that the primitive has chosen for one of its memories."""
+        """Return the descriptor that the primitive has chosen for a memory."""
         get = _library().dnnl_primitive_desc_query_md
         get.restype = ctypes.c_void_p
         return Handle(get(self.descriptor, ctypes.c_int(query), ctypes.c_int(index)))
 
     def bind(self, **descriptors: tuple[int, Handle]) -> Self:
-        """Say by which names :meth:`__call__` is given memory: name=(index, descriptor)."""
+        """Name the arguments of :meth:`__call__`: name=(index of the argument, descriptor)."""
         if self._scratch:
             descriptors['scratchpad'] = constants.SCRATCHPAD, self.memory(constants.OF_SCRATCHPAD)
         self._arguments = (_Argument * len(descriptors))()
@@ -227,7 +227,7 @@ class Primitive:
         return self
 
     def __call__(self, **arrays: np.ndarray) -> None:
-        """Compute. Arrays must have the memory that the descriptors say."""
+        """Compute. The memory of arrays must match the descriptors."""
         library = _library()
         with self._lock:
             if self._scratch:

@@ -1,7 +1,7 @@
-"""Feature maps in oneDNN's terms: memory, copies, and what is computed value by value.
+"""Feature maps for oneDNN: memory, copies, and elementwise operations.
 
 Feature maps are (batch, channels, height, width) in NHWC memory, float32 or bfloat16, which is
-kept as uint16 (:data:`BFLOAT16`).
+stored as uint16 (:data:`BFLOAT16`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ZERO = ctypes.c_float(0)
 
 
 def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """Return feature maps of any content."""
+    """Return uninitialised feature maps."""
     n, c, h, w = shape
     return pool.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
@@ -37,7 +37,7 @@ def bytes_for(descriptor: Handle) -> np.ndarray:
     return pool.empty((library.bytes_of(descriptor),), np.uint8)
 
 
-# Copies: to another type, layout or both.
+# Copies, with conversion of type and layout.
 
 
 @functools.cache
@@ -54,12 +54,12 @@ def strided(array: np.ndarray) -> Handle:
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """Copy an array into another of its shape, whatever types and strides they have."""
+    """Copy an array to another of the same shape, with any types and strides."""
     reorder(strided(source), strided(target))(x=source, y=target)
 
 
 def convert(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return feature maps in a type and in NHWC memory, themselves where they are so already."""
+    """Return feature maps with a dtype and in NHWC memory, without a copy if possible."""
     if array.dtype == dtype and array.transpose(0, 2, 3, 1).flags.c_contiguous:
         return array
     converted = empty(array.shape, dtype)
@@ -67,7 +67,7 @@ def convert(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return converted
 
 
-# Value by value.
+# Elementwise operations.
 
 
 @functools.cache
@@ -79,12 +79,12 @@ def _add(shape, dtype, after):
 
 
 def accumulate(x: np.ndarray, other: np.ndarray, relu: bool = False) -> None:
-    """Add to x in place; then a ReLU where asked for."""
+    """Add to x in place, then optionally apply a ReLU."""
     _add(x.shape, x.dtype, ('relu',) if relu else ())(x=x, other=other, y=x)
 
 
 def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return x + y, of float32 in any layout."""
+    """Return x + y for float32 arrays in any layout."""
     if x.dtype == FLOAT32:
         return x + y
     found = empty(x.shape, x.dtype)
@@ -109,7 +109,7 @@ def _multiply(shape, dtype, other_shape, other_dtype, result, after):
 def multiply(
     x: np.ndarray, other: np.ndarray, dtype: np.dtype, residual: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return x * other, of a type; with a residual, of x's type: relu(x * other + residual).
+    """Return x * other with a dtype; with a residual, relu(x * other + residual) with x's dtype.
 
     ``other`` may be (batch, channels, 1, 1).
     """
@@ -147,17 +147,17 @@ def _relu_backward(shape, dtype):
 
 
 def relu_backward(gy: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Gradient of a ReLU by its output."""
+    """Return the gradient of a ReLU, given its output."""
     gx = empty(y.shape, y.dtype)
     _relu_backward(y.shape, y.dtype)(y=y, gy=gy, gx=gx)
     return gx
 
 
-# What follows a primitive.
+# Post-ops.
 
 
 def post_ops(names: Iterable[str], descriptor: Handle) -> Handle:
-    """Return what follows a primitive: 'relu', and 'add' of an array of its output's shape."""
+    """Return post-ops of a primitive: 'relu', and 'add' of an array of its output's shape."""
     found = library.create('dnnl_post_ops_create')
     for name in names:
         if name == 'relu':

@@ -1,8 +1,8 @@
 """The provider of :mod:`trainer.engines.autograd` that computes with oneDNN.
 
-``chainer.config.precision`` is 'float32' or 'bfloat16': feature maps and the weights that
-they meet in bfloat16, sums, statistics, parameters and their gradients in float32. NumPy
-computes what is in float64.
+``chainer.config.precision`` is 'float32' or 'bfloat16': feature maps and the weights of
+convolutions in bfloat16; sums, statistics, parameters and their gradients in float32. NumPy
+computes in float64.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def empty(like: np.ndarray, shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 
 def feature_type(x: np.ndarray) -> np.dtype:
-    # Behind the pooling bfloat16 would gain nothing, and lose what the loss is made of.
+    # After pooling, bfloat16 would gain no time, and make the loss inaccurate.
     pooled = x.shape[2:] == (1, 1) and x.dtype == maps.FLOAT32
     if chainer.config.precision == 'bfloat16' and not pooled:
         return maps.BFLOAT16
