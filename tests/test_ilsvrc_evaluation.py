@@ -363,7 +363,7 @@ def test_the_loss_column_and_the_table_from_python(tree):
     _, _, loss = by_hand(softmax(tree.logits(tree.models[0])), tree.labels)
     assert found.tally.loss == pytest.approx(loss / N, rel=1e-5)
     table = report.table(found, ['m'], net)
-    (line,) = [line for line in table if line.startswith('loss ')]
+    (line,) = [line for line in table.splitlines() if line.startswith('loss ')]
     assert line == f'loss         {found.tally.loss:8.4f}'
     assert float(line.split()[1]) == pytest.approx(loss / N, abs=2e-4)
 
