@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def command() -> None:
-    """Run the script; an error that the user can mend ends in one line (:func:`cli.run`)."""
+    """Run the script; an error that the user can fix ends in one line (:func:`cli.run`)."""
     cli.run(main)
 
 

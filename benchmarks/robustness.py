@@ -1,9 +1,9 @@
-"""Damaged files, files made to harm, kills and misbehaving servers, in numbers that tests cannot
+"""Damaged files, hostile files, kills and misbehaving servers, in numbers that tests cannot
 afford.
 
     python benchmarks/robustness.py damage    # 12,000 damaged files of every kind that is read
     python benchmarks/robustness.py harm      # all files of tests/helpers/harmful.py
-    python benchmarks/robustness.py kills     # 1,040 SIGKILLs of runs, each gone on with
+    python benchmarks/robustness.py kills     # 1,040 SIGKILLs of runs, each resumed
     python benchmarks/robustness.py servers   # downloads from servers that misbehave
 
 Prints what missed a bar, then a table. Everything is drawn from --seed, so that a fault is found
@@ -105,10 +105,10 @@ def main():
     one.add_argument('--count', type=int, default=430, help='files of each kind')
     one.add_argument('--kind', action='append', help='only this kind; repeated: these')
     one.set_defaults(run=damage)
-    one = commands.add_parser('harm', help='files made to harm')
+    one = commands.add_parser('harm', help='hostile files')
     one.add_argument('--kind', action='append', help='only this kind; repeated: these')
     one.set_defaults(run=harm)
-    one = commands.add_parser('kills', help='runs that are killed and gone on with')
+    one = commands.add_parser('kills', help='runs that are killed and resumed')
     one.add_argument('--count', type=int, default=80, help='kills of each configuration')
     one.add_argument('--minutes', type=float, default=120, help='at most, all together')
     one.add_argument('--kind', action='append', help='only this configuration; repeated: these')

@@ -323,7 +323,7 @@ else:
             f.write(raw)
         said = []
         run.train(resume=True, say=said.append, save_path=str(tmp_path), data=cifar, epoch=4)
-        assert any(newest in text and 'passing over it' in text for text in said)
+        assert any(newest in text and 'skipping it' in text for text in said)
         assert any('snapshot_iter_8: going on after epoch 2' in text for text in said)
         assert_same_end(tmp_path, uninterrupted)
 

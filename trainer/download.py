@@ -91,7 +91,7 @@ def digest_of(path: Path, algorithm: str) -> str:
 def get(
     url: str,
     path: str,
-    mend: str,
+    fix: str,
     most: int,
     size: int | None = None,
     digest: tuple[str, str] = ('sha256', ''),
@@ -103,7 +103,7 @@ def get(
     Args:
         url: Address of the file; redirects are followed, but not from https to http.
         path: File to write.
-        mend: What the user can do if the download fails, for messages.
+        fix: What the user can do if the download fails, for messages.
         most: Largest size in bytes.
         size: Expected size in bytes; ``None``: the size that the server states.
         digest: Name of a hashlib algorithm, and the first digits of the expected digest.
@@ -120,16 +120,16 @@ def get(
             if check is not None:
                 check(got)
         except urllib.error.URLError as e:
-            raise InputError(f'{url}: cannot be downloaded ({e.reason}); {mend}') from e
+            raise InputError(f'{url}: cannot be downloaded ({e.reason}); {fix}') from e
         except _BROKEN as e:
             raise InputError(
-                f'{url}: the download broke off ({type(e).__name__}: {e}); try again, or {mend}'
+                f'{url}: the download broke off ({type(e).__name__}: {e}); try again, or {fix}'
             ) from e
         if not got.digest.startswith(digest[1]):
             raise InputError(
                 f'{url}: what came is not the published file ({digest[0].upper()} '
                 f'{got.digest[: max(len(digest[1]), 8)]} instead of {digest[1]}); try again, '
-                f'or {mend}'
+                f'or {fix}'
             )
     return got
 
@@ -270,7 +270,7 @@ class _Transfer:
             if response.status != 206 or there is None or int(there[1]) != self._done:
                 self.begin()
                 if response.status == 206:
-                    raise ValueError('another part came than was asked for')
+                    raise ValueError('the server sent another part than requested')
         version = response.headers.get('ETag', '')
         self._version = None if version.startswith('W/') else version
         length = response.headers.get('Content-Length', '')

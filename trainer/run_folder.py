@@ -95,7 +95,7 @@ def read_record(folder: str) -> dict[str, Any]:
     except OSError as e:
         raise InputError(f'{path}: cannot be read ({e.strerror})') from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise InputError(f'{path}: damaged ({e}); it cannot be gone on with') from e
+        raise InputError(f'{path}: damaged ({e}); it cannot be resumed') from e
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

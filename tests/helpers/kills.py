@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, gone on with, and compared with one that was not."""
+"""Runs that are killed repeatedly, resumed, and compared with an uninterrupted one."""
 
 import dataclasses
 import importlib.util

@@ -22,7 +22,7 @@ def install() -> dict[str, str]:
         :data:`supplied`, which is filled when Chainer is imported.
     """
     if 'chainer' in sys.modules:
-        _mend()
+        _repair()
     elif not any(isinstance(finder, _Chainer) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Chainer())
     return supplied
@@ -56,10 +56,10 @@ class _Chainer:
         _supply(modules.ITEMS)
         with modules.without_distutils():
             self._loader.exec_module(module)
-        _mend()
+        _repair()
 
 
-def _mend():
+def _repair():
     from trainer.chainer_compat import functions, libraries  # which import Chainer
 
     _supply(functions.ITEMS + libraries.ITEMS)

@@ -56,7 +56,7 @@ class StandIn(Loader):
         self.fill(module)
 
 
-class Mended(StandIn):
+class Repaired(StandIn):
     """Finder and loader of an existing module that a function repairs after its import."""
 
     loader: Loader
@@ -158,10 +158,10 @@ def _fill_onnx_mapping(module):
     missing=numpy_since('2.4'),
 )
 def _multi_node_iterator():
-    sys.meta_path.insert(0, Mended('chainermn.iterators.multi_node_iterator', _mend_slave))
+    sys.meta_path.insert(0, Repaired('chainermn.iterators.multi_node_iterator', _repair_slave))
 
 
-def _mend_slave(module):
+def _repair_slave(module):
     slave = module._MultiNodeIteratorSlave
     slave.__init__ = with_names(slave.__init__, int=lambda array: int(array.item()))
 
@@ -172,10 +172,10 @@ def _mend_slave(module):
     missing=lambda: sys.version_info >= (3, 14),
 )
 def _multi_node_normalization():
-    sys.meta_path.insert(0, Mended('chainermn.links.batch_normalization', _mend_deepcopy))
+    sys.meta_path.insert(0, Repaired('chainermn.links.batch_normalization', _repair_deepcopy))
 
 
-def _mend_deepcopy(module):
+def _repair_deepcopy(module):
     def deepcopy(self, memo):
         memo[id(self.comm)] = self.comm  # an attribute that both have
         twin = memo[id(self)] = type(self).__new__(type(self))

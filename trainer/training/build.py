@@ -74,18 +74,18 @@ def network(
 
 def _check_classes(built, dataset, where):
     classes = dataset.classes
-    mend = '; --reset-classifier trains a new classifier for these'
-    mend = mend if where.startswith('-m ') else ''
+    fix = '; --reset-classifier trains a new classifier for these'
+    fix = fix if where.startswith('-m ') else ''
     if built.category_num != len(classes):
         raise InputError(
             f'{where}: a network of {built.category_num} classes, but {dataset.name} has '
-            f'{len(classes)}{mend}'
+            f'{len(classes)}{fix}'
         )
     if built.classes not in (None, classes):
         held, now = next(c for c in zip(built.classes, classes) if c[0] != c[1])
         raise InputError(
             f'{where}: its classes are not those of {dataset.name} ({held} where there is {now} '
-            f'now){mend}'
+            f'now){fix}'
         )
 
 

@@ -243,7 +243,7 @@ class _Upload:
     def __call__(self, sources, targets, stream):
         """Copy NumPy arrays to arrays on the device, in the order of a stream.
 
-        Arrays that are on the device already are copied there; ``None`` is passed over.
+        Arrays that are on the device already are copied there; ``None`` is skipped.
         """
         sources, targets = zip(*(pair for pair in zip(sources, targets) if pair[0] is not None))
         places, size = [], 0

@@ -214,6 +214,6 @@ class Loop:
             if not self.group.rank:
                 self.snapshot(self.trainer)
             raise InputError(
-                f'{e}; mend it, or put another image of its class in its place, and '
+                f'{e}; repair it, or put another image of its class in its place, and '
                 f'go on with --resume {self.setup.folder}: nothing is lost'
             ) from e

@@ -53,7 +53,7 @@ def train(
             return _train(folder, resume, (lambda text: None) if group.rank else say, given, group)
         except OSError as e:
             raise InputError(
-                f'{e.filename or folder}: cannot be written ({e.strerror or e}); mend that and go '
+                f'{e.filename or folder}: cannot be written ({e.strerror or e}); fix that and go '
                 'on with --resume'
             ) from e
         finally:

@@ -87,9 +87,9 @@ def restore(
                 chainer.serializers.NpzDeserializer(arrays).load(trainer)
             return path
         except InputError as e:
-            say(f'{e}; passing over it')
+            say(f'{e}; skipping it')
         except (KeyError, ValueError, TypeError, UserWarning) as e:
-            say(f'{path}: does not fit the network or the options ({e}); passing over it')
+            say(f'{path}: does not fit the network or the options ({e}); skipping it')
     if found:
         raise InputError(
             f'{folder}: none of the {len(found)} snapshots is whole and of this run; start anew '

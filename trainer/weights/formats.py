@@ -118,10 +118,10 @@ def kind_of(path: Path) -> str:
         with files.open_regular(path) as f:
             head = f.read(512)
     except OSError as e:
-        mend = ''
+        fix = ''
         if isinstance(e, FileNotFoundError) and str(path).endswith('.t7'):
-            mend = f"; the paper's are published at {PUBLISHED}"
-        raise InputError(f'{path}: cannot be read ({e.strerror or e}){mend}') from e
+            fix = f"; the paper's are published at {PUBLISHED}"
+        raise InputError(f'{path}: cannot be read ({e.strerror or e}){fix}') from e
     for fmt in available().values():
         if fmt.recognises is not None and fmt.recognises(head):
             return fmt.name

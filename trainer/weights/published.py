@@ -165,11 +165,11 @@ def _is_whole(path, weights):
 
 def _fetch(weights, path):
     folder = os.path.dirname(path)
-    mend = 'fetch the file by another way and name it with -m'
+    fix = 'fetch the file by another way and name it with -m'
     if weights.file == 'model.safetensors':  # of the Hub, which has a config.json next to it
         config = os.path.join(folder, _CONFIG)
         url = weights.url.removesuffix(weights.file) + _CONFIG
-        download.get(url, config, mend, _MOST_CONFIG)
+        download.get(url, config, fix, _MOST_CONFIG)
         try:
             timm_config.read(config)
         except InputError as e:
@@ -179,7 +179,7 @@ def _fetch(weights, path):
     got = download.get(
         weights.url,
         path,
-        mend,
+        fix,
         most,
         digest=('sha256', weights.sha256),
         attempts=5,
