@@ -149,8 +149,8 @@ def predictors(networks: Sequence[Model | Predictor]) -> list[Predictor]:
 
 
 def take_rows(predictors: Sequence[Predictor]) -> bool:
-    """Return whether predictors make images of rows of bytes on their GPU
-    (:class:`trainer.transforms.gpu_images.ImageRows`), as their networks want them."""
+    """Return whether predictors convert rows of bytes to their networks' images on a GPU
+    (:class:`trainer.transforms.gpu_images.ImageRows`)."""
     return all(
         isinstance(p.finish, gpu_images.ImageRows) and p.finish.preprocessing == table.of(p.network)
         for p in predictors
@@ -169,9 +169,8 @@ def compute(
 
     Args:
         function: A :class:`trainer.inference.predictors.Predictor`, or its ``features``.
-        x: float32 (images, 3, height, width), or with crops of each, (images, crops, 3, height,
-            width); or rows, uint8 (images, row bytes) or (images, crops, row bytes), where
-            :func:`take_rows` says so.
+        x: float32 (images, 3, height, width) or (images, crops, 3, height, width); or, if
+            :func:`take_rows`, uint8 (images, row bytes) or (images, crops, row bytes).
         chunk: Images or crops per call of ``function``; ``None``: all.
 
     Returns:
@@ -246,8 +245,7 @@ def predict(
     """Classify images.
 
     Args:
-        networks: One network, or several, whose posterior probabilities are averaged; see
-            :func:`predictors`.
+        networks: One network, or several, whose posteriors are averaged; see :func:`predictors`.
         sources: Paths, or images as the network's preprocessing takes them
             (:mod:`data_augmentation`).
         k: Answers per image.

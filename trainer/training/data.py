@@ -222,9 +222,7 @@ def data_path(
         preprocessing: A class of :mod:`data_augmentation`.
         group: The processes; each loads its share.
 
-    Returns:
-        The iterators and ``finish``. A file that cannot be read ends training, and is skipped in
-        testing (:class:`trainer.datasets.parallel.Iterator`).
+    A file that cannot be read ends training, and is skipped in testing.
 
     Raises:
         trainer.errors.InputError: There are not enough images for a batch.
