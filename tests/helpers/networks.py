@@ -94,6 +94,7 @@ def same(a, b):
 
 
 def randomise(network, seed=0):
+    network.weight_initialization(seed)
     rng = np.random.default_rng(seed)
     for name, array in npz.state(network).items():
         if name.endswith(('bn/gamma', 'bn/avg_var')):
