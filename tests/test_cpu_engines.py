@@ -12,6 +12,7 @@ from trainer import engines
 from trainer.engines import arrays, chunks, pool, products
 from trainer.engines.onednn import layers as by_onednn
 from trainer.engines.onednn import library, maps
+from trainer.engines.onednn import products as by_products
 from trainer.errors import InputError
 from trainer.networks import layers
 from trainer.settings import settings
@@ -87,6 +88,34 @@ def test_layers(sizes, engine, precision, tolerance):
     found = layer_step(layer, *arguments, engine, precision)
     for want, got in zip(expected, found, strict=True):
         assert relative(want, got) < tolerance
+
+
+@onednn
+@pytest.mark.parametrize(('engine', 'precision', 'tolerance'), ENGINES[1:])
+@pytest.mark.parametrize('weights', [0, 1 << 30])
+def test_products_and_convolutions(weights, engine, precision, tolerance, monkeypatch):
+    """1x1 convolutions by products and by primitives of convolutions."""
+    called = []
+    monkeypatch.setattr(by_products, '_WEIGHTS', weights)
+    for name in ('forward', 'backward_data', 'backward_weights'):
+        real = getattr(by_products, name)
+        monkeypatch.setattr(
+            by_products, name, lambda *a, real=real: called.append(real.__name__) or real(*a)
+        )
+    test_layers((24, 40, 1, 1, 1, 9), engine, precision, tolerance)
+    done = {'forward', 'backward_data', 'backward_weights'}
+    assert set(called) == (set() if weights else done)
+
+
+@onednn
+def test_a_product_adds_the_gradient_that_is_there():
+    rng = np.random.default_rng(0)
+    gy, addend = (maps.empty((2, c, 3, 3), np.dtype(np.float32)) for c in (40, 24))
+    gy[...], addend[...] = rng.standard_normal(gy.shape), rng.standard_normal(addend.shape)
+    w = rng.standard_normal((40, 24, 1, 1)).astype(np.float32)
+    found = by_products.backward_data(gy, w, addend.shape, addend)
+    expected = np.einsum('oi,nohw->nihw', w[:, :, 0, 0], gy) + addend
+    assert relative(expected, found) < 1e-6
 
 
 @pytest.mark.parametrize('sizes', LAYERS)

@@ -1,7 +1,8 @@
 """Convolutions by oneDNN.
 
 Weights are float32 (out, in / groups, k, k) of any strides; they are reordered to the layout of
-each primitive. A primitive is built once for each combination of shapes and types.
+each primitive, unless :mod:`trainer.engines.onednn.products` computes. A primitive is built once
+for each combination of shapes and types.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from trainer.engines import pool
-from trainer.engines.onednn import constants, maps
+from trainer.engines.onednn import constants, maps, products
 from trainer.engines.onednn.library import Primitive, any_layout, dims, engine, nhwc, vector
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def _laid_out(w, groups, descriptor):
 
 
 def conv_forward(x: np.ndarray, w: np.ndarray, stride: int, pad: int, groups: int) -> np.ndarray:
+    if products.suits(x.shape, w.shape, stride, pad, groups):
+        return products.forward(x, w)
     primitive, layout = _forward(x.shape, w.shape, stride, pad, groups, x.dtype)
     y = maps.empty(out_shape(x.shape, w.shape, stride, pad), x.dtype)
     primitive(x=x, w=_laid_out(w, groups, layout), y=y)
@@ -153,6 +156,8 @@ def conv_backward_data(
     groups: int,
     addend: np.ndarray | None,
 ) -> np.ndarray:
+    if products.suits(x_shape, w.shape, stride, pad, groups):
+        return products.backward_data(gy, w, x_shape, addend)
     gx = maps.empty(x_shape, gy.dtype)
     if addend is not None and w.shape[2:] == (1, 1) and (stride, pad, groups) == (1, 0, 1):
         # A forward pass with the weights transposed, which can add.
@@ -170,6 +175,8 @@ def conv_backward_data(
 def conv_backward_weights(
     x: np.ndarray, gy: np.ndarray, w_shape: Shape, stride: int, pad: int, groups: int
 ) -> np.ndarray:
+    if products.suits(x.shape, w_shape, stride, pad, groups):
+        return products.backward_weights(x, gy, w_shape)
     primitive, layout = _backward_weights(x.shape, w_shape, stride, pad, groups, x.dtype)
     found = maps.bytes_for(layout)
     primitive(x=x, gy=gy, gw=found)
