@@ -17,7 +17,7 @@ from PIL import Image
 
 import resnext
 from data_augmentation import DataAugmentationImagenetTorch7, DataAugmentationNormalizeBigger
-from trainer import datasets
+from trainer import datasets, recipes
 from trainer.datasets import folder, loading, mnist, parallel, quick, splits
 from trainer.errors import InputError
 from trainer.training.data import Load, data_path
@@ -524,3 +524,15 @@ def test_other_images_are_refused(whole, tmp_path):
         train(tmp_path / 'run', data, resume=True, epoch=2)
     assert train(tmp_path / 'run', tmp_path / 'moved', resume=True, epoch=2)
     assert log(tmp_path / 'run') == log(whole / 'run')
+
+
+@pytest.mark.parametrize(('cores', 'files', 'memory'), [(2, 0, 0), (8, 2, 0), (64, 4, 0)])
+def test_workers_on_a_cpu(cores, files, memory, tmp_path, monkeypatch):
+    """As many as keep up, for images in files; those in memory take no time."""
+    monkeypatch.setattr(parallel, 'cores', lambda: cores)
+    write(tmp_path, 6)
+    for dataset, workers in ((folder.load(str(tmp_path)), files), (quick.load(), memory)):
+        options = recipes.get('original').replace(batch=4)
+        dataset = dataset if dataset.test else dataset._replace(test=dataset.train)
+        path = data_path(dataset, options, DataAugmentationImagenetTorch7)
+        assert path.train._workers == workers

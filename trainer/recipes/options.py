@@ -87,7 +87,8 @@ class Options:
     )
     workers: int | None = option(
         None,
-        'processes that load data; 0: the main one does (default: 0 on a CPU, else up to 4)',
+        'processes that load data; 0: the main process does (default: on a CPU 0, and one per four '
+        'cores for images in files; on a GPU up to 4, for files one per core)',
         kind=values.not_negative(int),
         metavar='N',
         free=True,

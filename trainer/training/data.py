@@ -299,8 +299,10 @@ def _workers(options, in_memory, on_device, group):
     if options.workers is not None:
         return options.workers
     # On a CPU the network is far slower than loading; random choices take no time.
-    if options.gpu < 0 or in_memory and on_device:
+    if in_memory and (options.gpu < 0 or on_device):
         return 0
+    if options.gpu < 0:
+        return min(4, parallel.cores() // 4)
     cores = max(1, (os.cpu_count() or 1) // group.local_size)
     return min(4 if in_memory else parallel.cores(), cores)
 
