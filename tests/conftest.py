@@ -1,4 +1,4 @@
-"""What the tests share. Importing ``trainer`` first makes Chainer importable."""
+"""Fixtures and helpers of all tests. Importing ``trainer`` first makes Chainer importable."""
 
 import importlib
 import os
@@ -116,7 +116,7 @@ def no_plans(monkeypatch, tmp_path):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """A run's figures are files of no content: drawing takes half of a run on a few images."""
+    """Write figures as files without content, as drawing takes half of the time of a tiny run."""
     from trainer import files
     from trainer.reports import figures
 

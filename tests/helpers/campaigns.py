@@ -1,4 +1,4 @@
-"""Campaigns of damage: many files of each kind, read under watch, and what became of them."""
+"""Campaigns of damage: many files of each kind, read in a monitored process, and the outcomes."""
 
 import collections
 import concurrent.futures
@@ -19,7 +19,7 @@ from helpers import kinds, watched
 
 @dataclasses.dataclass
 class Row:
-    """What became of the files of a kind: counts of outcomes, faults, the most of each."""
+    """Outcomes of the files of a kind: counts, faults, maxima of time and memory."""
 
     name: str
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -37,10 +37,11 @@ class Row:
 
 
 def damage_files(watch, name: str, count: int, seed: int, tell=lambda: None) -> Row:
-    """Read so many damaged files of a kind (of :data:`helpers.kinds.KINDS`).
+    """Read damaged files of a kind (of :data:`helpers.kinds.KINDS`).
 
     Args:
-        watch: Reads them. name: The kind. count: Files. seed: Which. tell: Called after each.
+        watch: The monitored reader. name: The kind. count: Number of files. seed: Of the damages.
+        tell: Called after each file.
     """
     row, kind = Row(name), kinds.KINDS[name]
     rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
@@ -57,7 +58,7 @@ def damage_files(watch, name: str, count: int, seed: int, tell=lambda: None) -> 
 
 
 def harm(watch, kind: str, cases, tell=lambda: None) -> Row:
-    """Read files of a kind that were made to harm; cases: (name, make: (folder) -> path)."""
+    """Read hostile files of a kind; cases: (name, make: (folder) -> path)."""
     row = Row(kind)
     for name, make in cases:
         with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +88,7 @@ def side_by_side(calls, total: int, workers: int, what: str) -> list:
 
 
 def table(rows: list[Row]) -> str:
-    """Return lines: for each kind, what became of its files and what they took."""
+    """Return a table as lines: outcomes, time and memory of each kind."""
     head = '{:<18s} {:>6s} {:>6s} {:>6s} {:>6s} {:>6s} {:>7s} {:>7s} {:>6s}'
     lines = [head.format('', 'files', 'line', 'equal', 'other', 'fault', 'CPU s', 'time s', 'MB')]
     for row in [*rows, total(rows)]:

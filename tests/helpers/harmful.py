@@ -1,4 +1,4 @@
-"""Files made to harm, for each kind of files that the project reads (:mod:`helpers.kinds`)."""
+"""Hostile files of each kind that the project reads (:mod:`helpers.kinds`)."""
 
 import base64
 import gzip
@@ -21,7 +21,7 @@ import test_record
 
 from helpers import kinds
 
-#: What a terminal would obey, and a name would end by.
+#: Control characters that a terminal would obey, and a line end.
 CONTROL = '\x1b[2J\x1b]0;x\x07\r\n\u202e\x9b31m'
 
 Case = tuple[str, str, Callable]
@@ -75,7 +75,7 @@ def _named(name, data):
 
 
 def _by(name, write):
-    """Return what makes a file by ``write(path)``."""
+    """Return a function that makes a file by ``write(path)``."""
 
     def make(folder):
         path = pathlib.Path(folder, name)
@@ -86,7 +86,7 @@ def _by(name, write):
 
 
 def _in_place(kind, change):
-    """Return what makes a kind's whole file and changes it: ``change(path)``."""
+    """Return a function that makes a kind's whole file and changes it by ``change(path)``."""
 
     def make(folder):
         path = kinds.KINDS[kind].make(folder)
@@ -163,7 +163,7 @@ def _without_suffix(write, path):
 
 
 def zip_directory(path: os.PathLike, members: int) -> None:
-    """Write a zip archive whose directory says so many empty members; the first is there."""
+    """Write a zip archive whose directory lists many empty members; only the first exists."""
     name = path.name.endswith('pth') and 'x/data.pkl' or 'a.npy'
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr(name, b'')
@@ -335,7 +335,7 @@ def _with_control(text):
 
 
 def _places() -> Iterator[Case]:
-    """Pipes, devices, folders and names in the place of each kind."""
+    """Pipes, devices, folders and odd names in place of a file of each kind."""
     for kind in kinds.KINDS:
         yield kind, 'pipe', _in_place(kind, lambda path: (path.unlink(), os.mkfifo(path)))
         yield kind, 'zero', _in_place(kind, lambda p: (p.unlink(), p.symlink_to('/dev/zero')))

@@ -1,4 +1,4 @@
-"""Images, and trees of them as datasets have them."""
+"""Images, and folders of images in the layouts of datasets."""
 
 import numpy as np
 from PIL import Image
@@ -8,7 +8,7 @@ SIZES = [(60, 90), (90, 60), (70, 70), (1, 1), (230, 240), (64, 300)]
 
 
 def random_image(height, width, seed=0):
-    """Smooth, so that JPEG and resizing have something to do: uint8 (height, width, 3)."""
+    """Return a smooth random image, as JPEG and resizing need: uint8 (height, width, 3)."""
     rng = np.random.default_rng((height, width, seed))
     small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     noise = rng.integers(-20, 21, (height, width, 3))

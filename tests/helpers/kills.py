@@ -19,13 +19,13 @@ from helpers import runs
 from trainer.engines.onednn import library
 from trainer.training import run
 
-#: A run of two epochs in moments; one thread of BLAS, whose number changes how sums round.
+#: A run of two short epochs; one thread of BLAS, as the number of threads changes rounding.
 TINY = dict(
     C=1, d=2, multi=2, block_num=(1, 1, 1), batch=20, train_batch_divide=2, epoch=2, lr=0.05,
     lr_steps=(1,), seed=7, threads=1, workers=0, engine='reference',
 )  # fmt: skip
 
-#: What is run: name -> options that differ; 'processes' are started by mpiexec.
+#: Kinds of runs: name -> options that differ; 'processes' are started by mpiexec.
 CONFIGURATIONS = {
     'alone': {},
     'workers': {'workers': 2},
@@ -36,7 +36,7 @@ CONFIGURATIONS = {
     'processes': {},
 }
 
-#: What Python tells before it touches a file (sys.addaudithook); fsync is not among it.
+#: Python's audit events of file operations (sys.addaudithook); fsync has none.
 OPERATIONS = {
     'open', 'os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'os.listdir', 'os.scandir',
 }  # fmt: skip
@@ -44,12 +44,12 @@ OPERATIONS = {
 
 @dataclasses.dataclass
 class Kills:
-    """What became of killed runs.
+    """Outcomes of killed runs.
 
     Attributes:
         name: The configuration and when it was killed.
-        kills: SIGKILLs that met a run. ends: Runs that came to their end and were compared.
-        differ: What differed, a line each.
+        kills: SIGKILLs that hit a run. ends: Runs that finished and were compared.
+        differ: Differences, one line each.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Kills:
 
 
 def unavailable(name: str) -> str:
-    """Return why a configuration cannot be run here; empty where it can."""
+    """Return why a configuration cannot be run here, or an empty string."""
     if 'onednn' in name:
         return library.unavailable() or ''
     if name == 'processes' and (importlib.util.find_spec('mpi4py') is None or _mpiexec() is None):
@@ -73,7 +73,7 @@ def _mpiexec():
 
 
 def _die_at(operation, folder):
-    """Have this process killed just before its so manieth operation on files in a folder."""
+    """Kill this process just before its n-th operation on files in a folder."""
     count, sync = 0, os.fsync
 
     def step():
@@ -123,7 +123,7 @@ class Campaign:
         return write_cifar10(self.root / 'cifar-10-batches-bin', 16)
 
     def _train(self, folder):
-        # Drawing takes two thirds of so small a run; its files are written all the same.
+        # Drawing takes two thirds of such a small run; the files are still written.
         Figure.savefig = _blank
         resume = (folder / 'run.json').exists()
         run.train(
@@ -132,7 +132,7 @@ class Campaign:
         )  # fmt: skip
 
     def _start(self, folder, operation=None):
-        """Start a process that begins the run in a folder or goes on with it."""
+        """Start a process that starts or resumes the run in a folder."""
         if not self.processes:
 
             def train():
@@ -153,7 +153,7 @@ class Campaign:
             raise AssertionError(f'{self.found.name}: {folder} ended with {process.exitcode}')
 
     def kill(self) -> None:
-        """Kill once; compare where the run came to its end instead."""
+        """Kill once; if the run finished instead, compare it."""
         folder = self.root / str(self._run)
         if self.how == 'operations':
             self._operation += 1
@@ -174,7 +174,7 @@ class Campaign:
             self._run += 1
 
     def end(self) -> Kills:
-        """Let the last run come to its end, and compare it."""
+        """Let the last run finish, and compare it."""
         folder = self.root / str(self._run)
         if folder.exists():
             self._finish(folder)
@@ -210,7 +210,7 @@ class _Mpi(subprocess.Popen):
 
 
 def campaign(name, how, kills, seconds, seed=0, tell=lambda: None) -> Kills:
-    """Kill so many times, or for so many seconds; see :class:`Campaign`."""
+    """Kill a number of times, or for a number of seconds; see :class:`Campaign`."""
     with tempfile.TemporaryDirectory() as root:
         killing, begun = Campaign(name, root, how, seed), time.monotonic()
         while killing.found.kills < kills and time.monotonic() - begun < seconds:

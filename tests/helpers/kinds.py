@@ -1,4 +1,4 @@
-"""The kinds of files that the project reads: a whole one of each, and what reads it."""
+"""The kinds of files that the project reads, with a valid file and a reader of each."""
 
 import atexit
 import dataclasses
@@ -41,7 +41,8 @@ def _same(whole, came):
 
 
 def _numbers_alone(whole, came, changed):
-    """Arrays of the same names and shapes, in which no more numbers differ than bytes did."""
+    """Return whether arrays have the same names and shapes, and at most as many numbers differ as
+    bytes were damaged."""
     if whole.keys() != came.keys() or any(whole[n].shape != came[n].shape for n in whole):
         return False
     differ = sum(int(np.sum(whole[n] != came[n])) for n in whole)
@@ -53,13 +54,12 @@ class Kind:
     """A kind of files.
 
     Attributes:
-        make: (folder) -> path of a whole file in it, with what belongs to it.
-        read: (path) -> what the file holds.
-        has_checksum: Whether the format can tell any damage; all that is read is then right.
-        may_differ: (what the whole file holds, what came, how many bytes differ, ``None`` where
-            the damaged file is longer or shorter) -> whether a file without a checksum may hold
-            that.
-        same: (what the whole file holds, what came) -> whether they are equal.
+        make: (folder) -> path of a valid file in it, with the files that belong to it.
+        read: (path) -> content of the file.
+        has_checksum: Whether the format detects any damage, so that all contents must be right.
+        may_differ: (content of the valid file, content that was read, number of differing bytes or
+            ``None`` if the length differs) -> whether that is acceptable without a checksum.
+        same: (content of the valid file, content that was read) -> whether they are equal.
     """
 
     make: Callable
@@ -190,7 +190,7 @@ def _listed(path):
 
 @functools.cache
 def _run():
-    """A run's folder that nothing damaged, for this process."""
+    """Return an undamaged folder of a run, for this process."""
     root = tempfile.mkdtemp(prefix='run')
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     data = str(write_cifar10(pathlib.Path(root, 'cifar-10-batches-bin'), 4))
@@ -216,7 +216,7 @@ def _of_a_run(name):
 
 
 def _resumed(path):
-    """What a run has after a snapshot: all that a snapshot would hold."""
+    """Return the state of a run after loading a snapshot: all that a snapshot would hold."""
     import chainer
 
     held, real = {}, snapshots.restore
@@ -314,7 +314,7 @@ KINDS = {
 
 
 def warm_up():
-    """Import what readers import, which otherwise the first file would be charged with."""
+    """Import the modules of readers, whose time would otherwise count for the first file."""
     quick.load()
     _arrays(FIXTURES / 'pytorch_torchvision.pth')
     for name in ('tiff', 'avif'):

@@ -1,4 +1,4 @@
-"""Kinds of files whose readers do what no reader may, for tests of the watch."""
+"""Kinds of files whose readers misbehave, for tests of the monitor."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ def _has_no_name(path):
     raise OSError(2, 'No such file')
 
 
-#: What is wrong -> what reads so.
+#: Misbehaviour -> reader.
 READERS = {
     'executed': _unpickles,
     'memory': _uses_memory,
@@ -41,6 +41,6 @@ READERS = {
 
 
 def register():
-    """Add them to the kinds that a watch reads."""
+    """Add them to the kinds of the monitor."""
     for name, read in READERS.items():
         KINDS[name] = Kind(None, read, has_checksum=True)

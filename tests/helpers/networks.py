@@ -54,7 +54,7 @@ def build(make, dtype=np.float32, seed=0):
 
 
 def step(network, x, t, engine, precision='float32', gpu=-1):
-    """One forward and backward pass: (scores, gradients, state)."""
+    """Compute a forward and backward pass: (scores, gradients, state)."""
     network = copy.deepcopy(network)
     network.check_gpu(gpu)
     send, get = network.device.send, chainer.get_device('@numpy').send
@@ -71,7 +71,7 @@ def step(network, x, t, engine, precision='float32', gpu=-1):
 
 
 def small(kind='ilsvrc', **arguments):
-    """A network with weights and running statistics at random."""
+    """Return a network with random weights and running statistics."""
     cls = resnext_ilsvrc.ResNext if kind == 'ilsvrc' else resnext.PaperResNext
     arguments = dict(
         {'stem_width': 4, 'stages': [[2, 4, 2, 8, 1, 'first'], [1, 8, 2, 16, 2, 'first']]},
@@ -86,7 +86,7 @@ def small(kind='ilsvrc', **arguments):
 
 
 def same(a, b):
-    """Tell whether two networks are equal, bit for bit."""
+    """Return whether two networks are equal, bit for bit."""
     a, b = npz.state(a), npz.state(b)
     return list(a) == list(b) and all(
         np.asarray(a[name]).tobytes() == np.asarray(b[name]).tobytes() for name in a

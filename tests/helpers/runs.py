@@ -1,4 +1,4 @@
-"""Runs of training on small data: begun, killed, compared."""
+"""Runs of training on small data: starting, killing and comparing them."""
 
 import multiprocessing
 import os
@@ -34,7 +34,7 @@ def in_child(function, *args, **kwargs):
 
 
 def final_state(folder):
-    """Everything that a run leaves behind, but for the clock."""
+    """Return everything that a run leaves behind, except times."""
     newest = run_folder.snapshots(folder)[0]
     arrays = npz.read_arrays(newest)
     arrays.pop('_snapshot_elapsed_time')
@@ -55,7 +55,7 @@ def assert_same_end(folder, golden):
         assert a[name] == b[name], name
 
 
-#: Classes of the images in trainer/datasets/quick -> what the class folders are called.
+#: Classes of the images in trainer/datasets/quick -> names of class folders.
 CLASSES = {3: 'felines', 5: 'canines', 9: 'lorries'}
 
 

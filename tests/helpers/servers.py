@@ -1,4 +1,4 @@
-"""Servers on this machine that misbehave in every way that a download has to outlast."""
+"""Local servers that misbehave in all ways that a download must handle."""
 
 import concurrent.futures
 import contextlib
@@ -36,7 +36,7 @@ def redirect(to):
 
 
 def sends(*parts):
-    """Return a behaviour: send these, without end if one is ``...``."""
+    """Return a behaviour: send these parts, endlessly if one is ``...``."""
 
     def behave(send):
         for part in parts:
@@ -49,7 +49,7 @@ def sends(*parts):
 
 
 def stalls(*parts, forever=b''):
-    """Return a behaviour: send these, then wait, or send a little again and again."""
+    """Return a behaviour: send these parts, then wait, or send a little repeatedly."""
 
     def behave(send):
         for part in parts:
@@ -124,10 +124,10 @@ def handler(name):
 
 
 def all_refused():
-    """Download from each, with the real bounds on time.
+    """Download from each server, with the real time limits.
 
     Returns:
-        dict: Name -> (seconds, what is wrong or '', the line).
+        dict: Name -> (seconds, fault or '', the line).
     """
     with concurrent.futures.ThreadPoolExecutor(len(SERVERS)) as pool:
         return dict(zip(SERVERS, pool.map(_refused, SERVERS)))

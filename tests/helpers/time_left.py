@@ -1,5 +1,5 @@
-"""The time left, beside pytest's percentage: what the tests that remain took the last time, by how
-fast those that ran were now."""
+"""The remaining time next to pytest's percentage, from the last run's times of the remaining tests
+and the speed of this run."""
 
 import time
 
@@ -9,7 +9,7 @@ KEY = 'seconds/of_tests'
 
 
 class TimeLeft:
-    """A plugin of pytest; it keeps in pytest's cache what each test took."""
+    """A plugin of pytest that stores the times of tests in pytest's cache."""
 
     def __init__(self, config):
         self._cache = getattr(config, 'cache', None)
@@ -42,12 +42,12 @@ class TimeLeft:
             self._done.add(name)
 
     def left(self):
-        """Return the seconds left; ``None`` where nothing is known of the tests."""
+        """Return the remaining seconds; ``None`` if no times are known."""
         if not self._done or not self._known:
             return None
         done = sum(self._expected.get(name, 0) for name in self._done)
         ahead = sum(self._expected.values()) - done
-        # At the beginning, what the machine is like now says little.
+        # At the start, the speed of this run is not reliable.
         speed = (time.monotonic() - self._begun + 20) / (done + 20)
         return max(0, ahead) * speed
 

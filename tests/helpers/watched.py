@@ -1,4 +1,4 @@
-"""Reads files in a process whose time, memory and deeds are watched.
+"""Reads files in a process whose time, memory and actions are monitored.
 
 :class:`Watch` starts this file as a script, which reads one file after the other by the
 readers of :mod:`helpers.kinds`.
@@ -22,14 +22,14 @@ if __name__ == '__main__':
 
 #: Bars: seconds of CPU, bytes beside what the process had, characters of a line.
 SECONDS, BYTES, CHARACTERS = 10, 10**9, 500
-#: Seconds after which a process hangs, on a machine that does much else too.
+#: Seconds after which a process counts as hanging, even on a busy machine.
 HANGS = 60
-#: Bytes of addresses that a process may ask for: more than it may use, far less than there are.
+#: Limit of the address space, in bytes: more than a process may use, far less than there is.
 ADDRESSES = 4 * 10**9
-#: What messages get before them: the longest name of a script.
+#: The longest prefix of messages, from a script's name.
 PROG = 'ilsvrc_converter.py: error: '
 
-#: What Python tells of itself (sys.addaudithook) when a file's contents get to act.
+#: Python's audit events (sys.addaudithook) when contents of a file are executed.
 DEEDS = {
     'os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.fork', 'os.startfile',
     'subprocess.Popen', 'pickle.find_class', 'socket.connect', 'os.remove', 'shutil.rmtree',
@@ -38,11 +38,11 @@ DEEDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a file.
+    """Outcome of a file.
 
     Attributes:
-        kind: 'equal', 'other values', 'line', or what is wrong.
-        text: The line, or more on what is wrong.
+        kind: 'equal', 'other values', 'line', or the fault.
+        text: The line, or details of the fault.
         cpu, wall: Seconds. peak: Bytes.
     """
 
@@ -54,7 +54,7 @@ class Outcome:
 
     @property
     def fault(self) -> str:
-        """What bar was missed; empty if none."""
+        """The missed bar, or an empty string."""
         if self.kind not in ('equal', 'other values', 'line'):
             return self.kind
         if self.cpu > SECONDS:
@@ -65,10 +65,10 @@ class Outcome:
 
 
 class Watch:
-    """A process that reads files, started again when one ended it.
+    """A process that reads files; it is restarted if a file ended it.
 
     Args:
-        hangs: Seconds after which it is ended. more: A module whose
+        hangs: Seconds after which it is killed. more: A module whose
             ``register()`` adds to :data:`helpers.kinds.KINDS`.
     """
 
@@ -96,7 +96,7 @@ class Watch:
         self._know()
 
     def end(self):
-        """End the process; another is started where it is asked again."""
+        """End the process; the next read starts another."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -117,7 +117,7 @@ class Watch:
         return Outcome(**json.loads(answer))
 
     def whole(self, kind: str, path) -> None:
-        """Remember what the whole file of a kind holds: what damaged ones are compared with."""
+        """Store the content of a kind's valid file, with which damaged ones are compared."""
         self._whole = kind, pathlib.Path(path), pathlib.Path(path).read_bytes()
         if self._process is None:
             self._start()
@@ -154,7 +154,7 @@ def _changed(data, damaged):
 
 
 class _Deeds(list):
-    """The deeds since it was cleared; those of files that are being written do not count."""
+    """Actions since it was cleared, except those of files that are being written."""
 
     def __init__(self):
         super().__init__()
@@ -171,7 +171,7 @@ def _peak():
 
 
 def _bounded(read, path):
-    """Return (seconds of CPU, of the clock, bytes, what came, what was raised)."""
+    """Return (seconds of CPU, wall-clock seconds, bytes, content, exception)."""
     with open('/proc/self/clear_refs', 'w') as f:
         f.write('5')  # the peak is now what there is
     before, cpu, wall = _peak(), time.process_time(), time.monotonic()
@@ -240,7 +240,7 @@ def _answer(asked, wholes, deeds, noise):
 
 
 def main():
-    """Answer on what was the standard output; what else is printed there counts as noise."""
+    """Answer on the original standard output; anything else printed there counts as noise."""
     import resource
 
     answers = os.fdopen(os.dup(1), 'w')
