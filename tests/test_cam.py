@@ -1,4 +1,4 @@
-"""Class activation maps against gradients and scores; as a user draws them."""
+"""Class activation maps against gradients and scores, and drawn by the script."""
 
 import sys
 
@@ -38,7 +38,7 @@ def computed(request):
 
 
 def test_weights_are_the_gradients(computed):
-    """The map of a class is the gradient of its score by the features, times them, times pixels."""
+    """The map of a class is the gradient of its score times the features times the pixels."""
     network, x, features, scores = computed
     best = scores.array.argmax(axis=1)
     assert (scores.array.max(axis=1) > 0).all()

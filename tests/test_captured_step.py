@@ -1,4 +1,4 @@
-"""The training step as a CUDA graph against the step as Chainer makes it."""
+"""The training step as a CUDA graph against Chainer's step."""
 
 import copy
 import io
@@ -32,8 +32,8 @@ RATES = (0.004, 0.004, 0.004, 0.002, 0.002, 0.002, 0.001, 0.002, 0.003)
 def limit(key, tolerance):
     """Return how far a parameter or statistic may be off after a run.
 
-    A beta is still close to 0 then, the sum of gradients that cancel: on a GPU, whose sums
-    are in another order, each ReLU that flips shows there.
+    A beta is then close to 0, a sum of gradients that cancel: on a GPU, where sums have another
+    order, each flipped ReLU is visible there.
     """
     return tolerance if simulated() or not key.endswith('beta') else 10 * tolerance
 
@@ -222,8 +222,8 @@ def test_mixed_follows_roughly_and_scales():
 
 @pytest.fixture
 def half_gradients(monkeypatch, no_plans):
-    """Let no weight gradient have a plan from float16 to float32, as on a GPU the stem's and
-    those of narrow groups have none; return the types of gradients that updates were given."""
+    """Remove plans of weight gradients from float16 to float32, which the stem and narrow groups
+    lack on a GPU; return the dtypes of the gradients in updates."""
     build, types = graphs.conv_backward_weights, []
 
     def without_float32(*key):

@@ -1,4 +1,4 @@
-"""Chainer's functions that stop at NumPy 2 or a library of today: each computes again."""
+"""Chainer's functions that fail with NumPy 2 or current libraries: each works again."""
 
 import chainer
 import chainer.functions as F

@@ -57,7 +57,7 @@ def errors(network, arrays, what=lambda p: p.array, whole=True):
 
 @pytest.mark.usefixtures('engine')
 class TestFloat64:
-    """Nothing but rounding is left."""
+    """The only difference is rounding."""
 
     def test_outputs(self, original, set_b):
         network = small(set_b, np.float64)

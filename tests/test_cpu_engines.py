@@ -68,7 +68,7 @@ def layer_step(layer, x, gy, residual, engine, precision):
 @pytest.mark.parametrize(('engine', 'precision', 'tolerance'), ENGINES)
 @pytest.mark.parametrize('sizes', LAYERS)
 def test_layers(sizes, engine, precision, tolerance):
-    """Without a ReLU, whose flips say nothing of the arithmetic: to float64."""
+    """Compare with float64, without a ReLU, whose flips do not depend on the arithmetic."""
     channels, out, ksize, stride, groups, size = sizes
     rng = np.random.default_rng(0)
     with chainer.using_config('dtype', np.float64):
@@ -148,7 +148,7 @@ def test_nan_passes_a_relu():
 
 @pytest.mark.parametrize('make', NETWORKS)
 def test_networks_in_float64(make):
-    """Autograd, residuals, statistics and pooling: nothing but rounding is left."""
+    """Autograd, residuals, statistics and pooling differ only by rounding."""
     network, x, t = build(make, np.float64)
     expected, found = (step(network, x, t, e) for e in ('reference', 'numpy'))
     assert relative(expected[0], found[0]) < 1e-12
@@ -171,7 +171,7 @@ def test_networks_by_onednn(make):
 
 @bfloat16
 def test_squeeze_and_excitation_in_bfloat16():
-    """Scores and statistics: of the gradients, those where ReLUs flip say little."""
+    """Scores and statistics; gradients differ where ReLUs flip."""
     network, x, t = build(squeeze_excite)
     expected, found = (step(network, x, t, *e) for e in (('reference',), ('onednn', 'bfloat16')))
     assert relative(expected[0], found[0]) < 3e-2

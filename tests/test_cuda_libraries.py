@@ -1,4 +1,4 @@
-"""What the extra cuda13 brings, of which nothing here needs a GPU."""
+"""The libraries of the extra cuda13; none of these tests needs a GPU."""
 
 import importlib.metadata
 import json
@@ -34,7 +34,7 @@ def installed():
 
 
 def test_headers_and_libraries_are_in_the_environment(installed):
-    """On a machine with nothing but a driver CuPy and cuDNN have no others."""
+    """On a machine with only a driver, CuPy and cuDNN have no other libraries."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -79,7 +79,7 @@ def test_every_graph_has_a_plan_or_another_way(installed, network, precision, tm
 
 
 def test_chainer_s_search_for_nccl_prints_nothing():
-    """CuPy's advice of several lines would otherwise begin every run on a single GPU."""
+    """Otherwise every run on a single GPU would start with several lines of CuPy's advice."""
     code = r"""
 import warnings
 import trainer, chainer

@@ -1,4 +1,4 @@
-"""How cuDNN's plans are found, timed and kept, and what happens where there is none."""
+"""Finding, timing and caching of cuDNN's plans, and the fallback without one."""
 
 import time
 

@@ -1,5 +1,5 @@
-"""Weights in damaged and hostile files: the whole file's arrays, or one line; see
-benchmarks/convert.py for more of them."""
+"""Weights in damaged and hostile files: they load like the valid file, or end in one line.
+benchmarks/convert.py has more of them."""
 
 import io
 import json
@@ -102,7 +102,7 @@ def test_every_cut_of_a_t7_file_is_noticed(tmp_path):
 
 
 def test_trees_with_odd_values_are_read_or_refused(tmp_path):
-    """Any field of any module as anything: no error but the one line."""
+    """Any field of any module with any value: the only error is the one line."""
     rng = np.random.default_rng(0)
     outcomes = []
     for i in range(200):

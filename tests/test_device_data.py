@@ -1,4 +1,4 @@
-"""Data that ends on a GPU: what is sent there, and what is made of it, against the CPU's."""
+"""Preprocessing on a GPU: the data that is sent there and the resulting images, against the CPU."""
 
 import json
 
@@ -82,7 +82,7 @@ def batches(iterator, n=3):
 
 
 def drawn_of(preprocessing, rows):
-    """What rows say, as ``draw`` does."""
+    """Convert rows to the random choices of ``draw``."""
     kind = type(preprocessing.draw(np.random.default_rng(0)))
     rows = rows[:, 1:].tolist()
     if 'interpolation' in kind._fields:
@@ -91,7 +91,7 @@ def drawn_of(preprocessing, rows):
 
 
 def finished(rows):
-    """What becomes of rows of bytes, computed with NumPy."""
+    """Convert rows of bytes to images with NumPy."""
     images = []
     for row in rows:
         side = 176 if len(row) == 176 * 176 * 3 else 224

@@ -1,4 +1,4 @@
-"""What figures and tables show: colours, classes, runs of the same numbers, names told apart."""
+"""Content of figures and tables: colours, classes, runs with equal numbers, distinct names."""
 
 import copy
 

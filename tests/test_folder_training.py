@@ -1,4 +1,4 @@
-"""Training on folders, ILSVRC and MNIST: what is found, how it is divided, what goes wrong."""
+"""Training on folders, ILSVRC and MNIST: finding images, dividing them, errors."""
 
 import gzip
 import io
@@ -360,7 +360,7 @@ def photographs():
 
 @pytest.mark.parametrize('kind', [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
 def test_shrinking_changes_nothing_visible(kind, tmp_path):
-    """Less than saving the result once as a JPEG of quality 95, just where it begins."""
+    """The difference is smaller than that of saving once as a JPEG of quality 95."""
     changes, accepted = [], []
     for i, photo in enumerate(photographs()):
         path = tmp_path / f'{i}.jpg'
@@ -439,7 +439,7 @@ def test_training_from_large_files(name, tmp_path):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    """A folder of images and a run on it that nothing disturbed."""
+    """A folder of images and an uninterrupted run on it."""
     root = tmp_path_factory.mktemp('whole')
     write(root / 'images', 14)
     assert train(root / 'run', root / 'images')
@@ -528,7 +528,7 @@ def test_other_images_are_refused(whole, tmp_path):
 
 @pytest.mark.parametrize(('cores', 'files', 'memory'), [(2, 0, 0), (8, 2, 0), (64, 4, 0)])
 def test_workers_on_a_cpu(cores, files, memory, tmp_path, monkeypatch):
-    """As many as keep up, for images in files; those in memory take no time."""
+    """Images in files have enough workers to keep up; images in memory need none."""
     monkeypatch.setattr(parallel, 'cores', lambda: cores)
     write(tmp_path, 6)
     for dataset, workers in ((folder.load(str(tmp_path)), files), (quick.load(), memory)):

@@ -1,4 +1,4 @@
-"""Pickles made to hang, to overflow the stack or to fill the memory, where pickles are read."""
+"""Hostile pickles that would hang, overflow the stack or fill the memory of their readers."""
 
 import pickle
 import subprocess
@@ -55,7 +55,7 @@ def tensor(**change):
 
 
 def pickles():
-    """Yield (name, pickle) of everything that a reader could trip over."""
+    """Yield (name, pickle) of everything that could break a reader."""
     for name, evil in EVIL.items():
         yield f'{name} as key', b'\x80\x02}' + evil + b'Ns.'
         yield f'{name} as function', b'\x80\x02' + evil + b')R.'
@@ -136,7 +136,7 @@ def test_pytorch_files(tmp_path):
 
 
 def test_the_published_bytes(tmp_path):
-    """The two files that first did this, byte for byte."""
+    """The first two files that were found, byte for byte."""
     doubled = bytes.fromhex('80027d29') + bytes.fromhex('3286') * 60 + bytes.fromhex('4e732e')
     nested = bytes.fromhex('80027d29') + b'\x85' * 10**6 + bytes.fromhex('4e732e')
     cases = {}

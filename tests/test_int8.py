@@ -1,4 +1,4 @@
-"""Inference in integers of 8 bits: how near it stays, what is kept, what is refused."""
+"""Inference in 8-bit integers: accuracy, cache, errors."""
 
 import importlib.util
 import json

@@ -13,7 +13,7 @@ PRODUCT = sorted([*ROOT.glob('*.py'), *(ROOT / 'trainer').rglob('*.py')])
 
 
 def too_long(source):
-    """Return what in a module is too long, a text each."""
+    """Return descriptions of what is too long in a module."""
     found = []
     lines = len(source.splitlines())
     if lines > FILE:

@@ -1,4 +1,4 @@
-"""Several processes: the same as one, and none outlives another's end."""
+"""Several processes compute the same as one, and all end if one does."""
 
 import importlib.util
 import json
@@ -151,7 +151,7 @@ def two(cifar, tmp_path_factory):
 @needs_mpi
 @pytest.mark.parametrize('engine', ['reference', 'numpy'])
 def test_gradients_are_exchanged_during_the_backward_pass(tmp_path, engine):
-    """From the second update on, all that layers report; their means are exact."""
+    """From the second update on, all reported gradients are sent early; means are exact."""
     status, out, err = launch(2, 'exchanged', tmp_path, engine)
     assert status == 0 and not err, err
     ranks = [dict(np.load(tmp_path / f'rank{rank}.npz')) for rank in range(2)]
@@ -330,7 +330,7 @@ class TestUnevenShares:
 @needs_mpi
 class TestEnds:
     def test_a_process_is_killed(self, one, cifar, tmp_path):
-        """The one that writes: then all of them end; one process goes on."""
+        """If the writing process is killed, all end, and one process can resume."""
         status, out, err = launch(2, 'fails', tmp_path, cifar, 'kill', '0')
         assert status != 0
         assert run_folder.snapshots(tmp_path)[0].endswith('snapshot_iter_4')
@@ -355,7 +355,7 @@ class TestEnds:
         assert len(log_of(tmp_path)) > 10
 
     def test_ctrl_c(self, one, cifar, tmp_path):
-        """Begun by one process, gone on with by two, interrupted, and gone on with by one."""
+        """Started by one process, resumed by two, interrupted, and resumed by one."""
         assert alone(tmp_path, cifar, epoch=1)
         process = start(2, CASES, 'train', tmp_path, cifar, 'resume', 'epoch=400')
         for line in process.stdout:
@@ -370,7 +370,7 @@ class TestEnds:
         assert alone(tmp_path, cifar, resume=True, epoch=newest // 4 + 1)
 
     def test_one_is_interrupted(self, two, cifar, tmp_path):
-        """All stop after the same update; going on ends as if nothing had been."""
+        """All stop after the same update; the resumed run ends like an uninterrupted one."""
         status, out, err = launch(2, 'fails', tmp_path, cifar, 'interrupt', '1')
         assert status == 130, err
         assert run_folder.snapshots(tmp_path)[0].endswith('snapshot_iter_6')

@@ -1,4 +1,4 @@
-"""Weights by name: the table, and fetching from servers that behave as the publishers' do."""
+"""Weights by name: the table, and downloads from servers that behave like the publishers'."""
 
 import contextlib
 import dataclasses

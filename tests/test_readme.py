@@ -1,4 +1,4 @@
-"""What the README and the pages in docs/ say holds."""
+"""The examples of the README and of docs/ work."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""A run's own files: what it goes on with, and what happens where they are damaged."""
+"""The files of a run: resuming from them, and damaged ones."""
 
 import json
 import multiprocessing
@@ -48,7 +48,7 @@ class Killed(BaseException):
 
 
 def killed(folder, monkeypatch, **given):
-    """Begin a run or go on with it, up to its first update; return its record."""
+    """Start or resume a run up to its first update; return its record."""
 
     def kill(*args, **kwargs):
         raise Killed

@@ -1,5 +1,5 @@
-"""A sample of benchmarks/robustness.py: damaged files, files made to harm, killed runs; and that
-its watch sees what it is there for."""
+"""A sample of benchmarks/robustness.py: damaged and hostile files, killed runs; and tests of the
+monitor itself."""
 
 import importlib.util
 import os
@@ -74,7 +74,7 @@ class _Calls:
 
 
 def test_the_watch_sees(tmp_path):
-    """Readers that do what none may are found out."""
+    """The monitor detects misbehaving readers."""
     watch = watched.Watch(more='helpers.misbehaving')
     path = tmp_path / 'x'
     path.write_bytes(pickle.dumps(_Calls()))

@@ -1,4 +1,4 @@
-"""What a run's folder is good for: testing its models, comparing it with others."""
+"""Uses of a run's folder: testing its models, comparing it with others."""
 
 import json
 import os

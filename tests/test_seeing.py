@@ -1,4 +1,4 @@
-"""What users look at: results image by image, augmented images, TensorBoard; a run's end."""
+"""Output for users: results per image, augmented images, TensorBoard, the summary of a run."""
 
 import csv
 import os

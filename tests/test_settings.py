@@ -1,4 +1,4 @@
-"""Settings are a thread's own, and end with their block."""
+"""Settings belong to a thread, and end with their block."""
 
 import concurrent.futures
 import pathlib

@@ -1,6 +1,6 @@
-"""Whether the simulated GPU catches what it is there to catch, and computes as a GPU does.
+"""The simulated GPU detects errors, and computes as a GPU does.
 
-What is no error runs on a real GPU as well, so that the simulation is held to one.
+Tests without errors run on a real GPU as well, so that the simulation is compared with one.
 """
 
 import contextlib
@@ -257,7 +257,7 @@ class TestStreams:
             assert cupy.empty(999).data.ptr == address
 
     def test_graphs_work_on_addresses(self, cupy):
-        """What is freed while its graph lives is overwritten in whoever gets the memory."""
+        """Replay overwrites memory that was freed while the graph exists, even if reassigned."""
         stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
         x = cupy.zeros(3)
         cupy.cuda.Device().synchronize()

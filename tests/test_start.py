@@ -1,5 +1,5 @@
-"""How scripts begin and are interrupted: flags are checked before anything heavy is imported, and
-Ctrl-C ends in one line."""
+"""Start and interruption of scripts: flags are checked before slow imports, and Ctrl-C ends in one
+line."""
 
 import re
 import signal

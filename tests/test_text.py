@@ -1,4 +1,4 @@
-"""What comes from outside is shown printable and short."""
+"""Text from outside is shown printable and short."""
 
 import pickle
 import subprocess

@@ -114,7 +114,7 @@ def test_the_variants_of_one_network_are_equal(shared):
 
 
 def test_the_writer_writes_what_torchfile_reads(tmp_path):
-    """So that the tests below stand on the format, not on the converter's reading of it."""
+    """The tests below rely on the format, not on the converter's reading of it."""
     tree = t7_files.Builder(modules='nn').network('cifar', (1,), 2, 2, 4, 8, 3)
     tree.fields['hook'] = t7_files.Function(b'os.exit(1)', [1])
     t7_files.write(tmp_path / 'x.t7', tree)

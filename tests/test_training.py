@@ -1,4 +1,4 @@
-"""Training: what each flag does, and that nothing is ever lost."""
+"""Training: the effect of each flag, and that nothing is lost."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def cifar(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def uninterrupted(cifar, tmp_path_factory):
-    """The folder of a run that nothing disturbed."""
+    """The folder of an uninterrupted run."""
     folder = str(tmp_path_factory.mktemp('uninterrupted'))
     assert train(folder, cifar)
     return folder
@@ -69,7 +69,7 @@ def train(folder, data, resume=False, **options):
 
 
 def resume(folder, data, **options):
-    """Begin, or go on as often as it takes, as a user would, here with all the options."""
+    """Start or resume a run, as a user would, with all options."""
     return run.train(
         resume=os.path.exists(os.path.join(folder, 'run.json')),
         say=lambda text: None,
@@ -229,7 +229,7 @@ class TestNothingLost:
         assert_same_end(tmp_path, uninterrupted)
 
     def interrupt(self, command, cifar, tmp_path, wait):
-        """Ctrl-C when ``wait(process)`` returns; the run stops with a snapshot, and goes on."""
+        """Press Ctrl-C when ``wait(process)`` returns; the run stops with a snapshot."""
         options = [f'--{k}={v}' for k, v in TINY.items() if not isinstance(v, tuple)]
         options += ['--block_num', '1', '1', '1', '--lr_steps', '2', '3', '--workers', '2']
         process = subprocess.Popen(
@@ -335,7 +335,7 @@ else:
             train(tmp_path, cifar, resume=True, epoch=2)
 
     def test_a_clock_that_was_set_back(self, cifar, tmp_path):
-        """Snapshots are kept by number; what only resembles one, or is ahead, stays."""
+        """Snapshots are kept by number; files that only resemble one, or are ahead, stay."""
         train(tmp_path, cifar, epoch=2)
         for name in ('snapshot_iter_4.bak', 'snapshot_iter_90', 'snapshot_iter_91'):
             (tmp_path / name).write_text('x')
@@ -421,7 +421,7 @@ else:
 
     @pytest.mark.parametrize('at', [1, 3, 9])
     def test_killed_while_an_earlier_run_is_moved(self, uninterrupted, cifar, tmp_path, at):
-        """Before, amid and after its eight files: it goes on where it was."""
+        """Killed before, between and after the moves of its eight files, it resumes."""
         train(tmp_path, cifar, epoch=1)
 
         def die():
@@ -455,7 +455,7 @@ else:
             assert path.read_text() == str(path)
 
     def test_files_of_others_stay(self, cifar, tmp_path):
-        """Only what the run itself left unfinished goes, however much a name resembles it."""
+        """Only the run's own unfinished files are removed, not those with similar names."""
         ours = '.resnext-unfinished-12-0123abcd-'
         theirs = [
             'tmp-thesis.txt',

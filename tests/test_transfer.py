@@ -1,4 +1,4 @@
-"""Fine-tuning: a new classifier, frozen layers, a faster head; as a user does it."""
+"""Fine-tuning: a new classifier, frozen layers, a faster classifier; also from the script."""
 
 import json
 import os

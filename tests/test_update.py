@@ -1,4 +1,4 @@
-"""The update of all parameters at once: bit for bit as the optimizer and its hooks do."""
+"""The fused update equals the optimizer and its hooks bit for bit."""
 
 import chainer
 import numpy as np
