@@ -168,6 +168,43 @@ def test_gradients_are_exchanged_during_the_backward_pass(tmp_path, engine):
 
 
 @needs_mpi
+def test_a_gradient_that_several_layers_add_to_is_sent_at_the_end():
+    """Of a process that had no image in the first update, too."""
+    import chainer
+    from mpi4py import MPI
+
+    import resnext
+    from trainer.settings import settings
+    from trainer.training.exchange import Exchange
+
+    class World:
+        size, sent = 1, []
+
+        def bcast(self, value):
+            return value
+
+        def Iallreduce(self, where, array):  # noqa: N802
+            self.sent.append(float(array.flat[0]))
+            return MPI.REQUEST_NULL
+
+    network = resnext.ResNext(10, (1,), 1, 2, 2)
+    chainer.optimizers.SGD(0.1).setup(network)
+    params = list(network.params())
+    exchange = Exchange(World())
+    for _ in range(2):
+        World.sent.clear()
+        network.cleargrads()
+        with exchange.during(network):
+            for param in (*params, params[0]):  # the first is reported twice, with a half each
+                part = np.full_like(param.array, 0.5 if param is params[0] else 1)
+                param.grad = part if param.grad is None else param.grad + part
+                settings.complete(param.node, part)
+        exchange.finish(network)
+        assert World.sent == [1.0] * len(params)
+        assert all((param.grad == 1).all() for param in params)
+
+
+@needs_mpi
 class TestTheSameAsOne:
     def test_weights(self, one, two):
         """200 images in batches of 60, the last of 20, in two chunks or by two processes."""

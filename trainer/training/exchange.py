@@ -53,9 +53,11 @@ class Exchange:
 
         def complete(node: chainer.variable.VariableNode, gradient: Array) -> None:
             name = names.get(node)
-            if name is None:
+            if name is None or self._order is not None and name in self._repeated:
                 return
             if name in self._complete:
+                if self._order is not None:
+                    raise RuntimeError(f'the gradient of {name} was sent before it was complete')
                 self._repeated.add(name)
             self._complete[name] = np.ascontiguousarray(gradient)
             self._send()
@@ -77,7 +79,8 @@ class Exchange:
                 grad = np.zeros_like(param.array) if missing else param.grad
                 self._complete[name] = np.ascontiguousarray(grad)
         if self._order is None:
-            self._order = self._world.bcast(early)
+            # A process without an image of the first batch has seen no gradient.
+            self._order, self._repeated = self._world.bcast((early, self._repeated))
             self._order += [name for name in params if name not in self._order]
         self._send()
         for name, request in zip(self._order, self._requests):
