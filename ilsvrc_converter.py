@@ -156,7 +156,7 @@ def _input(given):
     """Return the file to convert; check that its format can be read."""
     from trainer import run_folder
 
-    path = run_folder.weights(given) if os.path.isdir(given) else given
+    path = run_folder.weights(given)
     formats.kind_of(path)
     return path
 

@@ -91,29 +91,15 @@ def writable() -> dict[str, Format]:
     return {name: fmt for name, fmt in available().items() if fmt.write is not None}
 
 
-def _fetched(path):
-    """Return the path of a file; published weights are downloaded if necessary."""
-    from trainer.weights import published
-
-    return path if os.path.isfile(path) else published.local(path)
-
-
-def _about(path):
-    """Return the test geometry that belongs to a file, or ``None``, and notes for the user."""
-    from trainer.weights import published
-
-    folder = os.path.dirname(path)
-    described = any(os.path.isfile(os.path.join(folder, name)) for name in published.DESCRIPTIONS)
-    return published.about(path) if described else (None, ())
-
-
 def kind_of(path: Path) -> str:
     """Return the format's name of a file, from its first bytes; published weights are fetched.
 
     Raises:
         trainer.errors.InputError: The file cannot be read, or has no known format.
     """
-    path = _fetched(path)
+    from trainer.weights import published
+
+    path = published.local(path)
     try:
         with files.open_regular(path) as f:
             head = f.read(512)
@@ -151,9 +137,9 @@ def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[
     Raises:
         trainer.errors.InputError: The file is damaged, or holds no supported network.
     """
-    from trainer.weights import description
+    from trainer.weights import description, published
 
-    path = _fetched(path)
+    path = published.local(path)
     fmt = available()[kind_of(path)]
     if entry is not None and not fmt.has_entries:
         raise InputError(
@@ -167,7 +153,7 @@ def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[
             f'{path}: holds a network without its classifier; main.py --retrain with '
             '`reset_classifier` trains a new one'
         )
-    geometry, said = _about(path)
+    geometry, said = published.about(path)
     if geometry is not None and network.geometry is None:
         description.set_geometry(network, geometry)
     size = network.image_size if network.geometry else image_size or network.image_size

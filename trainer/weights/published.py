@@ -32,10 +32,6 @@ _NAME = re.compile('({})/([A-Za-z0-9][\\w.-]*)'.format('|'.join(SOURCES)), re.AS
 
 _RECORD = 'fetched.json'
 _CONFIG = 'config.json'
-
-#: Files next to weights that describe them: the record of a download, timm's configuration.
-DESCRIPTIONS = (_RECORD, _CONFIG)
-
 _MOST_CONFIG = 1 << 20
 
 # Torch7's files have 7.6 bytes per parameter, as they include gradients.
