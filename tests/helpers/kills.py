@@ -94,10 +94,6 @@ def _die_at(operation, folder):
     sys.addaudithook(hear)
 
 
-def _blank(figure, path, **options):
-    pathlib.Path(path).write_bytes(b'x' * 20_000)
-
-
 class Campaign:
     """Kills runs of a configuration.
 
@@ -123,8 +119,7 @@ class Campaign:
         return write_cifar10(self.root / 'cifar-10-batches-bin', 16)
 
     def _train(self, folder):
-        # Drawing takes two thirds of such a small run; the files are still written.
-        Figure.savefig = _blank
+        Figure.savefig = runs.blank  # drawing takes two thirds of such a small run
         resume = (folder / 'run.json').exists()
         run.train(
             resume=resume, say=lambda text: None, save_path=str(folder), data=self.data,

@@ -66,18 +66,12 @@ class Exchange:
             yield
 
     def finish(self, network: Network) -> None:
-        """Wait until all gradients are averaged; drop those of frozen parameters."""
+        """Wait until all gradients are averaged. All parameters that are updated have one."""
         params = _updated(network)
-        for param in network.params():
-            if param.update_rule is None or not param.update_rule.enabled:
-                param.cleargrad()
         early = [name for name in self._complete if name not in self._repeated]
         for name, param in params.items():
             if name not in self._complete or name in self._repeated:
-                # Without an image of this batch a process has no gradient.
-                missing = param.grad is None
-                grad = np.zeros_like(param.array) if missing else param.grad
-                self._complete[name] = np.ascontiguousarray(grad)
+                self._complete[name] = np.ascontiguousarray(param.grad)
         if self._order is None:
             # A process without an image of the first batch has seen no gradient.
             self._order, self._repeated = self._world.bcast((early, self._repeated))
@@ -93,8 +87,8 @@ class Exchange:
         """Send the complete gradients whose turn it is."""
         from mpi4py import MPI
 
-        for request in self._requests:
-            request.Test()  # MPI makes progress only when it is called
+        if self._requests:
+            self._requests[-1].Test()  # MPI makes progress, on all, only when it is called
         order = self._order or ()
         while len(self._requests) < len(order):
             gradient = self._complete.get(order[len(self._requests)])

@@ -178,11 +178,10 @@ class Loop:
             return True
         gradients = np.float16 if setup.precision == 'mixed' else None
         self.group.begin(setup.device, *self.networks, gradients=gradients)
-        threads = options.threads
         with (
             self.stop,
-            threadpoolctl.threadpool_limits(threads),
-            settings.using(threads=threads),
+            threadpoolctl.threadpool_limits(options.threads),
+            settings.using(threads=options.threads),
             chainer.using_config('engine', setup.engine),
             chainer.using_config('precision', setup.precision),
         ):

@@ -323,13 +323,14 @@ class Processes(Alone):
         return self._exchange.during(network) if self._exchange else contextlib.nullcontext()
 
     def mean_gradients(self, network: Network) -> None:
-        if self._exchange is not None:
-            return self._exchange.finish(network)
         for param in network.params():
             if param.update_rule is None or not param.update_rule.enabled:
                 param.cleargrad()
             elif param.grad is None:  # this process has no image of the batch
                 param.grad = param.device.xp.zeros_like(param.array)
+        if self._exchange is not None:
+            self._exchange.finish(network)
+            return
         assert self._communicator is not None  # begin() was called
         self._communicator.multi_node_mean_grad(network)
 

@@ -67,7 +67,7 @@ class Step:
         images = round(self.group.sum(len(t))[0])
         loss_sum = correct = 0.0
         for n, (loss, y, t_chunk, share) in enumerate(self._chunks(x, t, rows, images), 1):
-            last = n == min(self.divide, len(t))
+            last = n == self._number_of_chunks(t)
             with self.group.exchanging(self.network) if last else contextlib.nullcontext():
                 (loss * share).backward(loss_scale=self.optimizer._loss_scale)
             loss_sum += float(loss.array) * len(t_chunk)
@@ -81,9 +81,12 @@ class Step:
         loss_sum, correct = self.group.sum(loss_sum, correct)
         return loss_sum / images, correct / images, images
 
+    def _number_of_chunks(self, t):
+        return min(self.divide, len(t))  # no chunk is empty
+
     def _chunks(self, x, t, rows, images):
         """Yield (loss, scores, labels for the accuracy, weight of the loss) of each chunk."""
-        chunks = min(self.divide, len(t))
+        chunks = self._number_of_chunks(t)
         if not chunks:
             return
         parts = [np.array_split(array, chunks) for array in (x, t)]

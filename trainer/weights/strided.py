@@ -20,7 +20,7 @@ class Storage(NamedTuple):
 
 
 class StridedTensor(NamedTuple):
-    """A strided view of a storage; offset and strides are in numbers."""
+    """A strided view of a storage; offset and strides count numbers, not bytes."""
 
     kind: str
     storage: Storage

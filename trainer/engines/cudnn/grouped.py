@@ -125,7 +125,7 @@ def _deal(x_shape, y_shape, stride, more, outputs=False):
 
 
 def _launch(width, *args, **kwargs):
-    """Launch a kernel for groups of a number of channels."""
+    """Launch the kernel for groups of this many channels."""
     launch = cuda.kernels(__file__, *SOURCES, PRODUCT_DEPTH=max(width, 8))
     launch(*args, **kwargs)
 
