@@ -52,7 +52,7 @@ def main() -> int:
     from trainer.inference import evaluation
     from trainer.reports import evaluation_report as report
     from trainer.training import averaging
-    from trainer.weights import formats
+    from trainer.weights import formats, sources
 
     cli.check_precision(args)
     found = averaging.checkpoints(args.run, args.n, args.best)
@@ -63,7 +63,7 @@ def main() -> int:
     network.save_model(output)
     images = run_folder.images(run_folder.dataset(args.run, None, args.data))
     print(f'epochs {", ".join(map(str, epochs))}: averaged in {printable(output)}')
-    for name, path in (('best model', run_folder.model(args.run)), ('average', output)):
+    for name, path in (('best model', sources.of_run(args.run)), ('average', output)):
         (predictor,) = cli.make_predictors([formats.load(path, args.gpu)], args)
         with report.Progress(len(images)) as progress:
             tally = evaluation.evaluate([predictor], images, args.batch, progress=progress).tally

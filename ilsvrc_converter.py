@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trainer import cli, files, values
 from trainer.errors import InputError, together
 from trainer.networks import table
-from trainer.weights import formats, namings
+from trainer.weights import formats, namings, sources
 
 if TYPE_CHECKING:
     from trainer.networks.base import Network
@@ -123,14 +123,12 @@ def _check_suffix(output):
 
 def _output(args):
     """Return (path, format) to write."""
-    from trainer.weights import published
-
     output = args.output or ''
     kind = args.to or formats.kind_for(output)
     if not output or os.path.isdir(output):
         name = os.path.basename(os.path.abspath(args.input))
         suffixes = [s for fmt in formats.writable().values() for s in fmt.suffixes]
-        if not published.is_name(args.input):  # whose last part is no suffix
+        if not sources.is_name(args.input):  # whose last part is no suffix
             suffixes.append(os.path.splitext(name)[1])
         for suffix in sorted(suffixes, key=len, reverse=True):
             if suffix and name.lower().endswith(suffix.lower()):
@@ -154,9 +152,7 @@ def _output(args):
 
 def _input(given):
     """Return the file to convert; check that its format can be read."""
-    from trainer import run_folder
-
-    path = run_folder.weights(given)
+    path = sources.local(given)
     formats.kind_of(path)
     return path
 

@@ -84,9 +84,10 @@ def main() -> int:
     from trainer.inference import evaluation
     from trainer.reports import evaluation_report as report
     from trainer.reports import results
+    from trainer.weights import sources
 
     path, *_ = together(
-        lambda: run_folder.weights(args.model, args.epoch or 'best'),
+        lambda: sources.local(args.model, args.epoch or 'best'),
         lambda: devices.get(args.gpu),
         lambda: cli.check_precision(args),
         lambda: _check_output(args.save_path),

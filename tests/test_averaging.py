@@ -11,13 +11,13 @@ from conftest import ROOT, write_cifar10
 
 import data_augmentation
 import resnext
-from trainer import datasets, run_folder
+from trainer import datasets
 from trainer.errors import InputError
 from trainer.reports.comparison import Run
 from trainer.training import averaging, run
 from trainer.training.data import data_path
 from trainer.training.resolve import resolve
-from trainer.weights import npz
+from trainer.weights import npz, sources
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 
@@ -38,7 +38,7 @@ def trained(cifar, tmp_path_factory):
 
 
 def model(folder, epoch):
-    return run_folder.model(folder, epoch)
+    return sources.of_run(folder, epoch)
 
 
 def test_which_models(trained):
@@ -114,7 +114,7 @@ def test_the_command(trained, tmp_path):
 
     done = average('-n', '3', '--best')
     assert done.returncode == 0 and 'top-1 error' in done.stdout, done.stderr
-    assert os.path.exists(run_folder.model(trained, 'average'))
+    assert os.path.exists(sources.of_run(trained, 'average'))
     assert not [line for line in done.stdout.splitlines() if len(line) > 200]
     done = average('-n', '99')
     assert done.returncode == 2 and '-n 99: there are 5 models' in done.stderr

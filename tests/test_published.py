@@ -26,11 +26,11 @@ import main
 import predict
 import resnext_ilsvrc
 import test_ilsvrc
-from trainer import cli, download, extras, run_folder
+from trainer import cli, download, extras
 from trainer.errors import InputError
 from trainer.training import resolve
 from trainer.transforms.geometry import Geometry
-from trainer.weights import chainercv, npz, published, safetensors, timm_config
+from trainer.weights import chainercv, npz, safetensors, sources, timm_config
 
 CONFIG = {
     'architecture': 'resnext50_32x4d',
@@ -151,13 +151,13 @@ def site(tmp_path, monkeypatch, contents):
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         here = f'http://127.0.0.1:{server.server_address[1]}/'
         rows = {}
-        for name, row in published.table().items():
+        for name, row in sources.table().items():
             data = contents[row.url.rpartition('.')[2]]
             path = row.url.removeprefix('https://')
             handler.files['/' + path] = data
             digest = hashlib.sha256(data).hexdigest()[: len(row.sha256)]
             rows[name] = dataclasses.replace(row, url=here + path, sha256=digest)
-        monkeypatch.setattr(published, 'table', lambda: rows)
+        monkeypatch.setattr(sources, 'table', lambda: rows)
         handler.stop = staticmethod(lambda: (server.shutdown(), server.server_close()))
         yield handler
         with contextlib.suppress(OSError):
@@ -170,10 +170,10 @@ def kept(tmp_path):
 
 
 def test_the_table():
-    table = published.table()
-    assert len(table) > 50 and {name.split('/')[0] for name in table} == set(published.SOURCES)
+    table = sources.table()
+    assert len(table) > 50 and {name.split('/')[0] for name in table} == set(sources.PUBLISHERS)
     for name, row in table.items():
-        assert published._NAME.fullmatch(name) and row.url.startswith('https://')
+        assert sources._NAME.fullmatch(name) and row.url.startswith('https://')
         assert re.fullmatch('[0-9a-f]{8,64}|', row.sha256) and row.source.startswith('https://')
         # Where a file's name ends in its digest, that is what is checked.
         named = re.search(r'-([0-9a-f]{8,})\.pth$', row.url)
@@ -197,23 +197,23 @@ def test_short_names_mean_the_publishers_default():
         ('timm/resnext50d_32x4d', 'timm/resnext50d_32x4d.bt_in1k'),
         ('torch7/resnext_50_32x4d', 'torch7/resnext_50_32x4d'),
     ):
-        assert published.find(short).name == full
+        assert sources.find(short).name == full
     with pytest.raises(InputError, match='--list-weights.*close: .*resnext50_32x4d.a1_in1k'):
-        published.find('timm/resnext50_32x4d.a1')
+        sources.find('timm/resnext50_32x4d.a1')
 
 
-@pytest.mark.parametrize('name', published.table())
+@pytest.mark.parametrize('name', sources.table())
 def test_each_resolves(name, site, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(extras, 'need', lambda *args: None)
-    path = published.local(name)
+    path = sources.local(name)
     with open(path, 'rb') as f:
         data = f.read()
     assert data in site.files.values() and str(tmp_path / 'cache') in path
     assert kept(tmp_path) == sorted([os.path.basename(path), 'fetched.json'])
     assert '100%' in capfd.readouterr().err
-    assert published.fetched(path).name == name
+    assert sources.fetched(path).name == name
     asked = len(site.asked)
-    assert published.local(name) == path and len(site.asked) == asked  # once
+    assert sources.local(name) == path and len(site.asked) == asked  # once
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_each_resolves(name, site, tmp_path, monkeypatch, capfd):
     ],
 )
 def test_load(name, site):
-    row = published.find(name)
+    row = sources.find(name)
     if row.url.endswith('safetensors'):
         pytest.importorskip('safetensors', reason='safetensors is not installed')
     said = []
@@ -251,31 +251,31 @@ def test_load(name, site):
 
 def test_without_the_server_and_damaged(site, tmp_path):
     name = 'torchvision/resnext50_32x4d.IMAGENET1K_V1'
-    path = published.local(name)
+    path = sources.local(name)
     with open(path, 'r+b') as f:
         f.write(b'damaged')
-    assert published.local(name) == path and len(site.asked) == 2
+    assert sources.local(name) == path and len(site.asked) == 2
     os.remove(os.path.join(os.path.dirname(path), 'fetched.json'))
-    published.local(name)
+    sources.local(name)
     assert len(site.asked) == 3
     site.stop()
-    published.local(name)
+    sources.local(name)
     with open(path, 'r+b') as f:
         f.write(b'damaged')
     with pytest.raises(InputError, match='cannot be downloaded'):
-        published.local(name)
+        sources.local(name)
 
 
 def refused(name, words, tmp_path):
     with pytest.raises(InputError, match=words) as e:
-        published.local(name)
-    assert '\n' not in str(e.value) and published.find(name).url in str(e.value)
+        sources.local(name)
+    assert '\n' not in str(e.value) and sources.find(name).url in str(e.value)
     assert kept(tmp_path) == []
 
 
 def test_another_file_leaves_nothing(site, tmp_path, monkeypatch):
     name = 'torchvision/resnext50_32x4d.IMAGENET1K_V1'
-    row = published.find(name)
+    row = sources.find(name)
     site.files[row.url[row.url.index('/', 8) :]] = b'<html>Sorry</html>'
     refused(name, 'not the published file .SHA256 [0-9a-f]{8} instead of', tmp_path)
     monkeypatch.setattr(extras, 'need', lambda *args: None)
@@ -286,7 +286,7 @@ def test_another_file_leaves_nothing(site, tmp_path, monkeypatch):
 def test_cut_downloads_go_on(site, capfd):
     name = 'torchvision/resnext50_32x4d.IMAGENET1K_V1'
     site.cut[:] = [3000, 1, 500, 20]
-    path = published.local(name)
+    path = sources.local(name)
     begun = [part for _, part, _ in site.asked]
     assert begun == [None, 'bytes=3000-', 'bytes=3001-', 'bytes=3501-', 'bytes=3521-']
     assert all(version for _, _, version in site.asked[1:])
@@ -298,7 +298,7 @@ def test_cut_downloads_of_the_hub_go_on(site, monkeypatch):
     """What is asked for, and the file's digest, outlast the redirect."""
     monkeypatch.setattr(extras, 'need', lambda *args: None)
     site.cut[:] = [9999, 2000, 100]  # the first is config.json, whole
-    with open(published.local('timm/resnext50_32x4d.a1h_in1k'), 'rb') as f:
+    with open(sources.local('timm/resnext50_32x4d.a1h_in1k'), 'rb') as f:
         assert f.read() in site.files.values()
     begun = [part for path, part, _ in site.asked if path.startswith('/cdn/')]
     assert begun == [None, 'bytes=2000-', 'bytes=2100-']
@@ -308,7 +308,7 @@ def test_cut_where_no_parts_can_be_had(site, tmp_path):
     name = 'torchvision/resnext50_32x4d.IMAGENET1K_V1'
     site.ranges = False
     site.cut[:] = [3000, 100]
-    published.local(name)
+    sources.local(name)
     assert [part for _, part, _ in site.asked] == [None, 'bytes=3000-', 'bytes=100-']
 
 
@@ -320,7 +320,7 @@ def test_a_connection_that_always_breaks_leaves_nothing(site, tmp_path):
 
 def test_a_file_that_changes_on_the_way_begins_anew(site, tmp_path, monkeypatch):
     name = 'torchvision/resnext50_32x4d.IMAGENET1K_V1'
-    row = published.find(name)
+    row = sources.find(name)
     path = row.url[row.url.index('/', 8) :]
     data = site.files[path]
     site.files[path] = b'another' * 1000
@@ -332,15 +332,15 @@ def test_a_file_that_changes_on_the_way_begins_anew(site, tmp_path, monkeypatch)
         return place(self, response)
 
     monkeypatch.setattr(download._Transfer, '_place', change)
-    with open(published.local(name), 'rb') as f:
+    with open(sources.local(name), 'rb') as f:
         assert f.read() == data
     assert site.asked[1][1] == 'bytes=2000-'
 
 
 def test_more_than_the_weights_can_have(site, tmp_path):
     name = 'torchvision/resnext50_32x4d.IMAGENET1K_V1'
-    row = published.find(name)
-    published.table()[name] = dataclasses.replace(row, parameters=-1.677, sha256='')
+    row = sources.find(name)
+    sources.table()[name] = dataclasses.replace(row, parameters=-1.677, sha256='')
     refused(name, 'more than its .* bytes came', tmp_path)
 
 
@@ -369,7 +369,7 @@ def test_configs_that_cannot_be_used(change, words, site, tmp_path, monkeypatch)
     monkeypatch.setattr(extras, 'need', lambda *args: None)
     site.config = CONFIG | change if isinstance(change, dict) else change
     with pytest.raises(InputError, match=words):
-        published.local('timm/resnext50_32x4d.a1h_in1k')
+        sources.local('timm/resnext50_32x4d.a1h_in1k')
     assert not (tmp_path / 'cache').exists() or not [
         name for _, _, names in os.walk(tmp_path / 'cache') for name in names
     ]
@@ -398,7 +398,7 @@ def run(script, capfd, monkeypatch, *arguments):
 def test_list_weights(script, capfd, monkeypatch):
     code, out, err = run(script, capfd, monkeypatch, '--list-weights')
     assert code == 0 and not err
-    assert all(f'\n{name} ' in out for name in published.table())
+    assert all(f'\n{name} ' in out for name in sources.table())
     assert max(map(len, out.splitlines())) <= 80
     line = next(x for x in out.splitlines() if x.startswith('timm/resnext50_32x4d.a1h_in1k'))
     assert line.split()[1:] == ['18.0', '25', '288/288', 'bicubic', 'Apache']
@@ -437,7 +437,7 @@ def test_a_run_begins_with_them(site, tmp_path, capfd, monkeypatch):
     assert 'note: -m was tested by 224 of 232 pixels, bilinear; this run tests as it' in said
     held = json.loads((tmp_path / 'run' / 'run.json').read_text())
     assert held['options']['load_model'] == name and 'geometry' not in held['network']
-    assert resnext_ilsvrc.load(run_folder.weights('run')).geometry is None
+    assert resnext_ilsvrc.load(sources.local('run')).geometry is None
 
 
 def test_a_run_keeps_the_name():

@@ -23,7 +23,7 @@ from trainer.datasets import folder
 from trainer.errors import InputError
 from trainer.reports import comparison
 from trainer.training import run
-from trainer.weights import description, formats, npz
+from trainer.weights import description, formats, npz, sources
 
 CIFAR = dict(
     C=2,
@@ -105,7 +105,7 @@ def test_testing_a_run_gives_its_own_numbers(folders, capsys, name, images, tmp_
 
 
 def test_testing_any_model_on_any_dataset(folders, capsys):
-    model = run_folder.model(str(folders / 'a'), 2)
+    model = sources.of_run(str(folders / 'a'), 2)
     n = entries(folders / 'a', 'test_accuracy')[1]['accuracy']
     data = folders / 'cifar-10-batches-bin'
     common = ('--workers', 0, '--engine', 'reference')
@@ -114,7 +114,7 @@ def test_testing_any_model_on_any_dataset(folders, capsys):
     code, out, err = call(
         capsys,
         test_script,
-        run_folder.model(str(folders / 'c')),
+        sources.of_run(str(folders / 'c')),
         '--dataset',
         'folder',
         '--data',
@@ -122,6 +122,10 @@ def test_testing_any_model_on_any_dataset(folders, capsys):
         *common,
     )
     assert code == 0 and 'folder, all images' in out and 'images           30' in out, err
+    assert (
+        resnext.load(folders / 'c').architecture()
+        == resnext.load(sources.of_run(folders / 'c')).architecture()
+    )
     _, out, _ = call(capsys, test_script, folders / 'c', '--part', 'train', *common)
     assert 'images           24' in out
 
@@ -178,7 +182,7 @@ def test_labels_of_other_classes_are_refused():
 
 def test_what_cannot_be_tested(folders, capsys, tmp_path):
     (tmp_path / 'empty').mkdir()
-    model = run_folder.model(str(folders / 'a'))
+    model = sources.of_run(str(folders / 'a'))
     for argv, words in [
         ((model,), '--dataset says what'),
         ((model, '-e', 1, '--dataset', 'quick'), '--epoch chooses'),
@@ -209,7 +213,7 @@ def test_a_run_stands_for_its_best_model(folders, capsys, tmp_path):
         m.chdir(tmp_path)
         code, out, err = call(capsys, ilsvrc_converter, '-i', run_c)
     assert code in (0, None) and 'wrote c.npz (npz)' in out, err
-    best = run_folder.model(str(run_c))
+    best = sources.of_run(str(run_c))
     ours, theirs = npz.read_arrays(str(tmp_path / 'c.npz')), npz.read_arrays(best)
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     assert train(tmp_path / 'd', folders / 'images', load_model=str(run_c), epoch=1)
@@ -239,7 +243,7 @@ def test_the_end_of_a_run_says_what_it_reached(folders, tmp_path):
 
 def test_all_faults_are_told_at_once(folders, capsys, tmp_path):
     gpu, no_gpu = ((), ()) if has_gpu() else (('-g', 0), ('-g 0:',))
-    model = run_folder.model(str(folders / 'a'))
+    model = sources.of_run(str(folders / 'a'))
     for script, argv, words in [
         (
             test_ilsvrc,

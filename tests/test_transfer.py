@@ -20,7 +20,7 @@ from trainer.errors import InputError
 from trainer.inference import prediction
 from trainer.optimizers import OPTIMIZERS, HeadRate
 from trainer.training import resolve, run, transfer
-from trainer.weights import formats, npz
+from trainer.weights import formats, npz, sources
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 
@@ -244,7 +244,7 @@ def test_fine_tuning_from_the_command_line(converted, tmp_path):
         ).read_bytes(), name
 
     # What is frozen is the converted network's, what is not has moved.
-    old, new = (formats.load(path) for path in (converted, run_folder.model(str(tmp_path / 'a'))))
+    old, new = (formats.load(path) for path in (converted, sources.of_run(str(tmp_path / 'a'))))
     new_arrays = arrays(new)
     for name, array in arrays(old).items():
         if name.startswith(('stem/', 'stage1/')):
@@ -329,7 +329,7 @@ def test_fine_tuning_is_the_default_with_a_folder(converted, tmp_path):
     assert options['freeze'] == ('stem', 'stage1', 'stage2')
     assert options['preprocessing'] == formats.load(converted).preprocessing
     assert any('with a new classifier' in line for line in said)
-    first = run_folder.model(str(tmp_path / 'a'), 1)
+    first = sources.of_run(str(tmp_path / 'a'), 1)
     before, after = (arrays(formats.load(path)) for path in (converted, first))
     for name, array in before.items():
         kept = name.startswith(('stem/', 'stage1/', 'stage2/'))
@@ -343,7 +343,7 @@ def test_fine_tuning_is_the_default_with_a_folder(converted, tmp_path):
         again = dict(given, load_model=first, lr=1e-9, head_lr=1.0, warmup=1) | more
         run.train(say=said.append, save_path=folder, **again)
         assert run_folder.read_record(folder)['options']['reset_classifier'] == wanted
-        weights = formats.load(run_folder.model(folder, 1)).fc.W.array
+        weights = formats.load(sources.of_run(folder, 1)).fc.W.array
         assert np.allclose(weights, after['fc/W'], atol=1e-5) != wanted
 
     # Flags come before the recipe; other recipes and going on by hand as before.

@@ -253,11 +253,11 @@ def check_models(paths: list[str], args: argparse.Namespace) -> list[str]:
         trainer.errors.InputError: There is no such GPU, or a file does not hold weights.
     """
 
-    from trainer import devices, run_folder
-    from trainer.weights import formats
+    from trainer import devices
+    from trainer.weights import formats, sources
 
     def weights(path):
-        path = run_folder.weights(path)
+        path = sources.local(path)
         formats.kind_of(path)
         return path
 

@@ -232,48 +232,6 @@ def begin(
     write_record(folder, used, network, images)
 
 
-def model(folder: str, which: str = 'best') -> str:
-    """Return the file of a run's model.
-
-    Args:
-        folder: The run's folder.
-        which: Number of an epoch, or 'best'.
-
-    Raises:
-        trainer.errors.InputError: There is no such model.
-    """
-    read_record(folder)
-    models = os.path.join(folder, 'model')
-    names = os.listdir(models) if os.path.isdir(models) else []
-    name = next((n for n in names if n.endswith(f'_{which}.model')), None)
-    if name is None:
-        raise InputError(
-            '{}: no model {} there{}'.format(
-                models, which, '' if names else '; there is one after the first epoch'
-            )
-        )
-    return os.path.join(models, name)
-
-
-def weights(path: str, which: str = 'best') -> str:
-    """Return the file of weights at a path: the path itself, or a run's model.
-
-    Args:
-        path: A file of weights, or the folder of a run.
-        which: See :func:`model`.
-
-    Raises:
-        trainer.errors.InputError: It is a folder without a run, or there is no such model.
-    """
-    if not os.path.isdir(path):
-        return path
-    if not os.path.lexists(os.path.join(path, RECORD)):
-        raise InputError(
-            f"{path}: neither a file of weights nor a run's folder: there is no {RECORD} in it"
-        )
-    return model(path, which)
-
-
 def read_split(folder: str) -> dict[str, Any]:
     """Return how a run divided its dataset; see :func:`trainer.datasets.splits.read`."""
     return splits.read(os.path.join(folder, splits.RECORD))

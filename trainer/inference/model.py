@@ -17,7 +17,7 @@ from trainer.inference import predictors
 from trainer.transforms import geometry, table
 from trainer.transforms.geometry import Geometry
 from trainer.transforms.resize_crop import DataAugmentationNormalizeBigger
-from trainer.weights import description, formats, npz, published
+from trainer.weights import description, formats, npz, sources
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -141,7 +141,7 @@ class Model(_Computing):
             trainer.errors.InputError: The file is damaged or holds another network. The network
                 is then unchanged.
         """
-        path = published.local(path)
+        path = sources.local(path)
         if formats.kind_of(path) == 'npz':
             npz.load_into(path, self)
             return

@@ -1,6 +1,6 @@
 """The list of published weights for users."""
 
-from trainer.weights import published
+from trainer.weights import sources
 
 _ROW = '{:47s} {:>4s} {:>3s} {:>7s} {:8s} {}'
 _SHORT = {'Apache 2.0': 'Apache', 'BSD 3-Clause': 'BSD', 'CC BY-NC 4.0': 'BY-NC'}
@@ -9,7 +9,7 @@ _SHORT = {'Apache 2.0': 'Apache', 'BSD 3-Clause': 'BSD', 'CC BY-NC 4.0': 'BY-NC'
 def table() -> str:
     """Return the published weights as lines of at most 80 columns."""
     lines = [_ROW.format('name', 'err.', 'M', 'pixels', 'resized', 'terms')]
-    for weights in published.table().values():
+    for weights in sources.table().values():
         geometry = weights.geometry
         pixels, how = ('224/256', 'bicubic')
         if geometry is not None:

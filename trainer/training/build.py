@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import chainer
 import numpy as np
 
-from trainer import recipes, run_folder
+from trainer import recipes
 from trainer.errors import InputError
 from trainer.networks import initialization, table
 from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
@@ -106,8 +106,7 @@ def of_options(
         entry = table.get(options.network)
         assert category_num is not None
         return entry.cls.of_sizes(category_num, sizes, **entry.variant), options
-    path = run_folder.weights(options.load_model)
-    built, found = formats.read(path, headless=options.reset_classifier)
+    built, found = formats.read(options.load_model, headless=options.reset_classifier)
     if say is not None:
         for note in found.notes:
             say(f'note: {note}')

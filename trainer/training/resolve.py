@@ -10,7 +10,7 @@ from trainer.networks import table as networks
 from trainer.recipes.flags import check, from_json
 from trainer.recipes.options import FREE, PATHS, SIZES, SPECS, Options
 from trainer.recipes.spec import flag
-from trainer.weights import published
+from trainer.weights import sources
 
 
 def resolve(folder: str, resume: bool, say: Callable, given: dict) -> tuple[Options, dict | None]:
@@ -64,7 +64,7 @@ def _check(name, value):
 
 def _anywhere(given):
     """Make the paths in options absolute."""
-    paths = (n for n in PATHS if given.get(n) and not published.is_name(given[n]))
+    paths = (n for n in PATHS if given.get(n) and not sources.is_name(given[n]))
     return given | {name: os.path.abspath(given[name]) for name in paths}
 
 

@@ -112,7 +112,7 @@ def _check_files(options):
 
     def model():
         if options.load_model is not None:
-            formats.kind_of(run_folder.weights(options.load_model))
+            formats.kind_of(options.load_model)
 
     def other(flag, path):
         if path is not None and not os.path.isfile(path):

@@ -92,14 +92,17 @@ def writable() -> dict[str, Format]:
 
 
 def kind_of(path: Path) -> str:
-    """Return the format's name of a file, from its first bytes; published weights are fetched.
+    """Return the format's name of a file, from its first bytes.
+
+    Args:
+        path: See :func:`read`.
 
     Raises:
         trainer.errors.InputError: The file cannot be read, or has no known format.
     """
-    from trainer.weights import published
+    from trainer.weights import sources
 
-    path = published.local(path)
+    path = sources.local(path)
     try:
         with files.open_regular(path) as f:
             head = f.read(512)
@@ -126,7 +129,7 @@ def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[
     """Build the network in a file, whatever the file's format and name.
 
     Args:
-        path: The file, or a name of :func:`trainer.weights.published.table`.
+        path: The file, or what else :func:`trainer.weights.sources.local` accepts.
         entry: Name of the state dict, if a PyTorch file holds several.
         headless: Whether to accept a state dict without a classifier; the network's classifier
             then has one class and no weights.
@@ -137,9 +140,9 @@ def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[
     Raises:
         trainer.errors.InputError: The file is damaged, or holds no supported network.
     """
-    from trainer.weights import description, published
+    from trainer.weights import description, sources
 
-    path = published.local(path)
+    path = sources.local(path)
     fmt = available()[kind_of(path)]
     if entry is not None and not fmt.has_entries:
         raise InputError(
@@ -153,7 +156,7 @@ def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[
             f'{path}: holds a network without its classifier; main.py --retrain with '
             '`reset_classifier` trains a new one'
         )
-    geometry, said = published.about(path)
+    geometry, said = sources.about(path)
     if geometry is not None and network.geometry is None:
         description.set_geometry(network, geometry)
     size = network.image_size if network.geometry else image_size or network.image_size
@@ -188,11 +191,11 @@ def load(
     """Load a network from a file of weights; the file determines the network.
 
     Args:
-        path: A file of any supported format, a file object opened in binary mode, or the name of
-            published weights (:mod:`trainer.weights.published`). For npz files of the 2017 program
-            the architecture follows from the arrays; ILSVRC networks get Torch7's pooling, with
-            which their weights were trained: set ``round_up_pooling`` to ``True`` for that of the
-            2017 program.
+        path: A file of any supported format, the folder of a run (its best model), the name of
+            published weights (:mod:`trainer.weights.sources`), or a file object opened in binary
+            mode. For npz files of the 2017 program the architecture follows from the arrays;
+            ILSVRC networks get Torch7's pooling, with which their weights were trained: set
+            ``round_up_pooling`` to ``True`` for that of the 2017 program.
         gpu: Number of the GPU for the network; negative: the CPU.
         say: Receives notes for the user, such as which of several state dicts was taken.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torchfile
 
 from trainer.networks.layers import StageConfig
-from trainer.weights import t7
+from trainer.weights.strided import StridedTensor
 
 
 class Refused(Exception):
@@ -77,7 +77,7 @@ class _Module:
 
     def tensor(self, key, optional=False):
         value = self.fields.get(key.encode())
-        if not isinstance(value, t7.StridedTensor) and not (optional and value is None):
+        if not isinstance(value, StridedTensor) and not (optional and value is None):
             raise self.refuse(f'has no tensor {key}')
         return value
 

@@ -1,8 +1,8 @@
-"""Published weights by name: what their publishers state, and downloading them once.
+"""Where weights come from: a file, the folder of a run, or a publisher, by name.
 
-``published.csv`` next to this module has a row for each: address of the file, first digits of its
-SHA-256 digest, its error on ImageNet's validation images for one crop of the given geometry, and
-the licence. The last column has the source of the row. A field is empty if the source does not
+``published.csv`` next to this module has a row for each name: address of the file, first digits of
+its SHA-256 digest, its error on ImageNet's validation images for one crop of the given geometry,
+and the licence. The last column has the source of the row. A field is empty if the source does not
 state it.
 """
 
@@ -25,10 +25,10 @@ from trainer.weights import timm_config
 if TYPE_CHECKING:
     from trainer.types import Path
 
-#: Publishers, with which names begin.
-SOURCES = ('torch7', 'torchvision', 'timm', 'chainercv')
+#: With which names begin.
+PUBLISHERS = ('torch7', 'torchvision', 'timm', 'chainercv')
 
-_NAME = re.compile('({})/([A-Za-z0-9][\\w.-]*)'.format('|'.join(SOURCES)), re.ASCII)
+_NAME = re.compile('({})/([A-Za-z0-9][\\w.-]*)'.format('|'.join(PUBLISHERS)), re.ASCII)
 
 _RECORD = 'fetched.json'
 _CONFIG = 'config.json'
@@ -122,18 +122,47 @@ def find(name: str) -> Weights:
     )
 
 
-def local(path: Path | os.PathLike[str]) -> Path:
-    """Return the file at a path, or published weights, which are downloaded if necessary.
+def of_run(folder: Path, which: str = 'best') -> str:
+    """Return the file of a run's model.
+
+    Args:
+        folder: The run's folder.
+        which: Number of an epoch, 'best', or 'average' as written by ``average.py``.
+
+    Raises:
+        trainer.errors.InputError: There is no such model.
+    """
+    models = os.path.join(folder, 'model')
+    if not os.path.isdir(models):
+        raise InputError(
+            f"{folder}: neither a file of weights nor a run's folder: there is no model in it"
+        )
+    names = os.listdir(models)
+    name = next((n for n in names if n.endswith(f'_{which}.model')), None)
+    if name is None:
+        raise InputError(
+            '{}: no model {} there{}'.format(
+                models, which, '' if names else '; there is one after the first epoch'
+            )
+        )
+    return os.path.join(models, name)
+
+
+def local(path: Path, which: str = 'best') -> Path:
+    """Return the file of weights that a user named; published weights are downloaded once.
 
     Downloads are kept in :func:`trainer.download.folder` and checked at every use.
 
     Args:
-        path: A file, or a name of :func:`table`.
+        path: A file, the folder of a run, or a name of :func:`table`.
+        which: Model of the run; see :func:`of_run`.
 
     Raises:
-        trainer.errors.InputError: There is no such name, or the download failed.
+        trainer.errors.InputError: There is no such name or model, or the download failed.
         OSError: The file cannot be written.
     """
+    if os.path.isdir(path):
+        return of_run(path, which)
     if not is_name(path):
         return path
     weights = find(os.fspath(path))
