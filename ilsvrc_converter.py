@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trainer import cli, files, values
 from trainer.errors import InputError, together
 from trainer.networks import table
-from trainer.weights import formats, namings, sources
+from trainer.weights import formats, namings
 
 if TYPE_CHECKING:
     from trainer.networks.base import Network
@@ -123,6 +123,8 @@ def _check_suffix(output):
 
 def _output(args):
     """Return (path, format) to write."""
+    from trainer.weights import sources
+
     output = args.output or ''
     kind = args.to or formats.kind_for(output)
     if not output or os.path.isdir(output):
@@ -152,6 +154,8 @@ def _output(args):
 
 def _input(given):
     """Return the file to convert; check that its format can be read."""
+    from trainer.weights import sources
+
     path = sources.local(given)
     formats.kind_of(path)
     return path
