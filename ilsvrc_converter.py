@@ -53,7 +53,7 @@ def parser() -> cli.ArgumentParser:
         dest='input',
         required=True,
         metavar='FILE',
-        help="the file to convert, of whatever format and name, a run's folder (its best model), "
+        help="the file to convert (any format and name), a run's folder (its best model), "
         'or the name of published weights',
     )
     cli.add_list_weights_flag(p)
@@ -62,7 +62,7 @@ def parser() -> cli.ArgumentParser:
         '--output',
         metavar='FILE',
         default=None,
-        help='where to write; by default the name of what is converted with the '
+        help='where to write; by default the name of the input with the '
         "new format's suffix, in the current folder",
     )
     _add_format_flags(p)
@@ -76,8 +76,8 @@ def _add_format_flags(p):
         type=values.one_of(formats.writable),
         default=None,
         metavar='FORMAT',
-        help='the format to write: npz, pth, safetensors or onnx; by default what -o ends in, '
-        'otherwise npz',
+        help='the format to write: npz, pth, safetensors or onnx; by default by the suffix '
+        'of -o, otherwise npz',
     )
     p.add_argument(
         '--layout',
@@ -85,7 +85,7 @@ def _add_format_flags(p):
         default=None,
         help='of npz. original: as the 2017 program loads it; form-a, form-b: '
         "branches apart, as in the paper's figure 3; by default this project's "
-        'own, which says what network it holds',
+        'own, which includes a description of the network',
     )
     p.add_argument(
         '--naming',
@@ -171,7 +171,7 @@ def main() -> None:
         formats_with = [n for n, fmt in formats.writable().items() if name in fmt.write_options]
         if kind not in formats_with:
             flag = {'fold': '--keep-bn'}.get(name, f'--{name}')
-            p.error(f'{flag} is of {" and ".join(formats_with)}, and what is written is {kind}')
+            p.error(f'{flag} is for {" and ".join(formats_with)}; the output is {kind}')
 
     network, found = formats.read(path, args.entry)
     cli.set_geometry(network, args)

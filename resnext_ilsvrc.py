@@ -46,10 +46,10 @@ class ResNext(Model, paper_network.PaperNetwork):
             then. Files hold this.
         shortcut: 'A' (identities), 'B' (a projection in each stage's first block, the paper's) or
             'C' (projections everywhere).
-        round_up_pooling: ``False``: the max pooling takes 112 to 56 pixels, as Torch7 does, where
-            the published weights were trained. ``True``: to 57, as the 2017 program does, whose
-            converted weights therefore saw other inputs than they were trained on and lost about
-            one point of top-1 accuracy; for comparing with that program.
+        round_up_pooling: ``False``: the max pooling reduces 112 to 56 pixels, as in Torch7, in
+            which the published weights were trained. ``True``: to 57, as in the 2017 program, where
+            the converted weights therefore lost about one point of top-1 accuracy; for comparing
+            with that program.
         eps: Added to the variance by batch normalisation.
         initialize: ``False`` leaves the weights zero, for loading a file.
         deep_stem: Channels of the first two of three 3x3 convolutions in place of the 7x7 one, (32,

@@ -47,7 +47,7 @@ def parser() -> cli.ArgumentParser:
         '--part',
         choices=['test', 'train'],
         default='test',
-        help='which part of it to test on (default: %(default)s)',
+        help='part of the dataset to test on (default: %(default)s)',
     )
     p.add_argument('--save-path', '-p', metavar='DIR', help='write log.json to this folder')
     cli.add_inference_flags(p, batch=64)

@@ -60,7 +60,7 @@ RUNS = {
 
 
 def make_datasets(folder):
-    """Write small datasets where ``chainer.datasets`` looks for those it has downloaded."""
+    """Write small datasets where ``chainer.datasets`` looks for its downloads."""
     draw = np.random.default_rng(0)
     chainer = folder / 'pfnet' / 'chainer'
     for name in ('mnist', 'cifar', 'ptb'):
@@ -148,7 +148,7 @@ def run(examples, name, datasets):
 
 
 def write_section(path, heading, text):
-    """Put text under a heading of a page in Markdown, in place of what was there."""
+    """Replace the text under a heading of a Markdown page."""
     path = pathlib.Path(path)
     page = path.read_text() if path.exists() else ''
     head, *sections = re.split(r'^## ', page, flags=re.M)

@@ -106,7 +106,7 @@ def folder_of(test):
 
 
 class Record:
-    """Pytest plugin: puts tests right, as :data:`PUT_RIGHT` says, and keeps the outcomes."""
+    """Pytest plugin: corrects tests by :data:`PUT_RIGHT`, and keeps the outcomes."""
 
     def __init__(self, put_right):
         self.put_right = put_right

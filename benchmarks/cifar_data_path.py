@@ -2,10 +2,10 @@
 
     python benchmarks/cifar_data_path.py [--data DIR] [--workers N]
 
-Prints images/s of the batch preprocessing in one process, then the seconds of
-whole epochs of the training data path (batch 256): on the CPU, and what it does for a
-GPU, which makes the images itself. Without --data the 2,500
-images of --quick stand in twenty times each for CIFAR-10's 50,000.
+Prints images/s of the batch preprocessing in one process, then the seconds of whole epochs
+of the training data path (batch 256): for a CPU, and for a GPU, which augments the images
+itself. Without --data, the 2,500 images of --quick are repeated twenty times in place of
+CIFAR-10's 50,000.
 """
 
 import argparse
@@ -58,19 +58,19 @@ def main():
 
     rates = []
     for i in range(args.runs):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for start in range(0, 5120, 256):
             drawn = [Preprocess.draw(generator(0, i + 1, j)) for j in range(start, start + 256)]
             Preprocess.train_batch(images[start : start + 256], drawn)
-        rates.append(5120 / (time.perf_counter() - begun))
+        rates.append(5120 / (time.perf_counter() - started))
     print(f'train_batch, 256 images, one process: images/s {spread(rates)}')
 
     rates = []
     for _ in range(args.runs):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for start in range(0, 5120, 256):
             Preprocess.test_batch(images[start : start + 256])
-        rates.append(5120 / (time.perf_counter() - begun))
+        rates.append(5120 / (time.perf_counter() - started))
     print(f'test_batch, 256 images, one process: images/s {spread(rates)}')
 
     options = recipes.get('original')
@@ -83,10 +83,10 @@ def main():
         iterator.next()  # the workers start here
         seconds = []
         for _ in range(args.runs):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             for _ in range(batches):
                 iterator.next()
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - started)
         iterator.finalize()
         print(f'an epoch of {len(images):,} images, batch 256, {what}: seconds {spread(seconds)}')
 

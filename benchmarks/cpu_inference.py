@@ -29,7 +29,7 @@ CALIBRATION = np.random.default_rng(1).normal(size=(8, 3, 224, 224))
 
 
 def build():
-    """Make a ResNeXt-50 32x4d with running statistics that are not those of a new one."""
+    """Make a ResNeXt-50 32x4d with random running statistics."""
     network = resnext_ilsvrc.resnext50()
     rng = np.random.default_rng(0)
     for name, array in npz.state(network).items():
@@ -41,7 +41,7 @@ def build():
 
 
 def pytorch(network):
-    """Yield (name, function) of PyTorch's, or nothing where it is not installed."""
+    """Yield (name, function) for PyTorch; nothing if it is not installed."""
     try:
         import torch
     except ImportError:
@@ -98,7 +98,9 @@ def main():
     )
     parser.add_argument('--batch', type=int, nargs='+', default=[1, 8])
     parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--baseline', default=BASELINE, help='what is 1 (default: %(default)s)')
+    parser.add_argument(
+        '--baseline', default=BASELINE, help='row that counts as 1 (default: %(default)s)'
+    )
     args = parser.parse_args()
     network = build()
     peers = dict([*pytorch(network), *ours(network)])

@@ -59,7 +59,7 @@ def batch_of(case):
 
 
 def ours(case, precision, engine):
-    """Return a function that makes a step and returns its loss."""
+    """Return a function that performs a step and returns its loss."""
     import resnext
     import resnext_ilsvrc
     from trainer import engines
@@ -82,7 +82,7 @@ def ours(case, precision, engine):
 
 
 def pytorch(case, precision, how):
-    """The same of PyTorch's."""
+    """As :func:`ours`, with PyTorch."""
     import torch
     import torch_networks
 
@@ -116,7 +116,7 @@ def pytorch(case, precision, how):
 
 
 def serve(case, contender):
-    """Make steps as standard input asks for them, a number on each line; answer in JSON."""
+    """Perform as many steps as each line of standard input asks for; answer in JSON."""
     precision, how = CONTENDERS[contender]
     step = (pytorch if contender.startswith('pytorch') else ours)(case, precision, how)
     start = time.perf_counter()
@@ -137,10 +137,10 @@ def serve(case, contender):
 
 
 class Worker:
-    """A contender in a process of its own.
+    """A contender in its own process.
 
     Attributes:
-        found (dict): What its steps took, 'seconds' and 'CPU seconds', a list with a number for
+        found (dict): Times of its steps: 'seconds' and 'CPU seconds', a list with a number for
             each round; 'first step, s' and 'peak MB', numbers.
     """
 
@@ -180,7 +180,7 @@ class Worker:
 
 
 def measure(case, contenders, rounds, steps, threads, pythons):
-    """Return of each contender what was found."""
+    """Return the results of each contender."""
     workers = {}
     for name in contenders:
         worker = Worker(case, name, pythons[name.startswith('pytorch')], threads)
@@ -199,13 +199,13 @@ def measure(case, contenders, rounds, steps, threads, pythons):
 
 
 def ratio(mine, other, what):
-    """Return how many times as fast, in the median, and the least and most, of the rounds."""
+    """Return the speed ratio: the rounds' median, least and greatest."""
     ratios = np.divide(other[what], mine[what])
     return [float(f(ratios)) for f in (np.median, np.min, np.max)]
 
 
 def peers(found, precision):
-    """Return the peers of an engine in a precision: name -> what was found."""
+    """Return the peers of an engine in a precision: name -> results."""
     eager = [
         found[name]
         for name in (f'pytorch {how} {precision}' for how in ('NCHW', 'channels_last'))
@@ -220,7 +220,7 @@ def peers(found, precision):
 
 
 def report(case, found):
-    """Print a table, and add the ratios to what was found."""
+    """Print a table, and add the ratios to the results."""
     batch = CASES[case][2]
     print(f'\n{case}: images/s and CPU seconds of a step (medians), first step, peak memory')
     for name, of in found.items():
@@ -243,7 +243,7 @@ def main():
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument('-o', '--output', metavar='FILE', help='write what was found to a JSON file')
+    p.add_argument('-o', '--output', metavar='FILE', help='write the results to a JSON file')
     p.add_argument('--only', metavar='WORD', nargs='+', help='contenders whose names have a WORD')
     p.add_argument('--cases', nargs='+', choices=CASES, default=list(CASES))
     p.add_argument('--rounds', type=int, default=9)

@@ -1,10 +1,9 @@
 """Images/s from JPEG files to preprocessed batches, side by side with PyTorch's DataLoader.
 
-``python benchmarks/evaluation_loading.py [--peer-python PYTHON]``: the same files, the same
-number of processes, the same preprocessing with Pillow, in turns. PYTHON is an interpreter
-that has torch, NumPy and Pillow (default: this one); without torch only this project is
-measured. Chainer's MultiprocessIterator is measured too: it is what
-``trainer.datasets.parallel`` is there for.
+``python benchmarks/evaluation_loading.py [--peer-python PYTHON]``: the same files, number of
+processes and preprocessing with Pillow, in turns. PYTHON is an interpreter with torch, NumPy
+and Pillow (default: this one); without torch, only this project is measured. Chainer's
+MultiprocessIterator, which ``trainer.datasets.parallel`` replaces, is measured too.
 """
 
 import argparse
@@ -26,7 +25,7 @@ BATCH = 64
 
 
 def write_images(folder, number):
-    """Write JPEG files of 500x375, as most of ImageNet's are; return where they come from."""
+    """Write JPEG files of 500x375 pixels, as most of ImageNet's; return a description of them."""
     golden = ROOT.parent / 'shared' / 'golden' / 'original' / 'da_ilsvrc_decoded.npz'
     rng = np.random.default_rng(0)
     if golden.exists():
@@ -57,7 +56,7 @@ def write_images(folder, number):
 
 
 def peer(folder, passes, workers):
-    """Run PyTorch's side: a line of standard input, a pass over the files, the time."""
+    """Run PyTorch: for each line of standard input, one pass over the files; print the time."""
     import torch
 
     paths = sorted(map(str, pathlib.Path(folder).glob('*.JPEG'))) * passes
@@ -80,10 +79,10 @@ def peer(folder, passes, workers):
 
     print(torch.__version__, flush=True)
     for _ in sys.stdin:
-        begun, first = time.perf_counter(), None
+        start, first = time.perf_counter(), None
         for x, _ in torch.utils.data.DataLoader(Images(), BATCH, num_workers=workers):
             first = x if first is None else first
-        print(time.perf_counter() - begun, flush=True)
+        print(time.perf_counter() - start, flush=True)
         np.save(os.path.join(folder, 'peer.npy'), first.numpy())
 
 
@@ -142,13 +141,13 @@ def main():
     import chainer
 
     def ours():
-        begun, first = time.perf_counter(), None
+        start, first = time.perf_counter(), None
         for batch in ImageLoader(transform, paths).batches(BATCH, arguments.workers):
             first = batch.x.copy() if first is None else first
-        return time.perf_counter() - begun, first
+        return time.perf_counter() - start, first
 
     def chainers():
-        begun, first = time.perf_counter(), None
+        start, first = time.perf_counter(), None
         iterator = chainer.iterators.MultiprocessIterator(
             ChainerDataset(transform, paths),
             BATCH,
@@ -159,7 +158,7 @@ def main():
         for batch in iterator:
             x = chainer.dataset.concat_examples(batch)
             first = x if first is None else first
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         iterator.finalize()
         return seconds, first
 

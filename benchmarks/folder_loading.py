@@ -40,12 +40,12 @@ def crop_box(width, height, uniform):
 
 
 def clocks():
-    """Return the time, and the CPU time of this process and its processes that have ended."""
+    """Return the time, and the CPU time of this process and its ended children."""
     return np.array([time.perf_counter(), sum(os.times()[:4])])
 
 
 def peer(folder, workers):
-    """Run PyTorch's side: a line of standard input, an epoch, the time."""
+    """Run PyTorch: for each line of standard input, one epoch; print the time."""
     import torch
 
     paths = sorted(map(str, pathlib.Path(folder).glob('*/*.JPEG')))
@@ -69,14 +69,14 @@ def peer(folder, workers):
     loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=workers)
     print(torch.__version__, flush=True)
     for _ in sys.stdin:
-        begun = clocks()
+        start = clocks()
         images = sum(len(x) for x, _ in loader)
-        print(*(clocks() - begun), flush=True)
+        print(*(clocks() - start), flush=True)
         assert images == len(paths)
 
 
 def transform(whole):
-    """Return this project's transform: the same, as a class of data_augmentation is made."""
+    """Return the same transform of this project."""
     from trainer.transforms import imagenet, resize_crop
     from trainer.transforms.decoding import load_rgb, load_shrunk
 
@@ -151,11 +151,11 @@ def main():
         load = parallel.one_by_one(Load(images.paths, transform(arguments.whole)))
 
         def ours():
-            begun = clocks()
+            start = clocks()
             # One epoch, from starting the processes to ending them, as the DataLoader's is.
             iterator = parallel.Iterator(
                 load,
-                loading.EveryImageOnce(n, BATCH, int(begun[0])),
+                loading.EveryImageOnce(n, BATCH, int(start[0])),
                 images.labels,
                 (3, SIDE, SIDE),
                 arguments.workers,
@@ -163,7 +163,7 @@ def main():
             )
             seen = sum(len(x) for x, _ in iterator)
             assert seen == n
-            return clocks() - begun
+            return clocks() - start
 
         process = subprocess.Popen(
             [
@@ -229,7 +229,7 @@ def main():
 
 
 def write_class_folders(folder, number, size):
-    """Write JPEG files in four class folders; return where they come from."""
+    """Write JPEG files in four class folders; return a description of them."""
     classes = [folder / name for name in 'abcd']
     for path in classes:
         path.mkdir()

@@ -32,28 +32,40 @@ sys.path.insert(0, ROOT)
 
 BLOCKS, STEPS = 5, 20
 
-#: name -> (network, image size, batch, who, how)
+#: name -> (network, image size, batch, library, how)
 ROWS = {}
 for batch in (128, 256):
-    for who, how in (
+    for library, how in (
         ('ours', 'mixed'),
         ('ours', 'tf32'),
         ('torch', 'tf32'),
         ('torch', 'bf16'),
         ('torch', 'bf16 compile'),
     ):
-        ROWS[f'train resnext50 b{batch} {who} {how}'] = ('train', 'resnext50', batch, who, how)
+        ROWS[f'train resnext50 b{batch} {library} {how}'] = (
+            'train',
+            'resnext50',
+            batch,
+            library,
+            how,
+        )
 for batch in (1, 128, 256):
-    for who, how in (
+    for library, how in (
         ('ours', 'mixed'),
         ('ours', 'tf32'),
         ('torch', 'tf32'),
         ('torch', 'fp16 compile'),
     ):
-        ROWS[f'infer resnext50 b{batch} {who} {how}'] = ('infer', 'resnext50', batch, who, how)
+        ROWS[f'infer resnext50 b{batch} {library} {how}'] = (
+            'infer',
+            'resnext50',
+            batch,
+            library,
+            how,
+        )
 for network in ('cifar2x64d', 'cifar8x64d'):
-    for who, how in (('ours', 'mixed'), ('torch', 'bf16'), ('torch', 'bf16 compile')):
-        ROWS[f'train {network} b128 {who} {how}'] = ('train', network, 128, who, how)
+    for library, how in (('ours', 'mixed'), ('torch', 'bf16'), ('torch', 'bf16 compile')):
+        ROWS[f'train {network} b128 {library} {how}'] = ('train', network, 128, library, how)
     ROWS[f'main.py {network} b128 mixed'] = 'main', network, 128, 'ours', 'mixed'
 
 #: (row, row of the peer, how many times as fast it is to be)
@@ -95,18 +107,18 @@ def blocks(step, wait, batch):
         wait()
     rates = []
     for _ in range(BLOCKS):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(STEPS):
             step()
             if batch == 1:  # it is latency that matters
                 wait()
         wait()
-        rates.append(batch * STEPS / (time.perf_counter() - begun))
+        rates.append(batch * STEPS / (time.perf_counter() - start))
     return rates
 
 
 def images(task, precision, batch, side):
-    """Return images on the device as the peer is given them: of NHWC memory, and float16 where
+    """Return images on the device for the peer: NHWC in memory, and float16 where
     a whole network is; where float32 weights are trained, conversion is part of the step."""
     import cupy
     import numpy as np
@@ -298,7 +310,7 @@ def peer(task, network, batch, how, data):
 
 @contextlib.contextmanager
 def in_turn():
-    """Time plans while no other row does, where rows are set up side by side."""
+    """Time plans while no other process does, if rows are set up side by side."""
     if WAITS not in os.environ:
         yield
         return
@@ -318,8 +330,8 @@ def in_turn():
 
 
 def measure_row(row, data):
-    task, network, batch, who, how = ROWS[row]
-    if who == 'ours':
+    task, network, batch, library, how = ROWS[row]
+    if library == 'ours':
         with in_turn():
             found = ours(task, network, batch, how, data)
     else:
@@ -329,7 +341,7 @@ def measure_row(row, data):
 
 
 class Process:
-    """The process of a row; with a lock it waits, once it is set up, until it is asked."""
+    """The process of a row; with a lock, it waits after its set-up until it is asked."""
 
     def __init__(self, row, data, lock=None):
         self.row = row
@@ -347,7 +359,7 @@ class Process:
         )
 
     def ready(self, seconds):
-        """Return whether it is set up within so many seconds."""
+        """Return whether it is set up within a number of seconds."""
         lines, _, _ = select.select([self.process.stdout], [], [], max(0, seconds))
         return bool(lines) and self.process.stdout.readline().strip() == READY
 
@@ -356,7 +368,7 @@ class Process:
         self.process.wait()
 
     def result(self):
-        """Return what it measured, or the last line of what went wrong."""
+        """Return the measurement, or the last line of the error."""
         try:
             lines = self.process.communicate('\n')[0].splitlines()
         except BrokenPipeError:
@@ -375,7 +387,7 @@ def one_by_one(rows, data):
 
 
 def side_by_side(rows, data, seconds):
-    """As :func:`one_by_one`, of rows that are set up at once, for so many seconds at most.
+    """As :func:`one_by_one`, but all rows are set up at once, within a number of seconds.
 
     Runs of main.py cannot wait: they come last.
     """

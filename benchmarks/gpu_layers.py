@@ -3,13 +3,13 @@
     python benchmarks/gpu_layers.py [-b 128] [--network resnext50] [--precision mixed]
     python benchmarks/gpu_layers.py --rate 4000
 
-For each operation, summed over the network's layers: milliseconds, and how often that is
-what its traffic takes at the rate of a large copy on the same GPU (for convolutions, what
-they read and write; they have arithmetic to do as well). Each is replayed as a CUDA graph,
-as in a step: what is small would otherwise take as long as Python does to launch it.
+For each operation, summed over the network's layers: milliseconds, and their ratio to the time
+that its memory traffic takes at the rate of a large copy on the same GPU (convolutions also
+have arithmetic to do). Each is replayed as a CUDA graph,
+as in a step: otherwise small kernels would take as long as their launch from Python.
 
 Then the memory traffic of a whole step, from its launches, and the milliseconds that it takes
-at that rate, or at ``--rate``: a floor, by arithmetic. With ``--rate`` nothing is computed or
+at that rate, or at ``--rate``: a calculated lower bound. With ``--rate`` nothing is computed or
 timed. Needs CuPy and nvidia-cudnn-frontend; for ``--rate`` the simulated ones do
 (``PYTHONPATH=tests/simulated_gpu``).
 """

@@ -31,8 +31,8 @@ TRANSFORM = table.CLASSES['DataAugmentationImagenetTorch7']
 
 
 def forget(root):
-    """Have the system drop what it keeps in memory of files."""
-    lmdb._close()  # what is mapped is kept
+    """Drop the files from the system's page cache."""
+    lmdb._close()  # mapped pages stay in memory
     for path in pathlib.Path(root).rglob('*'):
         if path.is_file():
             with open(path, 'rb') as f:
@@ -71,9 +71,9 @@ def main():
         loose.mkdir()
         kind = write_class_folders(loose, arguments.files, '500x375')
         sides = {'files': folders.class_folders(str(loose))}
-        begun = time.perf_counter()
+        start = time.perf_counter()
         lmdb.write(sides['files'], str(database))
-        took = time.perf_counter() - begun
+        took = time.perf_counter() - start
         sides['LMDB'] = lmdb.images(str(database))
         n = len(sides['LMDB'])
         bytes_of = {
@@ -93,9 +93,9 @@ def main():
                     for name, images in sides.items():
                         if cold:
                             forget(root)
-                        begun = clocks()
+                        start = clocks()
                         what(images, epoch)
-                        found[name].append(clocks() - begun)
+                        found[name].append(clocks() - start)
                 for name, times in found.items():
                     wall, cpu = np.transpose(times[1:])  # the first warms up
                     rate = n / wall

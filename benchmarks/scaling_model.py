@@ -3,19 +3,19 @@
     python benchmarks/scaling_model.py [--overlap 1] [--draw scaling.png]
     mpiexec -n 2 python benchmarks/scaling_model.py --measure [-g 0]
 
-Of what goes in, three are known: a training step of one H200, measured as a bare sequence
-of cuDNN's graphs without data and autograd (28.3 ms at 128 images, mixed precision); what
-of it was the forward pass (8.0 ms); and the number of weights, whose gradients travel in
-float16. All others are assumptions, each a
-flag: what NVLink (450 GB/s each way on an H200) and Ethernet (12.5 GB/s) give of their
-bandwidth, what a message takes, what of a step does not shrink with the batch. Nothing here
-was measured on several GPUs: --measure times the exchange where there are some, for
---nvlink or --ethernet and the time of a message.
+Three inputs are known: the time of a training step on one H200, measured as a bare sequence
+of cuDNN's graphs without data and autograd (28.3 ms at 128 images, mixed precision); the
+forward pass's part of it (8.0 ms); and the number of weights, whose gradients are sent in
+float16. All others are assumptions, each with a flag: the usable share of the bandwidth of
+NVLink (450 GB/s each way on an H200) and Ethernet (12.5 GB/s), the latency of a message, and
+the part of a step that does not shrink with the batch. Nothing here was measured on several
+GPUs: on a machine that has them, --measure times the exchange, which gives --nvlink or
+--ethernet and the latency.
 
 The exchange is a ring: n GPUs send 2 (n - 1) messages each, one after the other, that add up
-to 2 (n - 1) / n times the gradients, and all wait for the slowest link. NCCL has quicker
-ways for many GPUs, so that far right the model is on the safe side. Loading images and
-waiting for a slower neighbour are not in it.
+to 2 (n - 1) / n times the gradients, and all wait for the slowest link. NCCL has faster
+algorithms for many GPUs, so the model is pessimistic there. It leaves out the loading of images
+and the waiting for slower GPUs.
 """
 
 import argparse
@@ -47,7 +47,7 @@ GPUS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def exchange(n, size, bandwidth, latency):
-    """Return the seconds that n GPUs take to add up ``size`` bytes in a ring.
+    """Return the seconds in which n GPUs sum ``size`` bytes in a ring.
 
     Args:
         bandwidth (float): Bytes/s of the slowest link, each way.
@@ -57,7 +57,7 @@ def exchange(n, size, bandwidth, latency):
 
 
 def images_per_second(n, images, link, args):
-    """Return the images/s of n GPUs with so many images each.
+    """Return the images/s of n GPUs, each with this many images.
 
     Args:
         link (tuple): Bandwidth and latency; see :func:`exchange`.
@@ -141,11 +141,11 @@ def measure(gpu):
             taken = []
             for _ in range(6):
                 group.sum(0)
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 group.mean_gradients(network)
                 if gpu >= 0:
                     chainer.backends.cuda.Stream.null.synchronize()
-                taken.append(time.perf_counter() - begun)
+                taken.append(time.perf_counter() - start)
             seconds.append(min(taken))
             sizes.append(sum(p.size for p in network.params()) * (2 if gpu >= 0 else 4))
         if group.rank == 0:
@@ -167,18 +167,27 @@ def main():
         '--overlap',
         type=float,
         default=0.0,
-        help='share of the exchange that may run beside the backward pass (now: none)',
+        help='share of the exchange that overlaps with the backward pass',
     )
-    p.add_argument('--gradient_bytes', type=int, default=2, help='of each: float16')
+    p.add_argument('--gradient_bytes', type=int, default=2, help='bytes of a gradient: float16')
     p.add_argument('--nvlink', type=float, default=360.0, help='GB/s each way: 80 %% of 450')
-    p.add_argument('--nvlink_us', type=float, default=5.0, help='microseconds of a message')
+    p.add_argument(
+        '--nvlink_us', type=float, default=5.0, help='latency of a message, microseconds'
+    )
     p.add_argument('--ethernet', type=float, default=100.0, help='Gb/s')
-    p.add_argument('--ethernet_share', type=float, default=0.9, help='of it, what is reached')
-    p.add_argument('--ethernet_us', type=float, default=25.0, help='microseconds of a message')
+    p.add_argument('--ethernet_share', type=float, default=0.9, help='usable share of it')
+    p.add_argument(
+        '--ethernet_us', type=float, default=25.0, help='latency of a message, microseconds'
+    )
     p.add_argument('--machine', type=int, default=8, help='GPUs in a machine')
-    p.add_argument('--fixed_ms', type=float, default=3.0, help='of a step, whatever the batch')
-    p.add_argument('--batch', type=int, default=256, help='the whole batch that is shared out')
-    p.add_argument('--draw', metavar='FILE', help='draw both tables')
+    p.add_argument(
+        '--fixed_ms',
+        type=float,
+        default=3.0,
+        help='part of a step that does not depend on the batch',
+    )
+    p.add_argument('--batch', type=int, default=256, help='batch of all GPUs together')
+    p.add_argument('--draw', metavar='FILE', help='file for a figure of both tables')
     p.add_argument('--measure', action='store_true', help='time the exchange, under mpiexec')
     p.add_argument('--gpu', '-g', type=int, default=-1, help='for --measure')
     args = p.parse_args()

@@ -226,13 +226,13 @@ class TestTiming:
     def test_the_least_of_rounds_in_turn(self, monkeypatch):
         import cupy
 
-        begun, asked = time.perf_counter(), []
+        start, asked = time.perf_counter(), []
         monkeypatch.setattr(timing, 'ROUNDS', 3)
         monkeypatch.setattr(timing, 'WARM_UP', 0.05)
         sequence = [5, 3, 5, 3, 2, 3]  # each second one is of the other way
 
         def elapsed(begin, end):
-            asked.append(time.perf_counter() - begun)
+            asked.append(time.perf_counter() - start)
             return sequence[len(asked) - 1]
 
         monkeypatch.setattr(cupy.cuda, 'get_elapsed_time', elapsed)

@@ -486,8 +486,8 @@ def test_kills_at_random_moments(whole, tmp_path):
     rng, killed = random.Random(0), 0
 
     def go_on(**options):
-        begun = (tmp_path / 'run.json').exists()
-        return train(tmp_path, whole / 'images', resume=begun, **dict(TINY, **options))
+        resume = (tmp_path / 'run.json').exists()
+        return train(tmp_path, whole / 'images', resume=resume, **dict(TINY, **options))
 
     for attempt in range(9):
         process = in_child(go_on, workers=attempt % 3)

@@ -287,8 +287,8 @@ def test_cut_downloads_go_on(site, capfd):
     name = 'torchvision/resnext50_32x4d.IMAGENET1K_V1'
     site.cut[:] = [3000, 1, 500, 20]
     path = sources.local(name)
-    begun = [part for _, part, _ in site.asked]
-    assert begun == [None, 'bytes=3000-', 'bytes=3001-', 'bytes=3501-', 'bytes=3521-']
+    ranges = [part for _, part, _ in site.asked]
+    assert ranges == [None, 'bytes=3000-', 'bytes=3001-', 'bytes=3501-', 'bytes=3521-']
     assert all(version for _, _, version in site.asked[1:])
     with open(path, 'rb') as f:
         assert f.read() in site.files.values()
@@ -300,8 +300,8 @@ def test_cut_downloads_of_the_hub_go_on(site, monkeypatch):
     site.cut[:] = [9999, 2000, 100]  # the first is config.json, whole
     with open(sources.local('timm/resnext50_32x4d.a1h_in1k'), 'rb') as f:
         assert f.read() in site.files.values()
-    begun = [part for path, part, _ in site.asked if path.startswith('/cdn/')]
-    assert begun == [None, 'bytes=2000-', 'bytes=2100-']
+    ranges = [part for path, part, _ in site.asked if path.startswith('/cdn/')]
+    assert ranges == [None, 'bytes=2000-', 'bytes=2100-']
 
 
 def test_cut_where_no_parts_can_be_had(site, tmp_path):

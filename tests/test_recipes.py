@@ -333,7 +333,7 @@ def test_weights_after_three_updates(
             build.of_options(resolve(**given), given, None, 10)[0], decay, 0.9, kind, share, ema
         )
     initial.fill(source.network, recipes.get(name).initialization, 3)
-    begun = {n: np.array(a) for n, a in npz.state(source.network).items()}
+    before = {n: np.array(a) for n, a in npz.state(source.network).items()}
     for x, t in batches:
         source.update(x, t, lr, chunks)
     found, wanted = npz.state(end.value.args[0]), npz.state(source.network)
@@ -341,7 +341,7 @@ def test_weights_after_three_updates(
     assert (
         abs(
             wanted['fc/W' if 'fc/W' in wanted else 'fc/conv/W']
-            - begun['fc/W' if 'fc/W' in begun else 'fc/conv/W']
+            - before['fc/W' if 'fc/W' in before else 'fc/conv/W']
         ).max()
         > 1e-3
     )

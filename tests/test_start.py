@@ -88,7 +88,7 @@ def test_ctrl_c_is_one_line(seconds, tmp_path):
     code = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-print('begun', flush=True)
+print('started', flush=True)
 import predict
 sys.argv = ['predict.py', *['none.jpg'] * 10**6, '-m', 'none']
 from trainer import cli
@@ -101,7 +101,7 @@ cli.run(lambda: [predict.main() for _ in range(1000)])
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout.readline() == 'begun\n'
+    assert process.stdout.readline() == 'started\n'
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

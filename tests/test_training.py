@@ -260,7 +260,7 @@ class TestNothingLost:
 
     @pytest.mark.parametrize('method', ['forkserver', 'spawn'])  # of Python 3.14, of macOS
     def test_ctrl_c_while_workers_are_imported(self, cifar, tmp_path, method):
-        script, begun = tmp_path / 'script.py', tmp_path / 'begun'
+        script, started = tmp_path / 'script.py', tmp_path / 'started'
         script.write_text(f"""
 import multiprocessing, pathlib, sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -269,12 +269,12 @@ if __name__ == '__main__':
     multiprocessing.set_start_method({method!r})
     main.command()
 else:
-    pathlib.Path({str(begun)!r}).touch()
+    pathlib.Path({str(started)!r}).touch()
     time.sleep(1)
 """)
 
         def wait(process):
-            while not begun.exists():
+            while not started.exists():
                 assert process.poll() is None, process.stderr.read()
                 time.sleep(0.01)
 

@@ -185,7 +185,7 @@ def command(*arguments):
 
 def test_fine_tuning_from_the_command_line(converted, tmp_path):
     """A converted fixture, real images of other classes; and it resumes."""
-    data, begun = write(tmp_path / 'images', 20), time.perf_counter()
+    data, start = write(tmp_path / 'images', 20), time.perf_counter()
     flags = [
         'main.py',
         '--retrain',
@@ -214,7 +214,7 @@ def test_fine_tuning_from_the_command_line(converted, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'new classifier; the classifier learns 10 times' in ' '.join(done.stdout.split())
     assert 'frozen: stem, stage1\n' in done.stdout
-    assert time.perf_counter() - begun < 120
+    assert time.perf_counter() - start < 120
     part = run.train(
         say=print,
         save_path=str(tmp_path / 'b'),

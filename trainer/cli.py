@@ -121,7 +121,7 @@ def add_inference_flags(p: ArgumentParser, batch: int) -> None:
         '--precision',
         choices=['float32', 'bfloat16', 'int8', 'tf32', 'mixed'],
         default='float32',
-        help='precision of what is computed: bfloat16 for openvino and onednn on CPUs that '
+        help='precision of the computation: bfloat16 for openvino and onednn on CPUs that '
         'have it; int8 for openvino; tf32 and mixed (float16) for cudnn (default: float32)',
     )
     p.rare += ('calibration',)

@@ -81,7 +81,7 @@ class _Value:
     def hold(self, parts):
         """Add an object that it holds to its depth and size."""
         if not self.open:
-            raise PickleError('changes what is in use already')
+            raise PickleError('changes an object that another one already contains')
         for part in parts:
             part.open = False
             self.depth = max(self.depth, part.depth + 1)
@@ -203,7 +203,7 @@ class _Machine:
     def _append(self, items):
         target = self._top()
         if type(target.object) is not list:
-            raise PickleError('appends to what is no list')
+            raise PickleError('appends to an object that is not a list')
         target.hold(items)
         target.object.extend(item.object for item in items)
 
@@ -217,7 +217,7 @@ class _Machine:
     def _set(self, items):
         target = self._top()
         if type(target.object) is not dict or len(items) % 2:
-            raise PickleError('sets what is no item of a dict')
+            raise PickleError('sets items of an object that is not a dict')
         target.hold(items)
         objects = [item.object for item in items]
         self._update(target.object, zip(objects[::2], objects[1::2], strict=True))

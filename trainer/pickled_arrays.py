@@ -47,11 +47,11 @@ def read(obj: object) -> np.ndarray:
     else:
         raise PickleError('no array where one was expected')
     if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int for n in shape):
-        raise PickleError('an array whose shape is not one')
+        raise PickleError('an array with an invalid shape')
     try:
         return np.frombuffer(_bytes(raw), _dtype(dtype)).reshape(shape, order=order)
     except (TypeError, ValueError, OverflowError) as e:
-        raise PickleError(f'not an array: {str(e)[:100]}') from e
+        raise PickleError(f'an invalid array: {str(e)[:100]}') from e
 
 
 def _are(values, *types):

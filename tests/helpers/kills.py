@@ -108,9 +108,9 @@ class Campaign:
         self.rng, self.root = random.Random(f'{name} {seed}'), pathlib.Path(root)
         self.data = str(self._data())
         self.found, self._operation, self._run = Kills(f'{name}, {how}'), 0, 0
-        golden, begun = self.root / 'golden', time.monotonic()
+        golden, start = self.root / 'golden', time.monotonic()
         self._finish(golden)
-        self.seconds = time.monotonic() - begun
+        self.seconds = time.monotonic() - start
         self.golden = golden
 
     def _data(self):
@@ -207,8 +207,8 @@ class _Mpi(subprocess.Popen):
 def campaign(name, how, kills, seconds, seed=0, tell=lambda: None) -> Kills:
     """Kill a number of times, or for a number of seconds; see :class:`Campaign`."""
     with tempfile.TemporaryDirectory() as root:
-        killing, begun = Campaign(name, root, how, seed), time.monotonic()
-        while killing.found.kills < kills and time.monotonic() - begun < seconds:
+        killing, start = Campaign(name, root, how, seed), time.monotonic()
+        while killing.found.kills < kills and time.monotonic() - start < seconds:
             before = killing.found.kills
             killing.kill()
             if killing.found.kills > before:

@@ -134,7 +134,7 @@ def all_refused():
 
 
 def _refused(name):
-    begun, line, fault = time.monotonic(), '', 'a whole file'
+    start, line, fault = time.monotonic(), '', 'a whole file'
     with tempfile.TemporaryDirectory() as folder, serving(handler(name)) as url:
         try:
             download.get(url, os.path.join(folder, 'x'), 'x', len(DATA), len(DATA), ('md5', MD5))
@@ -146,5 +146,5 @@ def _refused(name):
             fault = f'{type(e).__name__}: {e}'
         if os.listdir(folder):
             fault = 'something left behind'
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     return seconds, fault or ('slow' if seconds > 60 else ''), line

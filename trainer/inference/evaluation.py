@@ -82,9 +82,9 @@ def evaluate(
         if progress is not None:
             progress(len(items), tally)
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     unreadable = _each_batch(computing, images, batch, ten_crop, workers, count)
-    return Evaluation(tally, unreadable, time.perf_counter() - begun, computing[0].description)
+    return Evaluation(tally, unreadable, time.perf_counter() - start, computing[0].description)
 
 
 def features(

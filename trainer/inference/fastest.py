@@ -60,9 +60,9 @@ def _time(engines, side):
             engine(x)
         for _ in range(_ROUNDS):
             for name, engine in engines.items():
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 engine(x)
-                least[name] = min(least[name], time.perf_counter() - begun)
+                least[name] = min(least[name], time.perf_counter() - start)
         for name in names:
             times[name] *= least[name]
     return min(times, key=times.get)

@@ -151,7 +151,7 @@ def state(network: Network) -> dict[str, np.ndarray]:
 
 
 def _check_settings(network, path, architecture):
-    """Refuse a file whose network differs where shapes of arrays do not, such as in strides."""
+    """Refuse a file with a network that differs in what shapes do not show, such as strides."""
     if architecture is None:
         return
     own = network.architecture()

@@ -52,17 +52,17 @@ class StateDict(NamedTuple):
     Attributes:
         naming: Its naming.
         dtypes: Types of its weights, the most frequent first.
-        whose: Name of the project whose names it has, for users.
+        project: Name of the project whose names it has, for users.
     """
 
     naming: Naming
     dtypes: str
-    whose: str
+    project: str
 
     @property
     def details(self) -> str:
         """str: Types and project, for users."""
-        return f"{self.dtypes}, {self.whose}'s names"
+        return f"{self.dtypes}, {self.project}'s names"
 
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
@@ -251,9 +251,9 @@ def read(tensors: dict[str, Tensor], path: Path) -> tuple[Network, StateDict]:
     chainer.serializers.NpzDeserializer(held | arrays).load(network)
     if naming.preprocessing is not None:
         network.preprocessing = naming.preprocessing
-    whose = naming.variants.name if network.variant and naming.variants else naming.name
+    project = naming.variants.name if network.variant and naming.variants else naming.name
     types = ', '.join(dtype for dtype, _ in dtypes.most_common())
-    return network, StateDict(naming, types, whose)
+    return network, StateDict(naming, types, project)
 
 
 def _check_held(network, naming):
