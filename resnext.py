@@ -190,6 +190,6 @@ def resnet(depth: int, category_num: int = 10, d: int = 64, **arguments: Any) ->
         arguments: Further arguments of :class:`PaperResNext`.
 
     Raises:
-        trainer.errors.InputError: There is no network of so many layers.
+        trainer.errors.InputError: No network has this number of layers.
     """
     return PaperResNext.of_depth(depth, category_num, C=1, d=d, **arguments)

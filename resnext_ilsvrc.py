@@ -116,7 +116,7 @@ class ResNext(Model, paper_network.PaperNetwork):
         """Return the blocks in each stage of a network of 50, 101 or 152 layers.
 
         Raises:
-            trainer.errors.InputError: There is no network of so many layers.
+            trainer.errors.InputError: No network has this number of layers.
         """
         if depth not in _BLOCKS:
             raise InputError(

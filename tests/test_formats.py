@@ -135,7 +135,7 @@ def test_the_script_writes_onnx(flags, run_converter, tmp_path):
         (('x.pth', '--to', 'pth'), '-o x.pth: is the file to convert itself'),
         (('x.pth', '--to', 'pth', '--naming', 'prlz77', '-o', 'y'), 'prlz77: it has no names for'),
         (('x.pth', '--naming', 'timm'), '--naming is for pth and safetensors; the output is'),
-        (('x.pth', '--keep-bn', '-o', 'y.pth'), '--keep-bn is of onnx'),
+        (('x.pth', '--keep-bn', '-o', 'y.pth'), '--keep-bn is for onnx'),
         (('x.pth', '--layout', 'original', '-o', 'y.onnx'), '--layout is for npz'),
         (('x.pth', '--entry', 'model'), 'there is no state dict model; there are: '),
         ((FIXTURES / FILES['npz'], '--entry', 'model'), '--entry model: only PyTorch files'),

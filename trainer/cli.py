@@ -85,7 +85,7 @@ def add_model_flag(p: ArgumentParser) -> None:
         metavar='FILE',
         action='append',
         required=True,
-        help="the model: npz, Torch7, PyTorch or safetensors, whatever its name, a run's "
+        help="the model: npz, Torch7, PyTorch or safetensors, of any name, a run's "
         'folder (its best model), or the name of published weights; repeated: the posteriors '
         'of all are averaged',
     )

@@ -105,7 +105,7 @@ class Network(chainer.Chain):
             arguments: Further arguments of the class, except ``block_num``.
 
         Raises:
-            trainer.errors.InputError: There is no network of so many layers.
+            trainer.errors.InputError: No network has this number of layers.
         """
         return cls(category_num, cls.blocks_of_depth(depth), **arguments)
 
@@ -140,7 +140,7 @@ class Network(chainer.Chain):
         """Return the blocks in each stage of a CIFAR network of 9n + 2 layers: (n, n, n).
 
         Raises:
-            trainer.errors.InputError: There is no network of so many layers.
+            trainer.errors.InputError: No network has this number of layers.
         """
         if depth < 11 or (depth - 2) % 9:
             raise InputError(

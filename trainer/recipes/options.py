@@ -1,8 +1,8 @@
 """The options of a training run: one table.
 
 It defines the flags of ``main.py`` and their help, the checks of options from Python and from
-files, the record of a run, and the recipes, which are values of it. It imports neither NumPy nor
-Chainer, so that ``--help`` and errors in flags appear at once.
+files, the record of a run, and the recipes. It imports neither NumPy nor Chainer, so that
+``--help`` and errors in flags appear at once.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Options:
 
     recipe: str = option(
         'original',
-        'train as this source does; every other flag overrides a value of it',
+        'train as this source does; other flags override its values',
         choices=_without_quick(recipes.available),
     )
     quick: bool = option(
@@ -225,7 +225,7 @@ class Options:
     epoch: int | None = option(None, 'last epoch', _TRAINING, '-e', kind=_WHOLE, free=True)
     patience: int | None = option(
         None,
-        'end when the accuracy in testing was highest so many epochs ago',
+        'end if the test accuracy has not improved for this many epochs',
         _TRAINING,
         kind=_WHOLE,
         free=True,
@@ -242,7 +242,7 @@ class Options:
         choices=lambda: ('none', 'lr', 'epochs'),
     )
     train_batch_divide: int = option(
-        1, 'compute each batch in so many chunks', _TRAINING, '-trb', kind=_WHOLE
+        1, 'number of chunks in which a batch is computed', _TRAINING, '-trb', kind=_WHOLE
     )
     test_batch_divide: int = option(1, 'the same for testing', _TRAINING, '-teb', kind=_WHOLE)
     optimizer: str = option(
@@ -353,7 +353,7 @@ class Options:
     )
     head_lr: float = option(
         1.0,
-        'the classifier learns so many times as fast as the rest',
+        'factor of the learning rate for the classifier',
         _TRANSFER,
         kind=_POSITIVE,
         metavar='TIMES',
