@@ -10,12 +10,16 @@ ratios are medians over the rounds of one round's times. Where other work has th
 wait for one another and wall-clock time says little: there ``--threads 1`` and the seconds of CPU
 time, which are given as well, still compare.
 
+'products' is a bound, not a contender: matrix products by oneDNN with as many operations as the
+convolutions of a step have.
+
 Needs PyTorch (``--torch`` names another Python that has it). OPENBLAS_CORETYPE is taken out of
 the environment: where it is set it can halve the speed of NumPy's products.
 """
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import resource
@@ -41,12 +45,18 @@ CONTENDERS = {
     'numpy float32': ('float32', 'numpy'),
     'onednn float32': ('float32', 'onednn'),
     'onednn bfloat16': ('bfloat16', 'onednn'),
+    'products float32': ('float32', 'products'),
+    'products bfloat16': ('bfloat16', 'products'),
     'pytorch NCHW float32': ('float32', 'NCHW'),
     'pytorch channels_last float32': ('float32', 'channels_last'),
     'pytorch compile float32': ('float32', 'compile'),
     'pytorch channels_last bfloat16': ('bfloat16', 'channels_last'),
     'pytorch compile bfloat16': ('bfloat16', 'compile'),
 }
+
+#: Size of image -> GFLOP of a step's convolutions for one image: three times the forward pass, less
+#: the gradient of the images.
+OPERATIONS = {32: 8.463, 224: 25.135}
 
 LEARNING_RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 
@@ -79,6 +89,29 @@ def ours(case, precision, engine):
     step = Step(optimizer, chainer.get_device('@numpy'))
     x, t = batch_of(case)
     return lambda: step(x, t)[0]
+
+
+def products(case, precision, how):
+    """Return a function that computes matrix products with the operations of a step."""
+    from trainer.engines.onednn import maps, products
+
+    size, _, batch = CASES[case]
+    dtype = maps.BFLOAT16 if precision == 'bfloat16' else maps.FLOAT32
+    side, operations = 2048, OPERATIONS[size] * 1e9 * batch
+    number = math.ceil(operations / (2 * side**3))
+    rows = round(operations / (2 * side**2 * number))
+    rng = np.random.default_rng(0)
+    x, w = (
+        maps.convert(rng.standard_normal(shape).astype(np.float32), dtype)
+        for shape in ((1, side, rows, 1), (side, side, 1, 1))
+    )
+
+    def step():
+        for _ in range(number):
+            y = products.forward(x, w)
+        return float(y[0, 0, 0, 0])
+
+    return step
 
 
 def pytorch(case, precision, how):
@@ -118,7 +151,8 @@ def pytorch(case, precision, how):
 def serve(case, contender):
     """Perform as many steps as each line of standard input asks for; answer in JSON."""
     precision, how = CONTENDERS[contender]
-    step = (pytorch if contender.startswith('pytorch') else ours)(case, precision, how)
+    kind = {'pytorch': pytorch, 'products': products}.get(contender.split()[0], ours)
+    step = kind(case, precision, how)
     start = time.perf_counter()
     loss = step()
     first = time.perf_counter() - start
@@ -230,7 +264,7 @@ def report(case, found):
             f'{of["first step, s"]:7.2f} s {of["peak MB"]:7.0f} MB'
         )
     for name, of in found.items():
-        if name.startswith(('pytorch', 'reference')):
+        if name.startswith(('pytorch', 'reference', 'products')):
             continue
         for peer, other in peers(found, name.split()[-1]).items():
             for what in ('seconds', 'CPU seconds'):
