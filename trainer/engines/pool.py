@@ -7,6 +7,7 @@ avoids that.
 from __future__ import annotations
 
 import collections
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,7 +46,7 @@ class _Block:
 def empty(shape: Shape, dtype: npt.DTypeLike) -> np.ndarray:
     """Return an uninitialised array, as :func:`numpy.empty` does."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize + _ALIGNMENT
+    size = math.prod(shape) * dtype.itemsize + _ALIGNMENT
     step = max(1 << size.bit_length() - 1, 4096) // _STEPS
     size = -(-size // step) * step
     home = _free[size]
