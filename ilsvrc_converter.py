@@ -152,19 +152,10 @@ def _output(args):
     return output, kind
 
 
-def _input(given):
-    """Return the file to convert; check that its format can be read."""
-    from trainer.weights import sources
-
-    path = sources.local(given)
-    formats.kind_of(path)
-    return path
-
-
 def main() -> None:
     p = parser()
     args = p.parse_args()
-    (output, kind), path = together(lambda: _output(args), lambda: _input(args.input))
+    (output, kind), path = together(lambda: _output(args), lambda: formats.locate(args.input))
     given = {'layout': args.layout, 'naming': args.naming, 'fold': False if args.keep_bn else None}
     options = {name: value for name, value in given.items() if value is not None}
     for name in options:

@@ -91,7 +91,7 @@ def ours(case, precision, engine):
     return lambda: step(x, t)[0]
 
 
-def products(case, precision, how):
+def plain_products(case, precision, how):
     """Return a function that computes matrix products with the operations of a step."""
     from trainer.engines.onednn import maps, products
 
@@ -151,7 +151,7 @@ def pytorch(case, precision, how):
 def serve(case, contender):
     """Perform as many steps as each line of standard input asks for; answer in JSON."""
     precision, how = CONTENDERS[contender]
-    kind = {'pytorch': pytorch, 'products': products}.get(contender.split()[0], ours)
+    kind = {'pytorch': pytorch, 'products': plain_products}.get(contender.split()[0], ours)
     step = kind(case, precision, how)
     start = time.perf_counter()
     loss = step()

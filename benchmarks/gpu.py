@@ -32,40 +32,29 @@ sys.path.insert(0, ROOT)
 
 BLOCKS, STEPS = 5, 20
 
-#: name -> (network, image size, batch, library, how)
+#: name -> (task, network, batch, library, how)
 ROWS = {}
+
+
+def _add(*row):
+    task, network, batch, library, how = row
+    ROWS[f'{task} {network} b{batch} {library} {how}'] = row
+
+
 for batch in (128, 256):
-    for library, how in (
-        ('ours', 'mixed'),
-        ('ours', 'tf32'),
-        ('torch', 'tf32'),
-        ('torch', 'bf16'),
-        ('torch', 'bf16 compile'),
-    ):
-        ROWS[f'train resnext50 b{batch} {library} {how}'] = (
-            'train',
-            'resnext50',
-            batch,
-            library,
-            how,
-        )
+    for how in ('mixed', 'tf32'):
+        _add('train', 'resnext50', batch, 'ours', how)
+    for how in ('tf32', 'bf16', 'bf16 compile'):
+        _add('train', 'resnext50', batch, 'torch', how)
 for batch in (1, 128, 256):
-    for library, how in (
-        ('ours', 'mixed'),
-        ('ours', 'tf32'),
-        ('torch', 'tf32'),
-        ('torch', 'fp16 compile'),
-    ):
-        ROWS[f'infer resnext50 b{batch} {library} {how}'] = (
-            'infer',
-            'resnext50',
-            batch,
-            library,
-            how,
-        )
+    for how in ('mixed', 'tf32'):
+        _add('infer', 'resnext50', batch, 'ours', how)
+    for how in ('tf32', 'fp16 compile'):
+        _add('infer', 'resnext50', batch, 'torch', how)
 for network in ('cifar2x64d', 'cifar8x64d'):
-    for library, how in (('ours', 'mixed'), ('torch', 'bf16'), ('torch', 'bf16 compile')):
-        ROWS[f'train {network} b128 {library} {how}'] = ('train', network, 128, library, how)
+    _add('train', network, 128, 'ours', 'mixed')
+    for how in ('bf16', 'bf16 compile'):
+        _add('train', network, 128, 'torch', how)
     ROWS[f'main.py {network} b128 mixed'] = 'main', network, 128, 'ours', 'mixed'
 
 #: (row, row of the peer, how many times as fast it is to be)
@@ -118,8 +107,8 @@ def blocks(step, wait, batch):
 
 
 def images(task, precision, batch, side):
-    """Return images on the device for the peer: NHWC in memory, and float16 where
-    a whole network is; where float32 weights are trained, conversion is part of the step."""
+    """Return images on the device for the peer: NHWC in memory, and float16 if the whole network
+    is; with float32 weights, the conversion is part of the step."""
     import cupy
     import numpy as np
 

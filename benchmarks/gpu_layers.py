@@ -5,8 +5,8 @@
 
 For each operation, summed over the network's layers: milliseconds, and their ratio to the time
 that its memory traffic takes at the rate of a large copy on the same GPU (convolutions also
-have arithmetic to do). Each is replayed as a CUDA graph,
-as in a step: otherwise small kernels would take as long as their launch from Python.
+have arithmetic to do). Each is replayed as a CUDA graph, as in a step: otherwise small kernels
+would take as long as their launch from Python.
 
 Then the memory traffic of a whole step, from its launches, and the milliseconds that it takes
 at that rate, or at ``--rate``: a calculated lower bound. With ``--rate`` nothing is computed or

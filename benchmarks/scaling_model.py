@@ -14,8 +14,8 @@ GPUs: on a machine that has them, --measure times the exchange, which gives --nv
 
 The exchange is a ring: n GPUs send 2 (n - 1) messages each, one after the other, that add up
 to 2 (n - 1) / n times the gradients, and all wait for the slowest link. NCCL has faster
-algorithms for many GPUs, so the model is pessimistic there. It leaves out the loading of images
-and the waiting for slower GPUs.
+algorithms for many GPUs, so the model is pessimistic there. Neither the loading of
+images nor the waiting for slower GPUs is included.
 """
 
 import argparse

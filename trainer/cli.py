@@ -254,17 +254,12 @@ def check_models(paths: list[str], args: argparse.Namespace) -> list[str]:
     """
 
     from trainer import devices
-    from trainer.weights import formats, sources
-
-    def weights(path):
-        path = sources.local(path)
-        formats.kind_of(path)
-        return path
+    from trainer.weights import formats
 
     return together(
         lambda: devices.get(args.gpu),
         lambda: check_precision(args),
-        *(lambda path=path: weights(path) for path in paths),
+        *(lambda path=path: formats.locate(path) for path in paths),
     )[2:]
 
 

@@ -125,6 +125,22 @@ def kind_of(path: Path) -> str:
     )
 
 
+def locate(path: Path) -> Path:
+    """Return the file of weights that a user named, after checking that its format is known.
+
+    Args:
+        path: See :func:`read`.
+
+    Raises:
+        trainer.errors.InputError: There is no such file, or it has no known format.
+    """
+    from trainer.weights import sources
+
+    path = sources.local(path)
+    kind_of(path)
+    return path
+
+
 def read(path: Path, entry: str | None = None, headless: bool = False) -> tuple[Network, Contents]:
     """Build the network in a file, whatever the file's format and name.
 

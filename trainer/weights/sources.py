@@ -25,7 +25,7 @@ from trainer.weights import timm_config
 if TYPE_CHECKING:
     from trainer.types import Path
 
-#: With which names begin.
+#: First parts of the names of published weights.
 PUBLISHERS = ('torch7', 'torchvision', 'timm', 'chainercv')
 
 _NAME = re.compile('({})/([A-Za-z0-9][\\w.-]*)'.format('|'.join(PUBLISHERS)), re.ASCII)
