@@ -15,6 +15,7 @@ from trainer.errors import InputError
 from trainer.metrics import Tally
 from trainer.reports.log import ACCURACY
 from trainer.training import processes
+from trainer.weights import npz
 
 if TYPE_CHECKING:
     from trainer.datasets import parallel
@@ -211,14 +212,21 @@ class SaveModel(extension.Extension):
     Args:
         network: The network.
         folder: Folder of the models; must exist.
+        when: Called with the function that writes a file; see :func:`trainer.weights.npz.save`.
     """
 
     trigger: tuple[int, str] = 1, 'epoch'
     priority: int = extension.PRIORITY_READER - 10
 
-    def __init__(self, network: Network, folder: str) -> None:
+    def __init__(
+        self,
+        network: Network,
+        folder: str,
+        when: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
         self.network = network
         self.folder = folder
+        self.when = when
         self.best = -1.0
 
     def path(self, what: int | str) -> str:
@@ -226,11 +234,11 @@ class SaveModel(extension.Extension):
         return os.path.join(self.folder, f'{self.network.name}_{what}.model')
 
     def __call__(self, trainer: chainer.training.Trainer) -> None:
-        self.network.save_model(self.path(trainer.updater.epoch))
+        npz.save(self.path(trainer.updater.epoch), self.network, when=self.when)
         accuracy = float(trainer.observation[ACCURACY])
         if accuracy > self.best:
             self.best = accuracy
-            self.network.save_model(self.path('best'))
+            npz.save(self.path('best'), self.network, when=self.when)
 
     def serialize(self, serializer: chainer.Serializer) -> None:
         self.best = float(serializer('best', self.best))

@@ -19,7 +19,8 @@ from trainer.reports import ending, figures
 from trainer.reports.console import Console
 from trainer.reports.tensorboard import TensorBoard
 from trainer.settings import settings
-from trainer.training import build, extensions, schedules, snapshots
+from trainer.training import background, build, extensions, schedules, snapshots
+from trainer.training.background import Background
 from trainer.training.patience import Patience
 from trainer.training.stop import Stop
 from trainer.training.updater import ChunkedUpdater
@@ -76,6 +77,7 @@ class Loop:
         self.trainer = chainer.training.Trainer(self.updater, self.stop.before(ends), setup.folder)
         #: The networks that are saved or evaluated: the trained network and its moving average.
         self.networks = [setup.network]
+        self._writing = Background()
         self._extend(optimizer, data)
 
     def _extend(self, optimizer, data):
@@ -93,9 +95,11 @@ class Loop:
         predictor = predictors.predictor(network, setup.engine, setup.precision, data.finish)
         evaluator = extensions.Evaluator(data.test, predictor, self.say, group)
         chosen = [extensions.LearningRate(schedules.of(options), self.iterations), evaluator]
-        self.snapshot = snapshots.extension()
+        # Arrays on a CPU would change while they are written.
+        when = self._writing if setup.device.xp is not np else background.now
+        self.snapshot = snapshots.extension(when)
         if not group.rank:
-            self.models = extensions.SaveModel(network, os.path.join(setup.folder, 'model'))
+            self.models = extensions.SaveModel(network, os.path.join(setup.folder, 'model'), when)
             chosen += [
                 self.log,
                 Console(self.log, options.epoch, self.iterations, network.category_num, self.say),
@@ -180,6 +184,7 @@ class Loop:
         self.group.begin(setup.device, *self.networks, gradients=gradients)
         with (
             self.stop,
+            self._writing,
             threadpoolctl.threadpool_limits(options.threads),
             settings.using(threads=options.threads),
             chainer.using_config('engine', setup.engine),

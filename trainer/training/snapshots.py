@@ -14,7 +14,7 @@ from chainer.training import extensions, triggers
 
 from trainer import files, run_folder
 from trainer.errors import InputError
-from trainer.training import processes
+from trainer.training import background, processes
 from trainer.weights import npz
 
 if TYPE_CHECKING:
@@ -40,7 +40,14 @@ class Trigger(triggers.IntervalTrigger):
 class _Writer(extensions.snapshot_writers.Writer):
     """Keeps the two newest snapshots, uncompressed: compression takes seconds and saves little."""
 
+    def __init__(self, when):
+        super().__init__()
+        self._when = when
+
     def __call__(self, filename, outdir, target):
+        self._when(lambda: self._write(filename, outdir, target))
+
+    def _write(self, filename, outdir, target):
         with files.replacing(os.path.join(outdir, filename)) as unfinished:
             chainer.serializers.save_npz(unfinished, target, compression=False)
         # By number, as a clock may be set back. Damaged snapshots of later updates, which the run
@@ -50,9 +57,15 @@ class _Writer(extensions.snapshot_writers.Writer):
             os.remove(stale)
 
 
-def extension() -> chainer.training.Extension:
-    """Return Chainer's snapshot extension, which keeps the two newest snapshots."""
-    return extensions.snapshot(filename=_NAME, writer=_Writer())
+def extension(
+    when: Callable[[Callable[[], None]], None] = background.now,
+) -> chainer.training.Extension:
+    """Return Chainer's snapshot extension, which keeps the two newest snapshots.
+
+    Args:
+        when: Called with the function that writes a snapshot.
+    """
+    return extensions.snapshot(filename=_NAME, writer=_Writer(when))
 
 
 def restore(

@@ -17,6 +17,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import chainer
@@ -262,8 +263,20 @@ def load(path: Path) -> Network:
     return fill(network, arrays, path, architecture)
 
 
-def save(path: Path, network: Network, layout: str | None = None) -> None:
-    """Save a network's weights as float32; see :meth:`Network.save_model`."""
+def save(
+    path: Path,
+    network: Network,
+    layout: str | None = None,
+    when: Callable[[Callable[[], None]], None] | None = None,
+) -> None:
+    """Save a network's weights as float32.
+
+    Args:
+        path, layout: See :meth:`Network.save_model`.
+        network: The network.
+        when: Called with the function that writes the file, which may be called later if the
+            network is on a GPU; ``None``: it is called at once.
+    """
 
     def number(array):
         array = chainer.backends.cuda.to_cpu(array) if np.ndim(array) else np.int64(array)
@@ -284,8 +297,15 @@ def save(path: Path, network: Network, layout: str | None = None) -> None:
         write = np.savez
     else:
         raise InputError(f"layout {layout!r}: there are None, 'original', 'form-a' and 'form-b'")
-    with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
-        write(f, **arrays)
+
+    def to_file():
+        with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
+            write(f, **arrays)
+
+    if when is None:
+        to_file()
+    else:
+        when(to_file)
 
 
 FORMAT = formats.Format(
