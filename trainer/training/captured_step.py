@@ -24,17 +24,18 @@ class _Captured:
         batch: x, t, and the rows of :mod:`trainer.transforms.mixing` or ``None``.
         totals: float64 (2,): sum of the losses, number of correct images.
         table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.GpuUpdate`.
+        sums: :class:`trainer.engines.cudnn.parameters.GradientSums`, or ``None`` of one chunk.
         graphs (list): One graph, or two between which processes exchange gradients;
             ``None`` before it is captured.
         gradients (list): The gradients that the processes exchange.
     """
 
-    def __init__(self, batch, table):
+    def __init__(self, batch, table, sums):
         import cupy
 
         self.batch = [None if array is None else cuda.empty_like(array) for array in batch]
         self.totals = cupy.empty(2, np.float64)
-        self.table = table
+        self.table, self.sums = table, sums
         self.graphs = self.gradients = None
 
 
@@ -119,7 +120,8 @@ class CapturedStep(Step):
         with self._room.entered():
             self._update.prepare()
             if first:
-                self._captured[key] = _Captured((x, t, rows), self._update.table())
+                sums = self._sums(self._number_of_chunks(t))
+                self._captured[key] = _Captured((x, t, rows), self._update.table(), sums)
             captured = self._captured[key]
             self._upload((x, t, rows), captured.batch, self._room.stream)
         reason = None
@@ -137,6 +139,11 @@ class CapturedStep(Step):
             totals = self.group.sum(*totals.get())
         return totals[0], totals[1], images
 
+    def _sums(self, chunks):
+        from trainer.engines.cudnn.parameters import GradientSums
+
+        return GradientSums(self._params, chunks) if chunks > 1 else None
+
     def _gradients(self, captured, images):
         self.network.cleargrads()
         captured.totals.fill(0)
@@ -145,12 +152,17 @@ class CapturedStep(Step):
             self._half()
             half_weights = self._half.of
         with settings.using(half_weights=half_weights):
-            for loss, y, t, share in self._chunks(*captured.batch, images):
+            chunks = self._chunks(*captured.batch, images)
+            for chunk, (loss, y, t, share) in enumerate(chunks):
                 loss.grad = (self._update.scale * share).astype(loss.dtype)
                 loss.backward()
                 captured.totals[0] += loss.array * len(t)
                 captured.totals[1] += (y.array.argmax(axis=1) == t).sum()
                 loss.unchain_backward()
+                if captured.sums is not None:
+                    captured.sums.add(chunk)
+        if captured.sums is not None:
+            captured.sums.give()
         if self.group.size > 1:  # float32 is exchanged
             for param in self._params:
                 if param.grad is not None:
@@ -185,13 +197,20 @@ class CapturedStep(Step):
             gradients()
             update()
 
+        def rehearsed():
+            both()
+            self.network.cleargrads()
+
         try:
             with self._room.entered():
+                self._room.reserve(rehearsed)
                 captured.graphs = [
                     self._room.capture(part)[0]
                     for part in ((gradients, update) if self.group.size > 1 else (both,))
                 ]
                 self._update.fill(captured.table)
+                if captured.sums is not None:
+                    captured.sums.fill()
             if self.group.size > 1:
                 captured.gradients = [param.grad for param in self._params]
             self.network.cleargrads()

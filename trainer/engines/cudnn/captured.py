@@ -33,7 +33,8 @@ class Room:
         self._cupy = cupy
         self.stream: cupy.cuda.Stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool()
-        self._lost = self._captured = False
+        self._lost = self._reserved = False
+        self._peak: int | None = None  # bytes in use, while a function is measured
 
     def _allocate(self, size):
         before = self.pool.total_bytes()
@@ -42,6 +43,8 @@ class Room:
         # anything else means that CuPy freed blocks.
         if self.pool.total_bytes() != before and self.pool.total_bytes() < before + size:
             self._lost = True
+        if self._peak is not None:
+            self._peak = max(self._peak, self.pool.used_bytes())
         return memory
 
     def lost(self) -> bool:
@@ -70,15 +73,37 @@ class Room:
         with self._cupy.cuda.using_allocator(self._allocate):
             return function()
 
+    def reserve(self, function: Callable[[], object]) -> None:
+        """Let the pool be one block of the size that a function needs, for its first graph.
+
+        Blocks of a pool that grows on demand are of all sizes, a tenth of which is lost. What
+        timing and the first run left in the pools is freed. Nothing is done from the second call
+        on, as graphs use free blocks.
+
+        Args:
+            function: See :meth:`capture`; must not leave arrays behind.
+        """
+        if self._reserved:
+            return
+        before = self._peak = self.pool.used_bytes()
+        try:
+            with timing.untimed():
+                cuda.capture(self.stream, lambda: self.run(function))  # not launched
+            needed = self._peak - before
+        finally:
+            self._peak = None
+        self._reserved = True
+        for pool in (self.pool, self._cupy.get_default_memory_pool()):
+            pool.free_all_blocks()
+        with contextlib.suppress(self._cupy.cuda.memory.OutOfMemoryError):
+            self.pool.malloc(needed)
+        self._lost = False
+
     def capture(self, function: Callable[[], R]) -> tuple[cupy.cuda.Graph, R]:
         """Return the CUDA graph of a function, and what the function returned.
 
         Call it in :meth:`entered`, after the function has run once: building plans and
         compiling kernels cannot be captured.
         """
-        if not self._captured:
-            # What timing and the first run left in other sizes. Later, graphs use free blocks.
-            self.pool.free_all_blocks()
-            self._captured = True
         with timing.untimed():
             return cuda.capture(self.stream, lambda: self.run(function))

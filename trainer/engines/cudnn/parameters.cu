@@ -34,6 +34,26 @@ struct Entry {
     }
 };
 
+struct Sum {
+    const void *grad;
+    float *sum;
+    Part part;
+    int half, unused;
+};
+
+// Add gradients to sums whose memory has the same order, or begin the sums.
+extern "C" __global__ void __launch_bounds__(256)
+add_gradients(const unsigned char *table, int begins) {
+    Sum s = reinterpret_cast<const Sum *>(table)[blockIdx.x];
+#pragma unroll 4
+    for (int j = threadIdx.x; j < s.part.count; j += blockDim.x) {
+        int i = s.part.begin + j;
+        float g = s.half ? widen(static_cast<const Half *>(s.grad)[i])
+                         : static_cast<const float *>(s.grad)[i];
+        s.sum[i] = begins ? g : s.sum[i] + g;
+    }
+}
+
 // Whether a gradient is not finite, as float16 overflowed.
 extern "C" __global__ void __launch_bounds__(256)
 find_overflow(const unsigned char *table, unsigned int *overflow) {

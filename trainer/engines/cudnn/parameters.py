@@ -42,6 +42,9 @@ ENTRY = np.dtype(
         ('', np.int32),  # to a multiple of what a pointer takes
     ]
 )
+SUM = np.dtype(
+    [('grad', np.uintp), ('sum', np.uintp), *_OF_PART, ('half', np.int32), ('', np.int32)]
+)
 COPY = np.dtype([('from', np.uintp), ('to', np.uintp), *_OF_PART])
 
 
@@ -175,6 +178,68 @@ def _layout(grad):
     if grad.ndim == 4 and grad.transpose(0, 2, 3, 1).flags.c_contiguous:
         return grad.shape[1], grad.shape[2] * grad.shape[3]
     raise NoFusedUpdate("a gradient's memory")
+
+
+class GradientSums:
+    """Sums of the gradients of a batch's chunks, in float32: a kernel for each chunk.
+
+    Args:
+        params: All parameters of a network.
+        chunks: Number of chunks.
+    """
+
+    def __init__(self, params: list[chainer.Parameter], chunks: int) -> None:
+        import cupy
+
+        self._params = params
+        size = len(_parts(params, SUM)[0]) * SUM.itemsize
+        self._tables = [cupy.empty(size, np.uint8) for _ in range(chunks)]
+        self._entries: list[np.ndarray] = [np.empty(0, SUM)] * chunks
+        self._sums: list[cupy.ndarray | None] = []
+
+    def add(self, chunk: int) -> None:
+        """Add the gradients of a chunk, the first of which is 0, and clear them.
+
+        It can be captured; then :meth:`fill` must be called before the graph is launched.
+
+        Raises:
+            NoFusedUpdate: A gradient has an unsupported memory layout.
+        """
+        import cupy
+
+        if chunk == 0:
+            self._sums = [
+                None if p.grad is None else cupy.empty_like(p.grad, np.float32)
+                for p in self._params
+            ]
+        pairs = [(p, s) for p, s in zip(self._params, self._sums) if s is not None]
+        entries, each = _parts([param for param, _ in pairs], SUM)
+        for (param, total), own in zip(pairs, each):
+            if _layout(param.grad) != _layout(total):
+                raise NoFusedUpdate("a gradient's memory")
+            own['grad'], own['sum'] = param.grad.data.ptr, total.data.ptr
+            own['half'] = param.grad.dtype == np.float16
+        self._entries[chunk] = entries
+        if not cupy.cuda.get_current_stream().is_capturing():
+            self._fill(chunk)
+        _launch('add_gradients', len(entries), _THREADS, self._tables[chunk], np.int32(chunk == 0))
+        for param in self._params:
+            param.cleargrad()
+
+    def _fill(self, chunk):
+        entries = self._entries[chunk].view(np.uint8)
+        self._tables[chunk][: len(entries)].set(entries)
+
+    def fill(self) -> None:
+        """Write the addresses of the chunks that were added last to the device."""
+        for chunk in range(len(self._tables)):
+            self._fill(chunk)
+
+    def give(self) -> None:
+        """Set the sums as the parameters' gradients."""
+        for param, total in zip(self._params, self._sums):
+            param.grad = total
+        self._sums = []
 
 
 class HalfWeights:

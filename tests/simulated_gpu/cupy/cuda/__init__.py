@@ -14,7 +14,7 @@ from cupy._device import (  # noqa: F401
     get_elapsed_time,
     using_allocator,
 )
-from cupy.cuda import cublas, runtime  # noqa: F401
+from cupy.cuda import cublas, memory, runtime  # noqa: F401
 
 
 def is_available():

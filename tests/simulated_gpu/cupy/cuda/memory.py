@@ -1,0 +1,3 @@
+"""Errors of memory."""
+
+from cupy._device import OutOfMemoryError  # noqa: F401
