@@ -85,10 +85,26 @@ def test_batch_normalisation(shape, kind, dtype):
     assert close(averages[0], wide[3], 1e-6) and close(averages[1], wide[4], 1e-5)
     sums = [send(wide[0].sum(axis=(0, 2, 3))), send((wide[0] ** 2).sum(axis=(0, 2, 3)))]
     means = [send(mean), send(var)]
-    found_of_sums = kernels.statistics_of_sums(*sums, x.size // c, autograd.Running(*means, *rule))
-    assert close(found_of_sums[0], expected[2], 1e-6) and close(means[0], wide[3], 1e-6)
+    of_sums = kernels.normalize_sums(
+        there[0],
+        None if residual is None else send(residual, dtype),
+        sums,
+        autograd.Running(*means, *rule),
+        *there[1:],
+        kind,
+    )
+    assert close(of_sums[2], expected[2], 1e-6) and close(means[0], wide[3], 1e-6)
     if x.size // c > 1:  # squares of values far from 0 cancel
-        assert close(found_of_sums[1], expected[3], 1e-2) and close(means[1], wide[4], 1e-2)
+        assert close(of_sums[3], expected[3], 1e-2) and close(means[1], wide[4], 1e-2)
+    wanted = kernels.normalize(
+        there[0],
+        None if residual is None else send(residual, dtype),
+        *of_sums[2:],
+        *there[1:],
+        kind,
+    )
+    for one, other in zip(wanted, of_sums):
+        assert one is other is None or (one == other).all()
 
     # A ReLU that flips by rounding says nothing of the gradients: its own mask is taken.
     y = chainer.get_device('@numpy').send(found[0])
@@ -231,7 +247,8 @@ class TestOrder:
     def launch(self, kernel, *args):
         import cupy
 
-        source = cuda.source(Path(kernels.__file__).with_suffix('.cu'))
+        path = Path(kernels.__file__).with_suffix('.cu')
+        source = cuda.source(path, MOST_ACROSS=kernels._ACROSS)
         module = cupy.RawModule(code=source.replace('__restrict__', ''), options=('--std=c++17',))
         module.get_function(kernel)((1,), (self.HIGH,), args)
 

@@ -82,19 +82,23 @@ def conv_statistics(
     groups: int,
     running: Running,
     precision: str,
-) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
-    """Compute :func:`conv_forward`; return its result and its statistics
-    (:func:`trainer.engines.cudnn.generic.statistics`)."""
+) -> tuple[cupy.ndarray, tuple | None, tuple | None]:
+    """Compute :func:`conv_forward` and what its normalisation needs.
 
-    def of_sums(y, total, square):
-        return (y, *kernels.statistics_of_sums(total, square, y.size // len(total), running))
+    Returns:
+        Its result; its statistics (:func:`trainer.engines.cudnn.generic.statistics`), or ``None``;
+        the sums for :func:`trainer.engines.cudnn.kernels.normalize_sums`, or ``None``.
+    """
+
+    def of_sums(y, *sums):
+        return y, None, sums
 
     def from_sums():
         return of_sums(*conv_with_sums(x, w, stride, pad, groups, precision))
 
     def then_read():
         y = conv_forward(x, w, stride, pad, groups, precision)
-        return (y, *kernels.statistics(y, running))
+        return y, kernels.statistics(y, running), None
 
     # In float32, sums of squares would lose precision; and cuDNN has no plan for groups.
     ways = {'two steps': then_read}

@@ -110,8 +110,12 @@ struct Statistics {
     // Finish channel c, given the sums of n values minus `origin` and of their squares.
     __device__ void finish(int c, double n, double sum, double square, double origin) const {
         double d = sum / n, m = origin + d, var = max(square / n - d * d, 0.);
+        keep(c, n, m, var, 1 / sqrt(var + eps));
+    }
+
+    __device__ void keep(int c, double n, double m, double var, double inverse) const {
         mean[c] = m;
-        inv_std[c] = 1 / sqrt(var + eps);
+        inv_std[c] = inverse;
         avg_mean[c] = decay * avg_mean[c] + (1 - decay) * (float)m;
         avg_var[c] = decay * avg_var[c]
             + (1 - decay) * (float)((var + eps_in_average) * (n / max(n - 1, 1.)));
@@ -157,12 +161,13 @@ __device__ void statistics(const T *x, int rows, int channels, int across,
 template <int V> struct Channel {
     float mean[V], scale[V], beta[V];
 
+    // `first`: channel of the first element of mean_ and inv_std.
     __device__ Channel(const Place &at, const float *mean_, const float *inv_std,
-                       const float *gamma, const float *beta_) {
+                       const float *gamma, const float *beta_, int first = 0) {
         for (int v = 0; v < V; ++v) {
             int c = at.pack * V + v;
-            mean[v] = mean_[c];
-            scale[v] = gamma[c] * inv_std[c];
+            mean[v] = mean_[c - first];
+            scale[v] = gamma[c] * inv_std[c - first];
             beta[v] = beta_[c];
         }
     }
@@ -229,6 +234,31 @@ __device__ void normalize(const T *x, const T *residual, const float *mean,
     Place at(rows, channels, V, across, true);
     if (!at.inside()) return;
     Channel<V> channel(at, mean, inv_std, gamma, beta);
+    by_kind(kind, [&](auto k) {
+        normalize_as<decltype(k)::value, T, V>(at, channel, x, residual, y, mask);
+    });
+}
+
+// The same with statistics from sums that a convolution has computed, which are stored.
+template <typename T, int V>
+__device__ void normalize_sums(const T *x, const T *residual, const float *total,
+                               const float *square, const Statistics &to, const float *gamma,
+                               const float *beta, int kind, int rows, int channels, int across,
+                               T *y, unsigned char *mask) {
+    __shared__ float mean[MOST_ACROSS * V], inv_std[MOST_ACROSS * V];
+    Place at(rows, channels, V, across, true);
+    int width = across * V, begin = blockIdx.y * width;
+    for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
+        int c = begin + i;
+        double n = rows, m = total[c] / n, var = max(square[c] / n - m * m, 0.);
+        double inverse = 1 / sqrt(var + to.eps);
+        mean[i] = m;
+        inv_std[i] = inverse;
+        if (blockIdx.x == 0) to.keep(c, n, m, var, inverse);
+    }
+    __syncthreads();
+    if (!at.inside()) return;
+    Channel<V> channel(at, mean, inv_std, gamma, beta, begin);
     by_kind(kind, [&](auto k) {
         normalize_as<decltype(k)::value, T, V>(at, channel, x, residual, y, mask);
     });
@@ -350,6 +380,15 @@ __device__ void backward_input(const T *gy, const T *x, const unsigned char *mas
         normalize<T, V>(x, residual, mean, inv_std, gamma, beta, kind, rows, channels,          \
             across, y, mask);                                                                   \
     }                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256, 4) normalize_sums_##suffix(               \
+        IN(T) x, IN(T) residual, IN(float) total, IN(float) square, float eps, float decay,     \
+        float eps_in_average, OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean,         \
+        OUT(float) avg_var, IN(float) gamma, IN(float) beta, int kind, int rows, int channels,  \
+        int across, OUT(T) y, OUT(unsigned char) mask) {                                        \
+        normalize_sums<T, V>(x, residual, total, square,                                        \
+            {eps, decay, eps_in_average, mean, inv_std, avg_mean, avg_var}, gamma, beta, kind,  \
+            rows, channels, across, y, mask);                                                   \
+    }                                                                                           \
     extern "C" __global__ void __launch_bounds__(256, 3) backward_sums_##suffix(                \
         IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,       \
         IN(float) beta, int kind, int rows, int channels, int across, OUT(T) kept,              \
@@ -364,17 +403,6 @@ __device__ void backward_input(const T *gy, const T *x, const unsigned char *mas
         backward_input<T, V>(gy, x, mask, mean, inv_std, gamma, beta, ggamma, gbeta, kind,      \
             rows, channels, across, gx);                                                        \
     }
-
-// The same from sums that a convolution has computed.
-extern "C" __global__ void statistics_of_sums(
-    IN(float) sum, IN(float) square, int rows, int channels, float eps, float decay,
-    float eps_in_average, OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean,
-    OUT(float) avg_var) {
-    int c = thread();
-    if (c >= channels) return;
-    Statistics to = {eps, decay, eps_in_average, mean, inv_std, avg_mean, avg_var};
-    to.finish(c, rows, sum[c], square[c], 0);
-}
 
 KERNELS(h8, Half, 8)
 KERNELS(h1, Half, 1)

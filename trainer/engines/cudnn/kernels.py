@@ -22,17 +22,23 @@ if TYPE_CHECKING:
 
     from trainer.types import Shape
 
-_launch = cuda.kernels(__file__, 'kernels.cu')
+#: Packs of adjacent channels in a block: 128 bytes, one memory transaction.
+_ACROSS = 8
+
+_launch = cuda.kernels(__file__, 'kernels.cu', MOST_ACROSS=_ACROSS)
 _launch_pooling = cuda.kernels(__file__, 'pooling.cu')
 _launch_channels = cuda.kernels(__file__, 'channels.cu')
 
 _THREADS = 256
 
-#: Packs of adjacent channels in a block: 128 bytes, one memory transaction.
-_ACROSS = 8
-
 #: Resident blocks per multiprocessor, as ``__launch_bounds__`` in ``kernels.cu`` ensures.
-AT_ONCE = {'statistics': 4, 'normalize': 4, 'backward_sums': 3, 'backward_input': 3}
+AT_ONCE = {
+    'statistics': 4,
+    'normalize': 4,
+    'normalize_sums': 4,
+    'backward_sums': 3,
+    'backward_input': 3,
+}
 
 
 def _empty(shape, dtype):
@@ -127,24 +133,6 @@ def statistics(x: cupy.ndarray, running: Running) -> tuple[cupy.ndarray, cupy.nd
     return found
 
 
-def statistics_of_sums(
-    total: cupy.ndarray, square: cupy.ndarray, rows: int, running: Running
-) -> tuple[cupy.ndarray, cupy.ndarray]:
-    """Like :func:`statistics`, from each channel's sums of ``rows`` values and of their squares."""
-    found, arguments = _statistics(running)
-    _launch(
-        'statistics_of_sums',
-        -(-total.size // _THREADS),
-        _THREADS,
-        total,
-        square,
-        np.int32(rows),
-        np.int32(total.size),
-        *arguments,
-    )
-    return found
-
-
 def normalize(
     x: cupy.ndarray,
     residual: cupy.ndarray | None,
@@ -154,15 +142,41 @@ def normalize(
     beta: cupy.ndarray,
     kind: int,
 ) -> tuple[cupy.ndarray, cupy.ndarray | None]:
+    return _normalize('normalize', x, residual, (mean, inv_std), gamma, beta, kind)
+
+
+def _normalize(kernel, x, residual, statistics, gamma, beta, kind):
     import cupy
 
-    rows = _RowLaunch('normalize', x)
+    rows = _RowLaunch(kernel, x)
     y = _empty(x.shape, x.dtype)
     mask = None
     if kind == ADD_RELU:
         mask = cupy.empty(rows.rows * rows.packs, np.uint8)
-    rows.launch(x, residual, mean, inv_std, gamma, beta, np.int32(kind), *rows.sizes(), y, mask)
+    rows.launch(x, residual, *statistics, gamma, beta, np.int32(kind), *rows.sizes(), y, mask)
     return y, mask
+
+
+def normalize_sums(
+    x: cupy.ndarray,
+    residual: cupy.ndarray | None,
+    sums: tuple[cupy.ndarray, cupy.ndarray],
+    running: Running,
+    gamma: cupy.ndarray,
+    beta: cupy.ndarray,
+    kind: int,
+) -> tuple[cupy.ndarray, cupy.ndarray | None, cupy.ndarray, cupy.ndarray]:
+    """Compute :func:`statistics` and :func:`normalize`, from sums.
+
+    Args:
+        sums: Sums of each channel's values and of their squares, float32 (channels,).
+
+    Returns:
+        y, mask, mean and 1 / standard deviation.
+    """
+    found, arguments = _statistics(running)
+    y, mask = _normalize('normalize_sums', x, residual, (*sums, *arguments), gamma, beta, kind)
+    return y, mask, *found
 
 
 @functools.cache

@@ -89,12 +89,12 @@ mean_pooling_backward = _kernel('mean_pooling_backward')
 
 
 def _conv_statistics(x, *args, running):
-    """Return a convolution's output and its statistics; see generic."""
+    """Return what :func:`trainer.engines.cudnn.convolutions.conv_statistics` does."""
     if not _on_numpy(x):
         with contextlib.suppress(graphs.NoPlan):  # _conv_forward falls back and warns
             return convolutions.conv_statistics(x, *args, running, chainer.config.precision)
     h = _conv_forward(x, *args)
-    return (h, *_statistics(h, running))
+    return h, _statistics(h, running), None
 
 
 def _aligned(array: cupy.ndarray) -> bool:
@@ -149,8 +149,14 @@ def conv_bn(
     beta: Array,
     kind: int,
 ) -> tuple[Array, tuple]:
-    h, mean, inv_std = _conv_statistics(x, w, stride, pad, groups, running=running)
-    y, mask = _normalize(h, residual, mean, inv_std, gamma, beta, kind)
+    h, found, sums = _conv_statistics(x, w, stride, pad, groups, running=running)
+    if sums is None:
+        mean, inv_std = found
+        y, mask = _normalize(h, residual, mean, inv_std, gamma, beta, kind)
+    else:
+        y, mask, mean, inv_std = kernels.normalize_sums(
+            h, residual, sums, running, gamma, beta, kind
+        )
     return y, (h, mean, inv_std, mask)
 
 
