@@ -570,3 +570,19 @@ def test_a_steps_memory_is_what_is_in_use_at_once():
     step._captured.clear()
     run(model, step.optimizer, step, given=[(x, np.arange(64, dtype=np.int32) % 10)] * 3)
     assert 0 < step._room.pool.total_bytes() < 1.02 * peak
+
+
+@pytest.mark.parametrize('images, classes', [(3, 10), (41, 1000), (8, 33)])
+def test_tally(images, classes):
+    import cupy
+
+    rng = np.random.default_rng(3)
+    # Few different scores: several are the largest, of which the first counts.
+    scores = rng.integers(0, 5, (images, classes)).astype(np.float32) - 7
+    labels = scores.argmax(axis=1).astype(np.int32)
+    labels[::2] = rng.integers(0, classes, len(labels[::2]))
+    totals = cupy.asarray(np.array([1.5, 2], np.float64))
+    loss = cupy.asarray(np.array(0.25, np.float32))
+    parameters.tally(cupy.asarray(scores), cupy.asarray(labels), loss, totals)
+    correct = (scores.argmax(axis=1) == labels).sum()
+    assert totals.get().tolist() == [1.5 + 0.25 * images, 2 + correct]

@@ -145,6 +145,8 @@ class CapturedStep(Step):
         return GradientSums(self._params, chunks) if chunks > 1 else None
 
     def _gradients(self, captured, images):
+        from trainer.engines.cudnn.parameters import tally
+
         self.network.cleargrads()
         captured.totals.fill(0)
         half_weights = None
@@ -156,8 +158,7 @@ class CapturedStep(Step):
             for chunk, (loss, y, t, share) in enumerate(chunks):
                 loss.grad = (self._update.scale * share).astype(loss.dtype)
                 loss.backward()
-                captured.totals[0] += loss.array * len(t)
-                captured.totals[1] += (y.array.argmax(axis=1) == t).sum()
+                tally(y.array, t, loss.array, captured.totals)
                 loss.unchain_backward()
                 if captured.sums is not None:
                     captured.sums.add(chunk)

@@ -242,6 +242,24 @@ class GradientSums:
         self._sums = []
 
 
+def tally(
+    scores: cupy.ndarray, labels: cupy.ndarray, loss: cupy.ndarray, totals: cupy.ndarray
+) -> None:
+    """Add a chunk's loss and its correct images to the totals of a batch.
+
+    Args:
+        scores: (images, classes).
+        labels: int32 (images,).
+        loss: Mean over the images, ().
+        totals: float64 (2,): sum of the losses, number of correct images.
+    """
+    import cupy
+
+    scores, loss = (cupy.ascontiguousarray(array, np.float32) for array in (scores, loss))
+    blocks = -(-len(scores) // (_THREADS // 32))
+    _launch('tally', blocks, _THREADS, scores, labels, loss, *map(np.int32, scores.shape), totals)
+
+
 class HalfWeights:
     """Float16 copies, in NHWC memory, of the weights of convolutions.
 
