@@ -147,6 +147,19 @@ def test_group_by_group(monkeypatch, dtype):
 
 
 @pytest.mark.usefixtures('no_plans')
+@pytest.mark.parametrize('channels, dtype', [(8, np.float16), (4, np.float32), (6, np.float32)])
+def test_parts_of_groups_are_aligned_or_not_used(monkeypatch, channels, dtype):
+    """cuDNN reads 16 bytes at a time: the second group of 4 channels in float16 begins at 8."""
+    ways = {}
+    monkeypatch.setattr(timing, 'by_time', lambda key, found: ways.update(found))
+    w = send(np.zeros((2 * channels, channels // 2, 3, 3), dtype))
+    gy = send(np.zeros((2, 2 * channels, 4, 4), dtype))
+    convolutions.conv_backward_data(gy, w, (2, channels, 8, 8), 2, 1, 2, None, 'mixed')
+    aligned = channels // 2 * dtype().itemsize % 16 == 0
+    assert ('group by group' in ways) == aligned
+
+
+@pytest.mark.usefixtures('no_plans')
 def test_the_fastest_way_is_chosen(monkeypatch):
     """Each way that there is takes part; all compute the same."""
     x, w, gy = (send(a) for a in made((2, 64, 8, 8), 8, 1))

@@ -119,6 +119,12 @@ def _parts(array, groups, axis):
     return [array[part] if axis == 0 else array[:, part] for part in parts]
 
 
+def _aligned_parts(groups, gy_shape, w, x_shape):
+    """Return whether each group's part begins at a multiple of 16 bytes, as cuDNN's graphs want."""
+    sizes = gy_shape[1], x_shape[1], w.size
+    return all(size // groups * w.dtype.itemsize % 16 == 0 for size in sizes)
+
+
 def _turned(w, groups):
     """Return the weights, in NHWC memory, with which a convolution of stride 1 computes the data
     gradient of another: inputs and outputs of each group swapped, rows and columns reversed."""
@@ -176,7 +182,7 @@ def conv_backward_data(
             ways['turned weights'] = lambda: _data_gradient_as_convolution(
                 gy, w, x_shape, pad, groups, precision
             )
-        if 1 < groups <= FEW_GROUPS and stride > 1:
+        if 1 < groups <= FEW_GROUPS and stride > 1 and _aligned_parts(groups, gy.shape, w, x_shape):
             ways['group by group'] = lambda: _data_gradient_by_group(
                 gy, w, x_shape, stride, pad, groups, precision
             )
