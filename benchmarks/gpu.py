@@ -166,7 +166,7 @@ def ours(task, network, batch, how, data):
 
 
 def main_py(network, batch, precision, data):
-    """Time the epochs of a run with the original's network and recipe."""
+    """Time the epochs of a run with the original's recipe and the paper's network."""
     import cupy
 
     from trainer.training import extensions, run
@@ -190,6 +190,8 @@ def main_py(network, batch, precision, data):
             precision=precision,
             batch=batch,
             train_batch_divide=1,
+            network='paper',  # the peer's; the original's network is larger
+            depth=29,
             C=int(network[5]),
             d=64,
             epoch=EPOCHS,

@@ -10,7 +10,7 @@ from conftest import images_of_step, relative, simulated, state_on_cpu
 from helpers.networks import build, squeeze_excite
 
 import resnext
-from trainer.engines.cudnn import graphs, parameters, timing
+from trainer.engines.cudnn import arena, graphs, parameters, timing
 from trainer.engines.cudnn.parameters import GpuUpdate, HalfWeights
 from trainer.engines.cudnn.provider import nhwc, weights
 from trainer.networks import layers
@@ -547,29 +547,37 @@ def test_plans_are_timed_for_whole_batches_alone(monkeypatch, no_plans):
     assert [len(c.graphs) for c in step._captured.values()] == [1, 1]
 
 
-@pytest.mark.skipif(simulated(), reason="the simulated GPU's pool does not split blocks")
-def test_a_steps_memory_is_what_is_in_use_at_once():
-    """CuPy's pool splits one block; blocks of all sizes would take a tenth more."""
-    model = resnext.PaperResNext(10, (1, 1, 1), C=2, d=16)
-    model.weight_initialization(0)
+def test_a_steps_memory_is_what_is_in_use_at_once(monkeypatch):
+    """A pool that grew by what is asked for would be a tenth larger, and with the blocks of the
+    first, eager step a third."""
+    monkeypatch.setattr(arena, 'LARGE', 1 << 12)
+    model = network()
     model.check_gpu(0)
     step = CapturedStep(optimizer(model), model.device)
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((64, 3, 32, 32)).astype(np.float32)
-    run(model, step.optimizer, step, given=[(x, np.arange(64, dtype=np.int32) % 10)] * 3)
-    peak = 0
-    allocate = step._room._allocate
+    x, t = next(batches())
+    given = [(np.repeat(x, 4, axis=0), np.repeat(t, 4))] * 3
+    recordings, record = [], arena.Recording
 
-    def measured(size):
-        nonlocal peak
-        memory = allocate(size)
-        peak = max(peak, step._room.pool.used_bytes())
-        return memory
+    def noted(malloc):
+        recordings.append(record(malloc))
+        return recordings[-1]
 
-    step._room._allocate = measured
-    step._captured.clear()
-    run(model, step.optimizer, step, given=[(x, np.arange(64, dtype=np.int32) % 10)] * 3)
-    assert 0 < step._room.pool.total_bytes() < 1.02 * peak
+    monkeypatch.setattr(arena, 'Recording', noted)
+    found = run(model, step.optimizer, step, given=given)
+    (recording,) = recordings
+    sizes, ends = recording.sizes, recording.freed
+    peak = max(
+        sum(size for j, size in enumerate(sizes) if j <= i and (ends[j] is None or ends[j] > i))
+        for i in range(len(sizes))
+    )
+    assert len(sizes) > 50
+    assert peak <= step._room.pool.total_bytes() <= 1.1 * peak + sum(s < 1 << 12 for s in sizes)
+    # And the result is that of a step whose memory is the pool's.
+    monkeypatch.setattr(arena, 'LARGE', 1 << 40)
+    other = network()
+    other.check_gpu(0)
+    step = CapturedStep(optimizer(other), other.device)
+    np.testing.assert_allclose(run(other, step.optimizer, step, given=given), found, rtol=1e-6)
 
 
 @pytest.mark.parametrize('images, classes', [(3, 10), (41, 1000), (8, 33)])

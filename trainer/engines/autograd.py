@@ -210,7 +210,11 @@ class _MeanPooling(_Function):
 
 
 class _SubsampleAndPad(_Function):
-    """Every ``stride``-th pixel, then zero channels."""
+    """Every ``stride``-th pixel, then zero channels.
+
+    Elements are handled in the order of memory: CuPy's threads, which follow the order of the axes,
+    would otherwise be a pixel apart from each other.
+    """
 
     def __init__(self, provider, stride, out_channels):
         super().__init__(provider)
@@ -220,17 +224,20 @@ class _SubsampleAndPad(_Function):
     def forward(self, inputs):
         (x,) = inputs
         self.shape = x.shape
-        kept = x[:, :, :: self.stride, :: self.stride]
-        y = self.provider.empty(x, (len(x), self.out_channels) + kept.shape[2:], x.dtype)
-        y[:, x.shape[1] :] = 0
-        y[:, : x.shape[1]] = kept
+        kept = x.transpose(0, 2, 3, 1)[:, :: self.stride, :: self.stride]
+        y = self.provider.empty(x, (len(x), self.out_channels) + kept.shape[1:3], x.dtype)
+        pixels = y.transpose(0, 2, 3, 1)
+        pixels[..., x.shape[1] :] = 0
+        pixels[..., : x.shape[1]] = kept
         return (y,)
 
     def gradients(self, indexes, gy, there):
         gx = self.provider.empty(gy, self.shape, gy.dtype)
+        pixels = gx.transpose(0, 2, 3, 1)
         if self.stride > 1:
-            gx[...] = 0
-        gx[:, :, :: self.stride, :: self.stride] = gy[:, : self.shape[1]]
+            pixels[...] = 0
+        given = gy.transpose(0, 2, 3, 1)[..., : self.shape[1]]
+        pixels[:, :: self.stride, :: self.stride] = given
         return {0: gx}
 
 

@@ -204,7 +204,7 @@ class CapturedStep(Step):
 
         try:
             with self._room.entered():
-                self._room.reserve(rehearsed)
+                self._room.rehearse(rehearsed)
                 captured.graphs = [
                     self._room.capture(part)[0]
                     for part in ((gradients, update) if self.group.size > 1 else (both,))

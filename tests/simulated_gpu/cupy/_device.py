@@ -175,6 +175,14 @@ class PooledMemory:
         self._pool._returned.append(self._block)
 
 
+class UnownedMemory:
+    """Memory that belongs to another object, which lives as long as this does."""
+
+    def __init__(self, ptr, size, owner, device_id=-1):
+        self.ptr, self.size, self.device_id, self._owner = ptr, size, max(device_id, 0), owner
+        self.device = Device(0)
+
+
 class MemoryPointer:
     """Part of a memory: ``ptr`` is its address."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from trainer import cuda
-from trainer.engines.cudnn import timing
+from trainer.engines.cudnn import arena, timing
 
 if TYPE_CHECKING:
     import cupy
@@ -33,19 +33,25 @@ class Room:
         self._cupy = cupy
         self.stream: cupy.cuda.Stream = cupy.cuda.Stream(non_blocking=True)
         self.pool = cupy.cuda.MemoryPool()
-        self._lost = self._reserved = False
-        self._peak: int | None = None  # bytes in use, while a function is measured
+        self._lost = self._rehearsed = False
+        #: What places large blocks: a recording in a rehearsal, an arena in the capture behind it.
+        self._places: arena.Recording | arena.Arena | None = None
 
-    def _allocate(self, size):
+    def _malloc(self, size):
         before = self.pool.total_bytes()
         memory = self.pool.malloc(size)
         # The total is unchanged if a block is reused, and grows by at least `size` otherwise;
         # anything else means that CuPy freed blocks.
         if self.pool.total_bytes() != before and self.pool.total_bytes() < before + size:
             self._lost = True
-        if self._peak is not None:
-            self._peak = max(self._peak, self.pool.used_bytes())
         return memory
+
+    def _allocate(self, size):
+        if self._places is not None and size >= arena.LARGE:
+            memory = self._places.allocate(size)
+            if memory is not None:
+                return memory
+        return self._malloc(size)
 
     def lost(self) -> bool:
         """Return whether the pool has freed blocks since the last call.
@@ -73,30 +79,29 @@ class Room:
         with self._cupy.cuda.using_allocator(self._allocate):
             return function()
 
-    def reserve(self, function: Callable[[], object]) -> None:
-        """Let the pool be one block of the size that a function needs, for its first graph.
+    def rehearse(self, function: Callable[[], object]) -> None:
+        """Plan the memory of the first graph, which is captured next.
 
-        Blocks of a pool that grows on demand are of all sizes, a tenth of which is lost. What
-        timing and the first run left in the pools is freed. Nothing is done from the second call
-        on, as graphs use free blocks.
+        What timing and the first run left in the pools is freed. Nothing is done from the second
+        call on, as graphs use free blocks.
 
         Args:
-            function: See :meth:`capture`; must not leave arrays behind.
+            function: See :meth:`capture`. What it leaves behind gets no place in the plan.
         """
-        if self._reserved:
+        if self._rehearsed:
             return
-        before = self._peak = self.pool.used_bytes()
+        recording = self._places = arena.Recording(self._malloc)
         try:
             with timing.untimed():
                 cuda.capture(self.stream, lambda: self.run(function))  # not launched
-            needed = self._peak - before
         finally:
-            self._peak = None
-        self._reserved = True
+            self._places = None
+            recording.end()
+        self._rehearsed = True
         for pool in (self.pool, self._cupy.get_default_memory_pool()):
             pool.free_all_blocks()
         with contextlib.suppress(self._cupy.cuda.memory.OutOfMemoryError):
-            self.pool.malloc(needed)
+            self._places = arena.Arena(recording, self._malloc)
         self._lost = False
 
     def capture(self, function: Callable[[], R]) -> tuple[cupy.cuda.Graph, R]:
@@ -105,5 +110,8 @@ class Room:
         Call it in :meth:`entered`, after the function has run once: building plans and
         compiling kernels cannot be captured.
         """
-        with timing.untimed():
-            return cuda.capture(self.stream, lambda: self.run(function))
+        try:
+            with timing.untimed():
+                return cuda.capture(self.stream, lambda: self.run(function))
+        finally:
+            self._places = None  # the block returns to the pool

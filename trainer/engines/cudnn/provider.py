@@ -113,7 +113,8 @@ def nhwc(array: Array, dtype: np.dtype) -> Array:
     ):
         return array
     converted = generic.empty(backend.get_array_module(array), array.shape, dtype)
-    converted[...] = array
+    # In the order of memory, which CuPy's threads follow.
+    converted.transpose(0, 2, 3, 1)[...] = array.transpose(0, 2, 3, 1)
     return converted
 
 
@@ -174,4 +175,9 @@ def weights_gradient(gw: Array, dtype: np.dtype, added: bool) -> Array:
     return arrays.weights_gradient(gw, dtype, added)
 
 
-add = arrays.add
+def add(x: Array, y: Array) -> Array:
+    """Return x + y."""
+    if x.ndim != 4:
+        return x + y
+    # In the order of memory, which CuPy's threads follow.
+    return (x.transpose(0, 2, 3, 1) + y.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)

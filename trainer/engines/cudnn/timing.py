@@ -189,13 +189,20 @@ def _running(ways):
 # The cache on disk.
 
 
+@functools.cache
+def _name(device):
+    import cupy
+
+    # CUDA takes a millisecond to answer, and a step asks a thousand times.
+    properties = cupy.cuda.runtime.getDeviceProperties(device)
+    return properties['name'].decode().replace(' ', '_')
+
+
 def _path():
     import cupy
 
-    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     folder = chainer.dataset.get_dataset_directory('resnext')
-    name = properties['name'].decode().replace(' ', '_')
-    return os.path.join(folder, f'cudnn_{name}_{library.version()}.json')
+    return os.path.join(folder, f'cudnn_{_name(cupy.cuda.Device().id)}_{library.version()}.json')
 
 
 @functools.cache

@@ -67,7 +67,7 @@ class _CudnnPredictor(predictors.Predictor):
         with timing.untimed(rest):
             while True:
                 self._room.run(lambda: self._compute(x))
-                self._room.reserve(lambda: self._compute(x))
+                self._room.rehearse(lambda: self._compute(x))
                 graph, outputs = self._room.capture(lambda: self._compute(x))
                 if not self._room.lost():
                     return graph, x, outputs

@@ -8,6 +8,7 @@ from cupy._device import (  # noqa: F401
     MemoryPool,
     PinnedMemoryPool,
     Stream,
+    UnownedMemory,
     alloc,
     alloc_pinned_memory,
     get_current_stream,
