@@ -5,6 +5,7 @@ import pytest
 from conftest import simulated
 from test_cudnn_kernels import close, send
 
+from trainer.engines.autograd import Running
 from trainer.engines.cudnn import convolutions, generic, graphs, grouped, library, timing
 
 pytestmark = pytest.mark.gpu
@@ -157,6 +158,32 @@ def test_parts_of_groups_are_aligned_or_not_used(monkeypatch, channels, dtype):
     convolutions.conv_backward_data(gy, w, (2, channels, 8, 8), 2, 1, 2, None, 'mixed')
     aligned = channels // 2 * dtype().itemsize % 16 == 0
     assert ('group by group' in ways) == aligned
+
+
+@pytest.mark.usefixtures('no_plans')
+@pytest.mark.parametrize('window', [(3, 1, 1), (7, 2, 3)])
+def test_images_with_padded_channels(monkeypatch, window):
+    """Ways of the stem: its convolution, with sums or without, and its gradient."""
+    k, stride, pad = window
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 16, 15)).astype(np.float16)
+    w = (rng.standard_normal((64, 3, k, k)) / k).astype(np.float16)
+    wide = x.astype(float), w.astype(float)
+    y = generic.conv_forward(*wide, stride, pad, 1)
+    gy = rng.standard_normal(y.shape).astype(np.float16)
+    gw = generic.conv_backward_weights(wide[0], gy.astype(float), w.shape, stride, pad, 1)
+    monkeypatch.setattr(timing, 'by_time', lambda key, ways, changed=(): ways['padded']())
+    there, where = (send(x), send(w)), (stride, pad, 1)
+    running = Running(*(send(np.ones(64, np.float32)) for _ in range(2)), 1e-5, 0.9, 0.0)
+    found, statistics, sums = convolutions.conv_statistics(*there, *where, running, 'mixed')
+    assert statistics is None
+    assert close(found, y, ROUNDING)
+    assert close(sums[0], y.sum(axis=(0, 2, 3)), 1e-2)
+    assert close(sums[1], (y**2).sum(axis=(0, 2, 3)), 1e-2)
+    assert close(convolutions.conv_forward(*there, *where, 'mixed'), y, ROUNDING)
+    found = convolutions.conv_backward_weights(there[0], send(gy), w.shape, *where, 'mixed')
+    assert found.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert close(found, gw, ROUNDING)
 
 
 @pytest.mark.usefixtures('no_plans')
