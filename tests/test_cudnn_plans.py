@@ -1,5 +1,8 @@
 """Finding, timing and caching of cuDNN's plans, and the fallback without one."""
 
+import ast
+import os
+import re
 import time
 
 import numpy as np
@@ -215,6 +218,32 @@ class TestTiming:
         run(g)
         assert g.graph.built == [0, 1, 2, 3, 4]
 
+    def test_choices_that_come_with_the_project(self, monkeypatch, tmp_path):
+        g = graph()
+        monkeypatch.setattr(timing, '_OURS', str(tmp_path))
+        path = tmp_path / timing._file()
+        files.save_json(path, {g.key: 'plan 3', 'another': 'plan 1'})
+        g.graph = Plans(5)
+        run(g)
+        assert (g.plan, g.graph.built) == ((3, 0), [3])
+        assert not os.path.exists(timing._path())
+        timing.keep(g.key, 'plan 2')  # a choice made here comes first
+        assert files.read_json(timing._path()) == {g.key: 'plan 2'}
+        g.plan, g.graph.built = None, []
+        run(g)
+        assert g.graph.built == [2]
+
+    def test_a_way_more_is_timed_again(self):
+        import cupy
+
+        x = cupy.zeros(4, np.float32)
+        ways = {'first': lambda: x.fill(1), 'second': lambda: x.fill(2)}
+        timing.by_time('key', ways)
+        (key,) = timing.choices()
+        assert key == 'key of first, second'
+        timing.by_time('key', {**ways, 'third': lambda: x.fill(3)})
+        assert len(timing.choices()) == 2
+
     def test_choices_of_two_processes(self):
         timing.keep('ours', 'first')
         path = timing._path()
@@ -242,3 +271,16 @@ class TestTiming:
             way()
         assert timing.fastest('key', ways, True) == 'first'
         assert len(asked) == 6 and asked[0] > 0.05
+
+
+def test_the_files_of_choices():
+    """Each is of a GPU and a version of cuDNN; plans of graphs alone, whose names are cuDNN's."""
+    paths = os.listdir(timing._OURS)
+    assert paths
+    for path in paths:
+        assert re.fullmatch(r'\w+_\d+\.\d+\.\d+\.json', path)
+        for key, plan in files.read_json(os.path.join(timing._OURS, path)).items():
+            precision, operation = key.split(' ', 1)
+            assert precision in engine.PRECISIONS
+            assert hasattr(graphs, 'build_' + ast.literal_eval(operation)[0])
+            assert re.fullmatch(r'eng\d+(_k\d+=\d+)*', plan)

@@ -162,7 +162,7 @@ class Graph:
         if known is not None:
             with contextlib.suppress(NoPlan):  # not a plan of this version
                 return next(self._running(pack, known))[0]
-            timing.choices().pop(self.key)
+            timing.forget(self.key)
         if timed:
             timing.say_once()
         running = itertools.islice(self._running(pack), settings.plans if timed else None)

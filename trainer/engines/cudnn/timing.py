@@ -7,6 +7,7 @@ GPU model and version of cuDNN.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import math
@@ -156,6 +157,7 @@ def by_time(
     Raises:
         NoPlan: No way is supported.
     """
+    key = f'{key} of {", ".join(ways)}'  # a choice among other ways is none among these
     timed, here = settings.plans > 1, (library.device(), key)
     name, was_timed = _ways.get(here) or (choices().get(key), True)
     if name is not None and name in ways and (was_timed or not timed):
@@ -188,6 +190,9 @@ def _running(ways):
 
 # The cache on disk.
 
+#: The choices that come with the project, timed while nothing else ran on the GPU.
+_OURS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'choices')
+
 
 @functools.cache
 def _name(device):
@@ -198,11 +203,14 @@ def _name(device):
     return properties['name'].decode().replace(' ', '_')
 
 
-def _path():
+def _file():
     import cupy
 
-    folder = chainer.dataset.get_dataset_directory('resnext')
-    return os.path.join(folder, f'cudnn_{_name(cupy.cuda.Device().id)}_{library.version()}.json')
+    return f'{_name(cupy.cuda.Device().id)}_{library.version()}.json'
+
+
+def _path():
+    return os.path.join(chainer.dataset.get_dataset_directory('resnext'), f'cudnn_{_file()}')
 
 
 @functools.cache
@@ -214,14 +222,22 @@ def _read(path):
         return {}
 
 
-def choices() -> dict[str, str]:
-    """Return the cached choices for this GPU model: key -> name of the plan or way."""
-    return _read(_path())
+def choices() -> collections.ChainMap[str, str]:
+    """Return the choices for this GPU model, key -> name of the plan or way: the cached ones, then
+    those that come with the project (``choices/``)."""
+    return collections.ChainMap(_read(_path()), _read(os.path.join(_OURS, _file())))
+
+
+def forget(key: str) -> None:
+    """Forget a choice that cannot be used here."""
+    for kept in choices().maps:
+        kept.pop(key, None)
 
 
 def keep(key: str, name: str) -> None:
     """Cache a choice for this and later processes."""
-    kept, path = choices(), _path()
+    path = _path()
+    kept = _read(path)
     kept[key] = name
     kept.update({**_read.__wrapped__(path), **kept})  # merges what other processes added
     with contextlib.suppress(OSError):  # without a cache the choice is made again next time
