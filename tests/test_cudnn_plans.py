@@ -252,6 +252,22 @@ class TestTiming:
         expected = {'ours': 'first', 'theirs': 'second', 'more': 'fourth'}
         assert timing.choices() == files.read_json(path) == expected
 
+    def test_slow_ways_are_timed_once(self, monkeypatch):
+        import cupy
+
+        monkeypatch.setattr(timing, 'ROUNDS', 3)
+        sequence = iter(
+            [3.9, 2, 4.1, 4.9, 1.96, 5, 2]
+        )  # the third way drops out after the first round
+        monkeypatch.setattr(cupy.cuda, 'get_elapsed_time', lambda begin, end: next(sequence))
+        x = cupy.zeros(4, np.float32)
+        ways = [(name, lambda: x.fill(1)) for name in ('first', 'second', 'third')]
+        for _, way in ways:
+            way()
+        monkeypatch.setattr(timing, 'HOPELESS', 2)
+        assert timing.fastest('key', ways, True) == 'second'
+        assert next(sequence, None) is None
+
     def test_the_least_of_rounds_in_turn(self, monkeypatch):
         import cupy
 
