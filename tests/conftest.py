@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -51,9 +52,20 @@ def has_compiler():
     )
 
 
+def _cache_bytecode(config):
+    """Keep bytecode in a folder of this run where it may not be kept beside the sources: the tests
+    start hundreds of Pythons, each of which would compile all that it imports."""
+    if os.environ.pop('PYTHONDONTWRITEBYTECODE', None):
+        folder = tempfile.mkdtemp()
+        os.environ['PYTHONPYCACHEPREFIX'] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
     from helpers import time_left
+
+    _cache_bytecode(config)
 
     time_left.register(config)
     config.addinivalue_line('markers', 'gpu: needs a GPU and CuPy')

@@ -248,7 +248,7 @@ class TestOrder:
         import cupy
 
         path = Path(kernels.__file__).with_suffix('.cu')
-        source = cuda.source(path, MOST_ACROSS=kernels._ACROSS)
+        source = cuda.source(path, **kernels.DEFINED)
         module = cupy.RawModule(code=source.replace('__restrict__', ''), options=('--std=c++17',))
         module.get_function(kernel)((1,), (self.HIGH,), args)
 

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 #: Packs of adjacent channels in a block: 128 bytes, one memory transaction.
 _ACROSS = 8
 
-_launch = cuda.kernels(__file__, 'kernels.cu', MOST_ACROSS=_ACROSS)
+#: Macros of kernels.cu.
+DEFINED = {'MOST_ACROSS': _ACROSS}
+
+_launch = cuda.kernels(__file__, 'kernels.cu', **DEFINED)
 _launch_pooling = cuda.kernels(__file__, 'pooling.cu')
 _launch_channels = cuda.kernels(__file__, 'channels.cu')
 
