@@ -190,7 +190,7 @@ def main_py(network, batch, precision, data):
             precision=precision,
             batch=batch,
             train_batch_divide=1,
-            network='paper',  # the peer's; the original's network is larger
+            network='paper',  # the peer's network, not the original's
             depth=29,
             C=int(network[5]),
             d=64,

@@ -31,6 +31,11 @@ _ZIP_DIRECTORY = 8 << 20
 _UNFINISHED = re.compile(r'\.resnext-unfinished-\d+-[0-9a-f]{8}-(.+)', re.DOTALL)
 
 
+def now(write: Callable[[], None]) -> None:
+    """Write at once: for functions that leave it to their caller when a file is written."""
+    write()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[str]:
     """Yield a path to write to; at the end it becomes ``path``, in one step.

@@ -7,13 +7,8 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import Self
 
-#: Files that may be waiting to be written: an epoch's model, the best model and a snapshot.
+#: Most files that wait to be written: an epoch's model, the best model and a snapshot.
 MOST = 3
-
-
-def now(write: Callable[[], None]) -> None:
-    """Write at once."""
-    write()
 
 
 class Background:
@@ -33,7 +28,10 @@ class Background:
         return self
 
     def __call__(self, write: Callable[[], None]) -> None:
-        """Have ``write()`` called on the thread. It must not read arrays that change meanwhile."""
+        """Call ``write()`` on the thread, after the writes before it.
+
+        It must not read arrays that change meanwhile.
+        """
         while self._writing and (self._writing[0].done() or len(self._writing) == MOST):
             self._writing.popleft().result()
         self._writing.append(self._thread.submit(write))

@@ -11,6 +11,7 @@ import numpy as np
 from chainer.backends import cuda
 from chainer.training import extension
 
+from trainer import files
 from trainer.errors import InputError
 from trainer.metrics import Tally
 from trainer.reports.log import ACCURACY
@@ -219,10 +220,7 @@ class SaveModel(extension.Extension):
     priority: int = extension.PRIORITY_READER - 10
 
     def __init__(
-        self,
-        network: Network,
-        folder: str,
-        when: Callable[[Callable[[], None]], None] | None = None,
+        self, network: Network, folder: str, when: Callable[[Callable[[], None]], None] = files.now
     ) -> None:
         self.network = network
         self.folder = folder

@@ -12,6 +12,7 @@ import numpy as np
 import threadpoolctl
 from chainer.training import triggers
 
+from trainer import files
 from trainer.datasets import parallel
 from trainer.errors import InputError
 from trainer.inference import predictors
@@ -19,7 +20,7 @@ from trainer.reports import ending, figures
 from trainer.reports.console import Console
 from trainer.reports.tensorboard import TensorBoard
 from trainer.settings import settings
-from trainer.training import background, build, extensions, schedules, snapshots
+from trainer.training import build, extensions, schedules, snapshots
 from trainer.training.background import Background
 from trainer.training.patience import Patience
 from trainer.training.stop import Stop
@@ -96,7 +97,7 @@ class Loop:
         evaluator = extensions.Evaluator(data.test, predictor, self.say, group)
         chosen = [extensions.LearningRate(schedules.of(options), self.iterations), evaluator]
         # Arrays on a CPU would change while they are written.
-        when = self._writing if setup.device.xp is not np else background.now
+        when = self._writing if setup.device.xp is not np else files.now
         self.snapshot = snapshots.extension(when)
         if not group.rank:
             self.models = extensions.SaveModel(network, os.path.join(setup.folder, 'model'), when)

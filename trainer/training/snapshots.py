@@ -14,7 +14,7 @@ from chainer.training import extensions, triggers
 
 from trainer import files, run_folder
 from trainer.errors import InputError
-from trainer.training import background, processes
+from trainer.training import processes
 from trainer.weights import npz
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ class _Writer(extensions.snapshot_writers.Writer):
             os.remove(stale)
 
 
-def extension(
-    when: Callable[[Callable[[], None]], None] = background.now,
-) -> chainer.training.Extension:
+def extension(when: Callable[[Callable[[], None]], None] = files.now) -> chainer.training.Extension:
     """Return Chainer's snapshot extension, which keeps the two newest snapshots.
 
     Args:

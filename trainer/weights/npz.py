@@ -267,15 +267,15 @@ def save(
     path: Path,
     network: Network,
     layout: str | None = None,
-    when: Callable[[Callable[[], None]], None] | None = None,
+    when: Callable[[Callable[[], None]], None] = files.now,
 ) -> None:
     """Save a network's weights as float32.
 
     Args:
         path, layout: See :meth:`Network.save_model`.
         network: The network.
-        when: Called with the function that writes the file, which may be called later if the
-            network is on a GPU; ``None``: it is called at once.
+        when: Called with the function that writes the file. If the network is on a GPU, that may
+            be called later.
     """
 
     def number(array):
@@ -302,10 +302,7 @@ def save(
         with files.replacing(path) as unfinished, open(unfinished, 'wb') as f:
             write(f, **arrays)
 
-    if when is None:
-        to_file()
-    else:
-        when(to_file)
+    when(to_file)
 
 
 FORMAT = formats.Format(

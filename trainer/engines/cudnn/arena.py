@@ -106,7 +106,7 @@ class Recording:
             self.freed[i] = len(self.sizes)
 
     def end(self) -> None:
-        """What is freed from now on is taken as not freed."""
+        """End the recording: blocks that are freed later get no place."""
         self._ended = True
 
 
@@ -137,7 +137,7 @@ class Arena:
         offset = self._offsets[i]
         if offset is None:
             return None
-        # Garbage in cycles may be freed later than it was in the rehearsal.
+        # A block in a reference cycle may be freed later than in the rehearsal.
         if any(offset < end and begin < offset + rounded for begin, end in self._used.values()):
             return None
         self._used[i] = offset, offset + rounded

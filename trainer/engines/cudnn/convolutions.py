@@ -168,7 +168,7 @@ def _parts(array, groups, axis):
 
 
 def _aligned_parts(groups, gy_shape, w, x_shape):
-    """Return whether each group's part begins at a multiple of 16 bytes, as cuDNN's graphs want."""
+    """Return whether each group's part begins at a multiple of 16 bytes, which cuDNN requires."""
     sizes = gy_shape[1], x_shape[1], w.size
     return all(size // groups * w.dtype.itemsize % 16 == 0 for size in sizes)
 

@@ -41,7 +41,7 @@ struct Sum {
     int half, unused;
 };
 
-// Add gradients to sums whose memory has the same order, or begin the sums.
+// Add gradients to float32 sums of the same memory layout; with `begins`, assign them.
 extern "C" __global__ void __launch_bounds__(256)
 add_gradients(const unsigned char *table, int begins) {
     Sum s = reinterpret_cast<const Sum *>(table)[blockIdx.x];
@@ -102,8 +102,8 @@ clip(const double *sums, int n, double most, const double *scale, float *factor)
     }
 }
 
-// Add a chunk's loss, times its images, and its number of correct images to `totals`. A block has
-// 8 images, 32 threads each; of equal scores the first counts.
+// Add to `totals` a chunk's loss times its number of images, and its number of correct images. A
+// block has 8 images, 32 threads each; of equal scores the first counts.
 extern "C" __global__ void __launch_bounds__(256)
 tally(const float *scores, const int *labels, const float *loss, int images, int classes,
       double *totals) {

@@ -198,7 +198,7 @@ class GradientSums:
         self._sums: list[cupy.ndarray | None] = []
 
     def add(self, chunk: int) -> None:
-        """Add the gradients of a chunk, the first of which is 0, and clear them.
+        """Add the gradients of a chunk, numbered from 0, and clear them.
 
         It can be captured; then :meth:`fill` must be called before the graph is launched.
 
@@ -255,7 +255,8 @@ def tally(
     """
     import cupy
 
-    scores, loss = (cupy.ascontiguousarray(array, np.float32) for array in (scores, loss))
+    scores = cupy.ascontiguousarray(scores, np.float32)
+    loss = loss.astype(np.float32, copy=False)
     blocks = -(-len(scores) // (_THREADS // 32))
     _launch('tally', blocks, _THREADS, scores, labels, loss, *map(np.int32, scores.shape), totals)
 

@@ -229,8 +229,10 @@ def _read(path):
 
 
 def choices() -> collections.ChainMap[str, str]:
-    """Return the choices for this GPU model, key -> name of the plan or way: the cached ones, then
-    those that come with the project (``choices/``)."""
+    """Return the choices for this GPU model: key -> name of the plan or way.
+
+    Cached choices precede those that come with the project (``choices/``).
+    """
     return collections.ChainMap(_read(_path()), _read(os.path.join(_OURS, _file())))
 
 
