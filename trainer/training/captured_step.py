@@ -288,5 +288,5 @@ class _Upload:
                 for place, source in zip(places, sources)
             ]
         for source, target in zip(sources, targets):
-            target[...] = source
+            cuda.assign(target, source)
         self._read.record(stream)

@@ -18,6 +18,7 @@ import chainer
 import numpy as np
 from chainer import backend
 
+from trainer import cuda
 from trainer.engines import arrays
 from trainer.engines.cudnn import convolutions, generic, graphs, kernels
 from trainer.settings import settings
@@ -113,8 +114,10 @@ def nhwc(array: Array, dtype: np.dtype) -> Array:
     ):
         return array
     converted = generic.empty(backend.get_array_module(array), array.shape, dtype)
-    # In the order of memory, which CuPy's threads follow.
-    converted.transpose(0, 2, 3, 1)[...] = array.transpose(0, 2, 3, 1)
+    if _on_numpy(array):
+        converted[...] = array
+    else:
+        cuda.assign(converted, array)
     return converted
 
 

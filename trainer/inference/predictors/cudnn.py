@@ -93,7 +93,7 @@ class _CudnnPredictor(predictors.Predictor):
                     self._captured[key] = self._capture(x)
                 graph, captured_x, outputs = self._captured[key]
                 if on_device:
-                    captured_x[...] = x
+                    cuda.assign(captured_x, x)
                 else:
                     captured_x.set(x)
                 graph.launch()
