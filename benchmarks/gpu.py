@@ -263,6 +263,8 @@ def torch_network(network):
 def peer(task, network, batch, how, data):
     import torch
 
+    if WAITS in os.environ:  # compiling; nothing else runs while a row is measured
+        os.nice(10)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     model, classes = torch_network(network)
@@ -340,6 +342,8 @@ class Process:
         environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
         if lock is not None:
             environment[WAITS] = lock
+            # Else the peer's compilers take the cores from everything that is set up beside them.
+            environment.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '4')
         self.process = subprocess.Popen(
             [sys.executable, __file__, '--row', row] + (['--data', data] if data else []),
             env=environment,
