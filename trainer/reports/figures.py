@@ -50,6 +50,7 @@ class Figures(extension.Extension):
         classes: Names of the classes.
         epochs: Epochs of the whole run.
         ends: Whether the run ends before them, now.
+        when: Called with the function that draws, which may be called later.
     """
 
     trigger: tuple[int, str] = 1, 'epoch'
@@ -62,12 +63,14 @@ class Figures(extension.Extension):
         classes: list[str],
         epochs: int,
         ends: Callable[[], bool] = lambda: False,
+        when: Callable[[Callable[[], None]], None] = files.now,
     ) -> None:
         self._log = log
         self._evaluator = evaluator
         self._classes = classes
         self._epochs = epochs
         self._ends = ends
+        self._when = when
         self._drawn: float = -INTERVAL
 
     def __call__(self, trainer: chainer.training.Trainer) -> None:
@@ -86,11 +89,14 @@ class Figures(extension.Extension):
         last = trainer.updater.epoch >= self._epochs or self._ends()
         if not last and now - self._drawn < INTERVAL:
             return
-        loss(self._log.log, os.path.join(trainer.out, 'loss.jpg'))
-        accuracy(
-            self._log.log, os.path.join(trainer.out, 'accuracy.jpg'), classes=len(self._classes)
-        )
-        confusion(confusion_matrix, self._classes, os.path.join(trainer.out, 'confusion.jpg'))
+        rows, folder = list(self._log.log), trainer.out
+
+        def draw():
+            loss(rows, os.path.join(folder, 'loss.jpg'))
+            accuracy(rows, os.path.join(folder, 'accuracy.jpg'), classes=len(self._classes))
+            confusion(confusion_matrix, self._classes, os.path.join(folder, 'confusion.jpg'))
+
+        self._when(draw)
         self._drawn = time.monotonic()
 
 

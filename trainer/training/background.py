@@ -7,8 +7,8 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import Self
 
-#: Most files that wait to be written: an epoch's model, the best model and a snapshot.
-MOST = 3
+#: Most writes that wait: an epoch's model, the best model, figures and a snapshot.
+MOST = 4
 
 
 class Background:

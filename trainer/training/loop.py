@@ -111,6 +111,7 @@ class Loop:
                     setup.dataset.classes,
                     options.epoch,
                     self._is_patient_no_more,
+                    when,
                 ),
             ]
             if options.tensorboard:
