@@ -121,6 +121,7 @@ def no_plans(monkeypatch, tmp_path):
         'conv_backward_data',
         'group_backward_data',
         'conv_backward_weights',
+        'group_backward_weights',
         'conv_bias',
     ):
         monkeypatch.setattr(graphs, name, graphs._once(getattr(graphs, 'build_' + name)))

@@ -119,32 +119,44 @@ def test_turned_weights(groups, channels):
     assert close(send(found), golden, 1e-5)
 
 
-@pytest.mark.usefixtures('no_plans')
-@pytest.mark.parametrize('dtype', [np.float16, np.float32])
-def test_group_by_group(monkeypatch, dtype):
-    """The data gradient of few wide groups, each in a graph of its own among the channels."""
-    rng = np.random.default_rng(0)
-    w = (rng.standard_normal((64, 16, 3, 3)) / 12).astype(dtype)
-    gy = rng.standard_normal((2, 64, 4, 3)).astype(dtype)
-    x_shape, ways = (2, 32, 7, 6), {}
-
-    def noted(key, found):
-        ways.update(found)
-        return found['cuDNN']()
-
-    monkeypatch.setattr(timing, 'by_time', noted)
-    there = send(gy), send(w)
-    precision = 'mixed' if dtype == np.float16 else 'float32'
-    convolutions.conv_backward_data(*there, x_shape, 2, 1, 2, None, precision)
-    assert set(ways) == {'cuDNN', 'group by group'}
-    golden = generic.conv_backward_data(gy.astype(float), w.astype(float), x_shape, 2, 1, 2, None)
+def all_close(ways, golden, tolerance):
     for name, way in ways.items():
         try:
             found = way()
         except graphs.NoPlan:  # a GPU may have no plan for some of a map's channels
             assert name == 'group by group' and not simulated()
             continue
-        assert close(found, golden, ROUNDING if dtype == np.float16 else 1e-5)
+        assert close(found, golden, tolerance), name
+
+
+@pytest.mark.usefixtures('no_plans')
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+def test_group_by_group(monkeypatch, dtype, stride):
+    """The gradients of few wide groups, each in a graph of its own among the channels."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 32, 7, 6)).astype(dtype)
+    w = (rng.standard_normal((64, 16, 3, 3)) / 12).astype(dtype)
+    geometry, ways = (stride, 1, 2), {}
+
+    def noted(key, found):
+        ways.clear()
+        ways.update(found)
+        return found['cuDNN']()
+
+    monkeypatch.setattr(timing, 'by_time', noted)
+    wide = x.astype(float), w.astype(float)
+    gy = rng.standard_normal(generic.conv_forward(*wide, *geometry).shape).astype(dtype)
+    precision, tolerance = ('mixed', ROUNDING) if dtype == np.float16 else ('float32', 1e-5)
+    convolutions.conv_backward_data(send(gy), send(w), x.shape, *geometry, None, precision)
+    assert set(ways) == {'cuDNN', 'group by group'} | ({'turned weights'} if stride == 1 else set())
+    golden = generic.conv_backward_data(gy.astype(float), wide[1], x.shape, *geometry, None)
+    all_close(ways, golden, tolerance)
+    if dtype == np.float16:
+        convolutions.conv_backward_weights(send(x), send(gy), w.shape, *geometry, precision)
+        assert set(ways) == {'cuDNN', 'group by group'}
+        golden = generic.conv_backward_weights(wide[0], gy.astype(float), w.shape, *geometry)
+        all_close(ways, golden, tolerance)
 
 
 @pytest.mark.usefixtures('no_plans')

@@ -8,6 +8,7 @@ of :mod:`trainer.engines.cudnn.grouped`. Functions compute the same as those of 
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -167,10 +168,13 @@ def _parts(array, groups, axis):
     return [array[part] if axis == 0 else array[:, part] for part in parts]
 
 
-def _aligned_parts(groups, gy_shape, w, x_shape):
-    """Return whether each group's part begins at a multiple of 16 bytes, which cuDNN requires."""
-    sizes = gy_shape[1], x_shape[1], w.size
-    return all(size // groups * w.dtype.itemsize % 16 == 0 for size in sizes)
+def _by_group(groups, gy, x_shape, w_shape, stride, pad):
+    """Return whether gradients may be computed group by group: of a few groups, too wide for the
+    project's kernels, whose parts begin at multiples of 16 bytes, which cuDNN requires."""
+    if not 1 < groups <= FEW_GROUPS or grouped.supports(w_shape, stride, pad, groups, gy.dtype):
+        return False
+    sizes = gy.shape[1], x_shape[1], math.prod(w_shape)
+    return all(size // groups * gy.itemsize % 16 == 0 for size in sizes)
 
 
 def _turned(w, groups):
@@ -210,6 +214,19 @@ def _data_gradient_by_group(gy, w, x_shape, stride, pad, groups, precision):
     return gx
 
 
+def _weight_gradient_by_group(x, gy, w_shape, stride, pad, groups, precision):
+    gw = _like(x, w_shape)
+    channels = x.shape[1], gy.shape[1]
+    parts = _parts(x, groups, 1), _parts(gy, groups, 1), _parts(gw, groups, 0)
+    for group in zip(*parts, strict=True):
+        shapes = (part.shape for part in group)
+        graph = graphs.group_backward_weights(
+            *shapes, stride, pad, channels, x.dtype.char, precision
+        )
+        graph(*group)
+    return gw
+
+
 def conv_backward_data(
     gy: cupy.ndarray,
     w: cupy.ndarray,
@@ -230,7 +247,7 @@ def conv_backward_data(
             ways['turned weights'] = lambda: _data_gradient_as_convolution(
                 gy, w, x_shape, pad, groups, precision
             )
-        if 1 < groups <= FEW_GROUPS and stride > 1 and _aligned_parts(groups, gy.shape, w, x_shape):
+        if _by_group(groups, gy, x_shape, w.shape, stride, pad):
             ways['group by group'] = lambda: _data_gradient_by_group(
                 gy, w, x_shape, stride, pad, groups, precision
             )
@@ -298,6 +315,10 @@ def conv_backward_weights(
     ways = {'cuDNN': in_float16}
     if _is_narrow(x, groups):
         ways['padded'] = padded
+    if _by_group(groups, gy, x.shape, w_shape, stride, pad):
+        ways['group by group'] = lambda: _weight_gradient_by_group(
+            x, gy, w_shape, stride, pad, groups, precision
+        )
     return _own(
         lambda: grouped.conv_backward_weights(x, gy, w_shape, stride),
         f'weights {gy.shape}',

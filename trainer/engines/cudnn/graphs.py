@@ -294,6 +294,28 @@ def build_conv_backward_weights(
     return g.finish()
 
 
+def build_group_backward_weights(
+    x: Shape,
+    gy: Shape,
+    w: Shape,
+    stride: int,
+    pad: int,
+    channels: tuple[int, int],
+    dtype: str,
+    precision: str,
+    device: library.Device,
+) -> Graph:
+    """The weight gradient of one group; ``channels`` are those of the whole maps (x, gy)."""
+    g = Graph(('group_backward_weights', x, gy, w, stride, pad, channels), precision, device)
+    gw = g.graph.conv_wgrad(
+        image=g.input(x, dtype, channels[0]),
+        loss=g.input(gy, dtype, channels[1]),
+        **_conv_arguments(stride, pad),
+    )
+    g.output(gw, w, dtype)
+    return g.finish()
+
+
 def build_conv_bias(
     x: Shape,
     w: Shape,
@@ -348,4 +370,5 @@ conv_forward = _once(build_conv_forward)
 conv_backward_data = _once(build_conv_backward_data)
 group_backward_data = _once(build_group_backward_data)
 conv_backward_weights = _once(build_conv_backward_weights)
+group_backward_weights = _once(build_group_backward_weights)
 conv_bias = _once(build_conv_bias)
