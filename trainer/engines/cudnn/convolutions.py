@@ -214,6 +214,23 @@ def _data_gradient_by_group(gy, w, x_shape, stride, pad, groups, precision):
     return gx
 
 
+def _weight_gradient(x, gy, w_shape, stride, pad, out, precision):
+    gw = _like(x, w_shape, out)
+    graph = graphs.conv_backward_weights(
+        x.shape, gy.shape, w_shape, stride, pad, out, x.dtype.char, precision
+    )
+    graph(x, gy, gw)
+    return gw
+
+
+def _padded_weight_gradient(x, gy, w_shape, stride, pad, precision):
+    out, channels, *window = w_shape
+    wide = _weight_gradient(_padded(x), gy, (out, PACK, *window), stride, pad, 'e', precision)
+    gw = _like(x, w_shape)
+    gw.transpose(0, 2, 3, 1)[...] = wide.transpose(0, 2, 3, 1)[..., :channels]
+    return gw
+
+
 def _weight_gradient_by_group(x, gy, w_shape, stride, pad, groups, precision):
     gw = _like(x, w_shape)
     channels = x.shape[1], gy.shape[1]
@@ -292,29 +309,19 @@ def conv_backward_weights(
     Of 42 shapes timed on an H200 none was faster in float32, which also takes the update longer
     to read.
     """
-
-    def compute(out, x=x, w_shape=w_shape):
-        gw = _like(x, w_shape, out)
-        graphs.conv_backward_weights(
-            x.shape, gy.shape, w_shape, stride, pad, out, x.dtype.char, precision
-        )(x, gy, gw)
-        return gw
-
-    def padded():
-        gw = _like(x, w_shape)
-        wide = compute('e', _padded(x), (w_shape[0], PACK, *w_shape[2:]))
-        gw.transpose(0, 2, 3, 1)[...] = wide.transpose(0, 2, 3, 1)[..., : w_shape[1]]
-        return gw
-
+    window = stride, pad
     if x.dtype.char == 'f':
-        return compute('f')
+        return _weight_gradient(x, gy, w_shape, *window, 'f', precision)
 
     def in_float16():  # summed in float32, rounded once
-        return _first_supported(lambda: compute('e'), lambda: compute('f'))
+        return _first_supported(
+            lambda: _weight_gradient(x, gy, w_shape, *window, 'e', precision),
+            lambda: _weight_gradient(x, gy, w_shape, *window, 'f', precision),
+        )
 
     ways = {'cuDNN': in_float16}
     if _is_narrow(x, groups):
-        ways['padded'] = padded
+        ways['padded'] = lambda: _padded_weight_gradient(x, gy, w_shape, *window, precision)
     if _by_group(groups, gy, x.shape, w_shape, stride, pad):
         ways['group by group'] = lambda: _weight_gradient_by_group(
             x, gy, w_shape, stride, pad, groups, precision
