@@ -10,7 +10,7 @@ from conftest import images_of_step, relative, simulated, state_on_cpu
 from helpers.networks import build, squeeze_excite
 
 import resnext
-from trainer.engines.cudnn import arena, graphs, parameters, timing
+from trainer.engines.cudnn import arena, graphs, loss_kernels, parameters, timing
 from trainer.engines.cudnn.parameters import GpuUpdate, HalfWeights
 from trainer.engines.cudnn.provider import nhwc, weights
 from trainer.networks import layers
@@ -591,6 +591,31 @@ def test_tally(images, classes):
     labels[::2] = rng.integers(0, classes, len(labels[::2]))
     totals = cupy.asarray(np.array([1.5, 2], np.float64))
     loss = cupy.asarray(np.array(0.25, np.float32))
-    parameters.tally(cupy.asarray(scores), cupy.asarray(labels), loss, totals)
+    loss_kernels.tally(cupy.asarray(scores), cupy.asarray(labels), loss, totals)
     correct = (scores.argmax(axis=1) == labels).sum()
     assert totals.get().tolist() == [1.5 + 0.25 * images, 2 + correct]
+
+
+@pytest.mark.parametrize('images, classes', [(3, 10), (41, 1000), (8, 33), (1, 1)])
+@pytest.mark.parametrize('dtype', [np.float32, np.float16])
+def test_cross_entropy(images, classes, dtype):
+    import cupy
+
+    rng = np.random.default_rng(3)
+    scores = (8 * rng.standard_normal((images, classes))).astype(dtype)
+    scores[0] += 100  # too large for exp
+    labels = rng.integers(0, classes, images).astype(np.int32)
+    totals = cupy.asarray(np.array([1.5, 2], np.float64))
+    there = cupy.asarray(scores), cupy.asarray(labels)
+    scale = cupy.asarray(np.array(1024.0))
+    gradient = loss_kernels.cross_entropy(*there, scale, 0.5, totals)
+    x = chainer.Variable(scores.astype(np.float64))
+    expected = chainer.functions.softmax_cross_entropy(x, labels)
+    (0.5 * expected).backward()
+    assert gradient.dtype == dtype
+    wanted = 1024 * x.grad
+    error = abs(gradient.get() - wanted).max() / max(abs(wanted).max(), 1e-30)
+    assert error < (1e-5 if dtype == np.float32 else 1e-3) or not wanted.any()
+    found = totals.get() - [1.5, 2]
+    assert found[0] == pytest.approx(float(expected.array) * images, rel=1e-5, abs=1e-6)
+    assert found[1] == (scores.argmax(axis=1) == labels).sum()

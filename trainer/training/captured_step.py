@@ -9,6 +9,7 @@ import chainer
 import numpy as np
 
 from trainer import cuda
+from trainer.networks.base import Network
 from trainer.settings import settings
 from trainer.training.step import Step
 
@@ -144,9 +145,21 @@ class CapturedStep(Step):
 
         return GradientSums(self._params, chunks) if chunks > 1 else None
 
-    def _gradients(self, captured, images):
-        from trainer.engines.cudnn.parameters import tally
+    def _backward(self, y, labels, mixed, counted, share, totals):
+        """Compute the gradients of a chunk, and add its loss and accuracy to the totals."""
+        from trainer.engines.cudnn import loss_kernels
 
+        if mixed is None and self._loss is Network.calc_loss:  # a kernel for twenty
+            y.grad = loss_kernels.cross_entropy(y.array, labels, self._update.scale, share, totals)
+            last = y
+        else:
+            last = self._loss_of(y, labels, mixed)
+            last.grad = (self._update.scale * share).astype(last.dtype)
+            loss_kernels.tally(y.array, counted, last.array, totals)
+        last.backward()
+        last.unchain_backward()
+
+    def _gradients(self, captured, images):
         self.network.cleargrads()
         captured.totals.fill(0)
         half_weights = None
@@ -154,12 +167,8 @@ class CapturedStep(Step):
             self._half()
             half_weights = self._half.of
         with settings.using(half_weights=half_weights):
-            chunks = self._chunks(*captured.batch, images)
-            for chunk, (loss, y, t, share) in enumerate(chunks):
-                loss.grad = (self._update.scale * share).astype(loss.dtype)
-                loss.backward()
-                tally(y.array, t, loss.array, captured.totals)
-                loss.unchain_backward()
+            for chunk, scored in enumerate(self._scores(*captured.batch, images)):
+                self._backward(*scored, captured.totals)
                 if captured.sums is not None:
                     captured.sums.add(chunk)
         if captured.sums is not None:

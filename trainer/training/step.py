@@ -86,6 +86,15 @@ class Step:
 
     def _chunks(self, x, t, rows, images):
         """Yield (loss, scores, labels for the accuracy, weight of the loss) of each chunk."""
+        for y, labels, mixed, counted, share in self._scores(x, t, rows, images):
+            yield self._loss_of(y, labels, mixed), y, counted, share
+
+    def _loss_of(self, y, labels, mixed):
+        return self._loss(y, labels) if mixed is None else self._loss(y, labels, mixed)
+
+    def _scores(self, x, t, rows, images):
+        """Yield (scores, labels, rows or ``None``, labels for the accuracy, weight of the loss) of
+        each chunk."""
         chunks = self._number_of_chunks(t)
         if not chunks:
             return
@@ -100,10 +109,9 @@ class Step:
                 mixed = self.device.send(mixed)
                 x_chunk, counted = mixing.apply(x_chunk, mixed), mixing.counted(t_chunk, mixed)
             y = self.network(chainer.Variable(x_chunk, requires_grad=False))
-            loss = self._loss(y, t_chunk) if mixed is None else self._loss(y, t_chunk, mixed)
             # Times the number of processes, as their gradients are averaged.
             share = len(t_chunk) / images * self.group.size
-            yield loss, y, counted, share
+            yield y, t_chunk, mixed, counted, share
 
     def settle(self) -> None:
         """Update the optimizer's state from the steps, before the state is read."""

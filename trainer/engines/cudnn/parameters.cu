@@ -102,42 +102,6 @@ clip(const double *sums, int n, double most, const double *scale, float *factor)
     }
 }
 
-// Add to `totals` a chunk's loss times its number of images, and its number of correct images. A
-// block has 8 images, 32 threads each; of equal scores the first counts.
-extern "C" __global__ void __launch_bounds__(256)
-tally(const float *scores, const int *labels, const float *loss, int images, int classes,
-      double *totals) {
-    __shared__ float most[256];
-    __shared__ int best[256];
-    int image = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    const float *row = scores + (long long)image * classes;
-    float mine = 0;
-    int at = classes; // none yet
-    for (int c = lane; image < images && c < classes; c += 32) {
-        float score = row[c];
-        if (at == classes || score > mine) {
-            mine = score;
-            at = c;
-        }
-    }
-    most[threadIdx.x] = mine;
-    best[threadIdx.x] = at;
-    for (int half = 16; half; half /= 2) {
-        __syncthreads();
-        if (lane < half) {
-            int other = threadIdx.x + half, there = best[other];
-            bool first = most[other] == mine && there < at;
-            if (there < classes && (at == classes || most[other] > mine || first)) {
-                mine = most[threadIdx.x] = most[other];
-                at = best[threadIdx.x] = there;
-            }
-        }
-    }
-    if (thread() == 0) atomicAdd(totals, (double)*loss * images);
-    if (lane == 0 && image < images && at == labels[image])
-        atomicAdd(totals + 1, 1.);  // whole numbers: any order gives the same
-}
-
 enum { MOMENTUM, TORCH, TORCH_NESTEROV };
 
 // `rates`: learning rate, momentum, each group's weight decay. `scale`: its first value is the

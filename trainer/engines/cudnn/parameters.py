@@ -242,25 +242,6 @@ class GradientSums:
         self._sums = []
 
 
-def tally(
-    scores: cupy.ndarray, labels: cupy.ndarray, loss: cupy.ndarray, totals: cupy.ndarray
-) -> None:
-    """Add a chunk's loss and its correct images to the totals of a batch.
-
-    Args:
-        scores: (images, classes).
-        labels: int32 (images,).
-        loss: Mean over the images, ().
-        totals: float64 (2,): sum of the losses, number of correct images.
-    """
-    import cupy
-
-    scores = cupy.ascontiguousarray(scores, np.float32)
-    loss = loss.astype(np.float32, copy=False)
-    blocks = -(-len(scores) // (_THREADS // 32))
-    _launch('tally', blocks, _THREADS, scores, labels, loss, *map(np.int32, scores.shape), totals)
-
-
 class HalfWeights:
     """Float16 copies, in NHWC memory, of the weights of convolutions.
 
