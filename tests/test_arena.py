@@ -58,7 +58,7 @@ def test_nothing():
 
 
 class Memory:
-    """What a pool would return."""
+    """A stand-in for the memory that a pool returns."""
 
     device_id = 0
 

@@ -572,7 +572,7 @@ def test_a_steps_memory_is_what_is_in_use_at_once(monkeypatch):
     )
     assert len(sizes) > 50
     assert peak <= step._room.pool.total_bytes() <= 1.1 * peak + sum(s < 1 << 12 for s in sizes)
-    # And the result is that of a step whose memory is the pool's.
+    # The step computes the same with memory from the pool alone.
     monkeypatch.setattr(arena, 'LARGE', 1 << 40)
     other = network()
     other.check_gpu(0)

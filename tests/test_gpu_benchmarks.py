@@ -79,7 +79,7 @@ def test_training_changes_the_type_of_images_alone(network, converted, precision
     with chainer.using_config('engine', 'cudnn'), chainer.using_config('precision', precision):
         for _ in range(2):
             step(x, t)
-    # As the batch comes, rehearsed, and captured.
+    # Once each in the eager step, the rehearsal, and the capture.
     assert converted == ([('f', x.strides)] * 3 if precision == 'mixed' else [])
 
 

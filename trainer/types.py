@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
@@ -28,3 +29,6 @@ Source: TypeAlias = 'str | os.PathLike[str] | Image.Image | np.ndarray'
 
 #: Path of a file or folder.
 Path: TypeAlias = str | os.PathLike[str]
+
+#: Receives a function that writes files, and calls it at once or later.
+When: TypeAlias = Callable[[Callable[[], None]], None]

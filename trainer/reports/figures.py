@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import chainer
 
     from trainer.metrics import Tally
+    from trainer.types import When
 
 #: Seconds between two drawings; a run's last epoch is always drawn.
 INTERVAL = 30
@@ -63,7 +64,7 @@ class Figures(extension.Extension):
         classes: list[str],
         epochs: int,
         ends: Callable[[], bool] = lambda: False,
-        when: Callable[[Callable[[], None]], None] = files.now,
+        when: When = files.now,
     ) -> None:
         self._log = log
         self._evaluator = evaluator

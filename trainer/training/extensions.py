@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainer.networks.base import Network
     from trainer.training.processes import Alone
     from trainer.training.schedules import Schedule
+    from trainer.types import When
 
 #: Priorities: before all other extensions, and right before the evaluation.
 FIRST = 1000
@@ -219,9 +220,7 @@ class SaveModel(extension.Extension):
     trigger: tuple[int, str] = 1, 'epoch'
     priority: int = extension.PRIORITY_READER - 10
 
-    def __init__(
-        self, network: Network, folder: str, when: Callable[[Callable[[], None]], None] = files.now
-    ) -> None:
+    def __init__(self, network: Network, folder: str, when: When = files.now) -> None:
         self.network = network
         self.folder = folder
         self.when = when

@@ -19,6 +19,7 @@ from trainer.weights import npz
 
 if TYPE_CHECKING:
     from trainer.training.processes import Alone
+    from trainer.types import When
 
 _NAME = 'snapshot_iter_{.updater.iteration}'
 
@@ -57,7 +58,7 @@ class _Writer(extensions.snapshot_writers.Writer):
             os.remove(stale)
 
 
-def extension(when: Callable[[Callable[[], None]], None] = files.now) -> chainer.training.Extension:
+def extension(when: When = files.now) -> chainer.training.Extension:
     """Return Chainer's snapshot extension, which keeps the two newest snapshots.
 
     Args:

@@ -66,12 +66,14 @@ class Step:
         self.network.cleargrads()
         images = round(self.group.sum(len(t))[0])
         loss_sum = correct = 0.0
-        for n, (loss, y, t_chunk, share) in enumerate(self._chunks(x, t, rows, images), 1):
+        for n, scored in enumerate(self._scores(x, t, rows, images), 1):
+            y, labels, mixed, counted, share = scored
+            loss = self._loss_of(y, labels, mixed)
             last = n == self._number_of_chunks(t)
             with self.group.exchanging(self.network) if last else contextlib.nullcontext():
                 (loss * share).backward(loss_scale=self.optimizer._loss_scale)
-            loss_sum += float(loss.array) * len(t_chunk)
-            correct += int((y.array.argmax(axis=1) == t_chunk).sum())
+            loss_sum += float(loss.array) * len(counted)
+            correct += int((y.array.argmax(axis=1) == counted).sum())
             loss.unchain_backward()
         self.group.mean_gradients(self.network)
         if self.device.xp is np:
@@ -83,11 +85,6 @@ class Step:
 
     def _number_of_chunks(self, t):
         return min(self.divide, len(t))  # no chunk is empty
-
-    def _chunks(self, x, t, rows, images):
-        """Yield (loss, scores, labels for the accuracy, weight of the loss) of each chunk."""
-        for y, labels, mixed, counted, share in self._scores(x, t, rows, images):
-            yield self._loss_of(y, labels, mixed), y, counted, share
 
     def _loss_of(self, y, labels, mixed):
         return self._loss(y, labels) if mixed is None else self._loss(y, labels, mixed)

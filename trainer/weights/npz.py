@@ -17,7 +17,6 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import chainer
@@ -29,7 +28,7 @@ from trainer.weights import chainercv, description, formats, forms, layout_2017
 
 if TYPE_CHECKING:
     from trainer.networks.base import Network
-    from trainer.types import Path
+    from trainer.types import Path, When
 
 ARCHITECTURE = 'architecture'
 
@@ -263,12 +262,7 @@ def load(path: Path) -> Network:
     return fill(network, arrays, path, architecture)
 
 
-def save(
-    path: Path,
-    network: Network,
-    layout: str | None = None,
-    when: Callable[[Callable[[], None]], None] = files.now,
-) -> None:
+def save(path: Path, network: Network, layout: str | None = None, when: When = files.now) -> None:
     """Save a network's weights as float32.
 
     Args:

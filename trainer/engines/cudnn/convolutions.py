@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trainer import cuda
 from trainer.engines.cudnn import generic, graphs, grouped, kernels, timing
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def _fused(x, w):
 
 
 def _first_supported(*ways):
-    """Compute in the first of some ways that has a plan."""
+    """Compute in the first of several ways for which cuDNN has a plan."""
     *others, last = ways
     for way in others:
         with contextlib.suppress(graphs.NoPlan):
@@ -59,9 +60,9 @@ def _is_narrow(x, groups):
 def _padded(array):
     """Return a map, or weights, with zeros up to :data:`PACK` channels (axis 1)."""
     padded = _like(array, (array.shape[0], PACK, *array.shape[2:]))
-    pixels, channels = padded.transpose(0, 2, 3, 1), array.shape[1]
-    pixels[..., :channels] = array.transpose(0, 2, 3, 1)
-    pixels[..., channels:] = 0
+    channels = array.shape[1]
+    cuda.assign(padded[:, :channels], array)
+    padded.transpose(0, 2, 3, 1)[..., channels:] = 0  # in the order of memory
     return padded
 
 
@@ -83,10 +84,7 @@ def _forward(x, w, stride, pad, precision):
 def conv_forward(
     x: cupy.ndarray, w: cupy.ndarray, stride: int, pad: int, groups: int, precision: str
 ) -> cupy.ndarray:
-    def by_graph():
-        return _forward(x, w, stride, pad, precision)
-
-    ways = {'cuDNN': by_graph}
+    ways = {'cuDNN': lambda: _forward(x, w, stride, pad, precision)}
     if _is_narrow(x, groups):
         ways['padded'] = lambda: _forward(_padded(x), _padded(w), stride, pad, precision)
     return _own(
@@ -143,9 +141,9 @@ def conv_statistics(
         y = conv_forward(x, w, stride, pad, groups, precision)
         return y, kernels.statistics(y, running), None
 
-    # In float32, sums of squares would lose precision; and cuDNN has no plan for groups.
     if groups == 1 and w.shape[2] == 1 and _fused(x, w):
         return _first_supported(from_sums, then_read)
+    # In float32, sums of squares would lose precision; and cuDNN has no plan for groups.
     ways = {'two steps': then_read}
     if x.dtype.char == 'e' and groups == 1:
         ways = {'one graph': from_sums, **ways}
@@ -166,6 +164,20 @@ def _parts(array, groups, axis):
     size = array.shape[axis] // groups
     parts = (slice(i * size, (i + 1) * size) for i in range(groups))
     return [array[part] if axis == 0 else array[:, part] for part in parts]
+
+
+def _compute_groups(build, maps, stride, pad, groups, precision):
+    """Compute in a graph for each group.
+
+    Args:
+        build: A builder of :mod:`trainer.engines.cudnn.graphs` for the arrays of a group.
+        maps: Pairs of an array, in the order of the builder, and the axis of its groups.
+    """
+    channels = tuple(array.shape[1] for array, axis in maps if axis == 1)
+    dtype = maps[0][0].dtype.char
+    for group in zip(*(_parts(array, groups, axis) for array, axis in maps), strict=True):
+        shapes = (part.shape for part in group)
+        build(*shapes, stride, pad, channels, dtype, precision)(*group)
 
 
 def _by_group(groups, gy, x_shape, w_shape, stride, pad):
@@ -196,21 +208,14 @@ def _data_gradient(gy, w, x_shape, stride, pad, precision, *addend):
     return gx
 
 
-def _data_gradient_as_convolution(gy, w, x_shape, pad, groups, precision):
-    turned, gx = _turned(w, groups), _like(gy, x_shape)
-    graph = graphs.conv_forward(gy.shape, turned.shape, 1, pad, False, gy.dtype.char, precision)
-    graph(gy, turned, gx)
-    return gx
+def _data_gradient_as_convolution(gy, w, pad, groups, precision):
+    return _forward(gy, _turned(w, groups), 1, pad, precision)
 
 
 def _data_gradient_by_group(gy, w, x_shape, stride, pad, groups, precision):
     gx = _like(gy, x_shape)
-    channels = gy.shape[1], gx.shape[1]
-    parts = _parts(gy, groups, 1), _parts(w, groups, 0), _parts(gx, groups, 1)
-    for group in zip(*parts, strict=True):
-        shapes = (part.shape for part in group)
-        graph = graphs.group_backward_data(*shapes, stride, pad, channels, gy.dtype.char, precision)
-        graph(*group)
+    maps = (gy, 1), (w, 0), (gx, 1)
+    _compute_groups(graphs.group_backward_data, maps, stride, pad, groups, precision)
     return gx
 
 
@@ -227,20 +232,14 @@ def _padded_weight_gradient(x, gy, w_shape, stride, pad, precision):
     out, channels, *window = w_shape
     wide = _weight_gradient(_padded(x), gy, (out, PACK, *window), stride, pad, 'e', precision)
     gw = _like(x, w_shape)
-    gw.transpose(0, 2, 3, 1)[...] = wide.transpose(0, 2, 3, 1)[..., :channels]
+    cuda.assign(gw, wide[:, :channels])
     return gw
 
 
 def _weight_gradient_by_group(x, gy, w_shape, stride, pad, groups, precision):
     gw = _like(x, w_shape)
-    channels = x.shape[1], gy.shape[1]
-    parts = _parts(x, groups, 1), _parts(gy, groups, 1), _parts(gw, groups, 0)
-    for group in zip(*parts, strict=True):
-        shapes = (part.shape for part in group)
-        graph = graphs.group_backward_weights(
-            *shapes, stride, pad, channels, x.dtype.char, precision
-        )
-        graph(*group)
+    maps = (x, 1), (gy, 1), (gw, 0)
+    _compute_groups(graphs.group_backward_weights, maps, stride, pad, groups, precision)
     return gw
 
 
@@ -262,7 +261,7 @@ def conv_backward_data(
         # cuDNN's grouped data gradients take three to six times as long as its convolutions.
         if groups > 1 and stride == 1 and all(k == 2 * pad + 1 for k in w.shape[2:]):
             ways['turned weights'] = lambda: _data_gradient_as_convolution(
-                gy, w, x_shape, pad, groups, precision
+                gy, w, pad, groups, precision
             )
         if _by_group(groups, gy, x_shape, w.shape, stride, pad):
             ways['group by group'] = lambda: _data_gradient_by_group(
@@ -304,7 +303,7 @@ def conv_backward_weights(
     groups: int,
     precision: str,
 ) -> cupy.ndarray:
-    """As in generic, but in float16 for float16 inputs, unless that has no plan.
+    """As in generic; of float16 inputs it is float16, unless cuDNN has no plan for that.
 
     Of 42 shapes timed on an H200 none was faster in float32, which also takes the update longer
     to read.

@@ -287,8 +287,14 @@ def build_conv_backward_weights(
     device: library.Device,
 ) -> Graph:
     g = Graph(('conv_backward_weights', x, gy, w, stride, pad, out), precision, device)
+    return _finish_weights(g, x, gy, w, stride, pad, dtype, out)
+
+
+def _finish_weights(g, x, gy, w, stride, pad, dtype, out, channels=(None, None)):
     gw = g.graph.conv_wgrad(
-        image=g.input(x, dtype), loss=g.input(gy, dtype), **_conv_arguments(stride, pad)
+        image=g.input(x, dtype, channels[0]),
+        loss=g.input(gy, dtype, channels[1]),
+        **_conv_arguments(stride, pad),
     )
     g.output(gw, w, out)
     return g.finish()
@@ -307,13 +313,7 @@ def build_group_backward_weights(
 ) -> Graph:
     """The weight gradient of one group; ``channels`` are those of the whole maps (x, gy)."""
     g = Graph(('group_backward_weights', x, gy, w, stride, pad, channels), precision, device)
-    gw = g.graph.conv_wgrad(
-        image=g.input(x, dtype, channels[0]),
-        loss=g.input(gy, dtype, channels[1]),
-        **_conv_arguments(stride, pad),
-    )
-    g.output(gw, w, dtype)
-    return g.finish()
+    return _finish_weights(g, x, gy, w, stride, pad, dtype, dtype, channels)
 
 
 def build_conv_bias(

@@ -102,23 +102,30 @@ __device__ bool add_up(const Place &at, int channels, float (&a)[V], float (&b)[
     return true;
 }
 
+// Mean and variance, from the sums of n values minus `origin` and of their squares.
+struct Moments {
+    double n, mean, var;
+
+    __device__ Moments(double n_, double sum, double square, double origin) : n(n_) {
+        double d = sum / n;
+        mean = origin + d;
+        var = max(square / n - d * d, 0.);
+    }
+    __device__ double inv_std(float eps) const { return 1 / sqrt(var + eps); }
+};
+
 // Destination of the statistics.
 struct Statistics {
     float eps, decay, eps_in_average;
     float *mean, *inv_std, *avg_mean, *avg_var;
 
-    // Finish channel c, given the sums of n values minus `origin` and of their squares.
-    __device__ void finish(int c, double n, double sum, double square, double origin) const {
-        double d = sum / n, m = origin + d, var = max(square / n - d * d, 0.);
-        keep(c, n, m, var, 1 / sqrt(var + eps));
-    }
-
-    __device__ void keep(int c, double n, double m, double var, double inverse) const {
-        mean[c] = m;
-        inv_std[c] = inverse;
-        avg_mean[c] = decay * avg_mean[c] + (1 - decay) * (float)m;
+    // Store those of channel c.
+    __device__ void store(int c, const Moments &of) const {
+        mean[c] = of.mean;
+        inv_std[c] = of.inv_std(eps);
+        avg_mean[c] = decay * avg_mean[c] + (1 - decay) * (float)of.mean;
         avg_var[c] = decay * avg_var[c]
-            + (1 - decay) * (float)((var + eps_in_average) * (n / max(n - 1, 1.)));
+            + (1 - decay) * (float)((of.var + eps_in_average) * (of.n / max(of.n - 1, 1.)));
     }
 };
 
@@ -153,7 +160,7 @@ __device__ void statistics(const T *x, int rows, int channels, int across,
     int width = across * V, begin = blockIdx.y * width;
     for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
         int c = begin + i;
-        to.finish(c, rows, shared[i], shared[width + i], widen(x[c]));
+        to.store(c, {(double)rows, shared[i], shared[width + i], widen(x[c])});
     }
 }
 
@@ -250,11 +257,10 @@ __device__ void normalize_sums(const T *x, const T *residual, const float *total
     int width = across * V, begin = blockIdx.y * width;
     for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
         int c = begin + i;
-        double n = rows, m = total[c] / n, var = max(square[c] / n - m * m, 0.);
-        double inverse = 1 / sqrt(var + to.eps);
-        mean[i] = m;
-        inv_std[i] = inverse;
-        if (blockIdx.x == 0) to.keep(c, n, m, var, inverse);
+        Moments of((double)rows, total[c], square[c], 0);
+        mean[i] = of.mean;
+        inv_std[i] = of.inv_std(to.eps);
+        if (blockIdx.x == 0) to.store(c, of);
     }
     __syncthreads();
     if (!at.inside()) return;

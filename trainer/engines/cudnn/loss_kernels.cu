@@ -82,7 +82,7 @@ cross_entropy(const float *scores, const int *labels, const double *scale, float
     sum = sums[first];
     int label = labels[row.image];
     if (row.lane == 0) {
-        // Float32 values of similar size: in double, any order gives the same sum.
+        // A double adds float32 losses exactly, so in any order, unless they differ by 2^20.
         atomicAdd(totals, (double)(logf(sum) + (largest - row.scores[label])));
         if (at == label) atomicAdd(totals + 1, 1.);
     }

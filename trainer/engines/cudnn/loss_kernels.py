@@ -22,12 +22,12 @@ _THREADS = 256
 _IMAGES = 8
 
 
-def _run(kernel, scores, labels, *args):
+def _run(kernel, scores, labels, inputs, outputs):
     import cupy
 
     scores = cupy.ascontiguousarray(scores, np.float32)
     blocks = -(-len(scores) // _IMAGES)
-    inputs, sizes, outputs = args[:-1], map(np.int32, scores.shape), args[-1]
+    sizes = map(np.int32, scores.shape)
     _launch(kernel, blocks, _THREADS, scores, labels, *inputs, *sizes, *outputs)
 
 
@@ -42,7 +42,7 @@ def tally(
         loss: Mean over the images, ().
         totals: See the module.
     """
-    _run('tally', scores, labels, loss.astype(np.float32, copy=False), (totals,))
+    _run('tally', scores, labels, [loss.astype(np.float32, copy=False)], [totals])
 
 
 def cross_entropy(
@@ -68,5 +68,5 @@ def cross_entropy(
 
     gradient = cupy.empty(scores.shape, np.float32)
     factor = np.float32(share / len(scores))
-    _run('cross_entropy', scores, labels, scale, factor, (totals, gradient))
+    _run('cross_entropy', scores, labels, [scale, factor], [totals, gradient])
     return gradient.astype(scores.dtype, copy=False)

@@ -14,6 +14,12 @@ struct Part {
     }
 };
 
+// Value i of a gradient, float32 or float16 (half), in the order of its memory.
+__device__ inline float value_of(const void *gradient, int half, long long i) {
+    return half ? widen(static_cast<const Half *>(gradient)[i])
+                : static_cast<const float *>(gradient)[i];
+}
+
 struct Entry {
     float *param;
     const void *grad; // null: all zeros
@@ -28,10 +34,7 @@ struct Entry {
     int unused;
 
     // Value i of the gradient, in the order of its memory.
-    __device__ float gradient(long long i) const {
-        return half ? widen(static_cast<const Half *>(grad)[i])
-                    : static_cast<const float *>(grad)[i];
-    }
+    __device__ float gradient(long long i) const { return value_of(grad, half, i); }
 };
 
 struct Sum {
@@ -48,8 +51,7 @@ add_gradients(const unsigned char *table, int begins) {
 #pragma unroll 4
     for (int j = threadIdx.x; j < s.part.count; j += blockDim.x) {
         int i = s.part.begin + j;
-        float g = s.half ? widen(static_cast<const Half *>(s.grad)[i])
-                         : static_cast<const float *>(s.grad)[i];
+        float g = value_of(s.grad, s.half, i);
         s.sum[i] = begins ? g : s.sum[i] + g;
     }
 }

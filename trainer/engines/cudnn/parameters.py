@@ -200,7 +200,7 @@ class GradientSums:
     def add(self, chunk: int) -> None:
         """Add the gradients of a chunk, numbered from 0, and clear them.
 
-        It can be captured; then :meth:`fill` must be called before the graph is launched.
+        If it is captured, call :meth:`fill` before the graph is launched.
 
         Raises:
             NoFusedUpdate: A gradient has an unsupported memory layout.
@@ -231,7 +231,7 @@ class GradientSums:
         self._tables[chunk][: len(entries)].set(entries)
 
     def fill(self) -> None:
-        """Write the addresses of the chunks that were added last to the device."""
+        """Copy to the device the addresses that the last calls of :meth:`add` used."""
         for chunk in range(len(self._tables)):
             self._fill(chunk)
 
