@@ -10,14 +10,14 @@ from conftest import images_of_step, relative, simulated, state_on_cpu
 from helpers.networks import build, squeeze_excite
 
 import resnext
-from trainer.engines.cudnn import arena, graphs, loss_kernels, parameters, timing
+from trainer.engines.cudnn import arena, graphs, kernels, loss_kernels, parameters, provider, timing
 from trainer.engines.cudnn.parameters import GpuUpdate, HalfWeights
 from trainer.engines.cudnn.provider import nhwc, weights
 from trainer.networks import layers
 from trainer.optimizers import OPTIMIZERS, ClipGradient, HeadRate, WeightDecays
 from trainer.settings import settings
-from trainer.training import processes, transfer
-from trainer.training.captured_step import CapturedStep
+from trainer.training import captured_step, processes, transfer
+from trainer.training.captured_step import TOGETHER, CapturedStep
 from trainer.training.losses import LabelSmoothing
 from trainer.training.step import Step
 from trainer.training.updater import ChunkedUpdater
@@ -116,8 +116,21 @@ def compare(precision='float32', divide=1, given=None, loss=None, **options):
     return results
 
 
+@pytest.fixture
+def divide(request, monkeypatch):
+    """Number of chunks, and whether they are computed together."""
+    chunks, together = request.param
+    monkeypatch.setattr(captured_step, 'TOGETHER', TOGETHER if together else 0)
+    return chunks
+
+
+CHUNKS = pytest.mark.parametrize(
+    'divide', [(1, False), (2, True), (2, False)], ids=['1', '2 together', '2'], indirect=True
+)
+
+
 @pytest.mark.parametrize('name', sorted(OPTIMIZERS))
-@pytest.mark.parametrize('divide', [1, 2])
+@CHUNKS
 def test_float32_follows_chainer(name, divide):
     (found, arrays, made, step), (expected, golden, other, _) = compare(divide=divide, name=name)
     assert relative(expected, found) < 1e-3
@@ -127,6 +140,65 @@ def test_float32_follows_chainer(name, divide):
     assert all(p.update_rule.t == len(RATES) for p in step.network.params())
     # Both shapes of batches were replayed, each as one graph.
     assert [len(c.graphs) for c in step._captured.values()] == [1, 1]
+
+
+def chunks_of(step):
+    """Return (chunks one after another, chunks together) of both shapes of batches."""
+    return [(captured.chunks, captured.parts) for captured in step._captured.values()]
+
+
+def test_chunks_of_different_sizes():
+    """Together: of 8 images 3, 3 and 2, of 5 images 2, 2 and 1."""
+    (found, arrays, _, step), (expected, golden, *_) = compare(divide=3)
+    assert chunks_of(step) == [(1, 3)] * 2
+    assert relative(expected, found) < 1e-3
+    for key, array in golden.items():
+        assert relative(array, arrays[key]) < limit(key, 2e-3), key
+
+
+def test_chunks_together_that_need_too_much_memory(monkeypatch):
+    import cupy
+
+    backward, refused = kernels.bn_backward, []
+
+    def limited(gy, mask, x, gamma, beta, mean, *args):
+        if len(mean) > 1:
+            refused.append(len(refused))
+            if len(refused) == 3:  # after the statistics have changed
+                raise cupy.cuda.memory.OutOfMemoryError(1, 2)
+        return backward(gy, mask, x, gamma, beta, mean, *args)
+
+    monkeypatch.setattr(provider, '_normalize_backward', limited)
+    (found, arrays, made, step), (expected, golden, other, _) = compare(divide=2)
+    assert len(refused) == 3
+    assert chunks_of(step) == [(2, 1)] * 2
+    assert made.t == other.t
+    assert relative(expected, found) < 1e-3
+    for key, array in golden.items():
+        assert relative(array, arrays[key]) < limit(key, 2e-3), key
+
+
+def test_chunks_of_a_network_with_a_normalisation_of_its_own(monkeypatch):
+    """Chainer's takes the statistics of all images that it is given."""
+
+    class Normalised(resnext.PaperResNext):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            with self.init_scope():
+                self.norm = chainer.links.BatchNormalization(3)
+
+        def forward(self, x):
+            return super().forward(self.norm(x))
+
+    def built():
+        model = Normalised(10, (1, 1, 1), C=2, d=4, widen_factor=0.25)
+        model.weight_initialization(0)
+        return model
+
+    monkeypatch.setitem(globals(), 'network', built)
+    (found, _, _, step), (expected, *_) = compare(divide=2)
+    assert chunks_of(step) == [(2, 1)] * 2
+    assert relative(expected, found) < 1e-3
 
 
 def test_squeeze_and_excitation():
@@ -190,7 +262,7 @@ def mixed_batches(divide):
 
 
 @pytest.mark.parametrize('precision', ['float32', 'mixed'])
-@pytest.mark.parametrize('divide', [1, 2])
+@CHUNKS
 def test_mixed_images(precision, divide):
     scaled = precision == 'mixed'
     (found, arrays, _, step), (expected, golden, *_) = compare(
@@ -241,11 +313,12 @@ def half_gradients(monkeypatch, no_plans):
     return types
 
 
-@pytest.mark.parametrize('divide', [1, 2])
+@CHUNKS
 def test_update_reads_half_gradients(half_gradients, divide):
+    together = captured_step.TOGETHER
     (found, arrays, made, _), (expected, *_) = compare('mixed', divide, scaled=True)
-    # Of one chunk the gradients are what cuDNN made, of several a sum.
-    assert half_gradients == [{'e' if divide == 1 else 'f'}] * 4
+    # Of one chunk, or of chunks together, they are what cuDNN made; else sums.
+    assert half_gradients == [{'e' if divide == 1 or together else 'f'}] * 4
     assert relative(expected[:, 0], found[:, 0]) < 5e-2
     assert made._loss_scale == 2.0 ** len(RATES)
     assert all(a.dtype == np.float32 for a in arrays.values() if a.ndim)

@@ -187,11 +187,11 @@ def test_images_with_padded_channels(monkeypatch, window):
     monkeypatch.setattr(timing, 'by_time', lambda key, ways, changed=(): ways['padded']())
     there, where = (send(x), send(w)), (stride, pad, 1)
     running = Running(*(send(np.ones(64, np.float32)) for _ in range(2)), 1e-5, 0.9, 0.0)
-    found, statistics, sums = convolutions.conv_statistics(*there, *where, running, 'mixed')
+    found, statistics, sums = convolutions.conv_statistics(*there, *where, running, 1, 'mixed')
     assert statistics is None
     assert close(found, y, ROUNDING)
-    assert close(sums[0], y.sum(axis=(0, 2, 3)), 1e-2)
-    assert close(sums[1], (y**2).sum(axis=(0, 2, 3)), 1e-2)
+    assert close(sums[0][0], y.sum(axis=(0, 2, 3)), 1e-2)
+    assert close(sums[1][0], (y**2).sum(axis=(0, 2, 3)), 1e-2)
     assert close(convolutions.conv_forward(*there, *where, 'mixed'), y, ROUNDING)
     found = convolutions.conv_backward_weights(there[0], send(gy), w.shape, *where, 'mixed')
     assert found.transpose(0, 2, 3, 1).flags.c_contiguous

@@ -45,9 +45,9 @@ def close(there, here, tolerance):
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
-@pytest.mark.parametrize('shape', SIZES)
+@pytest.mark.parametrize('shape, parts', [(s, n) for s in SIZES for n in sorted({1, min(s[0], 3)})])
 @pytest.mark.parametrize('kind', range(5))
-def test_batch_normalisation(shape, kind, dtype):
+def test_batch_normalisation(shape, parts, kind, dtype):
     rng = np.random.default_rng(0)
     c = shape[1]
     # Far from 0, as what a convolution makes can be: squares must not cancel.
@@ -58,7 +58,7 @@ def test_batch_normalisation(shape, kind, dtype):
     averages = [send(mean), send(var)]
     wide = [a.astype(np.float64) for a in (x, gamma, beta, mean, var)]
     rule = 1e-5, 0.9, 0.1 * (kind == autograd.RELU)
-    expected = generic.statistics(wide[0], autograd.Running(*wide[3:], *rule))
+    expected = generic.statistics(wide[0], autograd.Running(*wide[3:], *rule), parts)
     expected = (
         *generic.normalize(
             wide[0],
@@ -70,8 +70,8 @@ def test_batch_normalisation(shape, kind, dtype):
         *expected,
     )
     there = send(x, dtype), send(gamma), send(beta)
-    found = kernels.statistics(there[0], autograd.Running(*averages, *rule))
-    again = kernels.statistics(there[0], autograd.Running(send(mean), send(var), *rule))
+    found = kernels.statistics(there[0], autograd.Running(*averages, *rule), parts)
+    again = kernels.statistics(there[0], autograd.Running(send(mean), send(var), *rule), parts)
     for one, other in zip(found, again):  # the order of the sums is fixed
         assert (one == other).all()
     found = (
@@ -83,7 +83,8 @@ def test_batch_normalisation(shape, kind, dtype):
     assert close(found[0], expected[0], ROUNDING[dtype])
     assert close(found[2], expected[2], 1e-6) and close(found[3], expected[3], 1e-4)
     assert close(averages[0], wide[3], 1e-6) and close(averages[1], wide[4], 1e-5)
-    sums = [send(wide[0].sum(axis=(0, 2, 3))), send((wide[0] ** 2).sum(axis=(0, 2, 3)))]
+    each = [wide[0][part] for part in generic.parts_of(len(x), parts)]
+    sums = [send(np.array([(a**k).sum(axis=(0, 2, 3)) for a in each])) for k in (1, 2)]
     means = [send(mean), send(var)]
     of_sums = kernels.normalize_sums(
         there[0],
@@ -94,7 +95,7 @@ def test_batch_normalisation(shape, kind, dtype):
         kind,
     )
     assert close(of_sums[2], expected[2], 1e-6) and close(means[0], wide[3], 1e-6)
-    if x.size // c > 1:  # squares of values far from 0 cancel
+    if each[-1].size // c > 1:  # squares of values far from 0 cancel
         assert close(of_sums[3], expected[3], 1e-2) and close(means[1], wide[4], 1e-2)
     wanted = kernels.normalize(
         there[0],
@@ -205,9 +206,10 @@ def test_squeeze_and_excitation(shape, dtype):
         assert close(there, here, max(ROUNDING[dtype], 1e-6))
 
 
+@pytest.mark.parametrize('parts', [1, 2])
 @pytest.mark.parametrize('shape', [(128, 2048, 7, 7), (128, 64, 112, 112), (2, 2048, 1, 1)])
 @pytest.mark.parametrize('kernel', sorted(kernels.AT_ONCE))
-def test_all_blocks_run_at_once(kernel, shape, monkeypatch):
+def test_all_blocks_run_at_once(kernel, shape, parts, monkeypatch):
     """On an H100, of 132 multiprocessors: a second wave of a few blocks takes as long as the
     first, and begins where nothing is in the cache."""
 
@@ -216,7 +218,7 @@ def test_all_blocks_run_at_once(kernel, shape, monkeypatch):
 
     Map.shape = shape
     monkeypatch.setattr(kernels, '_processors', lambda device: 132)
-    blocks = math.prod(kernels._RowLaunch(kernel, Map).grid)
+    blocks = math.prod(kernels._RowLaunch(kernel, Map, parts).grid)
     limit = kernels.AT_ONCE[kernel] * 132
     assert blocks <= limit
     assert blocks > 0.9 * limit or shape[0] == 2
@@ -241,7 +243,7 @@ class TestOrder:
         rows = self.LOOPS * self.HIGH
         memory = cupy.zeros(rows + self.AHEAD, np.float32)
         memory[rows:] = 7
-        sizes = np.int32(rows), np.int32(1), np.int32(1)
+        sizes = tuple(map(np.int32, (1, rows, 1, 1)))
         return memory[:rows], memory[self.AHEAD :], cupy.ones(rows, np.float32), sizes
 
     def launch(self, kernel, *args):

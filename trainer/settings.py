@@ -38,6 +38,9 @@ class Settings(threading.local):
             change. ``None``: they are copied at each call. Their gradients may stay float16,
             which :class:`trainer.engines.cudnn.parameters.GpuUpdate` accepts. Set by
             :mod:`trainer.training.captured_step`, read by :mod:`trainer.engines.cudnn.provider`.
+        parts: Number of parts of a batch, as :func:`numpy.array_split` makes them, whose statistics
+            batch normalisation takes one after another: chunks that are computed together. Set by
+            :mod:`trainer.training.captured_step`, read by :mod:`trainer.engines.cudnn.provider`.
         plans: Number of plans of a cuDNN graph to time. 1 takes the cached choice or the first
             plan that runs: timing does not pay off for rare shapes, and is impossible during graph
             capture. Set by :func:`trainer.engines.cudnn.timing.untimed`, read by it and by
@@ -57,6 +60,7 @@ class Settings(threading.local):
 
     folded: dict[tuple[chainer.Link, chainer.Link], tuple[Array, Array]] | None = None
     half_weights: dict[chainer.Link, tuple[Array, Array]] | None = None
+    parts: int = 1
     plans: int = 6
     fallback: bool = True
     threads: int | None = None

@@ -6,12 +6,19 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import chainer
+import chainer.links as L
 import numpy as np
 
 from trainer import cuda
+from trainer.networks import layers
 from trainer.networks.base import Network
 from trainer.settings import settings
 from trainer.training.step import Step
+from trainer.transforms import mixing
+
+#: Values of a batch's images up to which its chunks are computed together: 341 images of CIFAR.
+#: Larger chunks occupy a GPU by themselves, and together need much memory.
+TOGETHER = 1 << 20
 
 if TYPE_CHECKING:
     from trainer.engines.cudnn.captured import Room
@@ -22,6 +29,8 @@ class _Captured:
     """The buffers and graphs of a step for batches of one shape.
 
     Attributes:
+        chunks: Number of chunks that are computed one after another.
+        parts: Number of chunks that each of them is made of, which are computed together.
         batch: x, t, and the rows of :mod:`trainer.transforms.mixing` or ``None``.
         totals: float64 (2,): sum of the losses, number of correct images.
         table (cupy.ndarray): See :class:`trainer.engines.cudnn.parameters.GpuUpdate`.
@@ -31,9 +40,10 @@ class _Captured:
         gradients (list): The gradients that the processes exchange.
     """
 
-    def __init__(self, batch, table, sums):
+    def __init__(self, batch, chunks, parts, table, sums):
         import cupy
 
+        self.chunks, self.parts = chunks, parts
         self.batch = [None if array is None else cuda.empty_like(array) for array in batch]
         self.totals = cupy.empty(2, np.float64)
         self.table, self.sums = table, sums
@@ -47,6 +57,9 @@ class CapturedStep(Step):
     under MPI, which exchanges gradients between them). The first batch of a shape runs eagerly,
     the second is captured. Batch, rates and loss scale are in device memory; a batch is uploaded
     while the previous step is still running.
+
+    The chunks of a small batch (:data:`TOGETHER`) are computed together: convolutions are of the
+    batch, normalisations of each chunk.
 
     Steps that cannot be captured (other optimizers than MomentumSGD and TorchSGD, layers that
     need cuBLAS) run eagerly, with one warning.
@@ -100,6 +113,9 @@ class CapturedStep(Step):
             for name in link._persistent
             if np.ndim(getattr(link, name))
         ]
+        ours = sum(isinstance(link, layers.ConvBN) for link in self.network.links())
+        normalizing = sum(isinstance(link, L.BatchNormalization) for link in self.network.links())
+        self._together = ours == normalizing
 
     def _moved(self):
         """Return whether arrays that the graphs point to have been replaced."""
@@ -120,16 +136,15 @@ class CapturedStep(Step):
         first = key not in self._captured
         with self._room.entered():
             self._update.prepare()
-            if first:
-                sums = self._sums(self._number_of_chunks(t))
-                self._captured[key] = _Captured((x, t, rows), self._update.table(), sums)
-            captured = self._captured[key]
-            self._upload((x, t, rows), captured.batch, self._room.stream)
+        captured = self._given(key, x, t, rows)
         reason = None
         if not first and captured.graphs is None:
             reason = self._capture(captured, images)
         if captured.graphs is None:
-            self._compute(captured, images)
+            if not self._compute(captured, images):
+                del self._captured[key]
+                captured = self._given(key, x, t, rows)
+                self._compute(captured, images)
         else:
             self._launch(captured)
         with self._room.entered():
@@ -140,10 +155,32 @@ class CapturedStep(Step):
             totals = self.group.sum(*totals.get())
         return totals[0], totals[1], images
 
-    def _sums(self, chunks):
+    def _given(self, key, x, t, rows):
+        """Return the buffers for batches of a shape, with this batch in them."""
+        with self._room.entered():
+            captured = self._captured.get(key)
+            if captured is None:
+                captured = self._captured[key] = self._buffers(x, t, rows)
+            if rows is not None and captured.parts > 1:
+                rows = mixing.joined(rows, captured.parts)
+            self._upload((x, t, rows), captured.batch, self._room.stream)
+        return captured
+
+    def _buffers(self, x, t, rows):
         from trainer.engines.cudnn.parameters import GradientSums
 
-        return GradientSums(self._params, chunks) if chunks > 1 else None
+        chunks, parts = self._number_of_chunks(t), 1
+        if self._together and chunks > 1 and self._values(x) <= TOGETHER:
+            chunks, parts = 1, chunks
+        sums = GradientSums(self._params, chunks) if chunks > 1 else None
+        return _Captured((x, t, rows), chunks, parts, self._update.table(), sums)
+
+    def _values(self, x):
+        """Return the number of values of a batch's images."""
+        one = x[:1]
+        if self._finish is not None:
+            one = self._finish(self.device.send(one))
+        return one.size * len(x)
 
     def _backward(self, y, labels, mixed, counted, share, totals):
         """Compute the gradients of a chunk, and add its loss and accuracy to the totals."""
@@ -166,8 +203,9 @@ class CapturedStep(Step):
         if self._half is not None:
             self._half()
             half_weights = self._half.of
-        with settings.using(half_weights=half_weights):
-            for chunk, scored in enumerate(self._scores(*captured.batch, images)):
+        with settings.using(half_weights=half_weights, parts=captured.parts):
+            scores = self._scores(*captured.batch, images, captured.chunks)
+            for chunk, scored in enumerate(scores):
                 self._backward(*scored, captured.totals)
                 if captured.sums is not None:
                     captured.sums.add(chunk)
@@ -179,20 +217,39 @@ class CapturedStep(Step):
                     param.grad = param.grad.astype(param.dtype, copy=False)
 
     def _compute(self, captured, images):
-        """Run the update eagerly."""
+        """Run the update eagerly.
+
+        Returns:
+            Whether there is enough memory to compute the chunks together; if not, nothing has
+            changed.
+        """
+        import cupy
+
         from trainer.engines.cudnn.timing import untimed
 
         # Timing does not pay for the short last batch of an epoch.
         rest = any(
             len(captured.batch[1]) < len(other.batch[1]) for other in self._captured.values()
         )
-        with self._room.entered(), untimed(rest):
-            self._room.run(lambda: self._gradients(captured, images))
+        before = [array.copy() for *_, array in self._statistics]
+        try:
+            with self._room.entered(), untimed(rest):
+                self._room.run(lambda: self._gradients(captured, images))
+        except cupy.cuda.memory.OutOfMemoryError:
+            if captured.parts == 1:
+                raise
+            self._together = False
+        if captured.parts > 1 and not self._together:  # the exception's frames are gone
+            self.network.cleargrads()
+            for (*_, array), kept in zip(self._statistics, before):
+                array[...] = kept
+            return False
         self.group.mean_gradients(self.network)
         with self._room.entered():
             self._update.fill(captured.table)
             self._update(captured.table)
         self.network.cleargrads()  # replay overwrites their memory
+        return True
 
     def _capture(self, captured, images):
         """Capture the update; return the reason if that is impossible, else ``None``."""

@@ -66,10 +66,11 @@ class Step:
         self.network.cleargrads()
         images = round(self.group.sum(len(t))[0])
         loss_sum = correct = 0.0
-        for n, scored in enumerate(self._scores(x, t, rows, images), 1):
+        chunks = self._number_of_chunks(t)
+        for n, scored in enumerate(self._scores(x, t, rows, images, chunks), 1):
             y, labels, mixed, counted, share = scored
             loss = self._loss_of(y, labels, mixed)
-            last = n == self._number_of_chunks(t)
+            last = n == chunks
             with self.group.exchanging(self.network) if last else contextlib.nullcontext():
                 (loss * share).backward(loss_scale=self.optimizer._loss_scale)
             loss_sum += float(loss.array) * len(counted)
@@ -89,10 +90,9 @@ class Step:
     def _loss_of(self, y, labels, mixed):
         return self._loss(y, labels) if mixed is None else self._loss(y, labels, mixed)
 
-    def _scores(self, x, t, rows, images):
+    def _scores(self, x, t, rows, images, chunks):
         """Yield (scores, labels, rows or ``None``, labels for the accuracy, weight of the loss) of
         each chunk."""
-        chunks = self._number_of_chunks(t)
         if not chunks:
             return
         parts = [np.array_split(array, chunks) for array in (x, t)]

@@ -171,6 +171,19 @@ def of(
     )
 
 
+def joined(rows: np.ndarray, chunks: int) -> np.ndarray:
+    """Return the rows of a batch whose chunks are one: partners are counted from its first image.
+
+    Args:
+        rows: (batch, :data:`FIELDS`).
+        chunks: Number of chunks.
+    """
+    joined = rows.copy()
+    for chunk in np.array_split(np.arange(len(rows)), chunks):
+        joined[chunk, 0] += chunk[0]
+    return joined
+
+
 def apply(x: Array, rows: Array) -> Array:
     """Return the images of a chunk, erased and mixed.
 

@@ -89,12 +89,14 @@ class _Arena:
         self.starts.append(block.ptr)
         return block
 
-    def find(self, ptr, size=1):
-        """Return the block in use that holds [ptr, ptr + size)."""
+    def find(self, ptr, size=1, captured=False):
+        """Return the block that holds [ptr, ptr + size); of one that was freed after work on it was
+        captured, all is there."""
         i = bisect.bisect_right(self.starts, ptr) - 1
         if i >= 0:
             block = self.blocks[i]
-            if ptr + size <= block.ptr + block.size:
+            there = block.rounded if captured and not block.used else block.size
+            if ptr + size <= block.ptr + there:
                 return block
         raise CUDARuntimeError(
             'cudaErrorIllegalAddress',
@@ -580,16 +582,17 @@ class Graph:
             for work in self._work:
                 work(stream) if isinstance(work, _Transfer) else work()
 
-        submit(replay, self._reads, self._writes, stream)
+        submit(replay, self._reads, self._writes, stream, captured=True)
 
 
-def submit(work, reads, writes, stream=None):
+def submit(work, reads, writes, stream=None, captured=False):
     """Run or record a piece of work.
 
     Args:
         work (callable): Called without arguments; it may hold addresses, but owns no memory.
         reads, writes (iterables of int): Addresses in the blocks that it reads and writes.
         stream (Stream): ``None`` is the current one.
+        captured (bool): Whether it is a graph, which may work on freed memory.
     """
     _context()
     _raise_errors()
@@ -623,8 +626,8 @@ def submit(work, reads, writes, stream=None):
                     'synchronisation between'
                 )
 
-    written = [arena.find(p) for p in writes]
-    read = [arena.find(p) for p in reads]
+    written = [arena.find(p, captured=captured) for p in writes]
+    read = [arena.find(p, captured=captured) for p in reads]
     for block in read + written:
         depend([block.written] if block.written else (), 'reads or writes')
     for block in written:

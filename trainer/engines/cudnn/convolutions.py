@@ -101,18 +101,33 @@ def conv_forward(
 
 
 def conv_with_sums(
-    x: cupy.ndarray, w: cupy.ndarray, stride: int, pad: int, groups: int, precision: str
+    x: cupy.ndarray,
+    w: cupy.ndarray,
+    stride: int,
+    pad: int,
+    groups: int,
+    precision: str,
+    parts: int = 1,
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
-    """Compute :func:`conv_forward`; return its result, and the sums of each channel's values and
-    of their squares, float32 (channels,)."""
+    """Compute :func:`conv_forward`, part by part; return its result, and the sums of each
+    channel's values and of their squares, float32 (parts, channels).
+
+    Raises:
+        NoPlan: Also if a part is not where cuDNN requires it, at a multiple of 16 bytes.
+    """
     import cupy
 
     y = _like(x, graphs.out_shape(x.shape, w.shape, stride, pad))
-    total, square = (cupy.empty(len(w), np.float32) for _ in range(2))
-    graphs.conv_forward(x.shape, w.shape, stride, pad, True, x.dtype.char, precision)(
-        x, w, y, total, square
-    )
-    return y, total, square
+    sums = [cupy.empty((parts, len(w)), np.float32) for _ in range(2)]
+    for i, part in enumerate(generic.parts_of(len(x), parts)):
+        arrays = x[part], y[part], *(a[i] for a in sums)
+        if any(array.data.ptr % 16 for array in arrays):
+            raise graphs.NoPlan(f'sums of {parts} parts of {x.shape}')
+        graph = graphs.conv_forward(
+            arrays[0].shape, w.shape, stride, pad, True, x.dtype.char, precision
+        )
+        graph(arrays[0], w, *arrays[1:])
+    return y, *sums
 
 
 def conv_statistics(
@@ -122,9 +137,13 @@ def conv_statistics(
     pad: int,
     groups: int,
     running: Running,
+    parts: int,
     precision: str,
 ) -> tuple[cupy.ndarray, tuple | None, tuple | None]:
     """Compute :func:`conv_forward` and what its normalisation needs.
+
+    Args:
+        parts: The batch is split in so many, each with statistics of its own.
 
     Returns:
         Its result; its statistics (:func:`trainer.engines.cudnn.generic.statistics`), or ``None``;
@@ -135,11 +154,15 @@ def conv_statistics(
         return y, None, sums
 
     def from_sums():
-        return of_sums(*conv_with_sums(x, w, stride, pad, groups, precision))
+        return of_sums(*conv_with_sums(x, w, stride, pad, groups, precision, parts))
+
+    def from_own_sums():
+        y, *sums = grouped.conv_with_sums(x, w, stride)
+        return of_sums(y, *(a[None] for a in sums))
 
     def then_read():
         y = conv_forward(x, w, stride, pad, groups, precision)
-        return y, kernels.statistics(y, running), None
+        return y, kernels.statistics(y, running, parts), None
 
     if groups == 1 and w.shape[2] == 1 and _fused(x, w):
         return _first_supported(from_sums, then_read)
@@ -149,13 +172,15 @@ def conv_statistics(
         ways = {'one graph': from_sums, **ways}
         if _is_narrow(x, groups):
             ways['padded'] = lambda: of_sums(
-                *conv_with_sums(_padded(x), _padded(w), stride, pad, groups, precision)
+                *conv_with_sums(_padded(x), _padded(w), stride, pad, groups, precision, parts)
             )
-    elif grouped.supports(w.shape, stride, pad, groups, x.dtype):
-        ways = {'own kernel': lambda: of_sums(*grouped.conv_with_sums(x, w, stride)), **ways}
+    elif parts == 1 and grouped.supports(w.shape, stride, pad, groups, x.dtype):
+        ways = {'own kernel': from_own_sums, **ways}
     else:
         return then_read()
     key = f'{precision} {x.shape} {w.shape} {stride} {pad} statistics'
+    if parts > 1:
+        key += f' of {parts} parts'
     return timing.by_time(key, ways, (running.mean, running.var))
 
 

@@ -36,6 +36,14 @@ def _channels(array):
     return array.reshape(1, -1, 1, 1)
 
 
+def parts_of(images: int, parts: int) -> list[slice]:
+    """Return the slices of a batch in parts that differ by an image at most
+    (:func:`numpy.array_split`)."""
+    each, longer = divmod(images, parts)
+    ends = [i * each + min(i, longer) for i in range(parts + 1)]
+    return [slice(*ends[i : i + 2]) for i in range(parts)]
+
+
 def _conv(x, w, stride, pad, groups):
     wide = _wide(x)
     x, w = (chainer.Variable(a.astype(wide, copy=False)) for a in (x, w))
@@ -113,21 +121,33 @@ def conv_bias(
     return (y.clip(0, None) if relu and not relu_first else y).astype(x.dtype, copy=False)
 
 
-def statistics(x: Array, running: Running) -> tuple[Array, Array]:
+def statistics(x: Array, running: Running, parts: int = 1) -> tuple[Array, Array]:
     """Statistics of each channel; ``running`` is updated in place.
 
     Args:
         x: (batch, channels, height, width).
         running: The variance's share is unbiased.
+        parts: The batch is split in so many (:func:`numpy.array_split`), one after another.
 
     Returns:
-        Mean and 1 / sqrt(variance + eps), (channels,).
+        Mean and 1 / sqrt(variance + eps), (parts, channels).
     """
     wide = _wide(x)
-    mean = x.mean(axis=(0, 2, 3), dtype=wide)
-    var = x.astype(wide, copy=False).var(axis=(0, 2, 3))
-    arrays.average(running, mean, var, x.size // mean.size)
-    return mean, 1 / (var + wide.type(running.eps)) ** wide.type(0.5)
+    found = []
+    for of_part in parts_of(len(x), parts):
+        part = x[of_part]
+        mean = part.mean(axis=(0, 2, 3), dtype=wide)
+        var = part.astype(wide, copy=False).var(axis=(0, 2, 3))
+        arrays.average(running, mean, var, part.size // mean.size)
+        found.append((mean, 1 / (var + wide.type(running.eps)) ** wide.type(0.5)))
+    means, inv_stds = zip(*found)
+    return np.stack(means), np.stack(inv_stds)
+
+
+def _of_images(vectors, images):
+    """Return (images, channels, 1, 1) of each image's part, from vectors (parts, channels)."""
+    sizes = [part.stop - part.start for part in parts_of(images, len(vectors))]
+    return np.repeat(vectors, sizes, axis=0)[:, :, None, None]
 
 
 def normalize(
@@ -142,13 +162,15 @@ def normalize(
     """Normalise x by its statistics, then add and apply a ReLU as ``kind`` says.
 
     Args:
+        mean, inv_std: (parts, channels).
         kind: :data:`PLAIN`; :data:`RELU`; :data:`ADD`, the residual is added; :data:`ADD_RELU`,
             followed by a ReLU; :data:`RELU_ADD`, preceded by a ReLU.
 
     Returns:
         y, and the mask for :func:`bn_backward`.
     """
-    y = (x - _channels(mean)) * _channels(inv_std * gamma) + _channels(beta)
+    mean, scale = (_of_images(v, len(x)) for v in (mean, inv_std * gamma))
+    y = (x - mean) * scale + _channels(beta)
     if kind == RELU_ADD:
         mask = y > 0
         y = y * mask + residual
@@ -174,6 +196,7 @@ def bn_backward(
     """Gradients of :func:`normalize`, through the statistics as well.
 
     Args:
+        mean, inv_std: (parts, channels).
         keep: Whether the residual's gradient is wanted.
 
     Returns:
@@ -181,14 +204,21 @@ def bn_backward(
     """
     g = gy if mask is None else gy * mask
     wide = _wide(x)
-    x_hat = (x - _channels(mean)) * _channels(inv_std)
-    gbeta = g.sum(axis=(0, 2, 3), dtype=wide)
-    ggamma = (g * x_hat).sum(axis=(0, 2, 3), dtype=wide)
-    n = x.size // gamma.size
-    gx = _channels(gamma * inv_std) * (
-        g - (x_hat * _channels(ggamma) + _channels(gbeta)) / wide.type(n)
+    x_hat = (x - _of_images(mean, len(x))) * _of_images(inv_std, len(x))
+    parts = parts_of(len(x), len(mean))
+    of_beta, of_gamma = (
+        np.stack([a[part].sum(axis=(0, 2, 3), dtype=wide) for part in parts])
+        for a in (g, g * x_hat)
     )
-    return gx.astype(x.dtype, copy=False), ggamma, gbeta, g if kind == ADD_RELU else gy
+    n = np.array([[x[part, 0].size] for part in parts], wide)
+    shared = x_hat * _of_images(of_gamma / n, len(x)) + _of_images(of_beta / n, len(x))
+    gx = _of_images(gamma * inv_std, len(x)) * (g - shared)
+    return (
+        gx.astype(x.dtype, copy=False),
+        of_gamma.sum(axis=0),
+        of_beta.sum(axis=0),
+        g if kind == ADD_RELU else gy,
+    )
 
 
 def max_pooling(

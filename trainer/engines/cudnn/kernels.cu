@@ -1,20 +1,34 @@
-// Batch normalisation and what follows it. Feature maps are NHWC, `rows` pixels of
+// Batch normalisation and what follows it. Feature maps are NHWC, `images` of `area` pixels of
 // `channels` channels, float16 or float32; sums and statistics are float32. Threads read and
 // write 16 bytes at a time (8 or 4 channels) if the number of channels permits, else one value:
 // kernels are called name_h8, name_h1, name_f4, name_f1.
 //
+// The batch is gridDim.z parts, each with statistics of its own, float (parts, channels); they
+// are those of numpy.array_split.
+//
 // The order of sums over pixels depends only on the launch, so that results repeat bit for bit.
 
-// A block's threads cover `across` packs of channels, and as many pixels as fit.
+// A part of the batch: its first pixel, and its number of pixels.
+struct Part {
+    int begin, rows;
+
+    __device__ Part(int images, int area, int part) {
+        int each = images / (int)gridDim.z, longer = images % (int)gridDim.z;
+        begin = (part * each + min(part, longer)) * area;
+        rows = (each + (part < longer)) * area;
+    }
+};
+
+// A block's threads cover `across` packs of channels, and as many of a part's pixels as fit.
 //
 // All blocks run at once and advance through the map together. With `from_end` they start at the
 // last pixels, which are still in the L2 cache after a pass from the first to the last.
 struct Place {
-    int rows, pack, packs, across, lane, row, high, step;
+    int begin, rows, pack, packs, across, lane, row, high, step;
     bool from_end;
 
-    __device__ Place(int rows_, int channels, int V, int across_, bool from_end_ = false)
-        : rows(rows_), across(across_), from_end(from_end_) {
+    __device__ Place(Part part, int channels, int V, int across_, bool from_end_ = false)
+        : begin(part.begin), rows(part.rows), across(across_), from_end(from_end_) {
         packs = channels / V;
         high = blockDim.x / across;
         lane = threadIdx.x % across;
@@ -27,7 +41,7 @@ struct Place {
 
     // Index in the map of this thread's pack of pixel r, in the order of processing.
     __device__ long long index(int r) const {
-        return (long long)(from_end ? rows - 1 - r : r) * packs + pack;
+        return (long long)(begin + (from_end ? rows - 1 - r : r)) * packs + pack;
     }
 
     // Load this thread's packs of U pixels, `step` apart, with all loads in flight at once.
@@ -39,12 +53,11 @@ struct Place {
     }
 };
 
-// Compute two sums per channel: over the block's pixels, then over all blocks.
+// Sum two values per channel over the block's pixels.
 //
 // `shared` has 2 * V floats per thread. Each block writes its sums to `partial`, float
-// (gridDim.x, 2, channels). Returns true in the last block of its channels to
-// finish: there `shared` then holds the sums of channel blockIdx.y * across * V + i at i, and the
-// second sums after `across * V` of them.
+// (parts, gridDim.x, 2, channels). Returns true in the last block of its channels, which
+// gets the sums over blocks from add_blocks().
 template <int V>
 __device__ bool add_up(const Place &at, int channels, float (&a)[V], float (&b)[V],
                        float *shared, float *partial, unsigned int *counters) {
@@ -67,22 +80,35 @@ __device__ bool add_up(const Place &at, int channels, float (&a)[V], float (&b)[
     }
     int begin = blockIdx.y * width;
     int count = min(width, channels - begin);
+    long long block = blockIdx.z * gridDim.x + blockIdx.x;
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
         const float *sums = shared + i / V * 2 * V + i % V;
-        partial[(blockIdx.x * 2LL) * channels + begin + i] = sums[0];
-        partial[(blockIdx.x * 2LL + 1) * channels + begin + i] = sums[V];
+        partial[block * 2 * channels + begin + i] = sums[0];
+        partial[(block * 2 + 1) * channels + begin + i] = sums[V];
     }
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0)  // wraps around to 0, ready for the next launch
-        last = atomicInc(counters + blockIdx.y, gridDim.x - 1) == gridDim.x - 1;
+    if (threadIdx.x == 0) { // wraps around to 0, ready for the next launch
+        unsigned int others = gridDim.x * gridDim.z - 1;
+        last = atomicInc(counters + blockIdx.y, others) == others;
+    }
     __syncthreads();
-    if (!last) return false;
-    __threadfence();
+    if (last) __threadfence();
+    return last;
+}
+
+// Add up a part's sums over blocks: those of channel blockIdx.y * across * V + i are then in
+// `shared` at i and, the second ones, `across * V` behind.
+template <int V>
+__device__ void add_blocks(int part, int across, int channels, float *shared,
+                           const float *partial) {
     // Different threads sum slices of the blocks, with many loads in flight; then the slices are
     // summed.
     constexpr int W = V < 4 ? 1 : 4;
+    int width = across * V, begin = blockIdx.y * width;
     int packs = 2 * width / W, slices = max(1, (int)blockDim.x / packs);
+    partial += (long long)part * gridDim.x * 2 * channels;
+    __syncthreads();
     for (int i = threadIdx.x; i < packs * slices; i += blockDim.x) {
         int which = i % packs * W / width, channel = begin + i % packs * W % width;
         float total[W] = {};
@@ -99,7 +125,6 @@ __device__ bool add_up(const Place &at, int channels, float (&a)[V], float (&b)[
     for (int i = threadIdx.x; i < 2 * width; i += blockDim.x)
         for (int slice = 1; slice < slices; ++slice) shared[i] += shared[i + slice * 2 * width];
     __syncthreads();
-    return true;
 }
 
 // Mean and variance, from the sums of n values minus `origin` and of their squares.
@@ -119,10 +144,11 @@ struct Statistics {
     float eps, decay, eps_in_average;
     float *mean, *inv_std, *avg_mean, *avg_var;
 
-    // Store those of channel c.
-    __device__ void store(int c, const Moments &of) const {
-        mean[c] = of.mean;
-        inv_std[c] = of.inv_std(eps);
+    // Store those of channel c of a part. The parts of a channel come one after another, as each
+    // changes the running statistics.
+    __device__ void store(int part, int channels, int c, const Moments &of) const {
+        mean[part * channels + c] = of.mean;
+        inv_std[part * channels + c] = of.inv_std(eps);
         avg_mean[c] = decay * avg_mean[c] + (1 - decay) * (float)of.mean;
         avg_var[c] = decay * avg_var[c]
             + (1 - decay) * (float)((of.var + eps_in_average) * (of.n / max(of.n - 1, 1.)));
@@ -131,24 +157,24 @@ struct Statistics {
 
 // Mean, 1 / standard deviation and running statistics.
 //
-// Values are taken relative to the first pixel, so that the squares do not cancel.
+// Values are taken relative to a part's first pixel, so that the squares do not cancel.
 template <typename T, int V>
-__device__ void statistics(const T *x, int rows, int channels, int across,
+__device__ void statistics(const T *x, int images, int area, int channels, int across,
                            const Statistics &to, float *partial, unsigned int *counters) {
     extern __shared__ float shared[];
-    Place at(rows, channels, V, across);
+    Place at(Part(images, area, blockIdx.z), channels, V, across);
     float sum[V] = {}, square[V] = {};
     if (at.inside()) {
-        Pack<T, V> origin = load<T, V>(x, at.pack);
+        Pack<T, V> origin = load<T, V>(x, at.index(0));
         float o[V];
         for (int v = 0; v < V; ++v) o[v] = widen(origin.lane[v]);
         constexpr int U = 4;
-        for (int r = at.first(); r < rows; r += U * at.step) {
+        for (int r = at.first(); r < at.rows; r += U * at.step) {
             Pack<T, V> p[U];
             at.fetch(x, r, p);
 #pragma unroll
             for (int u = 0; u < U; ++u)
-                if (r + u * at.step < rows)
+                if (r + u * at.step < at.rows)
                     for (int v = 0; v < V; ++v) {
                         float d = widen(p[u].lane[v]) - o[v];
                         sum[v] += d;
@@ -158,9 +184,15 @@ __device__ void statistics(const T *x, int rows, int channels, int across,
     }
     if (!add_up<V>(at, channels, sum, square, shared, partial, counters)) return;
     int width = across * V, begin = blockIdx.y * width;
-    for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
-        int c = begin + i;
-        to.store(c, {(double)rows, shared[i], shared[width + i], widen(x[c])});
+    for (int number = 0; number < (int)gridDim.z; ++number) {
+        Part part(images, area, number);
+        add_blocks<V>(number, across, channels, shared, partial);
+        for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
+            int c = begin + i;
+            float origin = widen(x[(long long)part.begin * channels + c]);
+            to.store(number, channels, c,
+                     {(double)part.rows, shared[i], shared[width + i], origin});
+        }
     }
 }
 
@@ -237,10 +269,12 @@ __device__ inline void normalize_as(const Place &at, const Channel<V> &channel, 
 template <typename T, int V>
 __device__ void normalize(const T *x, const T *residual, const float *mean,
                           const float *inv_std, const float *gamma, const float *beta, int kind,
-                          int rows, int channels, int across, T *y, unsigned char *mask) {
-    Place at(rows, channels, V, across, true);
+                          int images, int area, int channels, int across, T *y,
+                          unsigned char *mask) {
+    Place at(Part(images, area, blockIdx.z), channels, V, across, true);
     if (!at.inside()) return;
-    Channel<V> channel(at, mean, inv_std, gamma, beta);
+    int of_part = blockIdx.z * channels;
+    Channel<V> channel(at, mean + of_part, inv_std + of_part, gamma, beta);
     by_kind(kind, [&](auto k) {
         normalize_as<decltype(k)::value, T, V>(at, channel, x, residual, y, mask);
     });
@@ -250,17 +284,22 @@ __device__ void normalize(const T *x, const T *residual, const float *mean,
 template <typename T, int V>
 __device__ void normalize_sums(const T *x, const T *residual, const float *total,
                                const float *square, const Statistics &to, const float *gamma,
-                               const float *beta, int kind, int rows, int channels, int across,
-                               T *y, unsigned char *mask) {
+                               const float *beta, int kind, int images, int area, int channels,
+                               int across, T *y, unsigned char *mask) {
     __shared__ float mean[MOST_ACROSS * V], inv_std[MOST_ACROSS * V];
-    Place at(rows, channels, V, across, true);
+    Place at(Part(images, area, blockIdx.z), channels, V, across, true);
     int width = across * V, begin = blockIdx.y * width;
+    auto moments = [&](int part, int c) {
+        return Moments(Part(images, area, part).rows, total[part * channels + c],
+                       square[part * channels + c], 0);
+    };
     for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
-        int c = begin + i;
-        Moments of((double)rows, total[c], square[c], 0);
+        Moments of = moments(blockIdx.z, begin + i);
         mean[i] = of.mean;
         inv_std[i] = of.inv_std(to.eps);
-        if (blockIdx.x == 0) to.store(c, of);
+        if (blockIdx.x == 0 && blockIdx.z == 0)
+            for (int part = 0; part < (int)gridDim.z; ++part)
+                to.store(part, channels, begin + i, moments(part, begin + i));
     }
     __syncthreads();
     if (!at.inside()) return;
@@ -305,18 +344,20 @@ __device__ inline void each_gradient(const Place &at, const Channel<V> &channel,
     }
 }
 
-// Gradients of gamma and beta; also the masked gradient, to `kept` if that is not null.
+// Gradients of gamma and beta, of each part and their sums (not of one part); also the masked
+// gradient, to `kept` if that is not null.
 template <typename T, int V>
 __device__ void backward_sums(const T *gy, const T *x, const unsigned char *mask,
                               const float *mean, const float *inv_std, const float *gamma,
-                              const float *beta, int kind, int rows, int channels, int across,
-                              T *kept, float *ggamma, float *gbeta, float *partial,
-                              unsigned int *counters) {
+                              const float *beta, int kind, int images, int area, int channels,
+                              int across, T *kept, float *of_gamma, float *of_beta, float *ggamma,
+                              float *gbeta, float *partial, unsigned int *counters) {
     extern __shared__ float shared[];
-    Place at(rows, channels, V, across);
+    Place at(Part(images, area, blockIdx.z), channels, V, across);
     float sum[V] = {}, product[V] = {};
     if (at.inside()) {
-        Channel<V> channel(at, mean, inv_std, gamma, beta);
+        int of_part = blockIdx.z * channels;
+        Channel<V> channel(at, mean + of_part, inv_std + of_part, gamma, beta);
         by_kind(kind, [&](auto k) {
             each_gradient<decltype(k)::value, T, V>(
                 at, channel, gy, x, mask,
@@ -333,9 +374,17 @@ __device__ void backward_sums(const T *gy, const T *x, const unsigned char *mask
     }
     if (!add_up<V>(at, channels, sum, product, shared, partial, counters)) return;
     int width = across * V, begin = blockIdx.y * width;
-    for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
-        gbeta[begin + i] = shared[i];
-        ggamma[begin + i] = shared[width + i] * inv_std[begin + i];
+    for (int part = 0; part < (int)gridDim.z; ++part) {
+        add_blocks<V>(part, across, channels, shared, partial);
+        for (int i = threadIdx.x; i < width && begin + i < channels; i += blockDim.x) {
+            int c = begin + i, at_part = part * channels + c;
+            float b = shared[i], g = shared[width + i] * inv_std[at_part];
+            of_beta[at_part] = b;
+            of_gamma[at_part] = g;
+            if (gridDim.z == 1) continue;
+            gbeta[c] = part ? gbeta[c] + b : b;
+            ggamma[c] = part ? ggamma[c] + g : g;
+        }
     }
 }
 
@@ -343,16 +392,18 @@ __device__ void backward_sums(const T *gy, const T *x, const unsigned char *mask
 template <typename T, int V>
 __device__ void backward_input(const T *gy, const T *x, const unsigned char *mask,
                                const float *mean, const float *inv_std, const float *gamma,
-                               const float *beta, const float *ggamma, const float *gbeta,
-                               int kind, int rows, int channels, int across, T *gx) {
-    Place at(rows, channels, V, across, true);
+                               const float *beta, const float *of_gamma, const float *of_beta,
+                               int kind, int images, int area, int channels, int across,
+                               T *gx) {
+    Place at(Part(images, area, blockIdx.z), channels, V, across, true);
     if (!at.inside()) return;
-    Channel<V> channel(at, mean, inv_std, gamma, beta);
+    int of_part = blockIdx.z * channels;
+    Channel<V> channel(at, mean + of_part, inv_std + of_part, gamma, beta);
     float linear[V], constant[V];
     for (int v = 0; v < V; ++v) {
-        int c = at.pack * V + v;
-        linear[v] = ggamma[c] * inv_std[c] / rows;
-        constant[v] = gbeta[c] / rows;
+        int c = of_part + at.pack * V + v;
+        linear[v] = of_gamma[c] * inv_std[c] / at.rows;
+        constant[v] = of_beta[c] / at.rows;
     }
     by_kind(kind, [&](auto k) {
         each_gradient<decltype(k)::value, T, V>(
@@ -370,44 +421,42 @@ __device__ void backward_input(const T *gy, const T *x, const unsigned char *mas
 }
 
 #define MASK IN(unsigned char)
+#define SIZES int images, int area, int channels, int across
+#define STATISTICS                                                                              \
+    float eps, float decay, float eps_in_average, OUT(float) mean, OUT(float) inv_std,          \
+        OUT(float) avg_mean, OUT(float) avg_var
 
 #define KERNELS(suffix, T, V)                                                                   \
     extern "C" __global__ void __launch_bounds__(256, 4) statistics_##suffix(                   \
-        IN(T) x, int rows, int channels, int across, float eps, float decay,                    \
-        float eps_in_average, OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean,         \
-        OUT(float) avg_var, float *partial, unsigned int *counters) {                           \
-        statistics<T, V>(x, rows, channels, across,                                             \
+        IN(T) x, SIZES, STATISTICS, float *partial, unsigned int *counters) {                   \
+        statistics<T, V>(x, images, area, channels, across,                                     \
             {eps, decay, eps_in_average, mean, inv_std, avg_mean, avg_var}, partial, counters); \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(256, 4) normalize_##suffix(                    \
         IN(T) x, IN(T) residual, IN(float) mean, IN(float) inv_std, IN(float) gamma,            \
-        IN(float) beta, int kind, int rows, int channels, int across, OUT(T) y,                 \
-        OUT(unsigned char) mask) {                                                              \
-        normalize<T, V>(x, residual, mean, inv_std, gamma, beta, kind, rows, channels,          \
+        IN(float) beta, int kind, SIZES, OUT(T) y, OUT(unsigned char) mask) {                   \
+        normalize<T, V>(x, residual, mean, inv_std, gamma, beta, kind, images, area, channels,  \
             across, y, mask);                                                                   \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(256, 4) normalize_sums_##suffix(               \
-        IN(T) x, IN(T) residual, IN(float) total, IN(float) square, float eps, float decay,     \
-        float eps_in_average, OUT(float) mean, OUT(float) inv_std, OUT(float) avg_mean,         \
-        OUT(float) avg_var, IN(float) gamma, IN(float) beta, int kind, int rows, int channels,  \
-        int across, OUT(T) y, OUT(unsigned char) mask) {                                        \
+        IN(T) x, IN(T) residual, IN(float) total, IN(float) square, STATISTICS,                 \
+        IN(float) gamma, IN(float) beta, int kind, SIZES, OUT(T) y, OUT(unsigned char) mask) {  \
         normalize_sums<T, V>(x, residual, total, square,                                        \
             {eps, decay, eps_in_average, mean, inv_std, avg_mean, avg_var}, gamma, beta, kind,  \
-            rows, channels, across, y, mask);                                                   \
+            images, area, channels, across, y, mask);                                           \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(256, 3) backward_sums_##suffix(                \
         IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,       \
-        IN(float) beta, int kind, int rows, int channels, int across, OUT(T) kept,              \
+        IN(float) beta, int kind, SIZES, OUT(T) kept, OUT(float) of_gamma, OUT(float) of_beta,  \
         OUT(float) ggamma, OUT(float) gbeta, float *partial, unsigned int *counters) {          \
-        backward_sums<T, V>(gy, x, mask, mean, inv_std, gamma, beta, kind, rows, channels,      \
-            across, kept, ggamma, gbeta, partial, counters);                                    \
+        backward_sums<T, V>(gy, x, mask, mean, inv_std, gamma, beta, kind, images, area,        \
+            channels, across, kept, of_gamma, of_beta, ggamma, gbeta, partial, counters);       \
     }                                                                                           \
     extern "C" __global__ void __launch_bounds__(256, 3) backward_input_##suffix(               \
         IN(T) gy, IN(T) x, MASK mask, IN(float) mean, IN(float) inv_std, IN(float) gamma,       \
-        IN(float) beta, IN(float) ggamma, IN(float) gbeta, int kind, int rows, int channels,    \
-        int across, OUT(T) gx) {                                                                \
-        backward_input<T, V>(gy, x, mask, mean, inv_std, gamma, beta, ggamma, gbeta, kind,      \
-            rows, channels, across, gx);                                                        \
+        IN(float) beta, IN(float) of_gamma, IN(float) of_beta, int kind, SIZES, OUT(T) gx) {    \
+        backward_input<T, V>(gy, x, mask, mean, inv_std, gamma, beta, of_gamma, of_beta, kind,  \
+            images, area, channels, across, gx);                                                \
     }
 
 KERNELS(h8, Half, 8)

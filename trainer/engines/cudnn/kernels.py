@@ -9,6 +9,7 @@ arrays of float16 or float32 in NHWC memory.
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,16 +75,22 @@ def _kind(dtype, channels):
 class _RowLaunch:
     """Distributes a map's pixels over as many blocks as are resident at once.
 
-    The blocks advance through the map together, so the part read last is still in the L2 cache
+    The blocks advance through the map together, so the pixels read last are still in the L2 cache
     when the next kernel starts there.
+
+    Args:
+        kernel: Its name.
+        x: The map.
+        parts: Parts of the batch with statistics of their own.
     """
 
-    def __init__(self, kernel, x):
+    def __init__(self, kernel, x, parts=1):
         import cupy
 
-        self._kernel = kernel
-        n, self.channels, h, w = x.shape
-        self.rows = n * h * w
+        self._kernel, self._parts = kernel, parts
+        self._images, self.channels, *area = x.shape
+        self._area = math.prod(area)
+        self.rows = self._images * self._area
         letter, pack = _kind(x.dtype, self.channels)
         self._suffix = f'_{letter}{pack}'
         self.packs = self.channels // pack
@@ -92,13 +99,16 @@ class _RowLaunch:
         device = cupy.cuda.Device().id
         high = _THREADS // self.across
         # At least a few pixels per thread.
-        blocks = min(AT_ONCE[kernel] * _processors(device) // tiles, -(-self.rows // (4 * high)))
-        self.grid = max(1, blocks), tiles
+        rows = -(-self._images // parts) * self._area
+        blocks = min(
+            AT_ONCE[kernel] * _processors(device) // (tiles * parts), -(-rows // (4 * high))
+        )
+        self.grid = max(1, blocks), tiles, parts
         self.shared = _THREADS * 2 * pack * 4
         self._device = device
 
     def sizes(self):
-        return np.int32(self.rows), np.int32(self.channels), np.int32(self.across)
+        return tuple(map(np.int32, (self._images, self._area, self.channels, self.across)))
 
     def sums(self):
         """Return buffers for a reduction over blocks: partial sums, and a counter of blocks."""
@@ -107,7 +117,7 @@ class _RowLaunch:
         # Kernels reset the counters to 0. Powers of two keep the number of sizes small.
         tiles = 1 << (self.grid[1] - 1).bit_length()
         return (
-            cupy.empty((self.grid[0], 2, self.channels), np.float32),
+            cupy.empty((self._parts, self.grid[0], 2, self.channels), np.float32),
             _counters(self._device, tiles),
         )
 
@@ -115,11 +125,11 @@ class _RowLaunch:
         _launch(self._kernel + self._suffix, self.grid, _THREADS, *args, shared=shared)
 
 
-def _statistics(running):
+def _statistics(running, parts):
     """Return (results, arguments) for kernels that finish statistics."""
     import cupy
 
-    mean, inv_std = cupy.empty_like(running.mean), cupy.empty_like(running.mean)
+    mean, inv_std = (cupy.empty((parts, running.mean.size), np.float32) for _ in range(2))
     return (mean, inv_std), (
         *map(np.float32, (running.eps, running.decay, running.eps_in_average)),
         mean,
@@ -129,9 +139,11 @@ def _statistics(running):
     )
 
 
-def statistics(x: cupy.ndarray, running: Running) -> tuple[cupy.ndarray, cupy.ndarray]:
-    rows = _RowLaunch('statistics', x)
-    found, arguments = _statistics(running)
+def statistics(
+    x: cupy.ndarray, running: Running, parts: int = 1
+) -> tuple[cupy.ndarray, cupy.ndarray]:
+    rows = _RowLaunch('statistics', x, parts)
+    found, arguments = _statistics(running, parts)
     rows.launch(x, *rows.sizes(), *arguments, *rows.sums(), shared=rows.shared)
     return found
 
@@ -145,13 +157,13 @@ def normalize(
     beta: cupy.ndarray,
     kind: int,
 ) -> tuple[cupy.ndarray, cupy.ndarray | None]:
-    return _normalize('normalize', x, residual, (mean, inv_std), gamma, beta, kind)
+    return _normalize('normalize', x, residual, (mean, inv_std), len(mean), gamma, beta, kind)
 
 
-def _normalize(kernel, x, residual, statistics, gamma, beta, kind):
+def _normalize(kernel, x, residual, statistics, parts, gamma, beta, kind):
     import cupy
 
-    rows = _RowLaunch(kernel, x)
+    rows = _RowLaunch(kernel, x, parts)
     y = _empty(x.shape, x.dtype)
     mask = None
     if kind == ADD_RELU:
@@ -172,13 +184,16 @@ def normalize_sums(
     """Compute :func:`statistics` and :func:`normalize`, from sums.
 
     Args:
-        sums: Sums of each channel's values and of their squares, float32 (channels,).
+        sums: Sums of each channel's values and of their squares, float32 (parts, channels).
 
     Returns:
         y, mask, mean and 1 / standard deviation.
     """
-    found, arguments = _statistics(running)
-    y, mask = _normalize('normalize_sums', x, residual, (*sums, *arguments), gamma, beta, kind)
+    parts = len(sums[0])
+    found, arguments = _statistics(running, parts)
+    y, mask = _normalize(
+        'normalize_sums', x, residual, (*sums, *arguments), parts, gamma, beta, kind
+    )
     return y, mask, *found
 
 
@@ -188,7 +203,7 @@ def _identity(device, channels):
     import cupy
 
     with cuda.lasting():
-        return cupy.zeros(channels, np.float32), cupy.ones(channels, np.float32)
+        return cupy.zeros((1, channels), np.float32), cupy.ones((1, channels), np.float32)
 
 
 def add_bias(x: cupy.ndarray, b: cupy.ndarray, relu: bool) -> cupy.ndarray:
@@ -212,8 +227,10 @@ def bn_backward(
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     import cupy
 
-    rows = _RowLaunch('backward_sums', x)
-    ggamma, gbeta = cupy.empty_like(gamma), cupy.empty_like(gamma)
+    parts = len(mean)
+    rows = _RowLaunch('backward_sums', x, parts)
+    of_parts = [cupy.empty((parts, gamma.size), np.float32) for _ in range(2)]
+    totals = [a[0] if parts == 1 else cupy.empty(gamma.shape, np.float32) for a in of_parts]
     kept = _empty(x.shape, x.dtype) if keep and kind == ADD_RELU else None
     rows.launch(
         gy,
@@ -226,13 +243,13 @@ def bn_backward(
         np.int32(kind),
         *rows.sizes(),
         kept,
-        ggamma,
-        gbeta,
+        *of_parts,
+        *([None] * 2 if parts == 1 else totals),
         *rows.sums(),
         shared=rows.shared,
     )
     gx = _empty(x.shape, x.dtype)
-    rows = _RowLaunch('backward_input', x)
+    rows = _RowLaunch('backward_input', x, parts)
     # `kept` is masked already.
     rows.launch(
         *((gy, x, mask) if kept is None else (kept, x, None)),
@@ -240,13 +257,12 @@ def bn_backward(
         inv_std,
         gamma,
         beta,
-        ggamma,
-        gbeta,
+        *of_parts,
         np.int32(kind if kept is None else 0),
         *rows.sizes(),
         gx,
     )
-    return gx, ggamma, gbeta, gy if kept is None else kept
+    return gx, *totals, gy if kept is None else kept
 
 
 def _count(threads):

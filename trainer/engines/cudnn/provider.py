@@ -91,11 +91,12 @@ mean_pooling_backward = _kernel('mean_pooling_backward')
 
 def _conv_statistics(x, *args, running):
     """Return what :func:`trainer.engines.cudnn.convolutions.conv_statistics` does."""
+    parts = settings.parts
     if not _on_numpy(x):
         with contextlib.suppress(graphs.NoPlan):  # _conv_forward falls back and warns
-            return convolutions.conv_statistics(x, *args, running, chainer.config.precision)
+            return convolutions.conv_statistics(x, *args, running, parts, chainer.config.precision)
     h = _conv_forward(x, *args)
-    return h, _statistics(h, running), None
+    return h, _statistics(h, running, parts), None
 
 
 def _aligned(array: cupy.ndarray) -> bool:
