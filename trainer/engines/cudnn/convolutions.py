@@ -66,8 +66,9 @@ def _padded(array):
     return padded
 
 
-def _own(own, what, x, w_shape, stride, pad, groups, precision, ways):
+def _own(own, what, x, w_shape, window, ways):
     """Compute in the fastest of several ways; ``own`` is tried first if it is supported."""
+    stride, pad, groups, precision = window
     if grouped.supports(w_shape, stride, pad, groups, x.dtype):
         ways = {'own kernel': own, **ways}
     if len(ways) == 1:
@@ -87,17 +88,8 @@ def conv_forward(
     ways = {'cuDNN': lambda: _forward(x, w, stride, pad, precision)}
     if _is_narrow(x, groups):
         ways['padded'] = lambda: _forward(_padded(x), _padded(w), stride, pad, precision)
-    return _own(
-        lambda: grouped.conv_forward(x, w, stride),
-        'forward',
-        x,
-        w.shape,
-        stride,
-        pad,
-        groups,
-        precision,
-        ways,
-    )
+    window = stride, pad, groups, precision
+    return _own(lambda: grouped.conv_forward(x, w, stride), 'forward', x, w.shape, window, ways)
 
 
 def conv_with_sums(
@@ -149,19 +141,18 @@ def conv_statistics(
         Its result; its statistics (:func:`trainer.engines.cudnn.generic.statistics`), or ``None``;
         the sums for :func:`trainer.engines.cudnn.kernels.normalize_sums`, or ``None``.
     """
+    window = stride, pad, groups, precision
 
-    def of_sums(y, *sums):
+    def from_sums(convert=lambda array: array):
+        y, *sums = conv_with_sums(convert(x), convert(w), *window, parts)
         return y, None, sums
-
-    def from_sums():
-        return of_sums(*conv_with_sums(x, w, stride, pad, groups, precision, parts))
 
     def from_own_sums():
         y, *sums = grouped.conv_with_sums(x, w, stride)
-        return of_sums(y, *(a[None] for a in sums))
+        return y, None, [a[None] for a in sums]
 
     def then_read():
-        y = conv_forward(x, w, stride, pad, groups, precision)
+        y = conv_forward(x, w, *window)
         return y, kernels.statistics(y, running, parts), None
 
     if groups == 1 and w.shape[2] == 1 and _fused(x, w):
@@ -171,9 +162,7 @@ def conv_statistics(
     if x.dtype.char == 'e' and groups == 1:
         ways = {'one graph': from_sums, **ways}
         if _is_narrow(x, groups):
-            ways['padded'] = lambda: of_sums(
-                *conv_with_sums(_padded(x), _padded(w), stride, pad, groups, precision, parts)
-            )
+            ways['padded'] = lambda: from_sums(_padded)
     elif parts == 1 and grouped.supports(w.shape, stride, pad, groups, x.dtype):
         ways = {'own kernel': from_own_sums, **ways}
     else:
@@ -184,7 +173,7 @@ def conv_statistics(
     return timing.by_time(key, ways, (running.mean, running.var))
 
 
-def _parts(array, groups, axis):
+def _of_each_group(array, groups, axis):
     """Return each group's part of a map's channels (axis 1) or of weights (axis 0)."""
     size = array.shape[axis] // groups
     parts = (slice(i * size, (i + 1) * size) for i in range(groups))
@@ -200,7 +189,7 @@ def _compute_groups(build, maps, stride, pad, groups, precision):
     """
     channels = tuple(array.shape[1] for array, axis in maps if axis == 1)
     dtype = maps[0][0].dtype.char
-    for group in zip(*(_parts(array, groups, axis) for array, axis in maps), strict=True):
+    for group in zip(*(_of_each_group(array, groups, axis) for array, axis in maps), strict=True):
         shapes = (part.shape for part in group)
         build(*shapes, stride, pad, channels, dtype, precision)(*group)
 
@@ -297,10 +286,7 @@ def conv_backward_data(
             f'data gradient {x_shape}',
             gy,
             w.shape,
-            stride,
-            pad,
-            groups,
-            precision,
+            (stride, pad, groups, precision),
             ways,
         )
 
@@ -355,10 +341,7 @@ def conv_backward_weights(
         f'weights {gy.shape}',
         x,
         w_shape,
-        stride,
-        pad,
-        groups,
-        precision,
+        (*window, groups, precision),
         ways,
     )
 
@@ -406,9 +389,6 @@ def conv_bias(
         f'with bias {relu}',
         x,
         w.shape,
-        stride,
-        pad,
-        groups,
-        precision,
+        (stride, pad, groups, precision),
         ways,
     )
