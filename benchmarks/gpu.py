@@ -430,11 +430,16 @@ def versions():
         text=True,
     )
     if found.returncode:
-        sys.exit(
+        _refuse(
             'needs a GPU, CuPy, nvidia-cudnn-frontend and PyTorch: '
             f'{found.stderr.strip().splitlines()[-1]}'
         )
     return found.stdout.strip()
+
+
+def _refuse(why):
+    print(f'gpu.py: error: {why}', file=sys.stderr)
+    sys.exit(2)
 
 
 def print_row(row, found):
@@ -473,8 +478,7 @@ def main():
     try:
         files.save_json(args.output, found)
     except OSError as e:
-        print(f'gpu.py: error: -o {args.output}: cannot be written ({e.strerror})', file=sys.stderr)
-        sys.exit(2)
+        _refuse(f'-o {args.output}: cannot be written ({e.strerror})')
     rows = [row for row in ROWS if any(word in row for word in args.only)]
     if not args.data:
         for row in rows:

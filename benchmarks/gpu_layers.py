@@ -36,6 +36,7 @@ from trainer import cli, cuda, engines, values  # noqa: E402
 from trainer.engines import autograd, shapes  # noqa: E402
 from trainer.engines.cudnn import convolutions, generic, graphs, kernels, parameters  # noqa: E402
 from trainer.engines.cudnn.timing import milliseconds  # noqa: E402
+from trainer.errors import InputError  # noqa: E402
 from trainer.settings import settings  # noqa: E402
 from trainer.training.captured_step import CapturedStep  # noqa: E402
 
@@ -293,7 +294,7 @@ def main():
     build, side = NETWORKS[args.network]
     _, precision, why = engines.choose(0, args.precision, True)
     if why:
-        sys.exit(why)
+        raise InputError(why)
     if args.rate is None:
         rate = copy_rate()
         print(f'copy: {rate / 1e12:.2f} TB/s')
