@@ -1,8 +1,10 @@
 """Finding, timing and caching of cuDNN's plans, and the fallback without one."""
 
 import ast
+import io
 import os
 import re
+import sys
 import time
 
 import numpy as np
@@ -243,6 +245,23 @@ class TestTiming:
         assert key == 'key of first, second'
         timing.by_time('key', {**ways, 'third': lambda: x.fill(3)})
         assert len(timing.choices()) == 2
+
+    def test_progress_is_shown_on_a_terminal(self, monkeypatch):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        shown = []
+        for made in (Terminal, io.StringIO):
+            monkeypatch.setattr(sys, 'stderr', made())
+            with timing.progress():
+                timing.keep('first', 'plan 1')
+                assert sys.stderr.getvalue() == ''  # not for what takes no time
+                time.sleep(1.1)
+                timing.keep('second', 'plan 1')
+            shown.append(sys.stderr.getvalue())
+        assert 'timed: 2 shapes' in shown[0] and shown[0].endswith('\r')
+        assert shown[1] == ''
 
     def test_choices_of_two_processes(self):
         timing.keep('ours', 'first')

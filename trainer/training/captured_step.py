@@ -225,7 +225,7 @@ class CapturedStep(Step):
         """
         import cupy
 
-        from trainer.engines.cudnn.timing import untimed
+        from trainer.engines.cudnn.timing import progress, untimed
 
         # Timing does not pay for the short last batch of an epoch.
         rest = any(
@@ -233,7 +233,7 @@ class CapturedStep(Step):
         )
         before = [array.copy() for *_, array in self._statistics]
         try:
-            with self._room.entered(), untimed(rest):
+            with self._room.entered(), untimed(rest), progress():
                 self._room.run(lambda: self._gradients(captured, images))
         except cupy.cuda.memory.OutOfMemoryError:
             if captured.parts == 1:

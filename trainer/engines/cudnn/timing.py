@@ -14,11 +14,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import chainer
+import tqdm
 
 from trainer import cuda, files
 from trainer.engines.cudnn import library
@@ -45,6 +46,23 @@ HOPELESS = 2
 def untimed(when: bool = True) -> AbstractContextManager[None]:
     """Return a context manager that disables timing if ``when`` is true."""
     return settings.using(plans=1 if when else settings.plans)
+
+
+# The bars of :func:`progress`.
+_bars: list[tqdm.tqdm] = []
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[None]:
+    """Show on a terminal how many shapes have been timed, if that takes longer than a second."""
+    with tqdm.tqdm(
+        desc='timed', unit=' shapes', delay=1, leave=False, ncols=79, disable=None
+    ) as bar:
+        _bars.append(bar)
+        try:
+            yield
+        finally:
+            _bars.remove(bar)
 
 
 class NoPlan(Exception):
@@ -244,6 +262,8 @@ def forget(key: str) -> None:
 
 def keep(key: str, name: str) -> None:
     """Cache a choice for this and later processes."""
+    for bar in _bars:
+        bar.update()
     path = _path()
     kept = _read(path)
     kept[key] = name

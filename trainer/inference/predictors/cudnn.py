@@ -64,7 +64,7 @@ class _CudnnPredictor(predictors.Predictor):
         rest = any(x.ndim == len(shape) and len(x) < shape[0] for shape, *_ in self._captured)
         x = cuda.empty_like(x)
         x.fill(0)
-        with timing.untimed(rest):
+        with timing.untimed(rest), timing.progress():
             while True:
                 self._room.run(lambda: self._compute(x))
                 self._room.rehearse(lambda: self._compute(x))
