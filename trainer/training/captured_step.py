@@ -16,13 +16,13 @@ from trainer.settings import settings
 from trainer.training.step import Step
 from trainer.transforms import mixing
 
-#: Values of a batch's images up to which its chunks are computed together: 341 images of CIFAR.
-#: Larger chunks occupy a GPU by themselves, and together need much memory.
-TOGETHER = 1 << 20
-
 if TYPE_CHECKING:
     from trainer.engines.cudnn.captured import Room
     from trainer.engines.cudnn.parameters import GpuUpdate
+
+#: Values of a batch's images up to which its chunks are computed together: 341 images of CIFAR.
+#: Larger chunks occupy a GPU by themselves, and together need much memory.
+TOGETHER = 1 << 20
 
 
 class _Captured:
