@@ -506,12 +506,13 @@ class Twice(processes.Alone):
         self.exchanged += 1
 
 
-def test_processes_exchange_gradients_between_two_graphs():
+@CHUNKS
+def test_processes_exchange_gradients_between_two_graphs(divide):
     found, states = [], []
     for group in (processes.Alone(), Twice()):
         model = network()
         model.check_gpu(0)
-        step = CapturedStep(optimizer(model), model.device, 1, None, None, group)
+        step = CapturedStep(optimizer(model), model.device, divide, None, None, group)
         losses = []
         with chainer.using_config('engine', 'cudnn'):
             for x, t in batches():
