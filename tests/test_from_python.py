@@ -132,3 +132,33 @@ except AttributeError as e:
 )
 def test_where_a_run_is(given, folder):
     assert run._folder(given) == folder
+
+
+@pytest.mark.parametrize('method', ['forkserver', 'spawn'])  # of Python 3.14, of macOS
+@pytest.mark.parametrize('where', ['project', 'script'])
+def test_scripts_without_a_guard_load_in_processes(where, method, tmp_path):
+    """Python would run the script again in each; where it defines what is loaded it has to."""
+    loads = 'functools.partial(operator.setitem, {0: 0})' if where == 'project' else 'load'
+    script = tmp_path / 'script.py'
+    script.write_text(f"""
+import functools, multiprocessing, operator, sys
+sys.path.insert(0, {str(ROOT)!r})
+multiprocessing.set_start_method({method!r}, force=True)
+import trainer
+from trainer.datasets import parallel
+
+def load(item, out):
+    pass
+
+print('begun')
+found = parallel.batches(parallel.one_by_one({loads}), [[0, 1], [2, 3]], 2, (3,), 2)
+print([batch.items for batch in found])
+""")
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    if where == 'project':
+        assert done.stdout == 'begun\n[[0, 1], [2, 3]]\n', done.stderr
+    else:
+        last = done.stderr.strip().splitlines()[-1]
+        assert 'under `if __name__ == "__main__":`, or set workers to 0' in last

@@ -259,18 +259,21 @@ class TestNothingLost:
         assert_same_end(tmp_path, uninterrupted)
 
     @pytest.mark.parametrize('method', ['forkserver', 'spawn'])  # of Python 3.14, of macOS
-    def test_ctrl_c_while_workers_are_imported(self, cifar, tmp_path, method):
+    def test_ctrl_c_while_workers_start(self, cifar, tmp_path, method):
         script, started = tmp_path / 'script.py', tmp_path / 'started'
-        script.write_text(f"""
-import multiprocessing, pathlib, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-import main
-if __name__ == '__main__':
-    multiprocessing.set_start_method({method!r})
-    main.command()
-else:
+        (tmp_path / 'sitecustomize.py').write_text(f"""
+import pathlib, sys, time
+if any('multiprocessing' in argument for argument in sys.orig_argv):
     pathlib.Path({str(started)!r}).touch()
     time.sleep(1)
+""")
+        script.write_text(f"""
+import multiprocessing, os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import main
+os.environ['PYTHONPATH'] = {str(tmp_path)!r}
+multiprocessing.set_start_method({method!r})
+main.command()
 """)
 
         def wait(process):

@@ -17,8 +17,11 @@ import multiprocessing
 import multiprocessing.connection
 import operator
 import os
+import pickle
 import signal
+import sys
 import threading
+import types
 from collections.abc import Callable, Generator, Iterable
 from multiprocessing import sharedctypes
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -134,6 +137,8 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
     executor = concurrent.futures.ProcessPoolExecutor(
         workers, initializer=_begin, initargs=(load, shared, places, dtype)
     )
+    forked = multiprocessing.get_start_method() == 'fork'
+    alone = not forked and not _refers_to_script(load)
     under_way = collections.deque()
     free = collections.deque(range(ahead + 1))
     plan = iter(plan)
@@ -141,7 +146,7 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
         while True:
             for items in itertools.islice(plan, ahead - len(under_way)):
                 place = free.popleft()
-                with _interrupts_held():  # submitting starts processes
+                with _starting(alone):  # submitting starts processes
                     pieces = [
                         (at, executor.submit(_load_at, place, at, items[at : at + piece]))
                         for at in range(0, len(items), piece)
@@ -156,12 +161,42 @@ def _batches_of_workers(load, plan, size, shape, dtype, piece, workers):
             yield Batch(items, memory[place, : len(items)], errors)
             free.append(place)
     except concurrent.futures.process.BrokenProcessPool as e:
+        if not alone and not forked:
+            raise InputError(
+                'a process that loads images ended. It imports the script, which defines some of '
+                'the loading: put what else the script does under `if __name__ == "__main__":`, '
+                'or set `workers` to 0'
+            ) from e
         raise InputError(
             'a process that loads images was killed, perhaps for want of memory; '
             'fewer `workers` or a smaller batch (-b) need less'
         ) from e
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _refers_to_script(load):
+    """Return whether a process that loads needs what the running script defines."""
+    try:
+        return b'__main__' in pickle.dumps(load, 5, buffer_callback=lambda buffer: None)
+    except Exception:  # some things can be pickled only for a process that is being started
+        return True
+
+
+@contextlib.contextmanager
+def _starting(alone):
+    """Start processes within the ``with`` block that do not import the running script if they are
+    ``alone``: all that are not forked do, and it may have no ``if __name__ == '__main__':``."""
+    main = sys.modules['__main__']
+    if alone:
+        sys.modules['__main__'] = types.ModuleType('__main__')
+    try:
+        with _interrupts_held():
+            yield
+    except (ConnectionError, EOFError) as e:  # Python 3.14's fork server ended
+        raise concurrent.futures.process.BrokenProcessPool from e
+    finally:
+        sys.modules['__main__'] = main
 
 
 @contextlib.contextmanager
