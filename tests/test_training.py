@@ -283,6 +283,45 @@ main.command()
 
         self.interrupt([str(script)], cifar, tmp_path / 'run', wait)
 
+    def test_ctrl_c_in_the_middle_of_printing(self, tmp_path):
+        """Python refuses to print once more: it is said after the update."""
+        script = tmp_path / 'script.py'
+        script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import trainer
+from trainer.training.processes import ALONE
+from trainer.training.run import say_on_console
+from trainer.training.stop import Stop
+
+with Stop(say_on_console, ALONE) as stop:
+    os.set_blocking(1, False)
+    try:
+        while True:
+            os.write(1, b'.')  # until nothing more goes into the pipe
+    except BlockingIOError:
+        os.set_blocking(1, True)
+    print('waiting', file=sys.stderr, flush=True)
+    say_on_console('row')
+    print(stop.before(lambda trainer: False)(None))
+""")
+        process = subprocess.Popen(
+            [sys.executable, script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={name: v for name, v in os.environ.items() if name != 'PYTHONUNBUFFERED'},
+        )
+        assert process.stderr.readline() == 'waiting\n'
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        printed, errors = process.communicate()
+        assert process.returncode == 0, errors
+        rows = printed.lstrip('.').splitlines()
+        assert rows[0] == 'row' and rows[-1] == 'True'
+        assert sum(row.startswith('stopping after this update') for row in rows) == 1
+
     @pytest.mark.parametrize('update', [1, 2, 5])
     def test_interrupted_inside_an_epoch(self, uninterrupted, cifar, tmp_path, update):
         def stop():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ class Stop:
     def __init__(self, say: Callable[[str], object], group: Alone) -> None:
         self._say = say
         self._group = group
-        self._asked = self._agreed = False
+        self._asked = self._agreed = self._told = False
 
     @property
     def wanted(self) -> bool:
@@ -46,12 +47,19 @@ class Stop:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        self._say('\nstopping after this update, with a snapshot; again to stop at once')
+        with contextlib.suppress(RuntimeError):  # raised in the middle of printing
+            self._tell()
+
+    def _tell(self):
+        if self._asked and not self._told:
+            self._say('\nstopping after this update, with a snapshot; again to stop at once')
+            self._told = True
 
     def before(self, trigger: Callable) -> Callable[[chainer.training.Trainer], bool]:
         """Return a stop trigger: after an interrupt, or when ``trigger`` fires."""
 
         def stop(trainer):
+            self._tell()
             return self.wanted or trigger(trainer)
 
         return stop
