@@ -6,6 +6,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
+import types
 
 import numpy as np
 import pytest
@@ -276,6 +278,19 @@ def test_tensorboard_has_the_log(cifar, tmp_path):
     # A new run in the folder does not mix with it.
     run.train(data=cifar, epoch=1, **TINY, **given)
     assert not (tmp_path / 'tensorboard').exists()
+
+
+def test_tensorboard_of_a_run_continued_within_a_second(cifar, tmp_path, monkeypatch):
+    """The names of its files have the time in seconds."""
+    writer = pytest.importorskip(
+        'tensorboardX.event_file_writer', reason='needs tensorboardX (extra tensorboard)'
+    )
+    stopped = types.SimpleNamespace(**{**vars(time), 'time': lambda: 1.8e9})
+    monkeypatch.setattr(writer, 'time', stopped)
+    given = dict(say=lambda text: None, save_path=str(tmp_path))
+    run.train(data=cifar, epoch=1, tensorboard=True, **TINY, **given)
+    run.train(resume=True, epoch=2, **given)
+    assert {epoch for _, epoch in scalars(tmp_path / 'tensorboard')} == {1, 2}
 
 
 def test_tensorboard_is_not_there(cifar, tmp_path, monkeypatch):

@@ -55,9 +55,11 @@ class TensorBoard(extension.Extension):
         self._writer: Any = None  # a tensorboardX.SummaryWriter
 
     def initialize(self, trainer: chainer.training.Trainer) -> None:
-        # Epochs that a killed run wrote after its last snapshot are written again.
+        # Epochs that a killed run wrote after its last snapshot are written again. The name has
+        # the time in seconds: a run that was continued within one would overwrite the file.
+        first = trainer.updater.epoch + 1
         self._writer = need().SummaryWriter(
-            self._folder, purge_step=trainer.updater.epoch + 1 if self._log.log else None
+            self._folder, purge_step=first if self._log.log else None, filename_suffix=f'.{first}'
         )
 
     def __call__(self, trainer: chainer.training.Trainer) -> None:
