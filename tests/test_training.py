@@ -195,6 +195,7 @@ class TestNothingLost:
                 killed += 1
             process.kill()
             process.join()
+            assert process.exitcode in (0, -signal.SIGKILL)
             if process.exitcode == 0:  # it came through between two kills
                 assert_same_end(folder, uninterrupted)
                 runs += 1
