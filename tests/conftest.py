@@ -4,6 +4,7 @@ import importlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,9 @@ importlib.import_module('chainer')
 # Tests fork, and OpenMP does not compute in a process that was forked when it had threads. They
 # share their cores, too.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+# A shell starts what is in the background with Ctrl-C ignored, and so would be what tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
