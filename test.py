@@ -5,7 +5,7 @@ from trainer import interrupts  # noqa: F401, I001  before what takes time
 import os
 
 from trainer import cli, datasets, files, values
-from trainer.errors import InputError, together
+from trainer.errors import together
 
 
 def parser() -> cli.ArgumentParser:
@@ -58,8 +58,8 @@ def parser() -> cli.ArgumentParser:
 def _check_output(folder):
     from trainer import run_folder
 
-    if folder and os.path.exists(os.path.join(folder, run_folder.RECORD)):
-        raise InputError(f'-p {folder}: the log.json there is that of a run; choose another folder')
+    if folder:
+        run_folder.check_no_run(folder)
 
 
 def _arguments():
@@ -98,6 +98,7 @@ def main() -> int:
         lambda: run_folder.dataset(run, args.dataset, args.data),
     )
     images = run_folder.images(dataset, args.part)
+    cli.check_apart([path, *images.paths], results=args.results, mistakes=args.mistakes)
     predictors = cli.make_predictors([network], args)
     with (
         results.Results(network, images, args.results, args.mistakes) as each,
@@ -113,11 +114,8 @@ def main() -> int:
             each=each,
         )
         written = each.end(found.unreadable)
-    print(
-        '{:<12s} {}, {}'.format(
-            'dataset', dataset.name, 'all images' if dataset.test is None else args.part + ' images'
-        )
-    )
+    part = 'all images' if dataset.test is None else f'{args.part} images'
+    print('{:<12s} {}, {}'.format('dataset', dataset.name, part))
     print(report.table(found, [path], network, args.ten_crop))
     print(*written, sep='\n', end='\n' if written else '')
     if args.save_path:

@@ -76,6 +76,7 @@ def _add_size_flags(p):
 
 def _check_output(args):
     """Check that the results can be written, before any image is computed."""
+    from trainer import run_folder
     from trainer.inference import evaluation
 
     if args.features:
@@ -86,6 +87,7 @@ def _check_output(args):
         path = os.path.dirname(path)
     if not os.path.isdir(path) or not os.access(path, os.W_OK):
         raise InputError(f'-p {args.save_path}: log.json cannot be written there')
+    run_folder.check_no_run(args.save_path)
 
 
 def _arguments():
@@ -114,6 +116,8 @@ def main() -> int:
         lambda: _check_output(args),
         lambda: results.check(args.results, args.mistakes),
     )
+    outputs = {name: getattr(args, name) for name in ('results', 'mistakes', 'features')}
+    cli.check_apart([*models, *images.paths], **outputs)
     networks = []
     for path in models:
         networks.append(cli.load_network(path, args))

@@ -66,6 +66,25 @@ def layer_step(layer, x, gy, residual, engine, precision):
 
 
 @pytest.mark.parametrize(('engine', 'precision', 'tolerance'), ENGINES)
+def test_mirrored_images(engine, precision, tolerance):
+    """Views with negative strides: mirrored, and BGR as RGB."""
+    rng = np.random.default_rng(0)
+    layer = layers.ConvBN(3, 16, 3, 1, 1)
+    layer.conv.W.array[...] = rng.standard_normal(layer.conv.W.shape)
+    x = rng.standard_normal((2, 3, 8, 9)).astype(np.float32)
+    for view in (x[..., ::-1], x[:, ::-1]):
+        found = []
+        for one, of in ((view, precision), (view.copy(), precision)):
+            with (
+                chainer.using_config('engine', engine),
+                chainer.using_config('precision', of),
+                chainer.using_config('train', True),
+            ):
+                found.append(layer(chainer.Variable(one)).array)
+        assert (found[0] == found[1]).all()
+
+
+@pytest.mark.parametrize(('engine', 'precision', 'tolerance'), ENGINES)
 @pytest.mark.parametrize('sizes', LAYERS)
 def test_layers(sizes, engine, precision, tolerance):
     """Compare with float64, without a ReLU, whose flips do not depend on the arithmetic."""

@@ -101,7 +101,8 @@ def test_a_training_state_holds_several(tmp_path):
     pth_files.write_zip(tmp_path / 'x.pth', {'net': arrays, 'epoch': 3, 'lr': [0.1]}, storages)
     assert same(pytorch.read(tmp_path / 'x.pth')[0], small())
     pth_files.write_zip(tmp_path / 'x.pth', {'net': arrays, 'other': arrays}, storages)
-    refused(pytorch.read, tmp_path / 'x.pth', 'several state dicts; choose with --entry: net, oth')
+    words = 'several state dicts; choose with `ilsvrc_converter.py --entry`: net, oth'
+    refused(pytorch.read, tmp_path / 'x.pth', words)
 
 
 def numbered(module, prefix=''):

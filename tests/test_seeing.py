@@ -18,7 +18,9 @@ from helpers.networks import softmax
 from PIL import Image
 
 import data_augmentation
+import ilsvrc_converter
 import main
+import predict
 import resnext_ilsvrc
 import test as test_script
 import test_ilsvrc
@@ -107,11 +109,39 @@ def command(monkeypatch, capsys):
     return run_script
 
 
+def test_nothing_that_is_read_is_replaced(tree, tmp_path, command):
+    model, image = tree / 'model.npz', tree / 'val' / CLASSES[0] / '0.png'
+    before = model.read_bytes(), image.read_bytes()
+    given = ('-m', model, '-ld', tree)
+    for script, *arguments in (
+        (predict, image, '-m', model, '--draw', image),
+        (predict, tree / 'val', '-m', model, '--cam', image),
+        (test_ilsvrc, *given, '--mistakes', image),
+        (ilsvrc_converter, '-i', model, '-o', model),
+    ):
+        done = command(script, *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, '')
+        assert 'give another name' in done.stderr and done.stderr.count('\n') == 1
+    assert (model.read_bytes(), image.read_bytes()) == before
+    done = command(predict, image, '-m', model, '--draw', 'a.png', '--cam', './a.png', cwd=tmp_path)
+    assert done.returncode == 2 and '--cam ./a.png: --draw writes this file' in done.stderr
+
+
+def test_the_log_of_a_run_stays(tree, tmp_path, command):
+    """Both scripts write log.json to ./ by default."""
+    for name in ('run.json', 'log.json'):
+        (tmp_path / name).write_text('{}')
+    done = command(test_ilsvrc, '-m', tree / 'model.npz', '-ld', tree, cwd=tmp_path)
+    assert done.returncode == 2
+    assert '-p ./: the log.json there is that of a run' in done.stderr
+    assert (tmp_path / 'log.json').read_text() == '{}'
+
+
 def test_the_commands(tree, tmp_path, command):
     given = ('-m', tree / 'model.npz', '-ld', tree, '--workers', '0')
     done = command(test_ilsvrc, *given, '--results', 'a.csv', '--mistakes', 'a.png', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert 'a.csv: an image a line' in done.stdout and 'a.png: the' in done.stdout
+    assert 'a.csv: one line per image' in done.stdout and 'a.png: the' in done.stdout
     assert len((tmp_path / 'a.csv').read_text().splitlines()) == 14
     with Image.open(tmp_path / 'a.png') as drawn:
         assert drawn.width > 300 and np.asarray(drawn).std() > 20

@@ -284,3 +284,13 @@ def images(dataset: Dataset, part: str = 'test') -> ImageFiles:
         chosen.labels,
         dataset.classes,
     )
+
+
+def check_no_run(folder: str) -> None:
+    """Check that an evaluation may write its ``log.json`` to a folder.
+
+    Raises:
+        trainer.errors.InputError: There is a run, which has a ``log.json`` of its own.
+    """
+    if os.path.exists(os.path.join(folder, RECORD)):
+        raise InputError(f'-p {folder}: the log.json there is that of a run; choose another folder')

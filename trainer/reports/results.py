@@ -161,11 +161,11 @@ class Results:
         if self._writer is not None:
             for path, error in unreadable:
                 self._writer.writerow([path] + (len(COLUMNS) - 2) * [''] + [error])
-            told.append(f'{printable(str(self._table))}: an image a line')
+            told.append(f'{printable(str(self._table))}: one line per image')
         if self._mistakes is not None and self._worst:
             self._draw()
             told.append(
-                f'{printable(self._mistakes)}: the {len(self._worst)} mistakes that it is surest of'
+                f'{printable(self._mistakes)}: the {len(self._worst)} most confident mistakes'
             )
         elif self._mistakes is not None:
             told.append(f'{printable(self._mistakes)}: not drawn, as there is no mistake')

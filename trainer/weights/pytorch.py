@@ -319,9 +319,8 @@ def _choose(archive, entry):
         name = 'state_dict' if 'state_dict' in networks else networks[0]
         if name != 'state_dict' and len(networks) > 1:
             raise _Refused(
-                'it holds several state dicts; choose with --entry: {}'.format(
-                    ', '.join(sorted(networks))
-                )
+                'it holds several state dicts; choose with `ilsvrc_converter.py --entry`: '
+                + ', '.join(sorted(networks))
             )
     return name, _tensors(archive, entries[name]), sorted(set(networks) - {name})
 

@@ -40,6 +40,8 @@ def feature_type(x: np.ndarray) -> np.dtype:
 
 
 def nhwc(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if min(array.strides, default=0) < 0:  # mirrored, which oneDNN cannot describe
+        array = array.copy()
     known = array.dtype in _TYPES and dtype in _TYPES
     return maps.convert(array, dtype) if known else arrays.nhwc(array, dtype)
 
