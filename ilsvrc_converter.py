@@ -164,7 +164,7 @@ def main() -> None:
             flag = {'fold': '--keep-bn'}.get(name, f'--{name}')
             p.error(f'{flag} is for {" and ".join(formats_with)}; the output is {kind}')
 
-    cli.check_apart([path], o=output)
+    files.check_apart([path], o=output)
     network, found = formats.read(path, args.entry)
     cli.set_geometry(network, args)
     print(

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from trainer import cli, values
+from trainer import cli, files, values
 from trainer.errors import InputError, together
 from trainer.text import printable
 
@@ -63,7 +63,7 @@ def _sources(args):
             from trainer.reports import drawing
 
             drawing.check(path, len(sources), flag)
-    cli.check_apart([*sources, *args.load_model], draw=args.draw, cam=args.cam)
+    files.check_apart([*sources, *args.load_model], draw=args.draw, cam=args.cam)
     if args.draw and args.cam and os.path.abspath(args.draw) == os.path.abspath(args.cam):
         raise InputError(f'--cam {args.cam}: --draw writes this file; give another name')
     return sources

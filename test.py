@@ -98,7 +98,7 @@ def main() -> int:
         lambda: run_folder.dataset(run, args.dataset, args.data),
     )
     images = run_folder.images(dataset, args.part)
-    cli.check_apart([path, *images.paths], results=args.results, mistakes=args.mistakes)
+    files.check_apart([path, *images.paths], results=args.results, mistakes=args.mistakes)
     predictors = cli.make_predictors([network], args)
     with (
         results.Results(network, images, args.results, args.mistakes) as each,

@@ -117,7 +117,7 @@ def main() -> int:
         lambda: results.check(args.results, args.mistakes),
     )
     outputs = {name: getattr(args, name) for name in ('results', 'mistakes', 'features')}
-    cli.check_apart([*models, *images.paths], **outputs)
+    files.check_apart([*models, *images.paths], **outputs)
     networks = []
     for path in models:
         networks.append(cli.load_network(path, args))

@@ -12,7 +12,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer import values
@@ -314,24 +314,3 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     for line in lines:
         print(f'{prog()}: error: {line}', file=sys.stderr)
     sys.exit(2)
-
-
-def check_apart(inputs: Iterable[Any], **outputs: str | None) -> None:
-    """Check that no output replaces an input.
-
-    Args:
-        inputs: Files that are read; other things are skipped.
-        outputs: Flag, without its dashes -> file to write, or ``None``.
-
-    Raises:
-        trainer.errors.InputError: One does.
-    """
-    written = [(flag, path) for flag, path in outputs.items() if path and os.path.exists(path)]
-    for read in inputs if written else ():
-        for flag, path in written:
-            same = False
-            with contextlib.suppress(OSError, TypeError, ValueError):
-                same = os.path.samefile(path, read)
-            if same:
-                dashes = '-' if len(flag) == 1 else '--'
-                raise InputError(f'{dashes}{flag} {path}: is read here; give another name')

@@ -13,8 +13,10 @@ import secrets
 import stat
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from trainer.errors import InputError
 
 if TYPE_CHECKING:
     from trainer.types import Path
@@ -78,6 +80,27 @@ def replacing(path: Path) -> Iterator[str]:
 def is_read_only(path: Path) -> bool:
     """Return whether a file exists that its owner made read-only."""
     return os.path.isfile(path) and not os.stat(path).st_mode & 0o222
+
+
+def check_apart(inputs: Iterable[Any], **outputs: str | None) -> None:
+    """Check that no output replaces an input.
+
+    Args:
+        inputs: Files that are read; other things are skipped.
+        outputs: Flag, without its dashes -> file to write, or ``None``.
+
+    Raises:
+        trainer.errors.InputError: One does.
+    """
+    written = [(flag, path) for flag, path in outputs.items() if path and os.path.exists(path)]
+    for read in inputs if written else ():
+        for flag, path in written:
+            same = False
+            with contextlib.suppress(OSError, TypeError, ValueError):
+                same = os.path.samefile(path, read)
+            if same:
+                dashes = '-' if len(flag) == 1 else '--'
+                raise InputError(f'{dashes}{flag} {path}: is read here; give another name')
 
 
 def _sync_folder(folder):

@@ -36,14 +36,19 @@ class _OnnxRuntimePredictor(Predictor):
         extras.need('onnx', 'the engine onnxruntime', _EXTRA)
         if precision != 'float32':
             raise InputError(f'precision {precision}: onnxruntime has float32')
+        super().__init__(network, 'onnxruntime', f'ONNX Runtime {onnxruntime.__version__}, float32')
+        self.refresh()
+
+    def refresh(self):
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: its warnings are not for users
         self._session = onnxruntime.InferenceSession(
-            onnx.build(network, features=True).SerializeToString(),
+            onnx.build(self.network, features=True).SerializeToString(),
             options,
             providers=['CPUExecutionProvider'],
         )
-        super().__init__(network, 'onnxruntime', f'ONNX Runtime {onnxruntime.__version__}, float32')
 
     def _compute(self, x, output):
         return self._session.run([output], {'x': np.ascontiguousarray(x, np.float32)})[0]
@@ -61,7 +66,7 @@ def predictor(
     """Prepare a network for inference on the CPU.
 
     Args:
-        network: The network; later changes of its weights have no effect.
+        network: The network; later changes of its weights have an effect after ``refresh()``.
         precision: 'float32'.
         finish: Not used on a CPU.
 

@@ -6,6 +6,7 @@ Needs the packages openvino and onnx (extra ``cpu``), and for 8-bit integers nnc
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,33 +41,42 @@ class _OpenVinoPredictor(Predictor):
             raise InputError(
                 'precision {}: openvino has {}'.format(precision, ' and '.join(_PRECISIONS))
             )
-        core = openvino.Core()
-        has_bfloat16 = 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
-        if precision == 'bfloat16' and not has_bfloat16:
+        self._core = openvino.Core()
+        self._has_bfloat16 = 'BF16' in self._core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+        if precision == 'bfloat16' and not self._has_bfloat16:
             raise InputError(
                 'precision bfloat16: this CPU has no instructions for it; leave the precision out'
             )
-        # Any batch and image size: graphs compiled for one are no faster.
-        if precision == 'int8':
-            from trainer.inference import quantization  # which needs nncf, and predictors
-
-            model = quantization.quantized(network, calibration)
-        else:
-            model = core.read_model(onnx.build(network, features=True).SerializeToString())
-        # Layers that are not quantised are computed in the fastest precision.
-        hint = _PRECISIONS[precision] or ('bf16' if has_bfloat16 else 'f32')
-        self._request = core.compile_model(
-            model, 'CPU', {'INFERENCE_PRECISION_HINT': hint, 'PERFORMANCE_HINT': 'LATENCY'}
-        ).create_infer_request()
         super().__init__(
             network,
             'openvino',
             'OpenVINO {}, {}'.format(openvino.__version__.split('-')[0], precision),
         )
+        self._precision, self._calibration = precision, calibration
+        self._turn = threading.Lock()  # a request computes one thing at a time
+        self.refresh()
+
+    def refresh(self):
+        # Any batch and image size: graphs compiled for one are no faster.
+        if self._precision == 'int8':
+            from trainer.inference import quantization  # which needs nncf, and predictors
+
+            model = quantization.quantized(self.network, self._calibration)
+        else:
+            graph = onnx.build(self.network, features=True)
+            model = self._core.read_model(graph.SerializeToString())
+        # Layers that are not quantised are computed in the fastest precision.
+        hint = _PRECISIONS[self._precision] or ('bf16' if self._has_bfloat16 else 'f32')
+        request = self._core.compile_model(
+            model, 'CPU', {'INFERENCE_PRECISION_HINT': hint, 'PERFORMANCE_HINT': 'LATENCY'}
+        ).create_infer_request()
+        with self._turn:
+            self._request = request
 
     def _compute(self, x, output):
-        self._request.infer({'x': np.ascontiguousarray(x, np.float32)}, share_inputs=True)
-        return np.array(self._request.get_tensor(output).data)
+        with self._turn:
+            self._request.infer({'x': np.ascontiguousarray(x, np.float32)}, share_inputs=True)
+            return np.array(self._request.get_tensor(output).data)
 
     def __call__(self, x):
         return self._compute(x, 'scores')
@@ -84,7 +94,7 @@ def predictor(
     """Compile a network for inference on the CPU.
 
     Args:
-        network: The network; later changes of its weights have no effect.
+        network: The network; later changes of its weights have an effect after ``refresh()``.
         precision: 'float32', 'bfloat16' where the CPU has it, or 'int8'.
         finish: Not used on a CPU.
         calibration: For 'int8': see :func:`trainer.inference.quantization.quantized`.
