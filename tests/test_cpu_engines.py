@@ -1,5 +1,6 @@
 """The engines that train on a CPU, against the reference."""
 
+import concurrent.futures
 import gc
 
 import chainer
@@ -14,6 +15,7 @@ from trainer.engines.onednn import layers as by_onednn
 from trainer.engines.onednn import library, maps
 from trainer.engines.onednn import products as by_products
 from trainer.errors import InputError
+from trainer.inference import predictors
 from trainer.networks import layers
 from trainer.settings import settings
 
@@ -274,8 +276,12 @@ class TestChoice:
         assert engines.choose(-1, 'bfloat16') == ('onednn', 'bfloat16', None)
 
 
-@pytest.mark.parametrize('engine', ['numpy', pytest.param('onednn', marks=onednn)])
+@pytest.mark.parametrize(
+    'engine', ['numpy', pytest.param('onednn', marks=onednn), 'openvino', 'onnxruntime']
+)
 def test_predictor_learns_of_new_weights_when_told(engine):
+    if engine in ('openvino', 'onnxruntime') and not predictors.installed(engine):
+        pytest.skip(f'{engine} and onnx are not installed')
     network, x, _ = build(ilsvrc)
     network(x, train=True)
     predictor, reference = network.predictor(engine), network.predictor('reference')
@@ -284,6 +290,9 @@ def test_predictor_learns_of_new_weights_when_told(engine):
         p.array *= 1.1
     predictor.refresh()
     assert relative(reference(x), predictor(x)) < 1e-5
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for found in threads.map(predictor, [x] * 8):
+            assert relative(reference(x), found) < 1e-5
 
 
 @pytest.mark.parametrize('round_up', [True, False])
